@@ -1,0 +1,56 @@
+"""TerraCodec (TEC) for Sentinel-2 cubes, as a numcodecs and a Zarr v3 codec.
+
+The names below are loaded when they are first used: ``import tec_zarr`` costs neither torch
+nor xarray, so that opening a store stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+    from tec_zarr.errors import SecondGenerationWarning, TecError
+    from tec_zarr.numcodec import TEC
+    from tec_zarr.store import decode, encoding
+    from tec_zarr.zarr3 import TECCodec
+
+__version__ = metadata.version("tec_zarr")
+
+_HOME = {
+    "TEC": "numcodec",
+    "TECCodec": "zarr3",
+    "encoding": "store",
+    "decode": "store",
+    "ChunkSpec": "chunk",
+    "encode_chunk": "chunk",
+    "decode_chunk": "chunk",
+    "TecError": "errors",
+    "SecondGenerationWarning": "errors",
+}
+
+__all__ = [
+    "TEC",
+    "ChunkSpec",
+    "SecondGenerationWarning",
+    "TECCodec",
+    "TecError",
+    "decode",
+    "decode_chunk",
+    "encode_chunk",
+    "encoding",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tec_zarr' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tec_zarr.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,40 @@
+"""Everything that tec_zarr raises or warns about, so that callers can catch by meaning.
+
+Every error is a ``ValueError``: Zarr and numcodecs pass those on to the user unchanged.
+"""
+
+
+class TecError(ValueError):
+    """Base of all tec_zarr errors. Messages say what is wrong, where, and what to do."""
+
+
+class UnsupportedArrayError(TecError):
+    """An array or an argument that the codec cannot encode (dtype, dimensions, bands)."""
+
+
+class FormatError(TecError):
+    """Bytes that are not a TEC frame, are cut short, or break the rules of the format."""
+
+
+class VersionError(FormatError):
+    """A frame of a format version that this tec_zarr does not read."""
+
+
+class ChecksumError(FormatError):
+    """Bytes, or decoded latents, whose checksum is not the one recorded at encoding."""
+
+
+class LimitError(TecError):
+    """A frame or an array larger than the limits of :mod:`tec_zarr.config`."""
+
+
+class UnknownModelError(TecError):
+    """A model that this installation does not have."""
+
+
+class WeightsMismatchError(TecError):
+    """A model whose weights are not the ones that the frame was written with."""
+
+
+class SecondGenerationWarning(UserWarning):
+    """Data that already went through TEC is about to go through it again and lose more."""
