@@ -1,0 +1,447 @@
+"""One chunk of an array to bytes and back: the one way, whoever calls.
+
+Encoding: label what must stay exact (:mod:`tec_zarr.mask`), fill it smoothly, convert to DN,
+let the model code tiles of at most 512 x 512 pixels, put everything into a checked frame
+(:mod:`tec_zarr.stream`). Decoding is the same walk backwards.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from tec_zarr import config, generation
+from tec_zarr.errors import (
+    ChecksumError,
+    FormatError,
+    LimitError,
+    TecError,
+    UnsupportedArrayError,
+    WeightsMismatchError,
+)
+from tec_zarr.mask import Mask, fill_smoothly, find_mask, pack_mask, unpack_mask
+from tec_zarr.models.registry import Model, find_model, get_model, name_of
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS, band_names
+from tec_zarr.stream import (
+    NAMED_MODEL,
+    QUALITY_STEPS,
+    WEIGHTS_PREFIX_BYTES,
+    Axes,
+    Header,
+    Section,
+    SectionKind,
+    read_frame,
+    write_frame,
+)
+
+TILE = 512
+"""Longest side, in pixels, of what a model sees at once."""
+
+DN_RANGE = (-1000.0, 20000.0)
+"""DN that the model codes; samples outside are listed exactly."""
+
+DTYPES = ("uint16", "int16", "float32", "float64")
+QUALITY_RANGE = (1.0, 8.0)
+MAX_NODATA = 16
+
+_model_slots = threading.BoundedSemaphore(config.MAX_CONCURRENT_CHUNKS)
+
+
+@dataclass(frozen=True)
+class ChunkSpec:
+    """How chunks are encoded; decoding needs none of it.
+
+    Parameters
+    ----------
+    model : str
+        Name of the learned model.
+    quality : float
+        1 (smallest) to 8 (finest), continuous, the same scale for every model.
+    bands : sequence of str, optional
+        Sentinel-2 names along the band axis, in its order. A chunk of 12 bands needs none
+        (L2A, B01 ... B12), nor does one of 13 (L1C).
+    nodata : number or sequence of numbers, optional
+        Values that mean "nothing measured": kept exactly, never shown to the network, never
+        the result of decoding a measured sample. NaN always is. None: no such value.
+    scale : float, optional
+        ``value = (DN + offset) * scale``. None: 1 for integers, 1e-4 (reflectance) for floats.
+    offset : float
+        DN that the values carry on top, 1000 for products of baseline 04.00 and later whose
+        offset was not removed.
+    weights_sha256 : str, optional
+        Weights to use. None: the newest of the model; filled in at once, so that the
+        configuration names them.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        An argument out of its range.
+    UnknownModelError
+        No such model, and no weights given.
+    """
+
+    model: str = "tec-s2"
+    quality: float = 4.0
+    bands: tuple[str, ...] | None = None
+    nodata: tuple[float, ...] | float | None = 0
+    scale: float | None = None
+    offset: float = 0.0
+    weights_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        low, high = QUALITY_RANGE
+        if not low <= self.quality <= high:
+            raise UnsupportedArrayError(
+                f"quality is {self.quality}, it must be {low:g} (smallest) to {high:g} (finest)"
+            )
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise UnsupportedArrayError(f"scale is {self.scale}, it must be a positive number")
+        if not math.isfinite(self.offset):
+            raise UnsupportedArrayError(f"offset is {self.offset}, it must be a finite number")
+        nodata = () if self.nodata is None else tuple(np.atleast_1d(self.nodata).tolist())
+        nodata = tuple(dict.fromkeys(v for v in nodata if v == v))
+        if len(nodata) > MAX_NODATA:
+            raise UnsupportedArrayError(
+                f"{len(nodata)} nodata values, at most {MAX_NODATA} can be kept apart"
+            )
+        weights = self.weights_sha256 or find_model(self.model).weights[0]
+        for name, value in (
+            ("quality", float(self.quality)),
+            ("bands", None if self.bands is None else band_names(self.bands)),
+            ("nodata", nodata),
+            ("offset", float(self.offset)),
+            ("weights_sha256", weights),
+        ):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_config(cls, configuration: dict[str, Any]) -> ChunkSpec:
+        """Rebuild from :meth:`to_config`; says what to do about keys of a newer tec_zarr."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(configuration) - known)
+        if unknown:
+            raise UnsupportedArrayError(
+                f"codec 'tec' is configured with {unknown}, which this tec_zarr does not know: "
+                "pip install --upgrade tec_zarr"
+            )
+        return cls(**configuration)
+
+    def to_config(self) -> dict[str, Any]:
+        """JSON configuration: the same for every scene, so that stores can be concatenated."""
+        return json.loads(json.dumps({f.name: getattr(self, f.name) for f in fields(ChunkSpec)}))
+
+
+def encode_chunk(
+    array: np.ndarray, spec: ChunkSpec | None = None, *, padding: Sequence[float] = ()
+) -> bytes:
+    """Encode one chunk.
+
+    Parameters
+    ----------
+    array : ndarray
+        (time, band, y, x), (band, y, x), (time, y, x) of one band, or (y, x). Dtype uint16,
+        int16, float32 or float64, any byte and memory order.
+    spec : ChunkSpec, optional
+        Default: the default model at quality 4.
+    padding : sequence of float
+        Further values to treat as nodata, such as the fill value of a Zarr array, with which
+        it pads its edge chunks.
+
+    Returns
+    -------
+    bytes
+        One self-describing frame, see ``docs/format.md``.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        Dtype, dimensions or band count that the codec does not take.
+
+    Warns
+    -----
+    SecondGenerationWarning
+        When the chunk holds pixels that this process decoded from TEC before.
+    """
+    spec = ChunkSpec() if spec is None else spec
+    check_array(array.dtype, array.ndim)
+    axes, bands = _name_axes(array.shape, spec.bands)
+    if not 0 < array.size <= config.MAX_CHUNK_SAMPLES:
+        raise LimitError(
+            f"a chunk of shape {array.shape} has {array.size} samples; 1 to "
+            f"tec_zarr.config.MAX_CHUNK_SAMPLES = {config.MAX_CHUNK_SAMPLES} are possible: "
+            "use smaller chunks"
+        )
+    native = array.dtype.newbyteorder("=")
+    samples = array.astype(native, copy=False).reshape(axes.to_4d(array.shape))
+    generation.warn_if_decoded_before(samples)
+    nodata = _possible(dict.fromkeys((*spec.nodata, *padding)), native)
+    scale = spec.scale or (1.0 if native.kind in "iu" else 1 / DN_PER_REFLECTANCE)
+    low, high = ((dn + spec.offset) * scale for dn in DN_RANGE)
+    mask = find_mask(samples, nodata, low, high)
+    if spec.scale is None and native.kind == "f":
+        _check_reflectance(samples, mask)
+
+    quality = round(spec.quality * QUALITY_STEPS) / QUALITY_STEPS
+    sections = []
+    if mask is not None:
+        packed, exact = pack_mask(mask)
+        sections.append(Section(SectionKind.MASK, packed))
+        if exact:
+            sections.append(Section(SectionKind.EXACT, exact))
+    latents_crc = 0
+    for tile, dates in _coded_tiles(samples.shape, mask):
+        part = samples[:, :, *tile][dates]
+        cube = _to_dn(part, scale, spec.offset)
+        if mask is not None:
+            cube = fill_smoothly(cube, mask.labels[:, :, *tile][dates] == 0)
+        model = get_model(spec.model, spec.weights_sha256)
+        with _model_slots:
+            encoded = model.encode(np.ascontiguousarray(cube), quality, bands)
+        sections += [Section(SectionKind.LATENTS, data) for data in encoded.sections]
+        latents_crc = _chain(latents_crc, encoded.latents_crc)
+
+    entry = find_model(spec.model)
+    header = Header(
+        model_id=entry.number,
+        model_name=spec.model if entry.number == NAMED_MODEL else "",
+        weights=bytes.fromhex(spec.weights_sha256 or "")[:WEIGHTS_PREFIX_BYTES],
+        quality=quality,
+        axes=axes,
+        shape=array.shape,
+        dtype=array.dtype,
+        fortran=array.flags.f_contiguous and not array.flags.c_contiguous,
+        bands=bands,
+        nodata=nodata,
+        scale=scale,
+        offset=spec.offset,
+        latents_crc=latents_crc,
+    )
+    return write_frame(header, sections)
+
+
+def decode_chunk(
+    data: bytes | memoryview, *, expected_shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """Decode what :func:`encode_chunk` wrote.
+
+    Parameters
+    ----------
+    data : bytes-like
+        One frame.
+    expected_shape : tuple of int, optional
+        Shape that the caller knows; another one in the frame is an error before any work.
+
+    Returns
+    -------
+    ndarray
+        Shape, dtype, byte order and memory order of the array that was encoded.
+
+    Raises
+    ------
+    FormatError, ChecksumError, VersionError
+        Damaged or newer bytes. Never returns pixels then.
+    UnknownModelError, WeightsMismatchError
+        The model or its weights are not installed.
+    LimitError
+        The frame asks for more than :mod:`tec_zarr.config` allows.
+    """
+    frame = read_frame(data)
+    header = frame.header
+    if expected_shape is not None and header.shape != tuple(expected_shape):
+        raise FormatError(
+            f"TEC frame of shape {header.shape} where the array has chunks of shape "
+            f"{tuple(expected_shape)}: the chunk belongs to another array"
+        )
+    if header.bounds is not None or frame.payloads(SectionKind.BOUND):
+        raise FormatError("TEC frame with a bound layer: pip install --upgrade tec_zarr")
+    native = header.dtype.newbyteorder("=")
+    packed, exact = (_single(frame.payloads(k), k) for k in (SectionKind.MASK, SectionKind.EXACT))
+    mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
+    tiles = list(_coded_tiles(header.shape4, mask))
+    latents = frame.payloads(SectionKind.LATENTS)
+    if len(latents) != sum(len(dates) for _, dates in tiles):
+        raise FormatError(
+            f"TEC frame damaged: {len(latents)} latent sections for a chunk of shape "
+            f"{header.shape} whose mask asks for {sum(len(dates) for _, dates in tiles)}"
+        )
+    samples = np.empty(header.shape4, native)
+    latents_crc = 0
+    for tile, dates in tiles:
+        shape = (len(dates), *samples[:, :, *tile].shape[1:])
+        cube, crc = _decode_tile(header, latents[: len(dates)], shape)
+        del latents[: len(dates)]
+        latents_crc = _chain(latents_crc, crc)
+        samples[:, :, *tile][dates] = _from_dn(cube, header)
+    if latents_crc != header.latents_crc:
+        raise ChecksumError(
+            f"model {_model_name(header)!r} decoded other latents than were encoded, for a chunk "
+            f"of shape {header.shape}: this machine's arithmetic disagrees with the encoder's; "
+            "please report it with the versions of torch and constriction"
+        )
+    if mask is not None:
+        mask.restore(samples)
+    generation.remember_decoded(samples)
+    order = "F" if header.fortran else "C"
+    return samples.reshape(header.shape).astype(header.dtype, order=order, copy=False)
+
+
+def check_array(dtype: np.dtype, ndim: int) -> None:
+    """Raise UnsupportedArrayError unless arrays of this dtype and rank can be encoded."""
+    if dtype.newbyteorder("=").name not in DTYPES:
+        raise UnsupportedArrayError(
+            f"TEC encodes {', '.join(DTYPES)}, not {dtype}: cast the array first, and store "
+            "classes and masks with a lossless codec (tec_zarr.encoding does that)"
+        )
+    if not 2 <= ndim <= 4:
+        raise UnsupportedArrayError(
+            f"TEC encodes (time, band, y, x), (band, y, x), (time, y, x) and (y, x), not an array "
+            f"of {ndim} dimension{'s' * (ndim != 1)}: in Zarr v2 let TEC be the first codec"
+        )
+
+
+def _name_axes(
+    shape: tuple[int, ...], bands: tuple[str, ...] | None
+) -> tuple[Axes, tuple[str, ...] | None]:
+    """What the axes are, and the bands along the band axis where they are known."""
+    if len(shape) == 2:
+        axes = Axes.YX
+    elif len(shape) == 4:
+        axes = Axes.TCYX
+    elif bands is not None:
+        axes = Axes.TYX if len(bands) == 1 else Axes.CYX
+    else:
+        axes = Axes.CYX if shape[0] in (len(L2A_BANDS), len(L1C_BANDS)) else Axes.TYX
+    count = axes.to_4d(shape)[1]
+    if bands is None:
+        return axes, {len(L2A_BANDS): L2A_BANDS, len(L1C_BANDS): L1C_BANDS}.get(count)
+    if len(bands) != count:
+        raise UnsupportedArrayError(
+            f"a chunk of shape {shape} has {count} band{'s' * (count != 1)}, the codec was given "
+            f"{len(bands)} ({', '.join(bands)}): chunk the array with all of its bands in one "
+            "chunk, as (time, band, y, x)"
+        )
+    return axes, bands
+
+
+def _coded_tiles(
+    shape: tuple[int, int, int, int], mask: Mask | None
+) -> Iterator[tuple[tuple[slice, slice], list[int]]]:
+    """Tiles row by row, with the dates that the model codes in each; tiles without any, not."""
+    t, _, h, w = shape
+    for y in _cuts(h):
+        for x in _cuts(w):
+            coded = range(t)
+            if mask is not None:
+                labels = mask.labels[:, :, y, x]
+                coded = np.flatnonzero((labels == 0).any(axis=(1, 2, 3))).tolist()
+            if len(coded):
+                yield (y, x), list(coded)
+
+
+def _cuts(size: int) -> list[slice]:
+    """Nearly equal parts of at most ``TILE`` pixels, starting at multiples of 8."""
+    parts = -(-size // TILE)
+    step = 8 * -(-size // (8 * parts))
+    return [slice(i, min(i + step, size)) for i in range(0, size, step)]
+
+
+def _to_dn(values: np.ndarray, scale: float, offset: float) -> np.ndarray:
+    if (scale, offset) == (1.0, 0.0):
+        return values.astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # labelled samples, replaced by the fill
+        return (values.astype(np.float64) / scale - offset).astype(np.float32)
+
+
+def _from_dn(cube: np.ndarray, header: Header) -> np.ndarray:
+    """Whole DN to the array's own values; what was measured never becomes nodata."""
+    values = (np.rint(cube.astype(np.float64)) + header.offset) * header.scale
+    native = header.dtype.newbyteorder("=")
+    if native.kind in "iu":
+        limits = np.iinfo(native)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    values = values.astype(native)
+    for wrong, right in _substitutes(header).items():
+        values[values == wrong] = right
+    return values
+
+
+def _substitutes(header: Header) -> dict[float, float]:
+    """Nearest value that is not nodata, for each nodata value, the upper one first."""
+    native = header.dtype.newbyteorder("=")
+    step = 1 if native.kind in "iu" else header.scale
+    limits = np.iinfo(native) if native.kind in "iu" else np.finfo(native)
+    out = {}
+    for value in header.nodata:
+        near = (value + sign * k * step for k in range(1, MAX_NODATA + 3) for sign in (1, -1))
+        inside = (v for v in near if limits.min <= v <= limits.max)
+        out[value] = next(v for v in inside if native.type(v) not in header.nodata)
+    return out
+
+
+def _possible(values: Sequence[float] | dict, dtype: np.dtype) -> tuple[float, ...]:
+    """Those of ``values`` that an array of ``dtype`` can hold, as it holds them; no NaN."""
+    if dtype.kind == "f":
+        return tuple(dtype.type(v).item() for v in values if v == v)
+    limits = np.iinfo(dtype)
+    return tuple(int(v) for v in values if v == v and limits.min <= v <= limits.max and v == int(v))
+
+
+def _check_reflectance(samples: np.ndarray, mask: Mask | None) -> None:
+    """Refuse floats that are plainly DN when nobody said their scale."""
+    if mask is None or not mask.listed.size:
+        return
+    coded = int(np.count_nonzero(mask.labels == 0))
+    finite = mask.listed[np.isfinite(mask.listed)]
+    if finite.size > coded and np.median(finite) > np.iinfo(np.uint16).max / DN_PER_REFLECTANCE:
+        raise UnsupportedArrayError(
+            f"{samples.dtype} values around {np.median(finite):g} are not reflectance (scale "
+            "1e-4, the default for floats): pass scale=1 if they are DN"
+        )
+
+
+def _decode_tile(
+    header: Header, sections: list[bytes], shape: tuple[int, int, int, int]
+) -> tuple[np.ndarray, int]:
+    model = _model_of(header)
+    try:
+        with _model_slots:
+            return model.decode(sections, shape, header.quality, header.bands)
+    except TecError:
+        raise
+    except Exception as error:
+        raise ChecksumError(
+            f"model {model.name!r} could not decode the latents of a chunk of shape "
+            f"{header.shape} although their bytes are intact ({type(error).__name__}: {error}): "
+            "the frame was not written by this model's encoder, or this machine's arithmetic "
+            "disagrees with it"
+        ) from error
+
+
+def _model_of(header: Header) -> Model:
+    name = _model_name(header)
+    try:
+        return get_model(name, header.weights.hex())
+    except WeightsMismatchError as error:
+        raise WeightsMismatchError(f"chunk of shape {header.shape}: {error}") from None
+
+
+def _model_name(header: Header) -> str:
+    return header.model_name or name_of(header.model_id)
+
+
+def _chain(crc: int, tile_crc: int) -> int:
+    """Checksum over the tiles' checksums, so that one number stands for all of them."""
+    return zlib.crc32(tile_crc.to_bytes(4, "little"), crc)
+
+
+def _single(payloads: list[bytes], kind: SectionKind) -> bytes:
+    if len(payloads) > 1:
+        raise FormatError(f"TEC frame damaged: {len(payloads)} sections of kind {kind.name}")
+    return payloads[0] if payloads else b""

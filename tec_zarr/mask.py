@@ -1,0 +1,291 @@
+"""Which samples the model does not code, and their exact values.
+
+Every sample of a chunk has a label: 0 the model codes it, k the k-th value of a short table
+(nodata values, NaN, a constant), the label after the table: the value is listed on its own
+(saturated, negative or otherwise outside what the model is made for). The network sees a
+smooth continuation of the neighbours instead of any labelled sample.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from tec_zarr.errors import FormatError
+
+MAX_VALUES = 32
+"""Longest table of a mask."""
+
+_PLAIN, _DEFLATED = 0, 1
+_DATE_CLEAR, _DATE_UNIFORM, _DATE_SHARED, _DATE_PER_BAND, _DATE_AS_BEFORE = range(5)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Labels of a chunk and the values behind them.
+
+    Attributes
+    ----------
+    labels : ndarray of uint8, (T, C, H, W)
+        0 where the model codes the sample.
+    values : ndarray, (n,)
+        Table: label k stands for ``values[k - 1]``. Dtype of the array.
+    listed : ndarray, (m,)
+        Values of the samples labelled n + 1, in C order. Dtype of the array.
+    """
+
+    labels: np.ndarray
+    values: np.ndarray
+    listed: np.ndarray
+
+    def restore(self, samples: np.ndarray) -> None:
+        """Write the exact values into decoded ``samples`` (T, C, H, W), in place."""
+        for k, value in enumerate(self.values, start=1):
+            samples[self.labels == k] = value
+        if self.listed.size:
+            samples[self.labels == len(self.values) + 1] = self.listed
+
+
+def find_mask(
+    samples: np.ndarray, nodata: tuple[float, ...], low: float, high: float
+) -> Mask | None:
+    """Label what the model shall not see.
+
+    Parameters
+    ----------
+    samples : ndarray, (T, C, H, W)
+        The chunk, native byte order.
+    nodata : tuple of float
+        Values that mean "nothing measured".
+    low, high : float
+        Range of the model, in the units of ``samples``; what lies outside is listed exactly.
+
+    Returns
+    -------
+    Mask or None
+        None when the model codes every sample.
+    """
+    labels = np.zeros(samples.shape, np.uint8)
+    table: list[np.generic] = []
+
+    def add(value: np.generic, where: np.ndarray) -> None:
+        if where.any():
+            table.append(value)
+            labels[where] = len(table)
+
+    for value in nodata:
+        add(samples.dtype.type(value), samples == value)
+    if samples.dtype.kind == "f":
+        add(samples.dtype.type(np.nan), np.isnan(samples))
+    open_ = labels == 0
+    if open_.any():
+        first = samples.flat[np.argmax(open_)]
+        if (samples == first)[open_].all():
+            add(first, open_)
+    listed_at = (labels == 0) & ((samples < low) | (samples > high))
+    labels[listed_at] = len(table) + 1
+    if not labels.any():
+        return None
+    return Mask(labels, np.array(table, samples.dtype), samples[listed_at])
+
+
+def pack_mask(mask: Mask) -> tuple[bytes, bytes]:
+    """Serialise to the payloads of the mask section and of the exact section (may be empty)."""
+    modes = bytearray()
+    planes: list[np.ndarray] = []
+    before: np.ndarray | None = None
+    for date in mask.labels:
+        first = date.flat[0]
+        if (date == first).all():
+            modes += bytes([_DATE_UNIFORM, first] if first else [_DATE_CLEAR])
+        elif before is not None and np.array_equal(date, before):
+            modes.append(_DATE_AS_BEFORE)
+        elif (date == date[:1]).all():
+            modes.append(_DATE_SHARED)
+            planes.append(date[:1])
+        else:
+            modes.append(_DATE_PER_BAND)
+            planes.append(date)
+        before = date
+    bits = _pack_planes(np.concatenate(planes), _depth(len(mask.values))) if planes else b""
+    head = bytes([len(mask.values)]) + _little(mask.values).tobytes() + bytes(modes)
+    return head + _squeeze(bits), _squeeze(_shuffle(mask.listed)) if mask.listed.size else b""
+
+
+def unpack_mask(
+    packed: bytes, exact: bytes, shape: tuple[int, int, int, int], dtype: np.dtype
+) -> Mask:
+    """Parse what :func:`pack_mask` wrote.
+
+    Raises
+    ------
+    FormatError
+        The sections contradict the shape or one another.
+    """
+    t, c, h, w = shape
+    dtype = dtype.newbyteorder("=")
+    if not packed or packed[0] > MAX_VALUES:
+        raise FormatError("TEC frame damaged: the mask section has no valid table")
+    n = packed[0]
+    at = 1 + n * dtype.itemsize
+    if len(packed) < at + t:
+        raise FormatError(f"TEC frame damaged: mask section of {len(packed)} bytes is cut short")
+    values = np.frombuffer(packed[1:at], dtype.newbyteorder("<")).astype(dtype)
+    modes = []
+    for _ in range(t):
+        mode = packed[at : at + 1]
+        take = 2 if mode == bytes([_DATE_UNIFORM]) else 1
+        modes.append(packed[at : at + take])
+        at += take
+    if any(not m or m[0] > _DATE_AS_BEFORE for m in modes) or modes[0][0] == _DATE_AS_BEFORE:
+        raise FormatError("TEC frame damaged: the mask section's dates cannot be read")
+    counts = [{_DATE_SHARED: 1, _DATE_PER_BAND: c}.get(m[0], 0) for m in modes]
+    depth = _depth(n)
+    size = sum(counts) * depth * -(-h * w // 8)
+    planes = _unpack_planes(_unsqueeze(packed[at:], size), (sum(counts), h, w), depth)
+    labels = np.zeros(shape, np.uint8)
+    start = 0
+    for i, (mode, count) in enumerate(zip(modes, counts, strict=True)):
+        if count:
+            labels[i] = planes[start : start + count]
+            start += count
+        elif mode[0] == _DATE_UNIFORM:
+            labels[i] = mode[1] if len(mode) == 2 else 0
+        elif mode[0] == _DATE_AS_BEFORE:
+            labels[i] = labels[i - 1]
+    if labels.max(initial=0) > n + 1:
+        raise FormatError(f"TEC frame damaged: the mask has a label beyond {n + 1}")
+    m = int(np.count_nonzero(labels == n + 1))
+    listed = _unshuffle(_unsqueeze(exact, m * dtype.itemsize), dtype) if m or exact else values[:0]
+    return Mask(labels, values, listed)
+
+
+def fill_smoothly(cube: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Continue known samples smoothly into unknown ones.
+
+    Averages of the known samples are taken over ever larger squares and interpolated back
+    (pull-push, Gortler et al. 1996), so that the network sees neither a cliff nor a hole. A
+    band that a date lacks altogether becomes the mean of that date's other bands.
+
+    Parameters
+    ----------
+    cube : ndarray of float32, (T, C, H, W)
+        Values where ``known``; anything elsewhere. At least one known sample per date.
+    known : ndarray of bool, (T, C, H, W)
+        What may be used and stays as it is.
+
+    Returns
+    -------
+    ndarray of float32, (T, C, H, W)
+        Finite everywhere.
+    """
+    cube = np.where(known, cube, np.float32(0))
+    has_some = known.any(axis=(2, 3))
+    holes = has_some & ~known.all(axis=(2, 3))
+    cube[holes] = _pull_push(cube[holes], known[holes])
+    for date, has in zip(cube, has_some, strict=True):
+        if not has.all():
+            date[~has] = date[has].mean(axis=0)
+    return cube
+
+
+def _pull_push(planes: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Fill (N, h, w) planes, each with at least one known sample."""
+    if known.all():
+        return planes
+    n, h, w = planes.shape
+    even = ((0, 0), (0, h % 2), (0, w % 2))
+    weight = np.pad(known.astype(np.float32), even)
+    value = np.pad(np.where(known, planes, np.float32(0)), even)
+
+    def quad(x: np.ndarray) -> np.ndarray:
+        return x.reshape(n, x.shape[1] // 2, 2, x.shape[2] // 2, 2).sum(axis=(2, 4))
+
+    total = quad(weight)
+    coarse = quad(value) / np.maximum(total, 1)
+    coarse = _pull_push(coarse, total > 0)
+    for axis in (1, 2):
+        coarse = _double(coarse, axis)
+    return np.where(known, planes, coarse[:, :h, :w])
+
+
+def _double(x: np.ndarray, axis: int) -> np.ndarray:
+    """Twice the samples along ``axis``, interpolated linearly between cell centres."""
+    x = np.moveaxis(x, axis, 0)
+    padded = np.concatenate([x[:1], x, x[-1:]])
+    out = np.empty((2 * len(x), *x.shape[1:]), np.float32)
+    out[0::2] = 0.75 * x + 0.25 * padded[:-2]
+    out[1::2] = 0.75 * x + 0.25 * padded[2:]
+    return np.moveaxis(out, 0, axis)
+
+
+def _depth(n_values: int) -> int:
+    """Bits of a label."""
+    return (n_values + 1).bit_length()
+
+
+def _pack_planes(labels: np.ndarray, depth: int) -> bytes:
+    """Labels (N, H, W) to bits: each row as its difference (XOR) to the row above it."""
+    rows = labels.copy()
+    rows[:, 1:] ^= labels[:, :-1]
+    flat = rows.reshape(len(rows), 1, -1)
+    bits = flat >> np.arange(depth, dtype=np.uint8)[:, None] & 1
+    return np.packbits(bits, axis=-1).tobytes()
+
+
+def _unpack_planes(bits: bytes, shape: tuple[int, int, int], depth: int) -> np.ndarray:
+    n, h, w = shape
+    packed = np.frombuffer(bits, np.uint8).reshape(n, depth, -(-h * w // 8))
+    flat = np.unpackbits(packed, axis=-1, count=h * w)
+    flat <<= np.arange(depth, dtype=np.uint8)[:, None]
+    rows = np.bitwise_or.reduce(flat, axis=1).reshape(shape)
+    return np.bitwise_xor.accumulate(rows, axis=1, out=rows)
+
+
+def _little(values: np.ndarray) -> np.ndarray:
+    return values.astype(values.dtype.newbyteorder("<"))
+
+
+def _shuffle(values: np.ndarray) -> bytes:
+    """All lowest bytes, then all next bytes, ..., of the values: compresses better."""
+    raw = np.frombuffer(_little(values).tobytes(), np.uint8)
+    return raw.reshape(-1, values.dtype.itemsize).T.tobytes()
+
+
+def _unshuffle(raw: bytes, dtype: np.dtype) -> np.ndarray:
+    columns = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1)
+    return np.frombuffer(columns.T.tobytes(), dtype.newbyteorder("<")).astype(dtype)
+
+
+def _squeeze(raw: bytes) -> bytes:
+    """Deflate where that is shorter; nothing stays nothing."""
+    deflated = zlib.compress(raw, 9)
+    if not raw:
+        return b""
+    if len(deflated) < len(raw):
+        return bytes([_DEFLATED]) + deflated
+    return bytes([_PLAIN]) + raw
+
+
+def _unsqueeze(packed: bytes, size: int) -> bytes:
+    """Inverse of :func:`_squeeze`; never makes more than ``size`` bytes."""
+    method, body = packed[:1], packed[1:]
+    if not size and not packed:
+        return b""
+    if method == bytes([_DEFLATED]):
+        inflater = zlib.decompressobj()
+        try:
+            body = inflater.decompress(body, size + 1)
+        except zlib.error as error:
+            raise FormatError(f"TEC frame damaged: mask or exact section: {error}") from None
+        if not inflater.eof or inflater.unused_data:
+            raise FormatError("TEC frame damaged: mask or exact section has no proper end")
+    elif method != bytes([_PLAIN]):
+        raise FormatError("TEC frame damaged: mask or exact section of unknown coding")
+    if len(body) != size:
+        raise FormatError(
+            f"TEC frame damaged: mask or exact section of {len(body)} bytes instead of {size}"
+        )
+    return body

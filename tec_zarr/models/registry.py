@@ -1,0 +1,197 @@
+"""Which models there are, where their weights lie, and one loaded copy of each per process.
+
+``weights/index.json`` maps a model's name to its number in the stream, its loader
+(``"module:function"``) and its released weights, newest first. Weights stay there for ever:
+a frame names the ones it was written with. Reading the index needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from tec_zarr.errors import UnknownModelError, WeightsMismatchError
+from tec_zarr.stream import NAMED_MODEL
+
+
+class Encoded(NamedTuple):
+    """What a model makes of one cube.
+
+    Attributes
+    ----------
+    sections : list of bytes
+        One per date.
+    latents_crc : int
+        CRC32 of the latents that a decoder has to arrive at.
+    """
+
+    sections: list[bytes]
+    latents_crc: int
+
+
+class Model(Protocol):
+    """A learned codec for one tile of pixels.
+
+    ``quality`` is 1 (smallest) to 8 (finest), the same scale for every model. ``bands`` are
+    the Sentinel-2 names along axis 1, or None when the array's owner did not say.
+    """
+
+    name: str
+    weights_sha256: str
+
+    def encode(
+        self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None
+    ) -> Encoded:
+        """Encode float32 DN (T, C, h, w), finite and filled everywhere."""
+
+    def decode(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        bands: tuple[str, ...] | None,
+    ) -> tuple[np.ndarray, int]:
+        """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the index.
+
+    Attributes
+    ----------
+    name : str
+        What users type.
+    number : int
+        Its id in the stream; 0 for a model registered at run time, whose frames carry its name.
+    weights : tuple of str
+        SHA-256 (hex) of its released weights, newest first.
+    load : callable
+        From one of those hashes to the loaded model.
+    """
+
+    name: str
+    number: int
+    weights: tuple[str, ...]
+    load: Callable[[str], Model]
+
+
+_registered: dict[str, Entry] = {}
+_loaded: dict[tuple[str, str], Model] = {}
+_lock = threading.Lock()
+
+
+def register_model(name: str, load: Callable[[], Model], weights_sha256: str) -> None:
+    """Add a model of your own for this process.
+
+    Frames written with it carry its name, and decode wherever it is registered again.
+
+    Parameters
+    ----------
+    name : str
+        At most 64 ASCII characters, not the name of a built-in model.
+    load : callable
+        Called once, when the first chunk needs the model.
+    weights_sha256 : str
+        SHA-256 (hex) of the weights.
+    """
+    if name in _index() or not name.isascii() or not 0 < len(name) <= 64:
+        raise UnknownModelError(
+            f"a model cannot be registered as {name!r}: take up to 64 ASCII characters other "
+            f"than {sorted(_index())}"
+        )
+    _registered[name] = Entry(name, NAMED_MODEL, (weights_sha256,), lambda _: load())
+
+
+def find_model(name: str) -> Entry:
+    """Entry of the model called ``name``, without loading it.
+
+    Raises
+    ------
+    UnknownModelError
+        There is none here.
+    """
+    entry = _registered.get(name) or _index().get(name)
+    if entry is None:
+        raise UnknownModelError(
+            f"model {name!r} is not part of this tec_zarr, which has "
+            f"{sorted({*_index(), *_registered})}: pip install --upgrade tec_zarr, or register "
+            "your own model with tec_zarr.models.registry.register_model"
+        )
+    return entry
+
+
+def name_of(number: int) -> str:
+    """Name of the model with this number in the stream."""
+    for entry in _index().values():
+        if entry.number == number:
+            return entry.name
+    raise UnknownModelError(
+        f"TEC frame of model number {number}, which is not part of this tec_zarr "
+        f"({ {e.number: e.name for e in _index().values()} }): pip install --upgrade tec_zarr"
+    )
+
+
+def get_model(name: str, weights: str | None = None) -> Model:
+    """Loaded model, from the process's cache after the first call. Thread-safe.
+
+    Parameters
+    ----------
+    name : str
+        Name in the index, or registered with :func:`register_model`.
+    weights : str, optional
+        SHA-256 of the weights (hex) or its beginning; None takes the newest.
+
+    Raises
+    ------
+    UnknownModelError
+        No such model here.
+    WeightsMismatchError
+        The model is here, those weights are not, or the file was changed.
+    """
+    entry = find_model(name)
+    sha = next((w for w in entry.weights if w.startswith(weights or "")), None)
+    if sha is None:
+        raise WeightsMismatchError(
+            f"the chunk needs model {name!r} with weights sha256 {weights}..., this tec_zarr has "
+            f"{', '.join(w[:16] + '...' for w in entry.weights)}: pip install --upgrade tec_zarr"
+        )
+    with _lock:
+        model = _loaded.get((name, sha))
+        if model is None:
+            model = _loaded[name, sha] = entry.load(sha)
+    return model
+
+
+@cache
+def _index() -> dict[str, Entry]:
+    folder = resources.files("tec_zarr.models") / "weights"
+    index = json.loads((folder / "index.json").read_text())
+    return {name: _entry(name, Path(str(folder)), item) for name, item in index.items()}
+
+
+def _entry(name: str, folder: Path, item: dict) -> Entry:
+    files = {w["sha256"]: folder / w["file"] for w in item["weights"]}
+
+    def load(sha256: str) -> Model:
+        path = files[sha256]
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != sha256:
+            raise WeightsMismatchError(
+                f"{path} has sha256 {found}, the index says {sha256}: the file was changed; "
+                "pip install --force-reinstall tec_zarr"
+            )
+        module, _, function = item["loader"].partition(":")
+        return getattr(importlib.import_module(module), function)(path)
+
+    return Entry(name, item["id"], tuple(files), load)

@@ -1,0 +1,330 @@
+"""How xarray objects are laid out in a Zarr store: ``encoding`` to write, ``decode`` to leave.
+
+``xarray`` hands each variable's ``encoding`` to Zarr unchanged. What has to stand there differs
+by Zarr format, by dtype and by Dask chunks, and mistakes show only much later; so it is decided
+here, once.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
+
+from tec_zarr.chunk import DTYPES, ChunkSpec
+from tec_zarr.errors import SecondGenerationWarning, UnsupportedArrayError
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, UnknownBandError, band_name, band_names
+
+XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
+
+TIME = ("time", "t")
+BAND = ("band", "bands", "variable", "channel")
+Y = ("y", "lat", "latitude", "northing")
+X = ("x", "lon", "longitude", "easting")
+
+CHUNK = {"time": 4, "space": 256}
+"""Default chunk: as many dates and pixels as are read together, and all bands."""
+
+SHARD_SIDE = 1024
+"""Longest side of a shard in pixels: an object of about 1 MB instead of sixteen of 60 kB."""
+
+_UNNAMED = "__xarray_dataarray_variable__"
+_STORAGE_KEYS = ("chunks", "shards", "preferred_chunks", "compressors", "compressor", "filters",
+                 "serializer", "source", "original_shape", "write_empty_chunks",
+                 "chunk_key_encoding", "cache_metadata", "fill_value")  # fmt: skip
+
+
+def encoding(
+    obj: xr.DataArray | xr.Dataset,
+    *,
+    quality: float = 4.0,
+    model: str = "tec-s2",
+    zarr_format: int = 3,
+    bands: Iterable[str] | None = None,
+    nodata: float | Iterable[float] | None = 0,
+    scale: float | None = None,
+    chunks: Mapping[str, int] | None = None,
+    shards: bool = True,
+    variables: Iterable[str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Encoding to pass to ``to_zarr``: reflectance by TEC, everything else lossless.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        With dimensions (time, band, y, x), or without time or band; the usual names are known.
+    quality : float
+        1 (smallest) to 8 (finest).
+    model : str
+        Name of the learned model.
+    zarr_format : {3, 2}
+        What ``to_zarr`` is called with.
+    bands : iterable of str, optional
+        Sentinel-2 names along the band dimension; None takes the band coordinate, or the
+        variable's name when it has no such dimension.
+    nodata : number or iterable of numbers, optional
+        Values besides NaN that mean "nothing measured"; None for no such value.
+    scale : float, optional
+        Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN.
+    chunks : mapping, optional
+        Dimension name to chunk length. Default: up to 4 dates, all bands, 256 x 256, fitted to
+        the Dask chunks if there are any.
+    shards : bool
+        Gather chunks into shards of up to 1024 x 1024 pixels (Zarr v3 only): TEC chunks are tiny.
+    variables : iterable of str, optional
+        Variables of a Dataset that are reflectance. Default: those with a band dimension whose
+        coordinate names Sentinel-2 bands, and those named like a band.
+
+    Returns
+    -------
+    dict
+        Variable name to encoding.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        Data that TEC cannot take as it is; the message says how to change it.
+
+    Warns
+    -----
+    SecondGenerationWarning
+        When the data were read from a TEC store: encoding them again loses more.
+
+    Notes
+    -----
+    Floating-point data in memory that fit become uint16 DN with the CF attributes
+    ``scale_factor`` and ``_FillValue`` 0 (NaN), so that any reader sees reflectance. Lazy data,
+    and data with values that uint16 would wrap, keep their dtype: the codec takes floats too and
+    makes the same bytes of them.
+    """
+    if zarr_format not in (2, 3):
+        raise UnsupportedArrayError(f"zarr_format is {zarr_format}, it must be 2 or 3")
+    if isinstance(obj, xr.DataArray):
+        name = _UNNAMED if obj.name is None else str(obj.name)
+        reflectance, arrays = {name}, {name: obj, **_coords(obj)}
+    else:
+        arrays = {str(n): obj[n] for n in obj.data_vars} | _coords(obj)
+        reflectance = _reflectance(obj) if variables is None else set(variables)
+        if not reflectance:
+            raise UnsupportedArrayError(
+                f"none of {list(obj.data_vars)} looks like Sentinel-2 reflectance: name the "
+                "variables with variables=[...]"
+            )
+    missing = reflectance - set(arrays)
+    if missing:
+        raise UnsupportedArrayError(f"no variables {sorted(missing)} in {sorted(arrays)}")
+    out = {}
+    for name, da in arrays.items():
+        if name in reflectance:
+            _warn_second_generation(name, da)
+            names = _bands_of(name, da, bands)
+            spec = ChunkSpec(model=model, quality=quality, bands=names, nodata=nodata, scale=scale)
+            out[name] = _tec(name, da, spec, zarr_format, chunks, shards)
+        elif da.ndim and da.dtype.kind in "biuf":
+            out[name] = _lossless(zarr_format)
+    return out
+
+
+def decode(obj: XrObject) -> XrObject:
+    """Same data without the encoding of its store: the way out of TEC.
+
+    Lazy data stay lazy. What belongs to the values (units, CRS, CF packing) is kept, codecs,
+    chunks and shards are not: ``tec_zarr.decode(ds).to_zarr("plain.zarr")`` is a plain store.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        For instance from ``xarray.open_zarr``.
+
+    Returns
+    -------
+    DataArray or Dataset
+        A shallow copy.
+    """
+    out = obj.copy(deep=False)
+    members = [out, *out.coords.values()]
+    if isinstance(out, xr.Dataset):
+        members += [out[name] for name in out.data_vars]
+    for member in members:
+        for key in _STORAGE_KEYS:
+            member.encoding.pop(key, None)
+    return out
+
+
+def find_dim(da: xr.DataArray, names: tuple[str, ...]) -> str | None:
+    """First of the usual ``names`` that is a dimension of ``da``."""
+    return next((str(d) for d in da.dims if str(d).lower() in names), None)
+
+
+def holds_tec(da: xr.DataArray) -> bool:
+    """Whether the encoding of ``da`` says that it was read from TEC chunks."""
+    stored = [da.encoding.get("serializer"), da.encoding.get("compressor")]
+    for key in ("compressors", "filters"):
+        stored += da.encoding.get(key) or ()
+    return any(isinstance(codec, ChunkSpec) for codec in stored)
+
+
+def _coords(obj: xr.DataArray | xr.Dataset) -> dict[str, xr.DataArray]:
+    return {str(name): coord for name, coord in obj.coords.items()}
+
+
+def _reflectance(ds: xr.Dataset) -> set[str]:
+    return {str(n) for n in ds.data_vars if _is_reflectance(str(n), ds[n])}
+
+
+def _is_reflectance(name: str, da: xr.DataArray) -> bool:
+    if da.dtype.name not in DTYPES or not (find_dim(da, Y) and find_dim(da, X)):
+        return False
+    dim = find_dim(da, BAND)
+    if dim is None:
+        return _known_bands([name]) is not None
+    return dim not in da.coords or _known_bands(da[dim].values.tolist()) is not None
+
+
+def _known_bands(names: Iterable[Any]) -> tuple[str, ...] | None:
+    try:
+        return band_names([str(n) for n in names])
+    except UnknownBandError:
+        return None
+
+
+def _bands_of(
+    name: str, da: xr.DataArray, bands: Iterable[str] | None
+) -> tuple[str, ...] | None:
+    if bands is not None:
+        return tuple(bands)
+    dim = find_dim(da, BAND)
+    if dim is None:
+        known = _known_bands([name])
+        return known and (band_name(name),)
+    return _known_bands(da[dim].values.tolist()) if dim in da.coords else None
+
+
+def _warn_second_generation(name: str, da: xr.DataArray) -> None:
+    if holds_tec(da):
+        warnings.warn(
+            f"{name!r} was read from a TEC store: encoding it again loses quality a second time. "
+            "Start from the source data, or leave TEC with "
+            "tec_zarr.decode(ds).to_zarr(...) without this encoding.",
+            SecondGenerationWarning,
+            stacklevel=3,
+        )
+
+
+def _tec(
+    name: str,
+    da: xr.DataArray,
+    spec: ChunkSpec,
+    zarr_format: int,
+    chunks: Mapping[str, int] | None,
+    shards: bool,
+) -> dict[str, Any]:
+    order = [find_dim(da, names) for names in (TIME, BAND, Y, X)]
+    present = tuple(d for d in order if d is not None)
+    if order[2] is None or order[3] is None or da.dims != present:
+        raise UnsupportedArrayError(
+            f"{name!r} has dimensions {da.dims}; TEC needs (time, band, y, x), in this order, "
+            "time and band only where there are several: rename or transpose it first"
+        )
+    chunk, shard = _layout(name, da, order, chunks, shards and zarr_format == 3)
+    out: dict[str, Any] = {"chunks": chunk}
+    cf = _cf_packing(da, spec)
+    if cf:
+        out |= cf
+        spec = _without_scale(spec)
+    arguments = spec.to_config()
+    if zarr_format == 3:
+        from tec_zarr.zarr3 import TECCodec
+
+        out |= {"serializer": TECCodec(**arguments), "compressors": ()}
+        return out | ({"shards": shard} if shard else {})
+    from tec_zarr.numcodec import TEC
+
+    return out | {"compressors": TEC(**arguments), "filters": None}
+
+
+def _without_scale(spec: ChunkSpec) -> ChunkSpec:
+    """For data that reach the codec as DN."""
+    return ChunkSpec(**{**spec.to_config(), "scale": None})
+
+
+def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> dict[str, Any]:
+    """CF keys that make uint16 DN of floats, where that is known to lose nothing but rounding."""
+    stored = {k: da.encoding.get(k) for k in ("dtype", "_FillValue", "scale_factor", "add_offset")}
+    if da.dtype.kind != "f":
+        return {}
+    if stored["scale_factor"] and np.dtype(stored["dtype"] or "f4").name in ("uint16", "int16"):
+        return {k: v for k, v in stored.items() if v is not None}  # values came out of this
+    if da.chunks is not None:
+        return {}
+    scale = spec.scale or 1 / DN_PER_REFLECTANCE
+    values = da.values
+    finite = values[np.isfinite(values)]
+    dn = np.rint(finite / scale) if finite.size else np.ones(1)
+    if np.isinf(values).any() or dn.min() < 1 or dn.max() > np.iinfo(np.uint16).max:
+        return {}
+    return {"dtype": "uint16", "_FillValue": 0, "scale_factor": scale, "add_offset": 0.0}
+
+
+def _layout(
+    name: str,
+    da: xr.DataArray,
+    order: list[str | None],
+    chunks: Mapping[str, int] | None,
+    shards: bool,
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Chunk and shard of an array, fitted to its Dask chunks."""
+    wanted = dict(chunks or {})
+    unknown = sorted(set(wanted) - {str(d) for d in da.dims})
+    if unknown:
+        raise UnsupportedArrayError(f"chunks name {unknown}, {name!r} has dimensions {da.dims}")
+    chunk, shard = [], []
+    for dim in da.dims:
+        size = da.sizes[dim]
+        blocks = da.chunksizes[dim] if da.chunks is not None else (size,)
+        if dim == order[1]:
+            if len(blocks) > 1:
+                raise UnsupportedArrayError(
+                    f"the Dask chunks of {name!r} hold {blocks[0]} of {size} bands; TEC codes all "
+                    f"bands together: {name} = {name}.chunk({{{dim!r}: -1}})"
+                )
+            length, side = wanted.get(dim, size), size
+            if length != size:
+                raise UnsupportedArrayError(
+                    f"chunks={{{dim!r}: {length}}}: TEC codes all {size} bands together"
+                )
+        else:
+            target = CHUNK["time"] if dim == order[0] else CHUNK["space"]
+            length = wanted.get(dim) or _fit(blocks, min(target, size))
+            if dim not in wanted and length * 4 < min(target, size) and dim != order[0]:
+                raise UnsupportedArrayError(
+                    f"the Dask chunks of {name!r} along {dim!r} ({blocks[0]}, ...) have no "
+                    f"divisor near {target}: {name} = {name}.chunk({{{dim!r}: {SHARD_SIDE}}})"
+                )
+            side = _fit(blocks, max(length, SHARD_SIDE), length) if dim != order[0] else length
+        chunk.append(length)
+        shard.append(side)
+    return tuple(chunk), tuple(shard) if shards and shard != chunk else None
+
+
+def _fit(blocks: tuple[int, ...], limit: int, step: int = 1) -> int:
+    """Largest multiple of ``step`` up to ``limit`` that divides all Dask blocks but the last."""
+    common = math.gcd(*blocks[:-1])
+    if common == 0:  # a single block: anything fits; no longer than the array needs
+        return min(limit // step, -(-blocks[0] // step)) * step
+    fits = [n for n in range(step, min(limit, common) + 1, step) if common % n == 0]
+    return max(fits, default=step)
+
+
+def _lossless(zarr_format: int) -> dict[str, Any]:
+    if zarr_format == 3:
+        from zarr.codecs import BloscCodec
+
+        return {"compressors": (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"),)}
+    from numcodecs import Blosc
+
+    return {"compressors": Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE), "filters": None}
