@@ -37,6 +37,7 @@ from tec_zarr.stream import (
     Header,
     Section,
     SectionKind,
+    default_scale,
     read_frame,
     write_frame,
 )
@@ -182,7 +183,7 @@ def encode_chunk(
     samples = array.astype(native, copy=False).reshape(axes.to_4d(array.shape))
     generation.warn_if_decoded_before(samples)
     nodata = _possible(dict.fromkeys((*spec.nodata, *padding)), native)
-    scale = spec.scale or (1.0 if native.kind in "iu" else 1 / DN_PER_REFLECTANCE)
+    scale = spec.scale or default_scale(native)
     low, high = ((dn + spec.offset) * scale for dn in DN_RANGE)
     mask = find_mask(samples, nodata, low, high)
     if spec.scale is None and native.kind == "f":
@@ -375,10 +376,11 @@ def _from_dn(cube: np.ndarray, header: Header) -> np.ndarray:
 def _substitutes(header: Header) -> dict[float, float]:
     """Nearest value that is not nodata, for each nodata value, the upper one first."""
     native = header.dtype.newbyteorder("=")
-    step = 1 if native.kind in "iu" else header.scale
-    limits = np.iinfo(native) if native.kind in "iu" else np.finfo(native)
+    whole = native.kind in "iu"
+    limits = np.iinfo(native) if whole else np.finfo(native)
     out = {}
     for value in header.nodata:
+        step = 1 if whole else max(header.scale, float(np.spacing(native.type(abs(value)))))
         near = (value + sign * k * step for k in range(1, MAX_NODATA + 3) for sign in (1, -1))
         inside = (v for v in near if limits.min <= v <= limits.max)
         out[value] = next(v for v in inside if native.type(v) not in header.nodata)

@@ -19,7 +19,7 @@ import numpy as np
 
 from tec_zarr import config
 from tec_zarr.errors import ChecksumError, FormatError, LimitError, VersionError
-from tec_zarr.sentinel2 import BANDS, L1C_BANDS, L2A_BANDS
+from tec_zarr.sentinel2 import BANDS, DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS
 
 MAGIC = b"TEC"
 VERSION = 1
@@ -148,6 +148,11 @@ class Frame:
         return [s.data for s in self.sections if s.kind is kind]
 
 
+def default_scale(dtype: np.dtype) -> float:
+    """Units of the values when nobody says: integers are DN, floats reflectance."""
+    return 1 / DN_PER_REFLECTANCE if dtype.kind == "f" else 1.0
+
+
 def write_frame(header: Header, sections: Sequence[Section]) -> bytes:
     """Serialise a frame.
 
@@ -272,7 +277,7 @@ class _Cursor:
 def _header_fields(h: Header) -> bytes:
     flags = (
         _HAS_NODATA * (h.nodata != (0,))
-        | _HAS_SCALING * ((h.scale, h.offset) != (1.0, 0.0))
+        | _HAS_SCALING * ((h.scale, h.offset) != (default_scale(h.dtype), 0.0))
         | _HAS_BOUNDS * (h.bounds is not None)
         | _HAS_PARAMETERS * bool(h.parameters)
     )
@@ -370,7 +375,7 @@ def _parse_fields(c: _Cursor) -> Header:
     if flags & _HAS_NODATA:
         raw = c.take(c.byte() * dtype.itemsize)
         nodata = tuple(np.frombuffer(raw, dtype=dtype.newbyteorder("<")).tolist())
-    scale, offset = c.unpack("dd") if flags & _HAS_SCALING else (1.0, 0.0)
+    scale, offset = c.unpack("dd") if flags & _HAS_SCALING else (default_scale(dtype), 0.0)
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(offset)):
         raise FormatError(f"TEC frame damaged: scale {scale}, offset {offset}")
     bounds = c.unpack(f"{n_bands}f") if flags & _HAS_BOUNDS and n_bands * 4 <= c.left else None

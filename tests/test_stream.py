@@ -1,0 +1,149 @@
+"""The frame: what is written comes back, and what was damaged never does."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tec_zarr import config
+from tec_zarr.errors import ChecksumError, FormatError, LimitError, TecError, VersionError
+from tec_zarr.sentinel2 import L2A_BANDS
+from tec_zarr.stream import Axes, Header, Section, SectionKind, read_frame, write_frame
+
+DEFAULT = Header(
+    model_id=1,
+    weights=bytes(range(8)),
+    quality=4.0,
+    axes=Axes.TCYX,
+    shape=(4, 12, 256, 256),
+    dtype=np.dtype("<u2"),
+    bands=L2A_BANDS,
+    latents_crc=0xDEADBEEF,
+)
+SECTIONS = [Section(SectionKind.LATENTS, bytes([i]) * 5000) for i in range(4)]
+
+
+def _header_size(frame: bytes) -> int:
+    return read_frame(frame).header_bytes
+
+
+def test_header_of_a_default_chunk_is_under_60_bytes():
+    assert _header_size(write_frame(DEFAULT, SECTIONS)) < 60
+
+
+@st.composite
+def headers(draw):
+    axes = draw(st.sampled_from(Axes))
+    shape = tuple(draw(st.integers(1, 40)) for _ in range(axes.ndim))
+    n_bands = axes.to_4d(shape)[1]
+    number = st.floats(0.001, 1000)
+    dtype = draw(st.sampled_from(["<u2", ">u2", "<i2", ">i2", "<f4", ">f4", "<f8", ">f8"]))
+    nodata = draw(st.lists(st.integers(0, 1000), unique=True, max_size=5).map(tuple))
+    model_id = draw(st.integers(0, 3))
+    return Header(
+        model_id=model_id,
+        model_name="" if model_id else draw(st.sampled_from(["mine", "a-b.c"])),
+        weights=draw(st.binary(min_size=8, max_size=8)),
+        quality=draw(st.integers(4096, 8 * 4096)) / 4096,
+        axes=axes,
+        shape=shape,
+        dtype=np.dtype(dtype),
+        fortran=draw(st.booleans()),
+        bands=draw(st.sampled_from([None, tuple(L2A_BANDS[i % 12] for i in range(n_bands))])),
+        nodata=nodata,
+        scale=draw(st.just(1.0) | number),
+        offset=draw(st.just(0.0) | number),
+        bounds=draw(st.none() | st.just((0.5,) * n_bands)),
+        parameters=draw(st.binary(max_size=200)),
+        latents_crc=draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+@given(
+    headers(),
+    st.lists(st.builds(Section, st.sampled_from(SectionKind), st.binary(max_size=300)), max_size=6),
+)
+def test_frames_come_back_as_written(header, sections):
+    frame = read_frame(write_frame(header, sections))
+    assert frame.header == header
+    assert list(frame.sections) == sections
+
+
+def test_every_flipped_bit_is_noticed():
+    header = dataclasses.replace(
+        DEFAULT, model_id=0, model_name="mine", shape=(1, 12, 8, 8), nodata=(0, 7), scale=2.0
+    )
+    sections = [Section(SectionKind.MASK, b"mask"), Section(SectionKind.LATENTS, b"latents!")]
+    frame = write_frame(header, sections)
+    for bit in range(8 * len(frame)):
+        damaged = bytearray(frame)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(TecError):
+            read_frame(bytes(damaged))
+
+
+def test_every_truncation_is_noticed():
+    frame = write_frame(DEFAULT, [Section(SectionKind.LATENTS, b"abc")])
+    for size in range(len(frame)):
+        with pytest.raises(FormatError):
+            read_frame(frame[:size])
+
+
+def test_foreign_bytes_behind_a_frame_are_noticed():
+    with pytest.raises(FormatError, match="foreign bytes"):
+        read_frame(write_frame(DEFAULT, SECTIONS) + b"\0")
+
+
+@given(st.binary(max_size=400))
+def test_arbitrary_bytes_raise_a_tec_error(data):
+    with pytest.raises(TecError):
+        read_frame(data)
+
+
+@given(st.binary(max_size=80))
+def test_arbitrary_headers_with_a_good_checksum_raise_a_tec_error_or_parse(body):
+    head = b"TEC\x01" + bytes([len(body)]) + body
+    data = head + struct.pack("<I", zlib.crc32(head))
+    try:
+        read_frame(data)
+    except TecError:
+        pass
+
+
+def test_a_newer_format_names_the_upgrade():
+    frame = bytearray(write_frame(DEFAULT, SECTIONS))
+    frame[3] = 9
+    with pytest.raises(VersionError, match="pip install --upgrade tec_zarr"):
+        read_frame(bytes(frame))
+
+
+def test_damage_names_section_and_place():
+    frame = bytearray(write_frame(DEFAULT, SECTIONS))
+    frame[-1] ^= 1
+    with pytest.raises(ChecksumError, match=r"latents section .*\(4, 12, 256, 256\)"):
+        read_frame(bytes(frame))
+
+
+def test_a_huge_shape_is_refused_before_anything_is_allocated():
+    frame = write_frame(dataclasses.replace(DEFAULT, shape=(60000, 12, 60000, 60000)), [])
+    with pytest.raises(LimitError, match="MAX_CHUNK_SAMPLES"):
+        read_frame(frame)
+
+
+def test_the_limit_can_be_raised(monkeypatch):
+    frame = write_frame(dataclasses.replace(DEFAULT, shape=(1, 12, 2**14, 2**14)), [])
+    with pytest.raises(LimitError):
+        read_frame(frame)
+    monkeypatch.setattr(config, "MAX_CHUNK_SAMPLES", 2**40)
+    assert read_frame(frame).header.shape == (1, 12, 2**14, 2**14)
+
+
+def test_something_else_is_called_that():
+    with pytest.raises(FormatError, match="not a TEC frame"):
+        read_frame(b"(\xb5/\xfd some zstd")
