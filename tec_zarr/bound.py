@@ -1,0 +1,337 @@
+"""The residual layer behind ``max_error``: every valid pixel within its bound, 0 being lossless.
+
+:func:`encode` codes what a reconstruction (the *base*) misses, or, without a base, the array
+itself; :func:`decode` undoes it. How a plane is predicted and coded is in
+:mod:`tec_zarr.residual`; the byte layout and the guarantee are in ``docs/error-bounds.md``.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from tec_zarr.errors import ChecksumError, FormatError, UnsupportedArrayError
+from tec_zarr.residual import PlaneCoder, Reference
+from tec_zarr.scale_tables import (
+    SCALES,
+    SymbolCoder,
+    SymbolDecoder,
+    SymbolEncoder,
+    scale_thresholds,
+)
+
+_HEADER = struct.Struct("<BII")
+_VERSION = 1
+_WIDE = 3  # earlier bands whose neighbourhoods are regressors, not the pixel alone
+_WORTH_MERGING = 0.9  # of the pixels; above, repeated rows and columns are not looked at
+_INT32 = 1 << 31
+
+
+def encode(
+    original: np.ndarray,
+    base: np.ndarray | None,
+    valid: np.ndarray | None,
+    bounds: Sequence[int] | np.ndarray,
+) -> bytes:
+    """Code an array so that :func:`decode` is within ``bounds`` at every valid pixel.
+
+    Parameters
+    ----------
+    original : ndarray
+        int32 (T, C, H, W), DN.
+    base : ndarray or None
+        int32 (T, C, H, W), DN: a reconstruction that the decoder has too, bit for bit. With None
+        the section stands alone.
+    valid : ndarray or None
+        bool (T, C, H, W); False where the value does not matter (nodata, padding).
+    bounds : sequence of int
+        Largest allowed absolute error of each band, DN, (C,). 0 is lossless.
+
+    Returns
+    -------
+    bytes
+
+    Raises
+    ------
+    UnsupportedArrayError
+        For shapes that do not agree, and for bounds that are negative or not whole DN.
+    """
+    original = np.asarray(original)
+    limits = _checked(original.shape, base, valid, bounds)
+    if original.dtype.kind not in "iu" or original.dtype.itemsize > 4 or original.dtype == "u4":
+        raise UnsupportedArrayError(
+            f"bound layer: original is {original.dtype}, expected int32 or a narrower integer"
+        )
+    coder = SymbolEncoder()
+    decoded = _walk(coder, original.shape, base, valid, limits, original)
+    payload = coder.getvalue()
+    return _HEADER.pack(
+        _VERSION, _checksum(original.shape, base, valid, limits, payload), zlib.crc32(decoded)
+    ) + payload
+
+
+def decode(
+    data: bytes,
+    base: np.ndarray | None,
+    valid: np.ndarray | None,
+    shape: tuple[int, int, int, int],
+    bounds: Sequence[int] | np.ndarray,
+) -> np.ndarray:
+    """Decode what :func:`encode` wrote, given the same base, validity, shape and bounds.
+
+    Parameters
+    ----------
+    data : bytes
+        The section.
+    base, valid, bounds
+        As given to :func:`encode`.
+    shape : (int, int, int, int)
+        (T, C, H, W).
+
+    Returns
+    -------
+    ndarray
+        int32 (T, C, H, W), DN. Pixels that are not valid hold a prediction.
+
+    Raises
+    ------
+    FormatError
+        For bytes that are not a bound section.
+    ChecksumError
+        For damaged bytes, for a base, validity, shape or bounds other than those of the encoder,
+        and for a decoded array other than the encoder's.
+    """
+    limits = _checked(shape, base, valid, bounds)
+    data = bytes(data)
+    if len(data) < _HEADER.size:
+        raise FormatError(f"bound section: {len(data)} bytes, expected at least {_HEADER.size}")
+    version, payload_crc, decoded_crc = _HEADER.unpack_from(data)
+    if version != _VERSION:
+        raise FormatError(f"bound section: version {version}, this tec_zarr reads {_VERSION}")
+    payload = data[_HEADER.size :]
+    if _checksum(shape, base, valid, limits, payload) != payload_crc:
+        raise ChecksumError(
+            f"bound section of shape {tuple(shape)}: checksum mismatch; the bytes are damaged, or "
+            "the base, validity, shape or bounds are not those of the encoder"
+        )
+    try:
+        decoded = _walk(SymbolDecoder(payload), shape, base, valid, limits, None)
+    except (AssertionError, IndexError, OverflowError) as error:
+        raise FormatError(f"bound section of shape {tuple(shape)}: invalid symbols") from error
+    if zlib.crc32(decoded) != decoded_crc:
+        raise ChecksumError(
+            f"bound section of shape {tuple(shape)}: decoded values are not the encoder's; "
+            "please report this with your platform and numpy version"
+        )
+    return decoded
+
+
+def _checked(shape, base, valid, bounds) -> list[int]:
+    shape = tuple(shape)
+    if len(shape) != 4 or min(shape, default=0) < 1:
+        raise UnsupportedArrayError(f"bound layer: shape {shape}, expected (T, C, H, W), no zeros")
+    for name, array in (("base", base), ("valid", valid)):
+        if array is not None and np.shape(array) != shape:
+            raise UnsupportedArrayError(
+                f"bound layer: {name} has shape {np.shape(array)}, the array {shape}"
+            )
+    values = np.asarray(bounds)
+    if values.shape != (shape[1],):
+        raise UnsupportedArrayError(
+            f"bound layer: {values.size} bounds for {shape[1]} bands, expected one per band"
+        )
+    if not np.all((values >= 0) & (values < _INT32) & (values == np.floor(values))):
+        raise UnsupportedArrayError(
+            f"bound layer: bounds {values.tolist()}, expected whole DN from 0 to {_INT32 - 1}"
+        )
+    return [int(v) for v in values]
+
+
+def _checksum(shape, base, valid, bounds, payload) -> int:
+    """CRC-32 of the payload and of everything that has to be the same at both ends."""
+    crc = zlib.crc32(struct.pack(f"<4Q{len(bounds)}I??", *shape, *bounds, base is not None,
+                                 valid is not None))
+    if base is not None:
+        crc = zlib.crc32(np.ascontiguousarray(base, "<i4"), crc)
+    if valid is not None:
+        crc = zlib.crc32(np.packbits(np.asarray(valid, bool)), crc)
+    return zlib.crc32(payload, crc)
+
+
+def _walk(
+    coder: SymbolCoder,
+    shape: tuple[int, ...],
+    base: np.ndarray | None,
+    valid: np.ndarray | None,
+    bounds: list[int],
+    original: np.ndarray | None,
+) -> np.ndarray:
+    """Code every plane, encoding when ``original`` is given; returns the decoded int32 array."""
+    dates, bands = shape[:2]
+    decoded = np.empty(shape, "<i4")
+    planes = PlaneCoder(coder)
+    order, wide = _plan(coder, bands, original, valid)
+    previous: dict[int, Reference] = {}
+    for date in range(dates):
+        done: dict[int, Reference] = {}
+        for position, band in enumerate(order):
+            references = []
+            if base is not None:
+                values = np.asarray(base[date, band], np.float64)
+                references.append(Reference(values, None, same=True, wide=True))
+            if band in previous:
+                references.append(previous[band])
+            near = [order[i] for i in wide[position]]
+            far = [b for b in reversed(order[:position]) if b not in near]
+            references += [done[b] for b in near]
+            references += [Reference(done[b].values, None, same=False, wide=False) for b in far]
+            mask = None if valid is None else np.asarray(valid[date, band], bool)
+            target = None if original is None else original[date, band].astype(np.float64)
+            values, spread = _plane(
+                coder, planes, shape[2:], mask, references, base is not None, bounds[band], target
+            )
+            decoded[date, band] = values
+            done[band] = Reference(values, spread, same=False, wide=True)
+        previous = {b: Reference(r.values, r.spread, True, True) for b, r in done.items()}
+    return decoded
+
+
+def _plan(coder, bands, original, valid) -> tuple[list[int], list[list[int]]]:
+    """Code the order of the bands and, for each, which earlier ones are looked at closely."""
+    order, alike = list(range(bands)), np.zeros((bands, bands))
+    if original is not None and bands > 1 and min(original.shape[2:]) > 2:
+        order, alike = _detail_order(original, valid)
+    order = [coder.number(b if original is not None else None, bands) for b in order]
+    if sorted(order) != list(range(bands)):
+        raise FormatError(f"bound section: band order {order} is not a permutation")
+    wide = []
+    for position, band in enumerate(order):
+        best = sorted(range(position), key=lambda i: (-alike[band, order[i]], -i))[:_WIDE]
+        if position > _WIDE:
+            best = [coder.number(i if original is not None else None, position) for i in best]
+            best = list(dict.fromkeys(best))
+        else:
+            best = list(range(position))
+        wide.append(best)
+    return order, wide
+
+
+def _detail_order(original, valid) -> tuple[list[int], np.ndarray]:
+    """Encoder only: bands with most detail first, and how alike the details of two bands are."""
+    x = original.astype(np.float32)
+    detail = (4.0 * x[..., 1:-1, 1:-1] - x[..., 2:, 1:-1] - x[..., :-2, 1:-1]
+              - x[..., 1:-1, 2:] - x[..., 1:-1, :-2])
+    if valid is not None:
+        detail = np.where(np.asarray(valid, bool)[..., 1:-1, 1:-1], detail, 0.0)
+    flat = np.moveaxis(detail, 1, 0).reshape(original.shape[1], -1)
+    gram = (flat @ flat.T).astype(np.float64)
+    energy = np.diagonal(gram)
+    scale = np.sqrt(np.maximum(np.multiply.outer(energy, energy), 1e-6))
+    return np.argsort(-energy, kind="stable").tolist(), np.abs(gram) / scale
+
+
+def _plane(coder, planes, shape, mask, references, based, bound, target):
+    """Code one plane, on the coarser grid that it was repeated from if there is one."""
+    encoding = target is not None
+    usable = encoding and (mask is None or mask.any())
+    low = high = None
+    if encoding:
+        chosen = target if mask is None else target[mask]
+        low, high = (int(chosen.min()), int(chosen.max())) if usable else (0, 0)
+    low, high = _limits(coder, low, high)
+    if based:
+        base = np.clip(references[0].values, low, high)
+        enough = None
+        if encoding:
+            error = np.abs(base - target)
+            enough = int((error if mask is None else error[mask]).max(initial=0.0) <= bound)
+        if coder.number(enough, 2):
+            return base, np.zeros(shape)
+    rows = columns = None
+    repeated = False
+    if low < high:
+        if encoding:
+            rows, columns = _repeats(target, mask)
+        repeated = coder.number(int(rows is not None) if encoding else None, 2)
+    if not repeated:
+        return planes.plane(shape, mask, references, bound, (low, high), target)
+    rows = _starts(coder, rows, shape[0], encoding)
+    columns = _starts(coder, columns, shape[1], encoding)
+    heights, widths = np.diff(rows, append=shape[0]), np.diff(columns, append=shape[1])
+    area = np.multiply.outer(heights, widths).astype(np.float64)
+
+    def shrink(plane, reduce):
+        return reduce.reduceat(reduce.reduceat(plane, rows, axis=0), columns, axis=1)
+
+    small = [
+        Reference(
+            np.floor(shrink(r.values, np.add) / area),
+            None if r.spread is None else np.floor(shrink(r.spread, np.add) / area),
+            r.same, r.wide,
+        )
+        for r in references
+    ]
+    if encoding:
+        target = shrink(target if mask is None else np.where(mask, target, -np.inf), np.maximum)
+        target = np.where(np.isfinite(target), target, low)
+    if mask is not None:
+        mask = shrink(mask, np.logical_or)
+    values, spread = planes.plane(area.shape, mask, small, bound, (low, high), target)
+    wide = (np.repeat(np.repeat(v, heights, axis=0), widths, axis=1) for v in (values, spread))
+    return tuple(wide)
+
+
+def _limits(coder, low, high) -> tuple[int, int]:
+    """Code the smallest and largest valid value of a plane."""
+    narrow = None if low is None else int(low >= 0 and high < 1 << 16)
+    if coder.number(narrow, 2):
+        low, high = coder.number(low, 1 << 16), coder.number(high, 1 << 16)
+    else:
+        low = coder.number(None if low is None else low + _INT32, 2 * _INT32) - _INT32
+        high = coder.number(None if high is None else high + _INT32, 2 * _INT32) - _INT32
+    if low > high:
+        raise FormatError(f"bound section: a plane of values from {low} to {high}")
+    return low, high
+
+
+def _starts(coder, starts, length, encoding) -> np.ndarray:
+    """Code which rows (or columns) start a run of equal ones, as changes of run length."""
+    count = coder.number(len(starts) if encoding else None, length + 1)
+    changes = scale = None
+    if encoding:
+        changes = np.diff(np.diff(starts, append=length), prepend=0)
+        scale = int(np.searchsorted(scale_thresholds(1.0), np.abs(changes).mean()))
+    scale = coder.number(scale, SCALES)
+    changes = coder.symbols(changes, np.full(count, scale), 0)
+    runs = np.cumsum(changes)
+    if count < 1 or runs.min() < 1 or runs.sum() != length:
+        raise FormatError(f"bound section: runs of equal rows do not add up to {length}")
+    return np.cumsum(runs) - runs
+
+
+def _repeats(target, mask):
+    """Encoder only: first rows and first columns of runs of equal ones, where that is worth it."""
+    rows = _run_starts(target, mask)
+    columns = _run_starts(target.T, None if mask is None else mask.T)
+    if len(rows) * len(columns) > _WORTH_MERGING * target.size:
+        return None, None
+    return rows, columns
+
+
+def _run_starts(plane, mask):
+    if mask is None:
+        same = (plane[1:] == plane[:-1]).all(axis=1)
+        return np.concatenate([[0], np.flatnonzero(~same) + 1])
+    starts, value, known = [0], plane[0].copy(), mask[0].copy()
+    for i in range(1, len(plane)):
+        both = known & mask[i]
+        if np.array_equal(value[both], plane[i][both]):
+            value[mask[i]] = plane[i][mask[i]]
+            known |= mask[i]
+        else:
+            starts.append(i)
+            value, known = plane[i].copy(), mask[i].copy()
+    return np.array(starts)

@@ -1,0 +1,455 @@
+"""One plane (a band of a date) coded within a bound, from everything decoded before it.
+
+The plane is visited in interlaced passes: a coarse lattice first, then three passes for each
+halving of its spacing. A pixel is predicted by least squares from decoded pixels on both sides of
+it and from reference planes (earlier bands, the previous date, a model's reconstruction). The
+decoder knows all the regressors, so the weights travel in the whitened coordinates of their Gram
+matrix, where one rounding step fits every coefficient and most of them round to zero.
+
+Everything that decides what a decoder reads is exact: regressors, Gram matrices and predictions
+are integers that float64 holds without rounding (so the order of a matrix product cannot matter),
+and the factorisation uses only elementwise additions, multiplications, divisions and square roots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tec_zarr.scale_tables import (
+    SCALES,
+    SHAPES,
+    SHIFTS,
+    SymbolCoder,
+    code_lengths,
+    quarter_octave,
+    scale_thresholds,
+)
+
+TOP_SPACING = 64
+_WEIGHT_BITS = 18
+_WEIGHT_LIMIT = float(1 << 23)
+_SPREAD_UNIT = 256  # spreads are stored in 1/256 DN
+_SPREAD_BITS = 6  # weights of the spread regressors are multiples of 1/64
+_SPREAD_MAX = 255
+_SKIP, _RAW = SHAPES, SHAPES + 1
+_MODES = SHAPES + 2
+_WEIGHT_SCALE = 40  # scale index of a weight about which nothing is known
+
+_NEAREST = {
+    1: ((-1, -1), (-1, 1), (1, -1), (1, 1)),
+    2: ((-1, 0), (0, -1), (0, 1), (1, 0)),
+    3: ((-1, 0), (0, -1), (0, 1), (1, 0)),
+}
+
+
+def _own_offsets(kind: int, radius2: int) -> tuple[tuple[int, int], ...]:
+    """Decoded neighbours of a pass beyond the nearest four, nearest first."""
+    known = {1: ((1, 1),), 2: ((0, 1), (1, 0)), 3: ((0, 1), (1, 0), (1, 1))}[kind]
+    found = [
+        (dy, dx)
+        for dy in range(-3, 4)
+        for dx in range(-3, 4)
+        if (dy & 1, dx & 1) in known and dy * dy + dx * dx <= radius2
+    ]
+    found = [offset for offset in found if offset not in _NEAREST[kind]]
+    return tuple(sorted(found, key=lambda o: (o[0] ** 2 + o[1] ** 2, o)))
+
+
+_FARTHER = {1: _own_offsets(1, 18), 2: _own_offsets(2, 10), 3: _own_offsets(3, 9)}
+_AROUND = ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A decoded plane that helps to predict another one.
+
+    Attributes
+    ----------
+    values : ndarray
+        float64 integers (H, W), DN.
+    spread : ndarray or None
+        float64 (H, W), how wrong its own prediction was, 1/256 DN.
+    same : bool
+        It shows the same quantity (a reconstruction or an earlier date of this band).
+    wide : bool
+        Its neighbours are regressors too, not the pixel alone.
+    """
+
+    values: np.ndarray
+    spread: np.ndarray | None
+    same: bool
+    wide: bool
+
+
+class _Lattices:
+    """Shifted views of a plane on the lattice of a pass, replicated at the edges."""
+
+    def __init__(self, plane: np.ndarray, spacing: int, row: int, column: int) -> None:
+        self._plane, self._spacing, self._row, self._column = plane, spacing, row, column
+        height, width = plane.shape
+        self._rows = len(range(row, height, spacing))
+        self._columns = len(range(column, width, spacing))
+        self._padded: dict[tuple[int, int], np.ndarray] = {}
+
+    def at(self, dy: int, dx: int) -> np.ndarray | None:
+        """Values ``dy``, ``dx`` half spacings away, float64 (n,); None where none exist."""
+        half = self._spacing // 2
+        y, x = self._row + dy * half, self._column + dx * half
+        up, first = divmod(y, self._spacing) if self._spacing > 1 else (y, 0)
+        left, start = divmod(x, self._spacing) if self._spacing > 1 else (x, 0)
+        padded = self._padded.get((first, start))
+        if padded is None:
+            lattice = self._plane[first :: self._spacing, start :: self._spacing]
+            if not lattice.size:
+                return None
+            extra = max(0, self._rows - lattice.shape[0]), max(0, self._columns - lattice.shape[1])
+            padded = np.pad(lattice, ((2, 2 + extra[0]), (2, 2 + extra[1])), "edge")
+            self._padded[first, start] = padded
+        view = padded[2 + up : 2 + up + self._rows, 2 + left : 2 + left + self._columns]
+        return view.ravel()
+
+
+def passes(height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """Return (kind, spacing, first row, first column) of each pass over a plane, in order."""
+    spacing = 1
+    while spacing < TOP_SPACING and spacing * 2 < max(height, width):
+        spacing *= 2
+    order = [(0, spacing, 0, 0)]
+    while spacing > 1:
+        half = spacing // 2
+        order += [(1, spacing, half, half), (2, spacing, 0, half), (3, spacing, half, 0)]
+        spacing = half
+    return [p for p in order if p[2] < height and p[3] < width]
+
+
+def _quarter(four: np.ndarray) -> np.ndarray:
+    return np.floor((four + 2.0) * 0.25)
+
+
+def _mean4(lattices: _Lattices, kind: int) -> np.ndarray | None:
+    """Four times the mean of the nearest decoded neighbours, rounded down."""
+    found = [v for v in (lattices.at(*o) for o in _NEAREST[kind]) if v is not None]
+    if not found:
+        return None
+    total = found[0]
+    for value in found[1:]:
+        total = total + value
+    return total if len(found) == 4 else np.floor(total * 4.0 / len(found))
+
+
+@dataclass(frozen=True)
+class _Regressors:
+    level: np.ndarray  # four times the value expected before regression, (n,)
+    columns: list[np.ndarray]  # most useful first, each (n,)
+    activity: list[np.ndarray]  # regressors of the spread, 1/256 DN, each (n,) and >= 0
+
+
+def _regressors(
+    decoded: np.ndarray,
+    spread: np.ndarray,
+    references: list[Reference],
+    pass_: tuple[int, int, int, int],
+    middle: float,
+) -> _Regressors:
+    kind, spacing, row, column = pass_
+    first, second, third, activity = [], [], [], []
+    own = _Lattices(decoded, spacing, row, column)
+    level = _mean4(own, kind) if kind else None
+    anchored = level is not None
+    fine = spacing <= 16 and anchored
+    if anchored:
+        near = [v for v in (own.at(*o) for o in _NEAREST[kind]) if v is not None]
+        own_columns = [4.0 * v - level for v in near[:-1]]
+        for offset in _FARTHER[kind] if fine else ():
+            value = own.at(*offset)
+            if value is not None:
+                own_columns.append(4.0 * value - level)
+        activity.append(_mean4(_Lattices(spread, spacing, row, column), kind) * 0.25)
+        texture = np.abs(own_columns[0]) if own_columns else np.zeros_like(level)
+        for value in own_columns[1:3]:
+            texture = texture + np.abs(value)
+        activity.append(texture * (_SPREAD_UNIT / 16))
+    else:
+        own_columns = []
+        level = np.full(len(range(row, decoded.shape[0], spacing))
+                        * len(range(column, decoded.shape[1], spacing)), 4.0 * middle)
+    for index, reference in enumerate(references):
+        lattices = _Lattices(reference.values, spacing, row, column)
+        centre = 4.0 * lattices.at(0, 0)
+        around = _mean4(lattices, kind) if kind else None
+        if around is None or not anchored:
+            first.append(centre - 4.0 * middle)
+            continue
+        first.append(centre - around)
+        if reference.same:
+            first.append(centre - level)
+        if reference.wide and fine:
+            for offset in _AROUND:
+                value = lattices.at(*offset)
+                if value is not None and offset != _NEAREST[kind][-1]:
+                    third.append(4.0 * value - around)
+        if reference.wide and index < 4:
+            if reference.spread is not None:
+                error = _Lattices(reference.spread, spacing, row, column)
+                activity.append(error.at(0, 0))
+                if fine:
+                    activity.append(_mean4(error, 2) * 0.25)
+            else:
+                activity.append(np.abs(centre - around) * (_SPREAD_UNIT / 4))
+        if not fine or reference.wide:
+            second.append(around - 4.0 * middle)
+    if anchored:
+        second.append(level - 4.0 * middle)
+    second.append(np.full(len(level), 256.0))
+    return _Regressors(level, first + own_columns + third + second, activity)
+
+
+def _limit_columns(columns: list[np.ndarray], count: int) -> np.ndarray:
+    """Stack regressors so that sums of ``count`` products stay exact in float64."""
+    bits = (53 - max(count, 1).bit_length()) // 2
+    bound = float(1 << min(bits, 20)) - 1.0
+    stacked = np.stack(columns)
+    return np.clip(stacked, -bound, bound, out=stacked)
+
+
+def _cholesky(gram: np.ndarray) -> np.ndarray:
+    """Lower triangular factor, elementwise and in a fixed order (LAPACK's order is not)."""
+    work = gram.copy()
+    factor = np.zeros_like(work)
+    for j in range(len(work)):
+        pivot = np.sqrt(max(work[j, j], 1.0))
+        factor[j:, j] = work[j:, j] / pivot
+        factor[j, j] = pivot
+        column = factor[j + 1 :, j]
+        work[j + 1 :, j + 1 :] -= np.multiply.outer(column, column)
+    return factor
+
+
+def _solve_transposed(factor: np.ndarray, whitened: np.ndarray) -> np.ndarray:
+    """Solve factor.T @ weights = whitened, elementwise and in a fixed order."""
+    rest = whitened.copy()
+    for j in range(len(rest) - 1, -1, -1):
+        rest[j] = rest[j] / factor[j, j]
+        rest[:j] -= factor[j, :j] * rest[j]
+    return rest
+
+
+def _gram(columns: np.ndarray) -> np.ndarray:
+    count = columns.shape[1]
+    gram = columns @ columns.T  # exact: integers below 2 ** 53
+    diagonal = np.diagonal(gram).copy()
+    ridge = np.floor(diagonal * 2.0**-24) + max(count / 8, 1.0)
+    gram[np.diag_indices(len(gram))] = diagonal + ridge
+    return gram
+
+
+class PlaneCoder:
+    """Codes planes one after another; keeps what earlier planes teach about later ones."""
+
+    def __init__(self, coder: SymbolCoder) -> None:
+        self._coder = coder
+        self._weight_size: dict[tuple[int, int], np.ndarray] = {}
+
+    def plane(
+        self,
+        shape: tuple[int, int],
+        valid: np.ndarray | None,
+        references: list[Reference],
+        bound: int,
+        limits: tuple[int, int],
+        target: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encode ``target`` or, when it is None, decode.
+
+        Parameters
+        ----------
+        shape : (int, int)
+            Height and width.
+        valid : ndarray or None
+            bool (H, W); pixels that are False cost nothing and decode to a prediction.
+        references : list of Reference
+            Decoded planes of this shape, most useful first.
+        bound : int
+            Largest allowed error, DN.
+        limits : (int, int)
+            Smallest and largest valid value of the plane, DN.
+        target : ndarray or None
+            float64 integers (H, W), DN.
+
+        Returns
+        -------
+        decoded, spread : ndarray
+            float64 (H, W): DN, and the size of the residuals in 1/256 DN.
+        """
+        low, high = float(limits[0]), float(limits[1])
+        middle = float((limits[0] + limits[1]) // 2)
+        decoded = np.full(shape, middle)
+        spread = np.zeros(shape)
+        if low == high:
+            return decoded, spread
+        thresholds = scale_thresholds(float((2 * bound + 1) * _SPREAD_UNIT))
+        for pass_ in passes(*shape):
+            _, spacing, row, column = pass_
+            place = (slice(row, None, spacing), slice(column, None, spacing))
+            used = None if valid is None else np.flatnonzero(valid[place].ravel())
+            wanted = None if target is None else target[place].ravel()
+            values, sizes = self._pass(
+                _regressors(decoded, spread, references, pass_, middle),
+                used, bound, (low, high), thresholds, pass_, wanted,
+            )
+            decoded[place] = values.reshape(decoded[place].shape)
+            spread[place] = sizes.reshape(decoded[place].shape)
+        return decoded, spread
+
+    def _pass(self, given, used, bound, limits, thresholds, pass_, wanted):
+        """Code one pass; returns its decoded values and spreads, each float64 (n,)."""
+        low, high = limits
+        step = 2.0 * bound + 1.0
+        count = len(given.level) if used is None else len(used)
+        predicted = given.level
+        keep = min(len(given.columns), count // 8)
+        if keep:
+            predicted = predicted + self._regression(given, used, keep, count, step, pass_, wanted)
+        predicted = np.clip(_quarter(predicted), low, high)
+        sizes = np.zeros(len(predicted))
+        if not count:
+            return predicted, sizes
+        chosen = slice(None) if used is None else used
+        base = predicted[chosen]
+        steps = None
+        if wanted is not None:
+            wanted = wanted[chosen]
+            steps = np.floor((wanted - base + bound) / step).astype(np.int64)
+        activity = [a[chosen] for a in given.activity] if count >= 128 else []
+        mode, expected, scales = self._spread_model(
+            steps, activity, count, step, thresholds, limits
+        )
+        if mode == _RAW:
+            levels = int((high - low) // step) + 1
+            index = None if wanted is None else np.floor((wanted - low) / step).astype(np.int64)
+            index = self._coder.uniform(index, count, levels)
+            restored = np.minimum(low + index * step + bound, high)
+            sizes[chosen] = np.abs(restored - base) * _SPREAD_UNIT
+        else:
+            if mode == _SKIP:
+                steps = np.zeros(count, np.int64)
+            else:
+                steps = self._coder.symbols(steps, scales, mode)
+            restored = np.clip(base + steps * step, low, high)
+            quiet = np.minimum(expected, step * (_SPREAD_UNIT / 4))
+            sizes[chosen] = np.where(steps == 0, quiet, np.abs(steps) * (step * _SPREAD_UNIT))
+        values = predicted.copy()
+        values[chosen] = restored
+        return values, sizes
+
+    def _regression(self, given, used, keep, count, step, pass_, wanted):
+        """Code the weights of a pass; returns the correction of four times the prediction."""
+        columns = _limit_columns(given.columns[:keep], count)
+        fit = columns if used is None else columns[:, used]
+        factor = _cholesky(_gram(fit))
+        whitened = grain = None
+        if wanted is not None:
+            error = 4.0 * wanted - given.level
+            error = error if used is None else error[used]
+            whitened = np.zeros(keep)
+            rest = fit @ error
+            for j in range(keep):
+                whitened[j] = rest[j] / factor[j, j]
+                rest[j + 1 :] -= factor[j + 1 :, j] * whitened[j]
+            left = max(float(error @ error) - float(whitened @ whitened), 0.0) / count
+            noise = np.sqrt(left + 16.0 * step * step / 12.0)
+            grain = int(np.clip(np.rint(4.0 * np.log2(2.5 * noise)), 0, 255))
+        grain = self._coder.number(grain, 256)
+        width = quarter_octave(grain)
+        quantised = None
+        if wanted is not None:
+            ratio = whitened / width
+            quantised = np.where(np.abs(ratio) < 0.65, 0.0, np.rint(ratio)).astype(np.int64)
+        quantised = self._weights(quantised, keep, pass_)
+        weights = _solve_transposed(factor, quantised * width)
+        weights = np.clip(np.rint(weights * (1 << _WEIGHT_BITS)), -_WEIGHT_LIMIT, _WEIGHT_LIMIT)
+        return np.floor((weights @ columns) * 2.0**-_WEIGHT_BITS + 0.5)
+
+    def _weights(self, quantised, keep, pass_):
+        """Code whitened weights; their sizes are learnt from the same pass of earlier planes."""
+        key = (pass_[0], pass_[1])
+        learnt = self._weight_size.get(key, np.zeros(0))
+        sizes = np.full(keep, 1.0)
+        sizes[: len(learnt)] = learnt[:keep]
+        thresholds = scale_thresholds(1.0)
+        scales = np.searchsorted(thresholds, sizes).astype(np.int64)
+        quantised = self._coder.symbols(quantised, scales, 1)
+        grown = np.full(max(keep, len(learnt)), 1.0)
+        grown[: len(learnt)] = learnt
+        grown[:keep] = np.maximum(grown[:keep] * 0.6 + np.abs(quantised) * 0.4, 0.05)
+        self._weight_size[key] = grown
+        return quantised
+
+    def _spread_model(self, steps, activity, count, step, thresholds, limits):
+        """Code how large residuals are; returns (mode, expected size, scale indexes)."""
+        mode = floor = parts = None
+        if steps is not None:
+            mode, floor, parts = _choose_spread(steps, activity, step, thresholds, limits)
+        mode = self._coder.number(mode, _MODES)
+        if mode == _RAW:
+            return mode, None, None
+        if mode == _SKIP:
+            return mode, np.zeros(count), None
+        floor = self._coder.number(floor, SCALES)
+        if len(activity):
+            parts = self._coder.uniform(parts, len(activity), _SPREAD_MAX + 1)
+        else:
+            parts = np.zeros(0, np.int64)
+        expected, scales = _expected(floor, parts, activity, count, thresholds)
+        return mode, expected, scales
+
+
+def _expected(floor, parts, activity, count, thresholds):
+    total = np.full(count, thresholds[min(floor, SCALES - 2)])
+    for part, column in zip(parts.tolist(), activity, strict=True):
+        if part:
+            total = total + column * (part / (1 << _SPREAD_BITS))
+    return total, np.searchsorted(thresholds, total).astype(np.int64)
+
+
+def _choose_spread(steps, activity, step, thresholds, limits):
+    """Encoder only: fit the expected size of residuals, and pick the cheapest mode."""
+    none = np.zeros(len(activity), np.int64)
+    if not steps.any():
+        return _SKIP, 0, none
+    size = np.abs(steps) * (step * _SPREAD_UNIT)
+    columns = np.stack([*activity, np.full(len(steps), step * _SPREAD_UNIT)])
+    active = np.ones(len(columns), bool)
+    expected = np.full(len(steps), size.mean())
+    for _ in range(4):
+        weight = 1.0 / np.maximum(expected, step) ** 2
+        while True:
+            chosen = columns[active]
+            scaled = chosen * weight
+            gram = scaled @ chosen.T
+            gram[np.diag_indices(len(gram))] *= 1.0 + 1e-6
+            gram[np.diag_indices(len(gram))] += 1e-12
+            solution = np.linalg.solve(gram, scaled @ size)
+            if (solution >= 0).all() or active.sum() == 1:
+                break
+            active[np.flatnonzero(active)[solution < 0]] = False
+            if not active.any():
+                active[-1] = True
+        fitted = np.zeros(len(columns))
+        fitted[active] = np.maximum(solution, 0.0)
+        expected = np.maximum(fitted @ columns, 0.01 * size.mean())
+    parts = np.clip(np.rint(fitted[:-1] * (1 << _SPREAD_BITS)), 0, _SPREAD_MAX).astype(np.int64)
+    floor = int(np.searchsorted(thresholds, max(fitted[-1] * step * _SPREAD_UNIT, 0.0)))
+    _, scales = _expected(floor, parts, activity, len(steps), thresholds)
+    shift = SHIFTS[scales]
+    half = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0)
+    magnitude = np.minimum(np.abs((steps + half) >> shift), 128)
+    joint = np.bincount(scales * 129 + magnitude, minlength=SCALES * 129)
+    costs = [float(joint @ code_lengths(s).ravel()) for s in range(SHAPES)]
+    best = int(np.argmin(costs))
+    raw = len(steps) * np.log2((limits[1] - limits[0]) // step + 1.0)
+    if raw < costs[best] + 8.0 * (1 + len(activity)):
+        return _RAW, 0, none
+    return best, floor, parts

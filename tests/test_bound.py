@@ -1,0 +1,203 @@
+"""The residual layer: the bound holds on every valid pixel, whatever the array."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tec_zarr import bound
+from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArrayError
+
+EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
+BOUNDS = (0, 1, 5, 10, 50, 200)
+
+
+def round_trip(original, bounds, base=None, valid=None):
+    data = bound.encode(original, base, valid, bounds)
+    decoded = bound.decode(data, base, valid, original.shape, bounds)
+    assert decoded.dtype == np.int32
+    assert decoded.shape == original.shape
+    error = np.abs(decoded.astype(np.int64) - original)
+    allowed = np.asarray(bounds)[None, :, None, None]
+    assert np.all((error <= allowed) | ~(np.ones_like(error, bool) if valid is None else valid))
+    return data, decoded
+
+
+def scene(seed=0, shape=(2, 3, 40, 56)):
+    """Smooth bands that share structure, with sensor-like noise, int32 DN."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: shape[2], : shape[3]]
+    relief = 800 * np.sin(y / 9.0) * np.cos(x / 7.0) + 300 * (y > x)
+    gains = rng.uniform(0.5, 1.5, shape[:2])[..., None, None]
+    return np.rint(2000 + gains * relief + rng.normal(0, 12, shape)).astype(np.int32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 37), st.integers(1, 37)),
+    bounds=st.lists(st.sampled_from(BOUNDS), min_size=4, max_size=4),
+    kind=st.sampled_from(["noise16", "int16", "int32", "scene", "constant", "checkerboard", "hot"]),
+    masked=st.sampled_from([None, 0.0, 0.03, 0.5, 1.0]),
+    based=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_bound_holds_for_any_array(shape, bounds, kind, masked, based, seed):
+    rng = np.random.default_rng(seed)
+    original = {
+        "noise16": lambda: rng.integers(0, 1 << 16, shape),
+        "int16": lambda: rng.integers(-(1 << 15), 1 << 15, shape),
+        "int32": lambda: rng.integers(-(1 << 31), 1 << 31, shape),
+        "scene": lambda: scene(seed, shape),
+        "constant": lambda: np.full(shape, rng.integers(0, 10000)),
+        "checkerboard": lambda: np.indices(shape).sum(0) % 2 * 10000,
+        "hot": lambda: 100 + 65435 * (rng.random(shape) < 0.002),
+    }[kind]().astype(np.int32)
+    valid = None if masked is None else rng.random(shape) >= masked
+    base = None
+    if based:
+        noisy = original.astype(np.int64) + rng.integers(-60, 61, shape)
+        base = np.clip(noisy, -(1 << 31), (1 << 31) - 1).astype(np.int32)
+    round_trip(original, bounds[: shape[1]], base, valid)
+
+
+@pytest.mark.parametrize("value", BOUNDS)
+@pytest.mark.parametrize("path", sorted(EVAL.glob("*.npz")) or [None], ids=lambda p: p and p.stem)
+def test_bound_holds_on_real_scenes(path, value):
+    if path is None:
+        pytest.skip(f"no evaluation cubes in {EVAL}")
+    original = np.load(path)["dn"][:1, ::3, 40:104, 40:104].astype(np.int32)
+    round_trip(original, [value] * original.shape[1])
+
+
+def test_zero_bound_is_lossless_and_smaller_than_the_array():
+    original = scene(shape=(1, 4, 128, 128))
+    data, decoded = round_trip(original, [0, 0, 0, 0])
+    np.testing.assert_array_equal(decoded, original)
+    assert len(data) < 0.5 * original.astype("<u2").nbytes
+
+
+def test_larger_bounds_make_smaller_sections():
+    original = scene(shape=(1, 3, 96, 96))
+    sizes = [len(round_trip(original, [b] * 3)[0]) for b in (0, 2, 10, 50)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 0.2 * sizes[0]
+
+
+def test_bounds_are_per_band():
+    original = scene(shape=(1, 3, 64, 64))
+    _, decoded = round_trip(original, [0, 20, 0])
+    np.testing.assert_array_equal(decoded[:, ::2], original[:, ::2])
+    assert np.any(decoded[:, 1] != original[:, 1])
+
+
+def test_noise_costs_hardly_more_than_its_bits():
+    rng = np.random.default_rng(1)
+    original = rng.integers(0, 1 << 16, (1, 3, 96, 96)).astype(np.int32)
+    assert len(round_trip(original, [0] * 3)[0]) <= 1.02 * original.astype("<u2").nbytes
+
+
+@pytest.mark.parametrize(("factor", "phase"), [(2, 0), (2, 1), (6, 0), (6, 4)])
+def test_repeated_pixels_cost_next_to_nothing(factor, phase):
+    rng = np.random.default_rng(2)
+    fine = rng.integers(0, 1 << 12, (40, 40)).astype(np.int32)
+    big = fine.repeat(factor, 0).repeat(factor, 1)[phase : phase + 96, phase : phase + 96]
+    needed = big[::factor, ::factor].size * 12 / 8
+    data, _ = round_trip(np.ascontiguousarray(big)[None, None], [0])
+    assert len(data) <= 1.1 * needed + 100
+
+
+def test_repeated_pixels_are_found_through_nodata():
+    rng = np.random.default_rng(3)
+    big = rng.integers(1, 1 << 12, (32, 32)).astype(np.int32).repeat(2, 0).repeat(2, 1)[None, None]
+    valid = rng.random(big.shape) > 0.1
+    big = np.where(valid, big, 0).astype(np.int32)
+    assert len(round_trip(big, [0], valid=valid)[0]) <= 1.1 * 32 * 32 * 12 / 8 + 150
+
+
+@pytest.mark.parametrize("value", [0, 65535])
+def test_constant_arrays_cost_a_header(value):
+    original = np.full((2, 3, 128, 128), value, np.int32)
+    assert len(round_trip(original, [0] * 3)[0]) < 60
+
+
+def test_a_good_base_leaves_little_to_code():
+    original = scene(shape=(1, 3, 96, 96))
+    rng = np.random.default_rng(4)
+    base = original + rng.integers(-8, 9, original.shape, dtype=np.int32)
+    assert len(round_trip(original, [10] * 3, base)[0]) < 60
+    with_base = len(round_trip(original, [4] * 3, base)[0])
+    assert with_base < 0.7 * len(round_trip(original, [4] * 3)[0])
+
+
+def test_a_useless_base_costs_hardly_anything():
+    original = scene(shape=(1, 3, 128, 128))
+    base = np.random.default_rng(5).integers(0, 10000, original.shape, dtype=np.int32)
+    assert len(round_trip(original, [0] * 3, base)[0]) < 1.01 * len(
+        round_trip(original, [0] * 3)[0]
+    )
+
+
+def test_invalid_pixels_are_free_and_deterministic():
+    original = np.random.default_rng(6).integers(0, 1 << 16, (1, 2, 64, 64)).astype(np.int32)
+    nothing = np.zeros(original.shape, bool)
+    data, first = round_trip(original, [0, 0], valid=nothing)
+    assert len(data) < 40
+    np.testing.assert_array_equal(first, bound.decode(data, None, nothing, original.shape, [0, 0]))
+
+
+def test_decoded_values_stay_within_the_range_of_the_valid_ones():
+    original = np.random.default_rng(7).integers(1, 30, (1, 1, 64, 64)).astype(np.int32)
+    _, decoded = round_trip(original, [20])
+    assert decoded.min() >= 1, "a valid pixel must not turn into nodata"
+
+
+def test_damaged_bytes_are_refused():
+    original = scene(shape=(1, 2, 32, 32))
+    data = bound.encode(original, None, None, [1, 1])
+    rng = np.random.default_rng(8)
+    for position in [*range(9), *rng.integers(9, len(data), 40)]:
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << rng.integers(8)
+        with pytest.raises((FormatError, ChecksumError)):
+            bound.decode(bytes(damaged), None, None, original.shape, [1, 1])
+    for length in (0, 5, 9, len(data) // 2, len(data) - 1):
+        with pytest.raises((FormatError, ChecksumError)):
+            bound.decode(data[:length], None, None, original.shape, [1, 1])
+
+
+def test_forged_symbols_are_refused_even_with_a_right_checksum():
+    rng = np.random.default_rng(9)
+    shape = (1, 2, 24, 24)
+    for _ in range(20):
+        payload = rng.bytes(4 * int(rng.integers(0, 60)))
+        crc = bound._checksum(shape, None, None, [1, 1], payload)
+        forged = bound._HEADER.pack(bound._VERSION, crc, 0) + payload
+        with pytest.raises(TecError):
+            bound.decode(forged, None, None, shape, [1, 1])
+
+
+def test_wrong_side_information_is_refused():
+    original = scene(shape=(1, 2, 32, 32))
+    base, valid = original + 3, original > 1500
+    data = bound.encode(original, base, valid, [1, 1])
+    for other in (
+        (base + 1, valid, original.shape, [1, 1]),
+        (base, ~valid, original.shape, [1, 1]),
+        (base, valid, original.shape, [1, 2]),
+        (None, valid, original.shape, [1, 1]),
+    ):
+        with pytest.raises(ChecksumError):
+            bound.decode(data, *other)
+
+
+@pytest.mark.parametrize("bounds", [[-1, 0], [0.5, 0], [0], [0, 0, 0], [2**31, 0]])
+def test_impossible_bounds_are_refused(bounds):
+    with pytest.raises(UnsupportedArrayError, match="bound"):
+        bound.encode(scene(shape=(1, 2, 8, 8)), None, None, bounds)
+
+
+def test_float_arrays_are_refused():
+    with pytest.raises(UnsupportedArrayError, match="float64"):
+        bound.encode(scene(shape=(1, 2, 8, 8)).astype(float), None, None, [0, 0])
