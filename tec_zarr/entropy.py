@@ -1,0 +1,210 @@
+"""Range coding of integer symbols under stored integer tables.
+
+The coder is constriction's range coder (32-bit words, 64-bit state, 24-bit probabilities); the tables
+are 16-bit integer frequencies that travel with a model's weights, so nothing here depends on
+floating point.  :class:`ReferenceDecoder` is the same decoder in a page of plain Python: the executable
+specification of the byte stream, and the way to read an archive where no constriction wheel exists.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from tec_zarr.errors import FormatError
+
+try:
+    import constriction
+except ImportError:  # pragma: no cover - platforms without a wheel decode with the reference
+    constriction = None
+
+#: Frequencies of a table sum to 2**16; the coder works with 24-bit probabilities.
+TABLE_BITS = 16
+CODER_BITS = 24
+_WORD = 32
+_MASK = (1 << 64) - 1
+#: A symbol at either end of its table is followed by how far beyond it lies.
+ESCAPE_BITS = 16
+
+
+class Tables:
+    """Symmetric-range frequency tables, one per scale index.
+
+    Parameters
+    ----------
+    frequencies : (N, 2 R + 1) integer array
+        Row i holds the frequencies of the symbols ``-r_i .. r_i`` around its centre column, zero
+        beyond; every row sums to 2**16.  The two end symbols of a row are escapes.
+    """
+
+    def __init__(self, frequencies: np.ndarray):
+        frequencies = np.asarray(frequencies, np.int64)
+        if frequencies.ndim != 2 or (frequencies.sum(1) != 1 << TABLE_BITS).any():
+            raise FormatError(f"probability tables of shape {frequencies.shape} do not sum to 2**16")
+        centre = frequencies.shape[1] // 2
+        self.reach = np.array([np.flatnonzero(row)[-1] - centre for row in frequencies])
+        self.rows = [row[centre - r : centre + r + 1] for row, r in zip(frequencies, self.reach, strict=True)]
+        if any((row == 0).any() for row in self.rows):
+            raise FormatError("a probability table has a symbol of frequency zero inside its range")
+
+    def cumulative(self, index: int) -> np.ndarray:
+        """24-bit cumulative frequencies that the coder uses: each symbol also gets one unit of its own."""
+        row = self.rows[index]
+        left = np.concatenate([[0], np.cumsum(row)[:-1]])
+        scaled = left * ((1 << CODER_BITS) - len(row)) >> TABLE_BITS
+        return np.append(scaled + np.arange(len(row)), 1 << CODER_BITS)
+
+    @cached_property
+    def bits(self) -> np.ndarray:
+        """Cost in bits, (N, 2 R + 1) float64, of symbols ``-R .. R``; escapes cost 16 bits on top."""
+        width = int(self.reach.max())
+        out = np.full((len(self.rows), 2 * width + 1), np.inf)
+        for i, (row, reach) in enumerate(zip(self.rows, self.reach, strict=True)):
+            cost = -np.log2(row / (1 << TABLE_BITS))
+            out[i, width - reach : width + reach + 1] = cost
+            out[i, : width - reach + 1] = cost[0] + ESCAPE_BITS
+            out[i, width + reach :] = cost[-1] + ESCAPE_BITS
+        return out
+
+    @cached_property
+    def models(self) -> list:
+        """constriction's models, in row order."""
+        return [
+            constriction.stream.model.Categorical(row / (1 << TABLE_BITS), perfect=False)
+            for row in self.rows
+        ]
+
+
+class _Source(Protocol):
+    """What hands out symbols in order: constriction's decoder or the reference."""
+
+    def take(self, tables: Tables, index: int, count: int) -> np.ndarray: ...
+
+    def uniform(self, count: int) -> np.ndarray: ...
+
+
+class _FastDecoder:
+    def __init__(self, words: np.ndarray):
+        self.decoder = constriction.stream.queue.RangeDecoder(words)
+        self.escapes = constriction.stream.model.Uniform(1 << ESCAPE_BITS)
+
+    def take(self, tables: Tables, index: int, count: int) -> np.ndarray:
+        return self.decoder.decode(tables.models[index], count)
+
+    def uniform(self, count: int) -> np.ndarray:
+        return self.decoder.decode(self.escapes, count)
+
+
+class ReferenceDecoder:
+    """The range decoder in plain Python integers."""
+
+    def __init__(self, words: np.ndarray):
+        self.words = [int(w) for w in words]
+        self.position = 2
+        self.low, self.range = 0, _MASK
+        self.point = self._word(0) << _WORD | self._word(1)
+
+    def _word(self, position: int) -> int:
+        return self.words[position] if position < len(self.words) else 0
+
+    def _symbol(self, cumulative: np.ndarray) -> int:
+        scale = self.range >> CODER_BITS
+        quantile = ((self.point - self.low) & _MASK) // scale
+        if quantile >= 1 << CODER_BITS:
+            raise FormatError("the entropy-coded bytes are not a valid stream")
+        symbol = int(np.searchsorted(cumulative, quantile, side="right")) - 1
+        self.low = (self.low + scale * int(cumulative[symbol])) & _MASK
+        self.range = scale * int(cumulative[symbol + 1] - cumulative[symbol])
+        if self.range < 1 << _WORD:
+            self.low = self.low << _WORD & _MASK
+            self.range = self.range << _WORD & _MASK
+            self.point = (self.point << _WORD | self._word(self.position)) & _MASK
+            self.position += 1
+        return symbol
+
+    def take(self, tables: Tables, index: int, count: int) -> np.ndarray:
+        cumulative = tables.cumulative(index)
+        return np.array([self._symbol(cumulative) for _ in range(count)], np.int32)
+
+    def uniform(self, count: int) -> np.ndarray:
+        step = 1 << CODER_BITS - ESCAPE_BITS
+        cumulative = np.arange((1 << ESCAPE_BITS) + 1) * step
+        return np.array([self._symbol(cumulative) for _ in range(count)], np.int32)
+
+
+class SymbolEncoder:
+    """Collects symbols pass by pass; within a call they are coded in order of their table."""
+
+    def __init__(self, tables: Tables):
+        self.tables = tables
+        self.encoder = constriction.stream.queue.RangeEncoder()
+        self.escapes = constriction.stream.model.Uniform(1 << ESCAPE_BITS)
+
+    def put(self, symbols: np.ndarray, index: np.ndarray) -> None:
+        """Code 1-D int ``symbols`` with the tables ``index`` (uint8), same length."""
+        order = np.argsort(index, kind="stable")
+        symbols, counts = symbols[order], np.bincount(index, minlength=len(self.tables.rows))
+        reach = self.tables.reach[index[order]]
+        inside = np.clip(symbols, -reach, reach)
+        start = 0
+        for table in np.flatnonzero(counts):
+            stop = start + counts[table]
+            shifted = (inside[start:stop] + self.tables.reach[table]).astype(np.int32)
+            self.encoder.encode(shifted, self.tables.models[table])
+            start = stop
+        beyond = np.abs(symbols) - reach
+        beyond = beyond[beyond >= 0]
+        if len(beyond):
+            self.encoder.encode(np.minimum(beyond, (1 << ESCAPE_BITS) - 1).astype(np.int32), self.escapes)
+
+    def finish(self) -> bytes:
+        return self.encoder.get_compressed().astype("<u4").tobytes()
+
+
+class SymbolDecoder:
+    """Mirror of :class:`SymbolEncoder`."""
+
+    def __init__(self, tables: Tables, data: bytes, reference: bool = False):
+        if len(data) % 4:
+            raise FormatError(f"{len(data)} entropy-coded bytes are not whole 32-bit words")
+        words = np.frombuffer(data, "<u4").astype(np.uint32)
+        self.tables = tables
+        slow = reference or constriction is None
+        self.source: _Source = ReferenceDecoder(words) if slow else _FastDecoder(words)
+
+    def get(self, index: np.ndarray) -> np.ndarray:
+        """Symbols (int32) of 1-D table indexes (uint8), in the order given.
+
+        Raises
+        ------
+        FormatError
+            The bytes are not a stream of these tables.
+        """
+        order = np.argsort(index, kind="stable")
+        counts = np.bincount(index, minlength=len(self.tables.rows))
+        parts = []
+        try:
+            for table in np.flatnonzero(counts):
+                symbols = self.source.take(self.tables, int(table), int(counts[table]))
+                parts.append(symbols - self.tables.reach[table])
+            symbols = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+            escaped = np.flatnonzero(np.abs(symbols) == self.tables.reach[index[order]])
+            if len(escaped):
+                symbols[escaped] += np.sign(symbols[escaped]) * self.source.uniform(len(escaped))
+        except (AssertionError, ValueError) as error:
+            raise FormatError(f"the entropy-coded bytes are not a valid stream ({error})") from None
+        out = np.empty(len(index), np.int32)
+        out[order] = symbols
+        return out
+
+
+def integer_table(probabilities: np.ndarray) -> np.ndarray:
+    """Frequencies that sum to 2**16, every symbol at least one, from probabilities of any sum."""
+    total = 1 << TABLE_BITS
+    scaled = probabilities / probabilities.sum() * (total - len(probabilities))
+    out = np.floor(scaled).astype(np.int64) + 1
+    for place in np.argsort(np.floor(scaled) - scaled, kind="stable")[: total - int(out.sum())]:
+        out[place] += 1
+    return out

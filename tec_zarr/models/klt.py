@@ -1,0 +1,180 @@
+"""The spectral side of a ``tec-s2`` section: a tile's own KLT, in a few dozen bytes.
+
+The basis is sent as Givens angles, so whatever is read back is orthonormal: coarse angles cost a little
+decorrelation, never fidelity.  Column j gets as many bits as its spread over the quantiser step needs,
+and columns whose spread the step swallows get none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tec_zarr.errors import FormatError
+
+#: Quarter octaves of component spread over quantiser step that can be told apart.
+SPREAD_LOW, SPREAD_HIGH = -16, 47
+#: A component below this spread (0.35 steps) carries nothing: its basis vector is not sent.
+ACTIVE_SPREAD = -6
+
+
+class BitWriter:
+    def __init__(self) -> None:
+        self.value, self.length = 0, 0
+
+    def put(self, value: int, bits: int) -> None:
+        self.value = self.value << bits | value
+        self.length += bits
+
+    def put_signed(self, value: int, rice: int) -> None:
+        """Rice code of the zigzag of ``value``; at most 32 + 24 bits."""
+        mapped = 2 * value if value >= 0 else -2 * value - 1
+        high = mapped >> rice
+        if high < 24:
+            self.put((1 << high) - 1 << 1, high + 1)
+            self.put(mapped & (1 << rice) - 1, rice)
+        else:
+            self.put((1 << 24) - 1, 24)
+            self.put(mapped, 32)
+
+    def to_bytes(self) -> bytes:
+        pad = -self.length % 8
+        return (self.value << pad).to_bytes((self.length + pad) // 8, "big")
+
+
+class BitReader:
+    def __init__(self, data: bytes):
+        self.value = int.from_bytes(data, "big")
+        self.left = 8 * len(data)
+
+    def get(self, bits: int) -> int:
+        if bits > self.left:
+            raise FormatError("a section ends inside its spectral header")
+        self.left -= bits
+        return self.value >> self.left & (1 << bits) - 1
+
+    def get_signed(self, rice: int) -> int:
+        high = 0
+        while high < 24 and self.get(1):
+            high += 1
+        mapped = self.get(32) if high == 24 else high << rice | self.get(rice)
+        return mapped >> 1 if mapped % 2 == 0 else -(mapped + 1 >> 1)
+
+    def rest(self, data: bytes) -> bytes:
+        """Bytes after the last one that was touched."""
+        return data[len(data) - self.left // 8 :]
+
+
+@dataclass(frozen=True)
+class Klt:
+    """Mean (C,) DN, basis (C, C) with components in columns, spread (C,) int quarter octaves over the step."""
+
+    mean: np.ndarray
+    basis: np.ndarray
+    spread: np.ndarray
+
+
+def _angle_bits(spread: int) -> int:
+    return min(max(math.ceil(spread / 4) + 5, 4), 15)
+
+
+def _mean_unit(step: float) -> float:
+    return 2.0 ** max(math.floor(math.log2(step / 4)), 0)
+
+
+def _spreads(values: np.ndarray, step: float) -> np.ndarray:
+    ratio = np.log2(np.sqrt(np.maximum(values, 1e-6)) / step)
+    return np.clip(np.rint(4 * ratio), SPREAD_LOW, SPREAD_HIGH).astype(int)
+
+
+def _rotate(matrix: np.ndarray, row: int, angle: float, inverse: bool) -> None:
+    """In place: mix rows ``row - 1`` and ``row``."""
+    cosine, sine = math.cos(angle), math.sin(angle)
+    upper, lower = matrix[row - 1].copy(), matrix[row].copy()
+    if inverse:
+        sine = -sine
+    matrix[row - 1] = cosine * upper + sine * lower
+    matrix[row] = cosine * lower - sine * upper
+
+
+def _rotations(count: int, active: int) -> list[tuple[int, int, bool]]:
+    """(column, row, whole turn?) of each angle, in order.  The last column never has one."""
+    return [
+        (column, row, row == count - 1)
+        for column in range(min(active, count - 1))
+        for row in range(count - 1, column, -1)
+    ]
+
+
+def _basis(count: int, angles: list[tuple[int, float]]) -> np.ndarray:
+    """Orthonormal (C, C) basis from its rotations, on a 2**-24 grid so that libm's last digit is gone."""
+    basis = np.eye(count)
+    for row, angle in reversed(angles):
+        _rotate(basis, row, angle, inverse=True)
+    return np.rint(basis * 2**24) / 2**24
+
+
+def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes, Klt]:
+    """KLT of a tile with this mean (C,) and covariance (C, C), and the bytes it is read from.
+
+    ``step`` is the quantiser step in DN that the tile will be coded with.
+    """
+    count = len(mean)
+    values, work = np.linalg.eigh(covariance)
+    values, work = values[::-1], work[:, ::-1].copy()
+    largest = np.abs(work).argmax(axis=0)
+    work *= np.where(work[largest, np.arange(count)] < 0, -1.0, 1.0)
+    spread = _spreads(values, step)
+    active = int((spread > ACTIVE_SPREAD).sum())
+    bits = BitWriter()
+    unit = _mean_unit(step)
+    whole = np.rint(mean / unit).astype(int)
+    for value, before in zip(whole, [0, *whole[:-1]], strict=True):
+        bits.put_signed(int(value - before), 6)
+    bits.put(active, 5)
+    for value, before in zip(spread[:active], [SPREAD_HIGH, *spread[:active]], strict=False):
+        bits.put_signed(int(before - value), 2)
+    angles = []
+    for column, row, turn in _rotations(count, active):
+        size = _angle_bits(int(spread[column])) + turn
+        unit_angle = math.pi / 2 ** (size - turn)
+        code = round(math.atan2(work[row, column], work[row - 1, column]) / unit_angle)
+        # Below a pivot that is already positive an angle lies in [0, pi): no wrapping round.
+        code = code % (1 << size) if turn else min(max(code, 0), (1 << size) - 1)
+        bits.put(code, size)
+        angles.append((row, code * unit_angle))
+        _rotate(work, row, angles[-1][1], inverse=False)
+    basis = _basis(count, angles)
+    rest = _spreads(np.einsum("ic,ij,jc->c", basis, covariance, basis), step)[active:]
+    for value in rest:
+        bits.put_signed(int(value) - ACTIVE_SPREAD, 2)
+    return bits.to_bytes(), Klt(whole * unit, basis, np.concatenate([spread[:active], rest]))
+
+
+def read(data: bytes, count: int, step: float) -> tuple[Klt, bytes]:
+    """The KLT at the beginning of a section of ``count`` bands, and the bytes after it.
+
+    Raises
+    ------
+    FormatError
+        The bytes end too soon or are not a KLT.
+    """
+    bits = BitReader(data)
+    unit = _mean_unit(step)
+    whole = np.cumsum([bits.get_signed(6) for _ in range(count)])
+    active = bits.get(5)
+    if active > count:
+        raise FormatError(f"a section of {count} bands claims {active} spectral components")
+    spread = SPREAD_HIGH - np.cumsum([bits.get_signed(2) for _ in range(active)], dtype=int)
+    if active and not (ACTIVE_SPREAD < spread.min() and spread.max() <= SPREAD_HIGH):
+        raise FormatError("a section's spectral spreads are out of range")
+    angles = []
+    for column, row, turn in _rotations(count, active):
+        size = _angle_bits(int(spread[column])) + turn
+        angles.append((row, bits.get(size) * math.pi / 2 ** (size - turn)))
+    rest = np.array([ACTIVE_SPREAD + bits.get_signed(2) for _ in range(count - active)], int)
+    rest = np.clip(rest, SPREAD_LOW, SPREAD_HIGH)
+    klt = Klt(whole * unit, _basis(count, angles), np.concatenate([spread, rest]))
+    return klt, bits.rest(data)

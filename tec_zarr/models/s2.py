@@ -1,0 +1,260 @@
+"""The embedded default model ``tec-s2``: one date of one tile to bytes and back.
+
+A section is ``KLT | group flags (1 byte) | range-coded latents``; see docs/format.md.  Each date stands
+alone.  Latents are exact on every machine (integer networks, see :mod:`tec_zarr.models.s2_net`); the
+analysis runs in float64, so that the same pixels give the same bytes whatever the thread count; the
+synthesis runs in float32 and may differ in the last place, which can move a pixel that lies between two
+DN by one.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tec_zarr.entropy import SymbolDecoder, SymbolEncoder, Tables
+from tec_zarr.errors import FormatError
+from tec_zarr.models import klt
+from tec_zarr.models.registry import Encoded
+from tec_zarr.models.s2_net import (
+    BLOCK,
+    COMPONENTS,
+    GROUPS,
+    MEAN_GRID,
+    SCALES,
+    IntConv,
+    S2Net,
+    step_size,
+)
+
+#: Rate-distortion trade of the quantiser: bits saved against squared error in steps (as in training).
+LAMBDA = 8.0
+#: A group whose latents all lie below this (in steps) is not coded at all.
+SILENT = 0.6
+
+
+class SymbolSink(Protocol):
+    """Where an encoded date's symbols go: a :class:`SymbolEncoder`, or a counter of them."""
+
+    def put(self, symbols: np.ndarray, index: np.ndarray) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Context:
+    """Side information of one section, as both ends know it."""
+
+    spectral: klt.Klt
+    condition: Tensor  # (1, 13) float32
+    quality: Tensor  # (1,) float64
+
+
+class TecS2:
+    """``tec-s2`` behind the :class:`~tec_zarr.models.registry.Model` protocol.
+
+    Parameters
+    ----------
+    net : S2Net
+        With its integer layers frozen.
+    tables : Tables
+        One per scale index.
+    """
+
+    name = "tec-s2"
+
+    def __init__(self, net: S2Net, tables: Tables, weights_sha256: str):
+        self.net = net.eval().requires_grad_(False)
+        self.analysis = copy.deepcopy(self.net).double()
+        self.tables = tables
+        self.weights_sha256 = weights_sha256
+
+    # ---- the Model protocol
+
+    def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
+        """Encode float32 DN (T, C, h, w), finite and filled everywhere, C from 1 to 12."""
+        del bands  # the tile's own KLT makes any set and order of bands alike
+        if not 1 <= cube.shape[1] <= COMPONENTS:
+            raise FormatError(f"tec-s2 takes 1 to {COMPONENTS} bands, not {cube.shape[1]}")
+        sections, crc = [], 0
+        for date in cube:
+            coder = SymbolEncoder(self.tables)
+            header, latents = self.encode_date(date, quality, coder)
+            sections.append(header + coder.finish())
+            crc = zlib.crc32(latents, crc)
+        return Encoded(sections, crc)
+
+    def decode(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        bands: tuple[str, ...] | None,
+    ) -> tuple[np.ndarray, int]:
+        """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
+        del bands
+        out = np.empty(shape, np.float32)
+        crc = 0
+        for date, section in zip(out, sections, strict=True):
+            latents, context = self.decode_latents(section, shape[1:], quality)
+            crc = zlib.crc32(_units(latents), crc)
+            date[:] = self._pixels(latents, context, shape[1:])
+        return out, crc
+
+    # ---- one date
+
+    @torch.inference_mode()
+    def encode_date(self, date: np.ndarray, quality: float, coder: SymbolSink) -> tuple[bytes, bytes]:
+        """Code (C, h, w) DN into ``coder``; the section's header, and the latents as checksummed."""
+        count, height, width = date.shape
+        flat = date.reshape(count, -1).astype(np.float64)
+        mean = flat.mean(axis=1)
+        covariance = (flat - mean[:, None]) @ (flat - mean[:, None]).T / flat.shape[1]
+        header, spectral = klt.write(mean, covariance, step_size(quality))
+        context = _context(spectral, quality)
+        padded = np.zeros((COMPONENTS, height, width))
+        padded[:count] = (spectral.basis.T @ (flat - spectral.mean[:, None])).reshape(date.shape)
+        components = _pad(torch.from_numpy(padded)[None])
+        latents = self.analysis.analyse(components, context.quality, context.condition.double())[0]
+        coded = tuple(bool((g.abs() > SILENT).any()) for g in latents.split(GROUPS))
+        groups = [g.numpy() for g in latents.split(GROUPS)]
+        weight = LAMBDA * np.exp2(2 * self._gain(context.quality))
+        decoded = np.zeros((sum(GROUPS), *latents.shape[1:]), np.float32)
+        for step in self.net.passes(context.condition, *latents.shape[1:], coded=coded):
+            places = step.mask.numpy()
+            mu, index = step.mean[0].numpy()[:, places], _table_index(step.scale[0])[:, places]
+            channels = _channels(step.group)
+            symbols = self._quantise(groups[step.group][:, places] - mu, index, weight[channels, None])
+            live = index > 0
+            coder.put(symbols[live], index[live])
+            values = np.zeros(step.mean.shape[1:], np.float32)
+            values[:, places] = symbols + mu
+            step.decoded = torch.from_numpy(values)[None]
+            decoded[channels] += values
+        flags = sum(on << i for i, on in enumerate(coded))
+        return header + bytes([flags]), _units(decoded)
+
+    @torch.inference_mode()
+    def decode_latents(
+        self, section: bytes, shape: tuple[int, ...], quality: float, reference: bool = False
+    ) -> tuple[np.ndarray, _Context]:
+        """Latents (320, h / 8, w / 8) float32 in quantiser steps of a section of ``shape`` (C, h, w).
+
+        ``reference`` decodes with the plain Python range decoder.
+        """
+        count, height, width = shape
+        spectral, rest = klt.read(section, count, step_size(quality))
+        if not rest:
+            raise FormatError("a section ends after its spectral header")
+        coded = tuple(bool(rest[0] >> i & 1) for i in range(len(GROUPS)))
+        context = _context(spectral, quality)
+        decoder = SymbolDecoder(self.tables, rest[1:], reference)
+        rows, columns = -(-height // BLOCK), -(-width // BLOCK)
+        decoded = np.zeros((sum(GROUPS), rows, columns), np.float32)
+        for step in self.net.passes(context.condition, rows, columns, coded=coded):
+            places = step.mask.numpy()
+            index = _table_index(step.scale[0])[:, places]
+            live = index > 0
+            symbols = np.zeros(index.shape, np.float32)
+            symbols[live] = decoder.get(index[live])
+            values = np.zeros(step.mean.shape[1:], np.float32)
+            values[:, places] = symbols + step.mean[0].numpy()[:, places]
+            step.decoded = torch.from_numpy(values)[None]
+            decoded[_channels(step.group)] += values
+        return decoded, context
+
+    @torch.inference_mode()
+    def _pixels(self, latents: np.ndarray, context: _Context, shape: tuple[int, ...]) -> np.ndarray:
+        count, height, width = shape
+        components = self.net.synthesise(
+            torch.from_numpy(latents)[None], context.quality.float(), context.condition
+        )[0, :count, :height, :width]
+        basis = torch.from_numpy(context.spectral.basis).float()
+        mean = torch.from_numpy(context.spectral.mean).float()
+        return (basis @ components.reshape(count, -1) + mean[:, None]).reshape(shape).numpy()
+
+    def _gain(self, quality: Tensor) -> np.ndarray:
+        """log2 of each channel's step over the base step, (M,)."""
+        steps = self.analysis.steps(quality)[0, :, 0, 0]
+        return torch.log2(steps / step_size(float(quality[0]))).numpy()
+
+    def _quantise(self, residual: np.ndarray, index: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Rate-distortion optimised rounding: the nearest integer or the one towards zero."""
+        nearest = np.rint(residual)
+        lower = nearest - np.sign(nearest)
+        bits, width = self.tables.bits, self.tables.bits.shape[1] // 2
+        near = np.clip(nearest, -width, width).astype(np.intp) + width
+        low = np.clip(lower, -width, width).astype(np.intp) + width
+        saved = bits[index, near] - bits[index, low]
+        worse = weight * ((residual - lower) ** 2 - (residual - nearest) ** 2)
+        symbols = np.where(saved > worse, lower, nearest)
+        return np.where(index > 0, symbols, 0).astype(np.int32)
+
+
+def _context(spectral: klt.Klt, quality: float) -> _Context:
+    condition = np.full(COMPONENTS + 1, klt.SPREAD_LOW, np.float32)
+    condition[0] = np.rint(8 * (quality - 4.5))
+    condition[1 : 1 + len(spectral.spread)] = spectral.spread
+    return _Context(
+        spectral,
+        torch.from_numpy(condition)[None],
+        torch.tensor([float(quality)], dtype=torch.float64),
+    )
+
+
+def _channels(group: int) -> slice:
+    start = sum(GROUPS[:group])
+    return slice(start, start + GROUPS[group])
+
+
+def _table_index(scale: Tensor) -> np.ndarray:
+    return torch.floor(scale + 0.5).clamp(0, SCALES - 1).to(torch.uint8).numpy()
+
+
+def _units(latents: np.ndarray) -> bytes:
+    """Latents as little-endian int32 in units of 1/16 step: what the checksum is taken over."""
+    return np.rint(latents * MEAN_GRID).astype("<i4").tobytes()
+
+
+def _pad(components: Tensor) -> Tensor:
+    """Extend (1, K, h, w) to whole blocks by repeating the last row and column."""
+    height, width = components.shape[-2:]
+    return F.pad(components, (0, -width % BLOCK, 0, -height % BLOCK), mode="replicate")
+
+
+# ---- weights
+
+
+def save(net: S2Net, frequencies: np.ndarray, path: Path) -> None:
+    """Write ``net`` with its integer layers as integers, and the tables, as safetensors."""
+    integer = {name for name, module in net.named_modules() if isinstance(module, IntConv)}
+    out = {"tables": torch.from_numpy(frequencies.astype(np.int32))}
+    for name in integer:
+        parts = net.get_submodule(name).integers()
+        out |= {f"{name}.{part}": t for part, t in zip(("weight", "exponent", "bias"), parts, strict=True)}
+    for name, tensor in net.state_dict().items():
+        if name.rpartition(".")[0] not in integer:
+            out[name] = tensor.detach().float()
+    save_file({name: tensor.contiguous() for name, tensor in sorted(out.items())}, path)
+
+
+def load(path: Path, weights_sha256: str = "") -> TecS2:
+    """Read what :func:`save` wrote."""
+    tensors = load_file(path)
+    net = S2Net()
+    tables = Tables(tensors.pop("tables").numpy())
+    for name, module in net.named_modules():
+        if isinstance(module, IntConv):
+            module.freeze(*(tensors.pop(f"{name}.{part}") for part in ("weight", "exponent", "bias")))
+    missing = net.load_state_dict(tensors, strict=False).missing_keys
+    frozen = {f"{n}.{p}" for n, m in net.named_modules() if isinstance(m, IntConv) for p in ("weight", "bias")}
+    if set(missing) != frozen:
+        raise FormatError(f"{path} is not a tec-s2 model: missing {sorted(set(missing) - frozen)}")
+    return TecS2(net, tables, weights_sha256)

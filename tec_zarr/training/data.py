@@ -1,0 +1,180 @@
+"""Training samples: random crops of Sentinel-2 frames, rotated to their own spectral KLT.
+
+A frame is one date of one cube, ``(12, H, W)`` uint16 DN in L2A band order.  The KLT is taken over a
+window of at most 256 x 256 pixels around each crop (what the codec does per tile), from covariances
+computed once, so that gain augmentation and band dropout are algebra on a 12 x 12 matrix instead of
+another pass over the pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+WINDOW = 256
+BANDS = 12
+#: Bands whose native grid is 20 m and 60 m, as indices in L2A order (B01 .. B12).
+BANDS_20M, BANDS_60M = (4, 5, 6, 8, 10, 11), (0, 9)
+BANDS_10M = (1, 2, 3, 7)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One KLT window of a frame: pixels, valid share, mean and covariance over the valid pixels."""
+
+    dn: np.ndarray  # (12, h, w) uint16
+    present: np.ndarray  # (12,) bool
+    mean: np.ndarray  # (12,) float64, DN
+    covariance: np.ndarray  # (12, 12) float64, DN^2
+    weight: float
+    source: str
+
+
+def _fill_nodata(dn: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Replace nodata pixels by the mean of each band, as neutral texture for training."""
+    valid = (dn[present] > 0).all(axis=0)
+    if valid.all() or not valid.any():
+        return dn, valid
+    out = dn.copy()
+    for band in np.flatnonzero(present):
+        out[band][~valid] = out[band][valid].mean()
+    return out, valid
+
+
+def smooth_resampled(dn: np.ndarray) -> np.ndarray:
+    """The same frame with its 20 m and 60 m bands resampled bilinearly instead of by nearest neighbour.
+
+    Half of the world's cubes come one way, half the other; most of the small training set is
+    nearest.  Bands that are not blocky are returned unchanged.
+    """
+    out = dn.copy()
+    for band, factor in [(b, 2) for b in BANDS_20M] + [(b, 6) for b in BANDS_60M]:
+        plane = dn[band]
+        row_same = (np.diff(plane[:, :200].astype(np.int32), axis=0) == 0).mean(axis=1)
+        col_same = (np.diff(plane[:200].astype(np.int32), axis=1) == 0).mean(axis=0)
+        row_phase = np.array([row_same[p::factor].mean() for p in range(factor)])
+        col_phase = np.array([col_same[p::factor].mean() for p in range(factor)])
+        # Exactly one phase of the grid has differences; everything else repeats.
+        if np.sort(row_phase)[1:].min(initial=1) < 0.6 or np.sort(col_phase)[1:].min(initial=1) < 0.6:
+            continue
+        if row_phase.min() > 0.6 or col_phase.min() > 0.6:
+            continue
+        start = [(int(p.argmin()) + 1) % factor for p in (row_phase, col_phase)]
+        coarse = plane[start[0] :: factor, start[1] :: factor].astype(np.float64)
+        axes = []
+        for size, first, count in zip(plane.shape, start, coarse.shape, strict=True):
+            centre = (np.arange(size) - first - (factor - 1) / 2) / factor
+            low = np.clip(np.floor(centre), 0, count - 2).astype(int)
+            axes.append((low, np.clip(centre - low, 0, 1)))
+        (r0, fr), (c0, fc) = axes
+        rows = coarse[r0] * (1 - fr)[:, None] + coarse[r0 + 1] * fr[:, None]
+        out[band] = np.rint(rows[:, c0] * (1 - fc) + rows[:, c0 + 1] * fc)
+    return out
+
+
+def _windows(dn: np.ndarray, present: np.ndarray, weight: float, source: str) -> Iterator[Window]:
+    height, width = dn.shape[1:]
+    steps = [sorted({min(p, max(n - WINDOW, 0)) for p in range(0, max(n - WINDOW, 0) + 128, 128)})
+             for n in (height, width)]
+    for top in steps[0]:
+        for left in steps[1]:
+            tile = dn[:, top : top + WINDOW, left : left + WINDOW]
+            filled, valid = _fill_nodata(tile, present)
+            if valid.mean() < 0.9:
+                continue
+            pixels = filled.reshape(BANDS, -1).astype(np.float64)
+            yield Window(filled, present, pixels.mean(axis=1), np.cov(pixels), weight, source)
+
+
+def npz_windows(folder: Path, smallest: int = 60) -> list[Window]:
+    """Windows of every cube in a folder of ``.npz`` files (``dn`` (T, 12, H, W), ``present`` (12,)).
+
+    Frames narrower than ``smallest`` pixels are left out.  A window weighs as the square root of
+    its cube's area, so that one large tile does not outvote two hundred places.
+    """
+    out: list[Window] = []
+    for path in sorted(Path(folder).glob("*.npz")):
+        with np.load(path) as file:
+            cube, present = file["dn"], file["present"].astype(bool)
+        if min(cube.shape[2:]) < smallest:
+            continue
+        mine: list[Window] = []
+        for frame in cube:
+            mine.extend(_windows(frame, present, 1.0, path.stem))
+            smooth = smooth_resampled(frame)
+            if not np.array_equal(smooth, frame):
+                mine.extend(_windows(smooth, present, 1.0, path.stem))
+        # Everything is on one grid; a place seen a hundred times is still one place.
+        area = cube.shape[2] * cube.shape[3] * min(len(cube), 4)
+        share = area**0.5 / max(len(mine), 1)
+        out.extend(Window(w.dn, w.present, w.mean, w.covariance, share, w.source) for w in mine)
+    return out
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A crop in KLT coordinates: ``components`` (12, crop, crop) float32 with the unused ones zero."""
+
+    components: np.ndarray
+    sigma: np.ndarray  # (12,) float32, standard deviation of each component over the window, DN
+    bands: int
+
+
+class Sampler:
+    """Draws augmented crops without end; deterministic for a seed."""
+
+    def __init__(self, windows: list[Window], crop: int, seed: int):
+        self.windows, self.crop = windows, crop
+        weights = np.array([w.weight for w in windows])
+        self.cumulative = np.cumsum(weights / weights.sum())
+        self.rng = np.random.default_rng(seed)
+
+    def draw(self) -> Sample:
+        rng, crop = self.rng, self.crop
+        window = self.windows[int(np.searchsorted(self.cumulative, rng.random()))]
+        bands = self._bands(window.present)
+        gain = np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.08, BANDS))[bands]
+        covariance = window.covariance[np.ix_(bands, bands)] * np.outer(gain, gain)
+        values, vectors = np.linalg.eigh(covariance)
+        order = np.argsort(-values)
+        values, vectors = values[order], vectors[:, order]
+        # Sign fixed by the largest coefficient, as in the codec.
+        vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(bands))])
+        patch = window.dn[bands]
+        height, width = patch.shape[1:]
+        if height < crop or width < crop:
+            patch = np.pad(patch, ((0, 0), (0, max(crop - height, 0)), (0, max(crop - width, 0))), "symmetric")
+            height, width = patch.shape[1:]
+        top, left = rng.integers(0, height - crop + 1), rng.integers(0, width - crop + 1)
+        patch = patch[:, top : top + crop, left : left + crop]
+        if rng.random() < 0.5:
+            patch = patch[:, ::-1]
+        patch = np.rot90(patch, rng.integers(0, 4), axes=(1, 2))
+        centred = (patch.reshape(len(bands), -1) - window.mean[bands, None]) * gain[:, None]
+        components = np.zeros((BANDS, crop, crop), np.float32)
+        components[: len(bands)] = (vectors.T @ centred).reshape(-1, crop, crop)
+        sigma = np.zeros(BANDS, np.float32)
+        sigma[: len(bands)] = np.sqrt(np.maximum(values, 0))
+        return Sample(components, sigma, len(bands))
+
+    def _bands(self, present: np.ndarray) -> np.ndarray:
+        rng, bands = self.rng, np.flatnonzero(present)
+        chance = rng.random()
+        if chance < 0.1:
+            bands = np.intersect1d(bands, BANDS_10M)
+        elif chance < 0.25:
+            keep = rng.integers(3, len(bands) + 1)
+            bands = np.sort(rng.choice(bands, keep, replace=False))
+        return bands
+
+    def batch(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``size`` samples: components (B, 12, crop, crop), sigma (B, 12), band counts (B,)."""
+        samples = [self.draw() for _ in range(size)]
+        return (
+            np.stack([s.components for s in samples]),
+            np.stack([s.sigma for s in samples]),
+            np.array([s.bands for s in samples]),
+        )

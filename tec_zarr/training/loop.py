@@ -1,0 +1,189 @@
+"""Training of the embedded default model: one command, CPU or GPU, resumable.
+
+Loss per tile: ``(bits + 8 SSE / step^2) * weight(quality)`` with quality uniform in [1, 8].  The factor 8
+is where a uniform quantiser of that step sits on its rate-distortion curve (dR/dD = 6 / (ln 2 step^2)
+at high rate, a little less with dead zones), the weight evens out the levels' share of the gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from queue import Queue
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tec_zarr.models.s2_net import COND_HIGH, COND_LOW, LEVELS, S2Net, step_size
+from tec_zarr.training.data import Sampler, Window, npz_windows
+from tec_zarr.training.initialise import initialise
+
+LAMBDA = 8.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on; written beside its checkpoints."""
+
+    data: str
+    out: str
+    steps: int = 20_000
+    batch: int = 8
+    crop: int = 128
+    rate: float = 1e-3
+    transform_rate: float = 1e-4
+    ema: float = 0.999
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    checkpoint_seconds: float = 240.0
+    validate_every: int = 500
+    #: Sources kept out of training, by prefix of the file name, to validate on.
+    held_out: tuple[str, ...] = (
+        "s2s-ucnn__usa",
+        "rstoolbox__sen2-rds-cc44bf0",
+        "bigearthnet-common__S2A-MSIL2A-20180510T94033",
+        "glf-cr__ROIs2017",
+    )
+    #: Sources that are not real 10 m imagery (resampled previews), left out.
+    left_out: tuple[str, ...] = ("rio-tiler-pds__T19UDP",)
+    #: Two hundred parcels of one kind (forest) count for less than their number.
+    discounted: tuple[str, ...] = ("bark-bettle",)
+
+
+def condition_vector(sigma: Tensor, quality: Tensor) -> Tensor:
+    """(B, 13): quality in eighths around 4.5, then log2(sigma / step) in quarter octaves; integers."""
+    spread = torch.log2(sigma.clamp_min(1e-3) / step_size(quality)[:, None])
+    spread = torch.round(4 * spread).clamp(COND_LOW, COND_HIGH)
+    return torch.cat([torch.round(8 * (quality[:, None] - 4.5)), spread], 1)
+
+
+def tile_loss(net: S2Net, components: Tensor, sigma: Tensor, bands: Tensor, quality: Tensor):
+    """Bits per pixel and mean squared error over the present bands, per tile, and the loss."""
+    condition = condition_vector(sigma, quality)
+    coded = net(components, quality, condition)
+    present = torch.arange(components.shape[1], device=bands.device)[None] < bands[:, None]
+    pixels = components.shape[2] * components.shape[3]
+    error = (coded.components.float() - components).square().sum((2, 3)) * present
+    sse = error.sum(1) / pixels
+    bpp = coded.bits / pixels
+    step = step_size(quality)
+    loss = (bpp + LAMBDA * sse / step.square()) * (step / 2400.0) ** 0.7
+    return loss.mean(), bpp / bands, sse / bands
+
+
+class Prefetch:
+    """Batches made by a background thread, so that the network does not wait for crops."""
+
+    def __init__(self, sampler: Sampler, batch: int):
+        self.queue: Queue = Queue(4)
+        self.sampler, self.batch = sampler, batch
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self.queue.put(tuple(torch.from_numpy(a) for a in self.sampler.batch(self.batch)))
+
+
+def split_windows(config: Config) -> tuple[list[Window], list[Window]]:
+    windows = npz_windows(Path(config.data))
+    usable = [
+        replace(w, weight=0.4 * w.weight) if w.source.startswith(config.discounted) else w
+        for w in windows
+        if not w.source.startswith(config.left_out)
+    ]
+    held = [w for w in usable if w.source.startswith(config.held_out)]
+    return [w for w in usable if not w.source.startswith(config.held_out)], held
+
+
+@torch.no_grad()
+def validate(net: S2Net, held: list[Window], config: Config) -> dict[str, list[float]]:
+    """Estimated (bpppb, PSNR) on fixed crops of held-out places at qualities 2 .. 7."""
+    sampler = Sampler(held, config.crop, seed=1)
+    sampler._bands = lambda present: np.flatnonzero(present)  # all bands, every time the same
+    components, sigma, bands = (torch.from_numpy(a).to(config.device) for a in sampler.batch(24))
+    curve = {}
+    for level in range(2, 8):
+        quality = torch.full((len(bands),), float(level), device=config.device)
+        _, bpppb, mse = tile_loss(net, components, sigma, bands, quality)
+        curve[str(level)] = [round(float(bpppb.mean()), 5), round(10 * math.log10(1e8 / float(mse.mean())), 3)]
+    return curve
+
+
+def train(config: Config) -> S2Net:
+    """Run or resume; returns the averaged (EMA) network and leaves ``last.pt`` and ``log.jsonl``."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(asdict(config), indent=1))
+    windows, held = split_windows(config)
+    net = S2Net()
+    checkpoint = out / "last.pt"
+    start = 0
+    if not checkpoint.exists():
+        initialise(net, Sampler(windows, config.crop, config.seed + 1))
+    net = net.to(config.device)
+    slow = {"analysis_overlap", "synthesis_overlap", "analysis", "synthesis"}
+    named = list(net.named_parameters())
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for n, p in named if n not in slow], "lr": config.rate},
+            {"params": [p for n, p in named if n in slow], "lr": config.transform_rate},
+        ],
+        weight_decay=0.0,
+        betas=(0.9, 0.98),
+    )
+    base_rates = [config.rate, config.transform_rate]
+    average = S2Net().to(config.device)
+    average.load_state_dict(net.state_dict())
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=config.device, weights_only=True)
+        net.load_state_dict(state["net"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["step"]
+    batches = Prefetch(Sampler(windows, config.crop, config.seed + 2 + start), config.batch)
+    log = (out / "log.jsonl").open("a", buffering=1)
+    began = saved = time.monotonic()
+    seen = 0.0
+    for step in range(start, config.steps):
+        warm = min(1.0, (step + 1) / 200)
+        cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        for group, base in zip(optimiser.param_groups, base_rates, strict=True):
+            group["lr"] = base * warm * (0.02 + 0.98 * cosine)
+        components, sigma, bands = (a.to(config.device) for a in batches.queue.get())
+        quality = 1 + (LEVELS - 1) * torch.rand(len(bands), device=config.device)
+        with torch.autocast(config.device.split(":")[0], dtype=torch.bfloat16):
+            loss, bpppb, mse = tile_loss(net, components, sigma, bands, quality)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+        optimiser.step()
+        with torch.no_grad():
+            decay = min(config.ema, (step + 1) / (step + 100))
+            for slow_p, fast_p in zip(average.parameters(), net.parameters(), strict=True):
+                slow_p.lerp_(fast_p, 1 - decay)
+        seen = float(loss.detach()) if seen == 0 else 0.98 * seen + 0.02 * float(loss.detach())
+        if (step + 1) % 50 == 0:
+            elapsed = round(time.monotonic() - began, 1)
+            log.write(json.dumps({"step": step + 1, "loss": round(seen, 5), "seconds": elapsed}) + "\n")
+        if (step + 1) % config.validate_every == 0 or step + 1 == config.steps or step == start:
+            curve = validate(average, held, config)
+            log.write(json.dumps({"step": step + 1, "validation": curve}) + "\n")
+        if time.monotonic() - saved > config.checkpoint_seconds or step + 1 == config.steps:
+            state = {
+                "net": net.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step + 1,
+            }
+            torch.save(state, out / "partial.pt")
+            (out / "partial.pt").replace(checkpoint)
+            saved = time.monotonic()
+    return average
