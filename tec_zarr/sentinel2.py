@@ -1,0 +1,229 @@
+"""Sentinel-2 facts the codec and its helpers share: bands, scale, offset, scene classes.
+
+Plain Python: importing this module costs nothing and pulls in neither numpy nor torch.
+
+The codec speaks digital numbers (DN), ``reflectance = DN / 10000`` with the offset of
+processing baseline 04.00 already removed and 0 as nodata.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tec_zarr.errors import TecError
+
+__all__ = [
+    "BANDS",
+    "BASELINE_0400_DATE",
+    "BASELINE_0400_OFFSET",
+    "CLOUD_LIKE",
+    "DN_PER_REFLECTANCE",
+    "L1C_BANDS",
+    "L2A_BANDS",
+    "NODATA",
+    "SCL_CLASSES",
+    "Band",
+    "UnknownBandError",
+    "band_name",
+    "band_names",
+    "carries_offset",
+]
+
+
+class UnknownBandError(TecError):
+    """A name that is not a Sentinel-2 MSI band."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """One band of the MultiSpectral Instrument.
+
+    Attributes
+    ----------
+    name : str
+        Canonical name, two digits: ``"B02"``, ``"B8A"``.
+    common_name : str
+        Name in the STAC ``eo`` extension: ``"blue"``, ``"nir08"``.
+    gsd : int
+        Native ground sampling distance in metres: 10, 20 or 60.
+    wavelength : int
+        Centre wavelength of Sentinel-2A in nanometres.
+    """
+
+    name: str
+    common_name: str
+    gsd: int
+    wavelength: int
+
+
+BANDS: dict[str, Band] = {
+    band.name: band
+    for band in (
+        Band("B01", "coastal", 60, 443),
+        Band("B02", "blue", 10, 492),
+        Band("B03", "green", 10, 560),
+        Band("B04", "red", 10, 665),
+        Band("B05", "rededge071", 20, 704),
+        Band("B06", "rededge075", 20, 741),
+        Band("B07", "rededge078", 20, 783),
+        Band("B08", "nir", 10, 833),
+        Band("B8A", "nir08", 20, 865),
+        Band("B09", "nir09", 60, 945),
+        Band("B10", "cirrus", 60, 1374),
+        Band("B11", "swir16", 20, 1614),
+        Band("B12", "swir22", 20, 2202),
+    )
+}
+"""Every MSI band by canonical name, in wavelength order."""
+
+L1C_BANDS: tuple[str, ...] = tuple(BANDS)
+"""The 13 bands of a top-of-atmosphere product, in the order models expect."""
+
+L2A_BANDS: tuple[str, ...] = tuple(name for name in BANDS if name != "B10")
+"""The 12 bands of a surface-reflectance product: B10 (cirrus) has no surface signal."""
+
+DN_PER_REFLECTANCE = 10_000
+"""Digital numbers per unit of reflectance (the product's QUANTIFICATION_VALUE)."""
+
+NODATA = 0
+"""The DN that means "no measurement" in every product."""
+
+BASELINE_0400_OFFSET = 1000
+"""DN that products of processing baseline 04.00 and later carry on top of the signal.
+
+Their metadata says ``RADIO_ADD_OFFSET`` (L1C) or ``BOA_ADD_OFFSET`` (L2A) = -1000:
+``reflectance = (DN - 1000) / 10000``. Nodata stays 0.
+"""
+
+BASELINE_0400_DATE = "2022-01-25"
+"""First day on which ESA produced baseline 04.00; older days may have been reprocessed."""
+
+SCL_CLASSES: dict[int, str] = {
+    0: "no_data",
+    1: "saturated_or_defective",
+    2: "dark_area_pixels",
+    3: "cloud_shadows",
+    4: "vegetation",
+    5: "not_vegetated",
+    6: "water",
+    7: "unclassified",
+    8: "cloud_medium_probability",
+    9: "cloud_high_probability",
+    10: "thin_cirrus",
+    11: "snow",
+}
+"""Values of the L2A scene classification layer (SCL)."""
+
+CLOUD_LIKE: frozenset[int] = frozenset({0, 1, 3, 8, 9, 10})
+"""SCL classes in which the ground is not seen: nodata, defective, shadow, cloud, cirrus."""
+
+# What catalogues call the bands besides the canonical and the STAC common name
+# (Earth Search, Planetary Computer, EOPF, older STAC versions).
+_OTHER_NAMES = {
+    "aerosol": "B01",
+    "rededge1": "B05",
+    "rededge2": "B06",
+    "rededge3": "B07",
+    "rededge": "B05",
+    "narrownir": "B8A",
+    "nira": "B8A",
+    "watervapour": "B09",
+    "watervapor": "B09",
+    "swir1": "B11",
+    "swir2": "B12",
+}
+_ALIASES = {band.common_name: band.name for band in BANDS.values()} | _OTHER_NAMES
+_NUMBERED = re.compile(r"b(?:and)?0?(8a|1[0-2]|[1-9])")
+_RESOLUTION = re.compile(r"(?:10|20|60)m$")
+
+
+def band_name(name: str) -> str:
+    """Return the canonical name of a band.
+
+    Parameters
+    ----------
+    name : str
+        Any common spelling, in any case: ``"B2"``, ``"b02"``, ``"B02_10m"``, ``"blue"``,
+        ``"red_edge_1"``, ``"nir08"``.
+
+    Returns
+    -------
+    str
+        A key of `BANDS`.
+
+    Raises
+    ------
+    UnknownBandError
+        If the name is none of these.
+
+    Examples
+    --------
+    >>> band_name("B8a_20m"), band_name("swir16")
+    ('B8A', 'B11')
+    """
+    key = re.sub(r"[\s_\-]", "", str(name).lower())
+    for candidate in (key, _RESOLUTION.sub("", key)):
+        if numbered := _NUMBERED.fullmatch(candidate):
+            return f"B{numbered[1].upper():0>2}"
+        if candidate in _ALIASES:
+            return _ALIASES[candidate]
+    raise UnknownBandError(
+        f"{name!r} is not a Sentinel-2 band. Use one of {', '.join(BANDS)} "
+        f"or a common name ({', '.join(band.common_name for band in BANDS.values())})."
+    )
+
+
+def band_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return canonical names for several bands, in the order given.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Spellings that `band_name` understands.
+
+    Returns
+    -------
+    tuple of str
+
+    Raises
+    ------
+    UnknownBandError
+        If one of them is unknown, or two of them are the same band.
+    """
+    given = tuple(names)
+    canonical = tuple(band_name(name) for name in given)
+    if len(set(canonical)) != len(canonical):
+        raise UnknownBandError(
+            f"Bands {given} name the same band twice (read as {canonical}). Pass each band once."
+        )
+    return canonical
+
+
+def carries_offset(processing_baseline: str) -> bool:
+    """Say whether products of a processing baseline carry the +1000 DN offset.
+
+    Parameters
+    ----------
+    processing_baseline : str
+        As in ``s2:processing_baseline`` or a product name: ``"05.09"``, ``"N0509"``.
+
+    Returns
+    -------
+    bool
+        True from baseline 04.00 on. It speaks of ESA's product only: a provider may have
+        removed the offset since (Earth Search does, Planetary Computer does not).
+
+    Raises
+    ------
+    ValueError
+        If the text is not a baseline.
+    """
+    match = re.fullmatch(r"N?(\d{2})\.?(\d{2})", str(processing_baseline).strip())
+    if not match:
+        raise ValueError(
+            f"{processing_baseline!r} is not a processing baseline; expected e.g. '05.09' or "
+            "'N0509'."
+        )
+    return int(match[1]) >= 4
