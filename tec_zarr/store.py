@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -108,7 +109,7 @@ def encoding(
         reflectance, arrays = {name}, {name: obj, **_coords(obj)}
     else:
         arrays = {str(n): obj[n] for n in obj.data_vars} | _coords(obj)
-        reflectance = _reflectance(obj) if variables is None else set(variables)
+        reflectance = reflectance_names(obj) if variables is None else set(variables)
         if not reflectance:
             raise UnsupportedArrayError(
                 f"none of {list(obj.data_vars)} looks like Sentinel-2 reflectance: name the "
@@ -155,6 +156,18 @@ def decode(obj: XrObject) -> XrObject:
     return out
 
 
+def rechunk(ds: xr.Dataset) -> xr.Dataset:
+    """Images in Dask chunks that are whole shards, so that no two tasks write the same one."""
+    lengths: dict[str, int] = {}
+    for da in ds.data_vars.values():
+        time, band, y, x = (find_dim(da, names) for names in (TIME, BAND, Y, X))
+        if y and x:
+            lengths |= {y: SHARD_SIDE, x: SHARD_SIDE}
+            lengths |= {time: CHUNK["time"]} if time else {}
+            lengths |= {band: -1} if band else {}
+    return ds.chunk(lengths)
+
+
 def find_dim(da: xr.DataArray, names: tuple[str, ...]) -> str | None:
     """First of the usual ``names`` that is a dimension of ``da``."""
     return next((str(d) for d in da.dims if str(d).lower() in names), None)
@@ -172,7 +185,8 @@ def _coords(obj: xr.DataArray | xr.Dataset) -> dict[str, xr.DataArray]:
     return {str(name): coord for name, coord in obj.coords.items()}
 
 
-def _reflectance(ds: xr.Dataset) -> set[str]:
+def reflectance_names(ds: xr.Dataset) -> set[str]:
+    """Variables of ``ds`` that look like Sentinel-2 reflectance."""
     return {str(n) for n in ds.data_vars if _is_reflectance(str(n), ds[n])}
 
 
@@ -232,10 +246,11 @@ def _tec(
         )
     chunk, shard = _layout(name, da, order, chunks, shards and zarr_format == 3)
     out: dict[str, Any] = {"chunks": chunk}
-    cf = _cf_packing(da, spec)
-    if cf:
-        out |= cf
-        spec = _without_scale(spec)
+    cf, spec = _cf_packing(da, spec)
+    fill = cf.get("_FillValue", da.encoding.get("_FillValue", da.attrs.get("_FillValue")))
+    if fill is not None and fill == fill and fill not in spec.nodata:
+        spec = replace(spec, nodata=(*spec.nodata, fill))
+    out |= cf
     arguments = spec.to_config()
     if zarr_format == 3:
         from tec_zarr.zarr3 import TECCodec
@@ -247,27 +262,28 @@ def _tec(
     return out | {"compressors": TEC(**arguments), "filters": None}
 
 
-def _without_scale(spec: ChunkSpec) -> ChunkSpec:
-    """For data that reach the codec as DN."""
-    return ChunkSpec(**{**spec.to_config(), "scale": None})
+def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], ChunkSpec]:
+    """CF keys that make integers of floats where that wraps nothing, and the codec's settings.
 
-
-def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> dict[str, Any]:
-    """CF keys that make uint16 DN of floats, where that is known to lose nothing but rounding."""
-    stored = {k: da.encoding.get(k) for k in ("dtype", "_FillValue", "scale_factor", "add_offset")}
+    With CF packing the codec sees the packed integers, without it the floats themselves.
+    """
     if da.dtype.kind != "f":
-        return {}
+        return {}, spec
+    unit = spec.scale or 1 / DN_PER_REFLECTANCE
+    stored = {k: da.encoding.get(k) for k in ("dtype", "_FillValue", "scale_factor", "add_offset")}
     if stored["scale_factor"] and np.dtype(stored["dtype"] or "f4").name in ("uint16", "int16"):
-        return {k: v for k, v in stored.items() if v is not None}  # values came out of this
+        # The floats came out of these integers: they fit in again.
+        factor, added = float(stored["scale_factor"]), float(stored["add_offset"] or 0)
+        cf = {k: v for k, v in stored.items() if v is not None}
+        return cf, replace(spec, scale=round(unit / factor, 9), offset=round(-added / unit, 6))
     if da.chunks is not None:
-        return {}
-    scale = spec.scale or 1 / DN_PER_REFLECTANCE
+        return {}, spec
     values = da.values
-    finite = values[np.isfinite(values)]
-    dn = np.rint(finite / scale) if finite.size else np.ones(1)
-    if np.isinf(values).any() or dn.min() < 1 or dn.max() > np.iinfo(np.uint16).max:
-        return {}
-    return {"dtype": "uint16", "_FillValue": 0, "scale_factor": scale, "add_offset": 0.0}
+    dn = np.rint(values[~np.isnan(values)] / unit)
+    if dn.size and (dn.min() < 1 or dn.max() > np.iinfo(np.uint16).max):
+        return {}, spec
+    cf = {"dtype": "uint16", "_FillValue": 0, "scale_factor": unit, "add_offset": 0.0}
+    return cf, replace(spec, scale=None)
 
 
 def _layout(

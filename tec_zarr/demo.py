@@ -1,0 +1,165 @@
+"""``tec-zarr demo``: one cube through TEC into Zarr v3 and back, in numbers and a picture."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from tec_zarr import synthetic
+from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.inputs import open_cube, single_array
+from tec_zarr.report import ERROR_COLUMNS, error_rows, size, stored_arrays, table
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
+from tec_zarr.store import BAND, encoding, find_dim, reflectance_names
+
+Step = Callable[[str, Callable[[], None]], None]
+
+
+def run_demo(
+    out: Path, *, source: Path | None, quality: float, model: str, scale: float | None, step: Step
+) -> tuple[str, Path | None]:
+    """Encode, reopen, compare.
+
+    Parameters
+    ----------
+    out : Path
+        Folder for ``demo.zarr`` and ``quicklook.png``; made, or overwritten.
+    source : Path, optional
+        A cube of one's own (see :func:`tec_zarr.inputs.open_cube`); default a synthetic one.
+    quality, model, scale
+        As in :class:`tec_zarr.chunk.ChunkSpec`.
+    step : callable
+        Runs a named part of the work (and shows its progress).
+
+    Returns
+    -------
+    text : str
+        Tables.
+    picture : Path or None
+        ``quicklook.png``; None where matplotlib is not installed.
+    """
+    ds = synthetic.dataset() if source is None else open_cube(source)
+    names = reflectance_names(ds)
+    ds = ds.load()
+    original = single_array(ds, names)
+    store = out / "demo.zarr"
+    shutil.rmtree(store, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    bands = band_labels(original)
+
+    step("load the model", lambda: _warm_up(model, quality))
+    settings = encoding(ds, quality=quality, model=model, scale=scale)
+    seconds = []
+    reopened: list[xr.Dataset] = []
+    for label, work in (
+        ("encode", lambda: ds.to_zarr(store, mode="w", encoding=settings)),
+        ("decode", lambda: reopened.append(xr.open_zarr(store).load())),
+    ):
+        start = time.perf_counter()
+        step(label, work)
+        seconds.append(time.perf_counter() - start)
+
+    decoded = single_array(reopened[0], names)
+    reference_dn, decoded_dn = (as_dn(a) for a in (original, decoded))
+    arrays = {a.path: a for a in stored_arrays(store)}
+    raw = sum(arrays[n].raw_bytes for n in names)
+    stored = sum(arrays[n].stored_bytes for n in names)
+    rows = error_rows(reference_dn, decoded_dn, bands)
+    summary = [
+        ["cube", f"{' x '.join(map(str, original.shape))} {original.dtype}"],
+        ["model, quality", f"{model}, {quality:g}"],
+        ["raw size", size(raw)],
+        ["stored size", size(stored)],
+        ["ratio", f"{raw / stored:.1f} : 1"],
+        ["bits per pixel per band", f"{8 * stored / original.size:.4f}"],
+        ["PSNR", f"{rows[-1][1]:.2f} dB"],
+        ["largest error", f"{rows[-1][4]:.0f} DN"],
+        ["nodata exact", "yes" if _same_nodata(original, decoded) else "NO"],
+        ["encode", f"{raw / 1e6 / seconds[0]:.1f} MB/s"],
+        ["decode", f"{raw / 1e6 / seconds[1]:.1f} MB/s"],
+    ]
+    text = table(("", str(store)), summary) + "\n\n" + table(ERROR_COLUMNS, rows)
+    return text, quicklook(reference_dn, decoded_dn, bands, rows, out / "quicklook.png")
+
+
+def quicklook(
+    original: np.ndarray, decoded: np.ndarray, bands: list[str], rows: list, file: Path
+) -> Path | None:
+    """Draw original, decoded, difference x 10 and the error of each band.
+
+    Parameters
+    ----------
+    original, decoded : ndarray of float32, (T, C, H, W)
+        DN, NaN where nothing was measured. The date with the most data is shown.
+    bands : list of str
+        Names along the band axis.
+    rows : list
+        Of :func:`tec_zarr.report.error_rows`.
+    file : Path
+        Where to.
+
+    Returns
+    -------
+    Path or None
+        ``file``; None where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    date = int(np.isfinite(original).mean(axis=(1, 2, 3)).argmax())
+    shown = [bands.index(b) if b in bands else 0 for b in ("B04", "B03", "B02")]
+    rgb = original[date][shown].transpose(1, 2, 0), decoded[date][shown].transpose(1, 2, 0)
+    low, high = np.nanpercentile(rgb[0], [1, 99])
+    pictures = [np.nan_to_num((p - low) / max(high - low, 1)).clip(0, 1) for p in rgb]
+    difference = np.nan_to_num(0.5 + 10 * (rgb[1] - rgb[0]) / DN_PER_REFLECTANCE).clip(0, 1)
+
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    axes = figure.subplots(1, 4)
+    colours = " ".join(dict.fromkeys(bands[i] for i in shown))
+    titles = (f"original ({colours})", f"decoded, {rows[-1][1]:.1f} dB", "difference x 10")
+    for ax, picture, title in zip(axes, (*pictures, difference), titles, strict=False):
+        ax.imshow(picture, interpolation="nearest")
+        ax.set_title(title)
+        ax.set_axis_off()
+    mean = [row[3] for row in rows[:-1]]
+    axes[3].bar(bands, mean, color="tab:blue")
+    axes[3].set_title("mean |error| per band")
+    axes[3].set_ylabel("DN (1/10,000 reflectance)")
+    axes[3].tick_params(axis="x", rotation=90)
+    figure.savefig(file, dpi=100)
+    return file
+
+
+def _warm_up(model: str, quality: float) -> None:
+    """Load torch and the weights before the clock runs."""
+    tiny = np.arange(1, 12 * 64 * 64 + 1, dtype="uint16").reshape(1, 12, 64, 64) % 5000 + 1
+    decode_chunk(encode_chunk(tiny, ChunkSpec(model=model, quality=quality)))
+
+
+def band_labels(da: xr.DataArray) -> list[str]:
+    """Names along the band dimension; the array's own name where it has none."""
+    dim = find_dim(da, BAND)
+    if dim is None:
+        return [str(da.name)]
+    return [str(b) for b in da[dim].values]
+
+
+def as_dn(da: xr.DataArray) -> np.ndarray:
+    """(T, C, H, W) float32 DN, NaN where nothing was measured."""
+    values = da.values.astype(np.float32)
+    if da.dtype.kind == "f":
+        values *= DN_PER_REFLECTANCE
+    values = np.where(values == 0, np.nan, values)
+    if find_dim(da, BAND) is None:
+        values = np.expand_dims(values, -3)
+    return values if values.ndim == 4 else values[None]
+
+
+def _same_nodata(a: xr.DataArray, b: xr.DataArray) -> bool:
+    return all(np.array_equal(f(a), f(b)) for f in (np.isnan, lambda da: da.values == 0))

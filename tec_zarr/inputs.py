@@ -1,0 +1,173 @@
+"""Open what people have: Zarr, NetCDF, GeoTIFF stacks, and the .npz cubes of the benchmarks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.sentinel2 import L2A_BANDS, UnknownBandError, band_names
+from tec_zarr.store import BAND, TIME, X, Y, find_dim
+
+_NETCDF = (".nc", ".nc4", ".h5", ".hdf5")
+_TIFF = (".tif", ".tiff")
+_BAND_IN_NAME = re.compile(r"(?<![A-Za-z0-9])B(?:0?[1-9]|1[0-2]|0?8A)(?![A-Za-z0-9])", re.I)
+_DATE_IN_NAME = re.compile(r"(?<!\d)(20\d{2})-?([01]\d)-?([0-3]\d)(?!\d)")
+
+
+def open_cube(path: str | Path) -> xr.Dataset:
+    """Open a cube lazily, whatever its container.
+
+    Parameters
+    ----------
+    path : str or Path
+        A Zarr store, a NetCDF file, a GeoTIFF (one date), a folder of GeoTIFFs (one per date,
+        or one per date and band with the band in its name), or an ``.npz`` with ``dn``
+        (T, 12, H, W) and ``present`` (12,).
+
+    Returns
+    -------
+    Dataset
+        Reflectance arrays with dimensions (time, band, y, x), time and band only where the
+        source has them, and whatever else the source holds.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        Not one of those.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UnsupportedArrayError(f"{path} does not exist")
+    if path.suffix == ".npz":
+        return _open_npz(path)
+    if path.suffix in _NETCDF:
+        return _canonical(xr.open_dataset(path, chunks={}, decode_coords="all"))
+    if path.suffix in _TIFF:
+        return _open_tiffs([path])
+    if path.is_dir():
+        tiffs = sorted(p for p in path.iterdir() if p.suffix.lower() in _TIFF)
+        if tiffs:
+            return _open_tiffs(tiffs)
+        return _canonical(xr.open_zarr(path, chunks={}, decode_coords="all"))
+    raise UnsupportedArrayError(
+        f"{path} is not a Zarr store, NetCDF, GeoTIFF, folder of GeoTIFFs or .npz cube"
+    )
+
+
+def single_array(ds: xr.Dataset, names: set[str]) -> xr.DataArray:
+    """One (..., band, y, x) array of the reflectance variables ``names`` of ``ds``."""
+    chosen = [n for n in ds.data_vars if n in names]
+    if len(chosen) == 1:
+        return ds[chosen[0]]
+    stacked = ds[chosen].to_array("band")
+    order = [d for d in stacked.dims if d != "band"]
+    return stacked.transpose(*order[:-2], "band", *order[-2:]).rename("reflectance")
+
+
+def _canonical(ds: xr.Dataset) -> xr.Dataset:
+    """Dimensions of every image in the order (time, band, y, x)."""
+    for name in ds.data_vars:
+        dims = [find_dim(ds[name], names) for names in (TIME, BAND, Y, X)]
+        order = [d for d in dims if d is not None]
+        if set(order) == set(ds[name].dims) and dims[2] and dims[3]:
+            ds[name] = ds[name].transpose(*order)
+    return ds
+
+
+def _open_npz(path: Path) -> xr.Dataset:
+    with np.load(path, allow_pickle=False) as file:
+        if "dn" not in file or file["dn"].ndim != 4:
+            raise UnsupportedArrayError(f"{path} has no array 'dn' (time, band, y, x)")
+        dn = file["dn"]
+        present = file["present"] if "present" in file else np.ones(dn.shape[1], bool)
+    bands = [b for b, here in zip(L2A_BANDS, present, strict=True) if here]
+    return xr.Dataset(
+        {"reflectance": (("time", "band", "y", "x"), dn[:, present])}, {"band": bands}
+    )
+
+
+def _open_tiffs(paths: list[Path]) -> xr.Dataset:
+    try:
+        import rioxarray
+    except ImportError as error:
+        raise UnsupportedArrayError(
+            f"{paths[0]} is a GeoTIFF: pip install 'tec_zarr[geotiff]'"
+        ) from error
+    by_date: dict[str, list[xr.DataArray]] = {}
+    for path in paths:
+        image = rioxarray.open_rasterio(path, chunks={}, mask_and_scale=False)
+        names = _tiff_bands(path, image)
+        if names:
+            image = image.assign_coords(band=list(names))
+        date = _DATE_IN_NAME.search(path.stem)
+        key = "-".join(date.groups()) if date else _BAND_IN_NAME.sub("", path.stem)
+        by_date.setdefault(key, []).append(image)
+    dates = [xr.concat(images, "band", join="exact") for images in by_date.values()]
+    cube = xr.concat(dates, "time", join="exact").drop_attrs(deep=False)
+    if all(_DATE_IN_NAME.search(key) for key in by_date):
+        cube = cube.assign_coords(time=np.array(list(by_date), "datetime64[ns]"))
+    return cube.rename("reflectance").chunk({"band": -1}).to_dataset()
+
+
+def _tiff_bands(path: Path, image: xr.DataArray) -> tuple[str, ...] | None:
+    described = image.attrs.get("long_name", ())
+    named = [described] if isinstance(described, str) else list(described)
+    if not named and image.sizes["band"] == 1:
+        named = _BAND_IN_NAME.findall(path.stem)[:1]
+    try:
+        return band_names(named) if len(named) == image.sizes["band"] else None
+    except UnknownBandError:
+        return None
+
+
+def write_geotiffs(ds: xr.Dataset, folder: str | Path) -> list[Path]:
+    """Write every image of ``ds`` as GeoTIFFs, one per date (the way out of Zarr).
+
+    Parameters
+    ----------
+    ds : Dataset
+        Variables with dimensions (time, band, y, x), time and band optional.
+    folder : str or Path
+        Made if it does not exist.
+
+    Returns
+    -------
+    list of Path
+        The files, ``NAME_DATE.tif``.
+    """
+    import rioxarray  # noqa: F401  registers the .rio accessor
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, da in ds.data_vars.items():
+        if find_dim(da, Y) is None or find_dim(da, X) is None:
+            continue
+        time = find_dim(da, TIME)
+        count = da.sizes[time] if time else 1
+        for i in range(count):
+            image = da.isel({time: i}) if time else da
+            label = f"_{_date_label(image, time, i)}" if time else ""
+            band = find_dim(image, BAND)
+            if band and band in image.coords:
+                names = tuple(str(b) for b in image[band].values)
+                image = image.assign_attrs(long_name=names).drop_vars(band)
+            image.attrs = {
+                k: v for k, v in image.attrs.items() if isinstance(v, str | int | float | tuple)
+            }
+            file = folder / f"{name}{label}.tif"
+            image.rio.set_spatial_dims(x_dim=find_dim(da, X), y_dim=find_dim(da, Y)).rio.to_raster(
+                file, compress="deflate"
+            )
+            written.append(file)
+    return written
+
+
+def _date_label(image: xr.DataArray, time: str, index: int) -> str:
+    if time in image.coords and image[time].dtype.kind == "M":
+        return str(image[time].dt.strftime("%Y%m%dT%H%M%S").item())
+    return f"{index:04d}"
