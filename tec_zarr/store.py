@@ -127,6 +127,8 @@ def encoding(
             out[name] = _tec(name, da, spec, zarr_format, chunks, shards)
         elif da.ndim and da.dtype.kind in "biuf":
             out[name] = _lossless(zarr_format)
+        if name in out and "grid_mapping" in da.encoding:  # to_zarr forgets what is not repeated
+            out[name]["grid_mapping"] = da.encoding["grid_mapping"]
     return out
 
 
