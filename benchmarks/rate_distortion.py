@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "data": {row.name: row.sha256 for row in rows},
         "measured": {},
         "points": [],
+        "summary": {"scenes": {}, "seasonal": {}},
     }
     chosen = contenders(options.quick)
     if options.only:
@@ -108,8 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"{codec.name}: {len(points)} points, {time.perf_counter() - start:.0f} s", flush=True
         )
-    results["summary"] = summary([Point(**point) for point in results["points"]])
-    write(results, target)
+        # After every codec, so that a run that is cut short keeps what it measured.
+        results["summary"] = summary([Point(**point) for point in results["points"]])
+        write(results, target)
     print_tables(results)
 
 
@@ -137,7 +139,7 @@ def contenders(quick: bool) -> list[Contender]:
     tec = Contender(
         "tec", 'TEC(model="tec-s2"), one date a chunk', TEC_QUALITIES[:: 2 * step - 1], code_tec
     )
-    return [*classical, tec]
+    return [tec, *classical]
 
 
 def code_tec(scene: Scene, quality: float) -> Coded:
@@ -328,7 +330,7 @@ def baseline_gaps(points: Sequence[dict], baselines: Path) -> list[str]:
     """How far the classical curves are from the shared ones, one line a scene and codec."""
     if not baselines.exists():
         return []
-    lines = ["", "Bits against ../shared/baselines.json at equal PSNR (36-46 dB):"]
+    lines = []
     for scene, codecs in json.loads(baselines.read_text()).items():
         for codec, published in codecs.items():
             here = [
@@ -339,7 +341,7 @@ def baseline_gaps(points: Sequence[dict], baselines: Path) -> list[str]:
             if here:
                 ratio = metrics.bits_ratio(here, [tuple(p[1:]) for p in published], PSNRS)
                 lines.append(f"{scene:12}{codec:20}{100 * (ratio - 1):+7.1f} %")
-    return lines
+    return ["", "Bits against ../shared/baselines.json at equal PSNR:", *lines] if lines else []
 
 
 _PSNR_KEYS = tuple(str(psnr) for psnr in TABLE_PSNRS)

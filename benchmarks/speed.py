@@ -1,0 +1,203 @@
+"""Encoding and decoding time of one chunk on one core: TEC, OpenJPEG, JPEG XL at equal PSNR.
+
+    python benchmarks/speed.py [--data DIR] [--out DIR] [--repeats N]
+
+For every PSNR the quality of each codec is searched until it meets the PSNR within 0.1 dB, on
+the first date of every seasonal cube: chunks of (1, 12, 256, 256). Then the codecs take turns.
+Times are the process's CPU time, pinned to one core and one thread: on an idle machine that is
+the wall clock, and on a busy one it is still the codec's own work. Writes ``speed.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import classical
+import numpy as np
+from environment import DATA, ROOT, Scene, commit, environment, scenes
+
+from tec_zarr import metrics
+
+PSNRS = (36, 40, 42, 44, 46)
+TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A codec in two halves, and its range of levels from the worst to the best quality."""
+
+    name: str
+    encode: Callable[[Scene, float], object]
+    decode: Callable[[object, Scene], np.ndarray]
+    size: Callable[[object], int]
+    worst: float
+    best: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One codec at one PSNR on one chunk. MB are 10**6 bytes of raw uint16."""
+
+    scene: str
+    target_psnr: float
+    codec: str
+    level: float
+    psnr: float
+    bpppb: float
+    encode_ms: float
+    decode_ms: float
+    encode_mb_s: float
+    decode_mb_s: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, write the file, print the table."""
+    options = _parse(arguments)
+    _one_core()
+    chunks = [
+        Scene(scene.name, scene.kind, scene.bands, scene.dn[:1])
+        for scene in scenes(options.data)
+        if scene.kind == "seasonal"
+    ]
+    rows = [
+        row
+        for chunk in chunks
+        for target in options.psnr
+        for row in measure(chunk, target, codecs(), options.repeats)
+    ]
+    results = {
+        "definition": f"median CPU time of {options.repeats} runs, one core, one thread, "
+        f"chunks of {chunks[0].dn.shape}, PSNR within {TOLERANCE} dB",
+        **environment(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "data": {chunk.name: chunk.sha256 for chunk in chunks},
+        "rows": [asdict(row) for row in rows],
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"{'scene':12}{'PSNR':>6}  {'codec':10}{'bpppb':>8}{'encode':>18}{'decode':>20}")
+    for row in rows:
+        print(
+            f"{row.scene:12}{row.target_psnr:6.0f}  {row.codec:10}{row.bpppb:8.4f}"
+            f"{row.encode_ms:8.0f} ms{row.encode_mb_s:7.2f} MB/s"
+            f"{row.decode_ms:8.0f} ms{row.decode_mb_s:7.2f} MB/s"
+        )
+
+
+def codecs() -> list[Timed]:
+    """TEC and the two per-band codecs."""
+    from tec_zarr.numcodec import TEC
+
+    return [
+        Timed(
+            "tec",
+            lambda scene, level: TEC(quality=level, bands=scene.bands).encode(scene.dn),
+            lambda data, scene: TEC().decode(data),
+            len,
+            1,
+            8,
+        ),
+        Timed(
+            "jpeg2000",
+            lambda scene, level: classical.encode_jpeg2000(scene.dn, level),
+            lambda streams, scene: classical.decode_jpeg2000(streams, scene.dn.shape),
+            _total,
+            44,
+            72,
+        ),
+        Timed(
+            "jpegxl",
+            lambda scene, level: classical.encode_jpegxl(scene.dn, level),
+            lambda streams, scene: classical.decode_jpegxl(streams, scene.dn.shape),
+            _total,
+            24,
+            0.1,
+        ),
+    ]
+
+
+def measure(chunk: Scene, target: float, timed: Sequence[Timed], repeats: int) -> list[Row]:
+    """Rows of every codec that reaches the PSNR on this chunk; they take turns."""
+    ready = []
+    for codec in timed:
+        level, psnr = find_level(codec, chunk, target)
+        if abs(psnr - target) > TOLERANCE:
+            print(f"{chunk.name}: {codec.name} does not meet {target} dB (nearest {psnr:.2f})")
+            continue
+        ready.append((codec, level, psnr, [], []))
+    for _ in range(repeats):
+        for codec, level, _psnr, encoding, decoding in ready:
+            start = time.process_time()
+            data = codec.encode(chunk, level)
+            middle = time.process_time()
+            codec.decode(data, chunk)
+            encoding.append(middle - start)
+            decoding.append(time.process_time() - middle)
+    rows = []
+    for codec, level, psnr, encoding, decoding in ready:
+        encode, decode = statistics.median(encoding), statistics.median(decoding)
+        rows.append(
+            Row(
+                chunk.name,
+                float(target),
+                codec.name,
+                round(level, 4),
+                round(psnr, 3),
+                round(metrics.bpppb(codec.size(codec.encode(chunk, level)), chunk.dn.shape), 5),
+                round(1e3 * encode, 1),
+                round(1e3 * decode, 1),
+                round(chunk.dn.nbytes / 1e6 / encode, 3),
+                round(chunk.dn.nbytes / 1e6 / decode, 3),
+            )
+        )
+    return rows
+
+
+def find_level(codec: Timed, chunk: Scene, target: float) -> tuple[float, float]:
+    """The level nearest to a PSNR, by bisection, and the PSNR there."""
+    worst, best = codec.worst, codec.best
+    nearest = (worst, -np.inf)
+    for _ in range(12):
+        level = (worst + best) / 2
+        psnr = metrics.psnr(chunk.dn, codec.decode(codec.encode(chunk, level), chunk))
+        if abs(psnr - target) < abs(nearest[1] - target):
+            nearest = (level, psnr)
+        if abs(psnr - target) <= TOLERANCE / 2:
+            break
+        worst, best = (level, best) if psnr < target else (worst, level)
+    return nearest
+
+
+def _total(streams: Sequence[bytes]) -> int:
+    return sum(map(len, streams))
+
+
+def _one_core() -> None:
+    """Pin the process to one core and torch to one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):  # Linux only
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of evaluation .npz cubes")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--psnr", type=float, nargs="+", default=PSNRS, help="PSNRs in dB")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of which the median counts")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
