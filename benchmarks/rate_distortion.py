@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for codec in chosen:
         start = time.perf_counter()
         try:
+            identity = _tec_identity() if codec.name == "tec" else {}
             points = list(measure(codec, rows))
         except (ModuleNotFoundError, UnknownModelError) as missing:
             print(f"{codec.name}: left out, {missing}", file=sys.stderr)
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "commit": commit(),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "merged": bool(options.only),
-            **(_tec_identity() if codec.name == "tec" else {}),
+            **identity,
         }
         print(
             f"{codec.name}: {len(points)} points, {time.perf_counter() - start:.0f} s", flush=True
@@ -112,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # After every codec, so that a run that is cut short keeps what it measured.
         results["summary"] = summary([Point(**point) for point in results["points"]])
         write(results, target)
+    plot(results["points"], target.with_suffix(".png"))
     print_tables(results)
 
 
@@ -139,7 +141,7 @@ def contenders(quick: bool) -> list[Contender]:
     tec = Contender(
         "tec", 'TEC(model="tec-s2"), one date a chunk', TEC_QUALITIES[:: 2 * step - 1], code_tec
     )
-    return [tec, *classical]
+    return [*classical, tec]
 
 
 def code_tec(scene: Scene, quality: float) -> Coded:
@@ -247,14 +249,13 @@ def _over_scenes(entries: Sequence[dict]) -> dict[str, object]:
 
 
 def write(results: dict, target: Path) -> None:
-    """Write JSON, CSV and plot beside each other."""
+    """Write JSON and CSV beside each other."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(_rounded(results), indent=1) + "\n")
     with target.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(Point.__dataclass_fields__))
         writer.writeheader()
         writer.writerows(_rounded(results["points"]))
-    plot(results["points"], target.with_suffix(".png"))
 
 
 def plot(points: Sequence[dict], path: Path) -> None:
