@@ -10,6 +10,7 @@ DN by one.
 from __future__ import annotations
 
 import copy
+import hashlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +19,20 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tec_zarr.entropy import SymbolDecoder, SymbolEncoder, Tables
 from tec_zarr.errors import FormatError
 from tec_zarr.models import klt
 from tec_zarr.models.registry import Encoded
+from tec_zarr.models.s2_integer import IntegerModel
 from tec_zarr.models.s2_net import (
     BLOCK,
     COMPONENTS,
     GROUPS,
     MEAN_GRID,
-    SCALES,
     IntConv,
     S2Net,
     step_size,
@@ -73,6 +75,7 @@ class TecS2:
     def __init__(self, net: S2Net, tables: Tables, weights_sha256: str):
         self.net = net.eval().requires_grad_(False)
         self.analysis = copy.deepcopy(self.net).double()
+        self.entropy = IntegerModel(self.net)
         self.tables = tables
         self.weights_sha256 = weights_sha256
 
@@ -104,7 +107,7 @@ class TecS2:
         crc = 0
         for date, section in zip(out, sections, strict=True):
             latents, context = self.decode_latents(section, shape[1:], quality)
-            crc = zlib.crc32(_units(latents), crc)
+            crc = zlib.crc32(_checked(latents), crc)
             date[:] = self._pixels(latents, context, shape[1:])
         return out, crc
 
@@ -124,30 +127,28 @@ class TecS2:
         components = _pad(torch.from_numpy(padded)[None])
         latents = self.analysis.analyse(components, context.quality, context.condition.double())[0]
         coded = tuple(bool((g.abs() > SILENT).any()) for g in latents.split(GROUPS))
-        groups = [g.numpy() for g in latents.split(GROUPS)]
+        flat = latents.flatten(1).T.numpy()  # (positions, channels)
         weight = LAMBDA * np.exp2(2 * self._gain(context.quality))
-        decoded = np.zeros((sum(GROUPS), *latents.shape[1:]), np.float32)
-        for step in self.net.passes(context.condition, *latents.shape[1:], coded=coded):
-            places = step.mask.numpy()
-            mu, index = step.mean[0].numpy()[:, places], _table_index(step.scale[0])[:, places]
-            channels = _channels(step.group)
-            symbols = self._quantise(groups[step.group][:, places] - mu, index, weight[channels, None])
+        decoded = np.zeros(flat.shape, np.int32)
+        for step in self.entropy.steps(context.condition, *latents.shape[1:], coded):
+            mean, index = step.mean[0].numpy(), step.index[0].numpy()
+            part = np.ix_(step.places.numpy(), np.arange(step.channels.start, step.channels.stop))
+            symbols = self._quantise(flat[part] - mean / MEAN_GRID, index, weight[step.channels])
             live = index > 0
             coder.put(symbols[live], index[live])
-            values = np.zeros(step.mean.shape[1:], np.float32)
-            values[:, places] = symbols + mu
-            step.decoded = torch.from_numpy(values)[None]
-            decoded[channels] += values
+            step.write(torch.from_numpy(symbols)[None])
+            decoded[part] = step.units[0]
         flags = sum(on << i for i, on in enumerate(coded))
-        return header + bytes([flags]), _units(decoded)
+        return header + bytes([flags]), _checked(decoded)
 
     @torch.inference_mode()
     def decode_latents(
         self, section: bytes, shape: tuple[int, ...], quality: float, reference: bool = False
     ) -> tuple[np.ndarray, _Context]:
-        """Latents (320, h / 8, w / 8) float32 in quantiser steps of a section of ``shape`` (C, h, w).
+        """Latents (positions, 320) int32, in 1/16 quantiser step, of a section of ``shape`` (C, h, w).
 
-        ``reference`` decodes with the plain Python range decoder.
+        Positions are the 8 x 8 blocks, row by row.  ``reference`` decodes with the plain Python range
+        decoder.
         """
         count, height, width = shape
         spectral, rest = klt.read(section, count, step_size(quality))
@@ -157,25 +158,23 @@ class TecS2:
         context = _context(spectral, quality)
         decoder = SymbolDecoder(self.tables, rest[1:], reference)
         rows, columns = -(-height // BLOCK), -(-width // BLOCK)
-        decoded = np.zeros((sum(GROUPS), rows, columns), np.float32)
-        for step in self.net.passes(context.condition, rows, columns, coded=coded):
-            places = step.mask.numpy()
-            index = _table_index(step.scale[0])[:, places]
+        decoded = np.zeros((rows * columns, sum(GROUPS)), np.int32)
+        for step in self.entropy.steps(context.condition, rows, columns, coded):
+            index = step.index[0].numpy()
             live = index > 0
-            symbols = np.zeros(index.shape, np.float32)
+            symbols = np.zeros(index.shape, np.int32)
             symbols[live] = decoder.get(index[live])
-            values = np.zeros(step.mean.shape[1:], np.float32)
-            values[:, places] = symbols + step.mean[0].numpy()[:, places]
-            step.decoded = torch.from_numpy(values)[None]
-            decoded[_channels(step.group)] += values
+            step.write(torch.from_numpy(symbols)[None])
+            decoded[step.places.numpy(), step.channels] = step.units[0]
         return decoded, context
 
     @torch.inference_mode()
     def _pixels(self, latents: np.ndarray, context: _Context, shape: tuple[int, ...]) -> np.ndarray:
         count, height, width = shape
-        components = self.net.synthesise(
-            torch.from_numpy(latents)[None], context.quality.float(), context.condition
-        )[0, :count, :height, :width]
+        steps = torch.from_numpy(latents).float().div_(MEAN_GRID)
+        grid = steps.view(-(-height // BLOCK), -(-width // BLOCK), -1).permute(2, 0, 1)
+        components = self.net.synthesise(grid[None], context.quality.float(), context.condition)
+        components = components[0, :count, :height, :width]
         basis = torch.from_numpy(context.spectral.basis).float()
         mean = torch.from_numpy(context.spectral.mean).float()
         return (basis @ components.reshape(count, -1) + mean[:, None]).reshape(shape).numpy()
@@ -209,18 +208,9 @@ def _context(spectral: klt.Klt, quality: float) -> _Context:
     )
 
 
-def _channels(group: int) -> slice:
-    start = sum(GROUPS[:group])
-    return slice(start, start + GROUPS[group])
-
-
-def _table_index(scale: Tensor) -> np.ndarray:
-    return torch.floor(scale + 0.5).clamp(0, SCALES - 1).to(torch.uint8).numpy()
-
-
-def _units(latents: np.ndarray) -> bytes:
-    """Latents as little-endian int32 in units of 1/16 step: what the checksum is taken over."""
-    return np.rint(latents * MEAN_GRID).astype("<i4").tobytes()
+def _checked(latents: np.ndarray) -> bytes:
+    """Bytes that the checksum of latents is taken over: little-endian int32, position by position."""
+    return latents.astype("<i4").tobytes()
 
 
 def _pad(components: Tensor) -> Tensor:
@@ -245,9 +235,10 @@ def save(net: S2Net, frequencies: np.ndarray, path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in sorted(out.items())}, path)
 
 
-def load(path: Path, weights_sha256: str = "") -> TecS2:
+def load(path: Path) -> TecS2:
     """Read what :func:`save` wrote."""
-    tensors = load_file(path)
+    data = path.read_bytes()
+    tensors = read_tensors(data)
     net = S2Net()
     tables = Tables(tensors.pop("tables").numpy())
     for name, module in net.named_modules():
@@ -257,4 +248,4 @@ def load(path: Path, weights_sha256: str = "") -> TecS2:
     frozen = {f"{n}.{p}" for n, m in net.named_modules() if isinstance(m, IntConv) for p in ("weight", "bias")}
     if set(missing) != frozen:
         raise FormatError(f"{path} is not a tec-s2 model: missing {sorted(set(missing) - frozen)}")
-    return TecS2(net, tables, weights_sha256)
+    return TecS2(net, tables, hashlib.sha256(data).hexdigest())

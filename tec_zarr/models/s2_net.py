@@ -80,7 +80,7 @@ class IntConv(nn.Module):
         if not zero:
             nn.init.normal_(self.weight, 0.0, math.sqrt(2.0 / (inputs * count)))
         self.register_buffer("taps", None if taps is None else taps.float(), persistent=False)
-        self.frozen: tuple[Tensor, Tensor] | None = None
+        self.frozen: tuple[Tensor, Tensor, Tensor] | None = None
 
     def freeze(self, weight: Tensor, exponent: Tensor, bias: Tensor) -> None:
         """Use int8 ``weight`` * 2**``exponent`` and int32 ``bias`` from a weights file from now on.
@@ -94,11 +94,12 @@ class IntConv(nn.Module):
         peak = weight.double().abs().sum((1, 2, 3)) * largest + bias.double().abs()
         if float(peak.max()) >= 2**24:
             raise ValueError(f"integer layer {tuple(weight.shape)} can reach {float(peak.max()):.0f} >= 2**24")
-        step = torch.exp2(exponent.float())
-        self.frozen = (weight.float() * step[:, None, None, None], bias.float() * step / self.grid)
+        self.frozen = (weight, exponent, bias)
 
     def integers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What :meth:`freeze` takes, from the trained parameters."""
+        """Weight (int8), exponent (int8) and bias (int32): of a weights file, or of the parameters."""
+        if self.frozen:
+            return self.frozen
         weight, step = self.integer_weight()
         unit = step.flatten() / self.grid
         return (
@@ -115,13 +116,9 @@ class IntConv(nn.Module):
         return quantised(weight / step) * step, step
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        if self.frozen:
-            weight, offset = self.frozen
-        else:
-            weight, step = self.integer_weight()
-            unit = step.flatten() / self.grid
-            offset = quantised(self.bias / unit) * unit
-        out = F.conv2d(x, weight, offset, padding=weight.shape[-1] // 2)
+        weight, step = self.integer_weight()
+        unit = step.flatten() / self.grid
+        out = F.conv2d(x, weight, quantised(self.bias / unit) * unit, padding=weight.shape[-1] // 2)
         return out if bias is None else out + bias
 
 
