@@ -1,0 +1,740 @@
+"""TEC-FP, TEC-ELIC, TEC-TT and FlexTEC as codecs: DN in, one section of bytes per date out.
+
+    DN -> standardise -> pad -> analysis (float32) -> integer symbols
+       -> entropy network (float64) -> table indexes (ledger) -> range coder -> section
+
+and the same walk backwards. Encoder and decoder run the same function for the entropy part;
+only the port differs through which indexes and symbols pass (`_Writer` or `_Reader`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArrayError
+from tec_zarr.ledger import LedgerReader, LedgerWriter, read_varint, write_varint
+from tec_zarr.models.coding import (
+    SymbolDecoder,
+    SymbolEncoder,
+    Symbols,
+    Table,
+    gaussian_table,
+    gaussian_table_ids,
+)
+from tec_zarr.models.elic import ELIC, anchors
+from tec_zarr.models.flex import FlexTEC
+from tec_zarr.models.fp import FactorizedPrior
+from tec_zarr.models.layers import EntropyBottleneck
+from tec_zarr.models.masked import predict_hidden
+from tec_zarr.models.registry import Encoded
+from tec_zarr.models.temporal import (
+    TOKENS,
+    ContextEncoder,
+    EntropyTransformer,
+    TemporalTransformer,
+    TokenDecoder,
+    scale_grid_position,
+    scale_position,
+)
+from tec_zarr.sentinel2 import band_names
+
+__all__ = ["STATISTICS", "FamilyModel", "Statistics", "destandardise", "standardise"]
+
+
+class Statistics:
+    """Mean and standard deviation of every band, in DN without the +1000 offset.
+
+    Parameters
+    ----------
+    by_band : dict
+        Band name to (mean, standard deviation), in the model's order.
+    """
+
+    def __init__(self, by_band: dict[str, tuple[float, float]]) -> None:
+        self.bands = tuple(by_band)
+        self.mean, self.std = zip(*by_band.values(), strict=True)
+
+
+STATISTICS = {
+    12: Statistics(
+        {
+            "B01": (793.243, 1160.144),
+            "B02": (924.863, 1201.092),
+            "B03": (1184.553, 1219.943),
+            "B04": (1340.936, 1397.225),
+            "B05": (1671.402, 1400.035),
+            "B06": (2240.082, 1373.136),
+            "B07": (2468.412, 1429.17),
+            "B08": (2563.243, 1485.025),
+            "B8A": (2627.704, 1447.836),
+            "B09": (2711.071, 1652.703),
+            "B11": (2416.714, 1471.002),
+            "B12": (1849.625, 1365.307),
+        }
+    ),
+    13: Statistics(
+        {
+            "B01": (1607.345, 786.523),
+            "B02": (1393.068, 849.702),
+            "B03": (1320.225, 875.318),
+            "B04": (1373.963, 1143.578),
+            "B05": (1562.536, 1126.248),
+            "B06": (2110.071, 1161.98),
+            "B07": (2392.832, 1273.505),
+            "B08": (2321.154, 1246.79),
+            "B8A": (2583.77, 1342.755),
+            "B09": (838.712, 576.795),
+            "B10": (21.753, 45.626),
+            "B11": (2205.112, 1340.347),
+            "B12": (1545.798, 1145.036),
+        }
+    ),
+}
+"""Published statistics by number of bands: 12 (L2A) and 13 (L1C)."""
+
+
+def standardise(cube: npt.NDArray[np.float32], count: int, where: Sequence[int]) -> Tensor:
+    """DN (T, C, h, w) to the model's input (T, count, h, w); absent bands are their mean."""
+    statistics = STATISTICS[count]
+    out = np.zeros((cube.shape[0], count, *cube.shape[2:]), np.float32)
+    for given, band in enumerate(where):
+        out[:, band] = (cube[:, given] - statistics.mean[band]) / statistics.std[band]
+    return torch.from_numpy(out)
+
+
+def destandardise(x: Tensor, where: Sequence[int]) -> npt.NDArray[np.float32]:
+    """The model's output (T, count, h, w) to DN of the bands in `where`."""
+    statistics = STATISTICS[x.shape[1]]
+    wanted = list(where)
+    mean = torch.tensor(statistics.mean)[wanted, None, None]
+    std = torch.tensor(statistics.std)[wanted, None, None]
+    return (x[:, wanted] * std + mean).numpy()
+
+
+@dataclass
+class _Writer:
+    """The encoder's end of a section."""
+
+    ledger: LedgerWriter = field(default_factory=LedgerWriter)
+    coder: SymbolEncoder = field(default_factory=SymbolEncoder)
+
+    def floor(self, values: Tensor) -> Symbols:
+        return self.ledger.floor(values.cpu().numpy())
+
+    def code(self, symbols: Tensor | None, ids: Symbols, tables: Callable[[int], Table]) -> Symbols:
+        assert symbols is not None
+        return self.coder.code(symbols.cpu().numpy().astype(np.int64), ids, tables)
+
+    def to_bytes(self) -> bytes:
+        return self.ledger.to_bytes() + self.coder.to_bytes()
+
+
+class _Reader:
+    """The decoder's end of a section."""
+
+    def __init__(self, data: bytes) -> None:
+        self.ledger = LedgerReader(data)
+        self.coder = SymbolDecoder(data[self.ledger.end :])
+
+    def floor(self, values: Tensor) -> Symbols:
+        return self.ledger.floor(values.cpu().numpy())
+
+    def code(self, symbols: Tensor | None, ids: Symbols, tables: Callable[[int], Table]) -> Symbols:
+        return self.coder.code(ids, tables)
+
+
+_Port = _Writer | _Reader
+
+
+def _crc(latents: npt.ArrayLike, start: int = 0) -> int:
+    return zlib.crc32(np.ascontiguousarray(latents, "<i4").tobytes(), start)
+
+
+def _levels(port: _Port, position: Tensor) -> Symbols:
+    """Nearest scale level; the ends are clipped away from any rounding boundary."""
+    return port.floor(position.clamp(-0.25, 255.25) + 0.5)
+
+
+def bottleneck_tables(bottleneck: EntropyBottleneck) -> Callable[[int], Table]:
+    """Stored integer table of each channel, computing them once where a checkpoint has none."""
+    if bottleneck._quantized_cdf.numel() == 0:
+        bottleneck.update()
+    cdfs, lengths = bottleneck._quantized_cdf.cpu().numpy(), bottleneck._cdf_length.tolist()
+    offsets = bottleneck._offset.tolist()
+    tables: dict[int, Table] = {}
+
+    def table(channel: int) -> Table:
+        if channel not in tables:
+            frequencies = np.diff(cdfs[channel, : lengths[channel]].astype(np.int64))
+            tables[channel] = Table.from_frequencies(offsets[channel], frequencies)
+        return tables[channel]
+
+    return table
+
+
+def _bottleneck(
+    port: _Port, bottleneck: EntropyBottleneck, latent: Tensor | None, height: int, width: int
+) -> tuple[Symbols, Tensor]:
+    """Code one latent (C, height, width); symbols and the dequantised latent (float64)."""
+    medians = bottleneck.medians.detach()[:, None, None]
+    symbols = None if latent is None else torch.round(latent - medians)
+    channels = np.arange(len(medians))[:, None, None]
+    ids = np.broadcast_to(channels, (len(medians), height, width))
+    coded = port.code(symbols, ids, bottleneck_tables(bottleneck))
+    return coded, torch.from_numpy(coded).to(medians.device) + medians.double()
+
+
+@dataclass
+class _Series:
+    """Result of coding the dates of one cube: image tensors and the checksum of the latents."""
+
+    images: list[Tensor]
+    crc: int = 0
+
+
+class _FPCoder:
+    multiple = 16
+
+    def __init__(self, module: FactorizedPrior) -> None:
+        self.module = module
+
+    def encode(self, x: Tensor, options: dict[str, Any]) -> Encoded:
+        sections, crc = [], 0
+        for image in x:
+            port = _Writer()
+            latent = self.module.g_a(image[None])[0]
+            symbols, _ = _bottleneck(
+                port, self.module.entropy_bottleneck, latent, *latent.shape[1:]
+            )
+            sections.append(port.coder.to_bytes())
+            crc = _crc(symbols, crc)
+        return Encoded(sections, crc)
+
+    def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
+        series = _Series([])
+        for data in sections:
+            port = _Reader(b"\0" + data)  # no ledger: no network in the entropy path
+            symbols, y_hat = _bottleneck(
+                port, self.module.entropy_bottleneck, None, height // 16, width // 16
+            )
+            series.crc = _crc(symbols, series.crc)
+            series.images.append(self.module.g_s(y_hat[None].float())[0])
+        return series
+
+
+class _ELICCoder:
+    multiple = 64
+
+    def __init__(self, module: ELIC) -> None:
+        self.module = module
+
+    def _date(
+        self, port: _Port, latent: Tensor | None, height: int, width: int
+    ) -> tuple[Tensor, int]:
+        codec = self.module.latent_codec
+        z = None if latent is None else codec.hyper.h_a(latent[None])[0]
+        symbols, z_hat = _bottleneck(
+            port, codec.hyper.entropy_bottleneck, z, height // 4, width // 4
+        )
+        crc = _crc(symbols)
+        hyper = codec.hyper.h_s(z_hat[None])
+        first = anchors(height, width, z_hat.device)
+        decoded: list[Tensor] = []
+        latents = [None] * len(codec.groups) if latent is None else latent.split(codec.groups)
+        for k, (group, y) in enumerate(zip(codec.groups, latents, strict=True)):
+            context = codec.y.latent_codec[f"y{k}"]
+            side = codec.side(k, decoded, hyper)
+            y_hat = side.new_zeros(1, group, height, width)
+            for cells in (first, ~first):
+                if cells is first:
+                    seen = side.new_zeros(1, 2 * group, int(cells.sum()), 1)
+                else:
+                    seen = context.context_prediction(y_hat)[..., cells, None]
+                means, scales = context.parameters_at(seen, side[..., cells, None])
+                means, scales = means[0, ..., 0], scales[0, ..., 0]
+                levels = _levels(port, scale_grid_position(scales.clamp(min=0.11)))
+                ids = gaussian_table_ids(levels, np.int64(100))
+                true = None if y is None else torch.round(y[:, cells].double() - means)
+                coded = port.code(true, ids, gaussian_table)
+                crc = _crc(coded, crc)
+                y_hat[0][:, cells] = torch.from_numpy(coded).to(means) + means
+            decoded.append(y_hat)
+        return torch.cat(decoded, dim=1), crc
+
+    def encode(self, x: Tensor, options: dict[str, Any]) -> Encoded:
+        sections, crc = [], 0
+        for image in x:
+            port = _Writer()
+            latent = self.module.g_a(image[None])[0]
+            _, date_crc = self._date(port, latent, *latent.shape[1:])
+            sections.append(port.to_bytes())
+            crc = _crc([date_crc & 0x7FFFFFFF], crc)
+        return Encoded(sections, crc)
+
+    def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
+        series = _Series([])
+        for data in sections:
+            y_hat, date_crc = self._date(_Reader(data), None, height // 16, width // 16)
+            series.crc = _crc([date_crc & 0x7FFFFFFF], series.crc)
+            series.images.append(self.module.g_s(y_hat.float())[0])
+        return series
+
+
+class _Windows:
+    """One date of TEC-TT or FlexTEC: its windows, predicted token by token.
+
+    Parameters
+    ----------
+    model : EntropyTransformer
+    joint : Tensor
+        Context of the date.
+    latent : Tensor, shape (1, C, h, w), or None
+        The true latent when encoding.
+    height, width : int
+        h and w.
+    """
+
+    def __init__(
+        self,
+        model: EntropyTransformer,
+        joint: Tensor,
+        latent: Tensor | None,
+        height: int,
+        width: int,
+    ) -> None:
+        self.model = model
+        self.size = height, width
+        count = -(-height // 4) * -(-width // 4)
+        self._true = None if latent is None else torch.round(model.tokens(latent)).double()
+        self._decoder = TokenDecoder(model, joint, count)
+        start = model.learned_zero.sym.detach().double()
+        self._last = start.expand(count, 1, -1)
+        self._ahead: tuple[Tensor, Tensor, Tensor] | None = None
+        self.tokens: list[Tensor] = []
+        self.features: list[Tensor] = []
+
+    def look_ahead(self, count: int) -> None:
+        """Predict the next `count` tokens from the true ones in one pass (encoder)."""
+        assert self._true is not None
+        inputs = self.model.shifted(self._true)[:, :count]
+        self._ahead = self._decoder.advance(inputs)
+
+    def _predict(self) -> tuple[Tensor, Tensor]:
+        i = len(self.tokens)
+        if self._ahead is not None and i < self._ahead[0].shape[1]:
+            means, raw, features = (t[:, i] for t in self._ahead)
+        else:
+            means, raw, features = (t[:, 0] for t in self._decoder.advance(self._last))
+        self.features.append(features)
+        return means, raw
+
+    def _append(self, token: Tensor) -> None:
+        self.tokens.append(token)
+        self._last = token[:, None]
+
+    def code(self, port: _Port) -> Symbols:
+        """Code the next token of every window; return its symbols."""
+        means, raw = self._predict()
+        steps = port.floor(100 * means + 50.5)
+        base, fraction = np.divmod(steps, 100)
+        ids = gaussian_table_ids(_levels(port, scale_position(raw)), 2 * fraction)
+        offset = torch.from_numpy(base).to(means)
+        true = None if self._true is None else self._true[:, len(self.tokens)] - offset
+        symbols = port.code(true, ids, gaussian_table)
+        self._append(torch.from_numpy(symbols).to(means) + offset)
+        return symbols + base
+
+    def guess(self, floor: Callable[[Tensor], Symbols]) -> None:
+        """Take the rounded mean as the next token of every window: no bits."""
+        means, _ = self._predict()
+        self._append(torch.from_numpy(floor(means + 0.5)).to(means))
+
+    def give(self, token: Tensor) -> None:
+        """Take `token` (windows, C) as the next one: known from elsewhere, no bits."""
+        self._predict()
+        self._append(token)
+
+    def latent(self) -> Tensor:
+        """Quantised latent (1, C, h, w), float64."""
+        return self.model.join(torch.stack(self.tokens, dim=1), *self.size)
+
+    def hints(self) -> Tensor:
+        """Decoder features (1, d, h, w) for the synthesis, float32."""
+        return self.model.join(torch.stack(self.features, dim=1), *self.size).float()
+
+
+class _TTCoder:
+    multiple = 64
+
+    def __init__(self, module: TemporalTransformer) -> None:
+        self.module = module
+
+    def _contexts(self, decoding: bool) -> ContextEncoder:
+        contexts = self.module.contexts(torch.float64)
+        if decoding:
+            contexts.model = contexts.model.with_float64_decoder()
+        return contexts
+
+    def encode(self, x: Tensor, options: dict[str, Any]) -> Encoded:
+        contexts = self._contexts(decoding=False)
+        sections, crc = [], 0
+        for t, image in enumerate(x):
+            latent = self.module.analyse(image[None])
+            port = _Writer()
+            date = _Windows(contexts.model, contexts.joint(), latent, *latent.shape[-2:])
+            date.look_ahead(TOKENS)
+            for _ in range(TOKENS):
+                crc = _crc(date.code(port), crc)
+            sections.append(port.to_bytes())
+            if t + 1 < len(x):
+                contexts.push(date.latent())
+        return Encoded(sections, crc)
+
+    def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
+        contexts = self._contexts(decoding=True)
+        series = _Series([])
+        for t, data in enumerate(sections):
+            port = _Reader(data)
+            date = _Windows(contexts.model, contexts.joint(), None, height // 16, width // 16)
+            for _ in range(TOKENS):
+                series.crc = _crc(date.code(port), series.crc)
+            latent = date.latent()
+            series.images.append(self.module.synthesise(latent.float(), date.hints())[0])
+            if t + 1 < len(sections):
+                contexts.push(latent)
+        return series
+
+
+@dataclass(frozen=True)
+class _FlexSection:
+    """Section of one FlexTEC date; its token groups can be cut off at the end.
+
+    Parameters
+    ----------
+    context : int
+        Tokens that the prediction of later dates sees.
+    ledger : bytes
+        Roundings of the guessed tokens in that context.
+    groups : tuple of bytes
+        One per token: check of its symbols (2 bytes), ledger, range-coder stream.
+    """
+
+    context: int
+    ledger: bytes
+    groups: tuple[bytes, ...]
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> _FlexSection:
+        count, at = read_varint(data, 0)
+        context, at = read_varint(data, at)
+        size, at = read_varint(data, at)
+        ledger, at = data[at : at + size], at + size
+        groups = []
+        for _ in range(min(count, TOKENS + 1)):
+            size, at = read_varint(data, at)
+            groups.append(data[at : at + size])
+            at += size
+        if not 1 <= len(groups) <= TOKENS or not 1 <= context <= TOKENS or at != len(data):
+            raise FormatError(
+                f"FlexTEC section with {count} token groups and a context of {context}, "
+                f"{len(data)} bytes: damaged."
+            )
+        return cls(context, ledger, tuple(groups))
+
+    def to_bytes(self) -> bytes:
+        parts = [write_varint(len(self.groups)), write_varint(self.context)]
+        for part in (self.ledger, *self.groups):
+            parts += [write_varint(len(part)), part]
+        return b"".join(parts)
+
+    def check(self, crc: int) -> int:
+        return zlib.crc32(b"".join(group[:2] for group in self.groups), crc)
+
+
+class _FlexCoder(_TTCoder):
+    def encode(self, x: Tensor, options: dict[str, Any]) -> Encoded:
+        qualities, context = options["tokens"], options["context_tokens"]
+        if len(qualities) != len(x):
+            raise UnsupportedArrayError(
+                f"FlexTEC was given {len(qualities)} qualities for {len(x)} dates: give one for "
+                "all dates or one for each"
+            )
+        contexts = self._contexts(decoding=False)
+        sections, crc = [], 0
+        for t, (image, k) in enumerate(zip(x, qualities, strict=True)):
+            latent = self.module.analyse(image[None])
+            joint = contexts.joint()
+            date = _Windows(contexts.model, joint, latent, *latent.shape[-2:])
+            date.look_ahead(k)
+            groups = []
+            for _ in range(k):
+                port = _Writer()
+                check = _crc(date.code(port)) & 0xFFFF
+                groups.append(check.to_bytes(2, "little") + port.to_bytes())
+            seen = min(k, context or k)
+            ledger = LedgerWriter()
+            if t + 1 < len(x):
+                contexts.push(self._context_latent(date, joint, seen, ledger))
+            section = _FlexSection(seen, ledger.to_bytes(), tuple(groups))
+            crc = section.check(crc)
+            sections.append(section.to_bytes())
+        return Encoded(sections, crc)
+
+    def _context_latent(
+        self, date: _Windows, joint: Tensor, seen: int, ledger: LedgerWriter | LedgerReader
+    ) -> Tensor:
+        """Latent that later dates see: the first `seen` tokens, the others guessed."""
+        again = _Windows(date.model, joint, None, *date.size)
+        for token in date.tokens[:seen]:
+            if seen == TOKENS:
+                return date.latent()
+            again.give(token)
+        for _ in range(seen, TOKENS):
+            again.guess(lambda values: ledger.floor(values.cpu().numpy()))
+        return again.latent()
+
+    def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
+        contexts = self._contexts(decoding=True)
+        series = _Series([])
+        for t, data in enumerate(sections):
+            section = _FlexSection.from_bytes(data)
+            joint = contexts.joint()
+            date = _Windows(contexts.model, joint, None, height // 16, width // 16)
+            for i, group in enumerate(section.groups):
+                symbols = date.code(_Reader(group[2:]))
+                if (_crc(symbols) & 0xFFFF).to_bytes(2, "little") != group[:2]:
+                    raise ChecksumError(
+                        f"Token group {i} of date {t} does not decode to the latents that were "
+                        "encoded: the stream is damaged or the weights are not the encoder's."
+                    )
+            series.crc = section.check(series.crc)
+            if t + 1 < len(sections):
+                ledger = LedgerReader(section.ledger)
+                contexts.push(self._context_latent(date, joint, section.context, ledger))
+            for _ in range(len(section.groups), TOKENS):
+                # These roundings reach pixels only, never the decoding of other symbols.
+                date.guess(lambda values: torch.floor(values).long().cpu().numpy())
+            latent = date.latent()
+            series.images.append(self.module.synthesise(latent.float(), date.hints())[0])
+        return series
+
+
+_CODERS: dict[type[nn.Module], type] = {
+    FactorizedPrior: _FPCoder,
+    ELIC: _ELICCoder,
+    TemporalTransformer: _TTCoder,
+    FlexTEC: _FlexCoder,
+}
+
+
+class FamilyModel:
+    """A model of the TerraCodec family as :mod:`tec_zarr.chunk` uses models.
+
+    Parameters
+    ----------
+    module : FactorizedPrior, ELIC, TemporalTransformer or FlexTEC
+        In evaluation mode.
+    name : str
+        Name in streams, such as ``"terracodec_v1_tt_s2l2a/lambda-20"``.
+    weights_sha256 : str
+        SHA-256 (hex) of the safetensors file the weights came from.
+    context_tokens : int, optional
+        FlexTEC: tokens of a date that later dates are predicted from. None takes all that are
+        sent, as the reference does: smallest, but only the last date of a chunk can be
+        truncated. 1 lets every date be truncated to any quality, at a cost in size.
+
+    Notes
+    -----
+    FP, ELIC and TT have one rate, that of their checkpoint: `quality` does not matter to them.
+    For FlexTEC the 16 qualities are spread over the codec's scale: ``tokens = 2 * quality``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        weights_sha256: str,
+        context_tokens: int | None = None,
+    ) -> None:
+        self.name = name
+        self.weights_sha256 = weights_sha256
+        self.module = module.eval()
+        self.context_tokens = context_tokens
+        self._coder = _CODERS[type(module)](module)
+        self._count = int(module.config["bands"])
+
+    def encode(
+        self,
+        cube: npt.NDArray[np.float32],
+        quality: float,
+        bands: Sequence[str] | None,
+        *,
+        tokens: Sequence[int] | None = None,
+    ) -> Encoded:
+        """Encode a cube.
+
+        Parameters
+        ----------
+        cube : ndarray, shape (T, C, h, w), float32
+            DN, every pixel filled and finite.
+        quality : float
+            FlexTEC: half the number of tokens sent of every date.
+        bands : sequence of str, optional
+            Bands of the cube in its order; None means all of the model's.
+        tokens : sequence of int, optional
+            FlexTEC: tokens sent of each date, 1 to 16, instead of `quality`.
+
+        Returns
+        -------
+        Encoded
+            One section per date, and the checksum of the latents.
+
+        Raises
+        ------
+        UnsupportedArrayError
+            Bands that the model does not have, or a number of tokens out of range.
+        """
+        where = self._band_places(bands, cube.shape)
+        if tokens is None:
+            tokens = [min(TOKENS, max(1, round(2 * quality)))] * len(cube)
+        if any(not 1 <= k <= TOKENS for k in tokens):
+            raise UnsupportedArrayError(
+                f"FlexTEC sends 1 to {TOKENS} tokens of a date, not {list(tokens)}"
+            )
+        height, width = cube.shape[-2:]
+        multiple = self._coder.multiple
+        margins = ((0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple))
+        padded = np.pad(cube, margins, mode="reflect")
+        with torch.inference_mode():
+            x = standardise(padded, self._count, where)
+            return self._coder.encode(x, {"tokens": tokens, "context_tokens": self.context_tokens})
+
+    def decode(
+        self,
+        sections: Sequence[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        bands: Sequence[str] | None,
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """Decode what `encode` wrote; DN (T, C, h, w) and the checksum of the latents."""
+        where = self._band_places(bands, shape)
+        if len(sections) != shape[0]:
+            raise FormatError(
+                f"{self.name}: {len(sections)} sections for {shape[0]} dates of a chunk of shape "
+                f"{shape}: damaged"
+            )
+        height, width = shape[-2:]
+        multiple = self._coder.multiple
+        padded = height + -height % multiple, width + -width % multiple
+        with torch.inference_mode():
+            series = self._coder.decode(sections, *padded)
+            images = torch.stack(series.images)[..., :height, :width]
+            return destandardise(images, where), series.crc
+
+    def truncate(self, sections: Sequence[bytes], tokens: int) -> Encoded:
+        """Lower the quality of a FlexTEC stream by cutting it, without any network.
+
+        Parameters
+        ----------
+        sections : sequence of bytes
+            From `encode`.
+        tokens : int
+            Tokens to keep of every date, 1 to 16; dates that have fewer stay as they are.
+
+        Returns
+        -------
+        Encoded
+            The shorter sections and their checksum.
+
+        Raises
+        ------
+        TecError
+            If the model is not FlexTEC, or if later dates were predicted from tokens that
+            would be cut (see `context_tokens`).
+        """
+        if not isinstance(self._coder, _FlexCoder):
+            raise TecError(f"{self.name} has one rate; only FlexTEC streams can be truncated")
+        if not 1 <= tokens <= TOKENS:
+            raise UnsupportedArrayError(f"FlexTEC keeps 1 to {TOKENS} tokens, not {tokens}")
+        out, crc = [], 0
+        for t, data in enumerate(sections):
+            section = _FlexSection.from_bytes(data)
+            last = t + 1 == len(sections)
+            if tokens < section.context and not last:
+                raise TecError(
+                    f"Date {t} of {len(sections)} cannot be truncated to {tokens} tokens: later "
+                    f"dates were predicted from {section.context} of them. Encode with "
+                    f"context_tokens={tokens} or fewer, or with one date per chunk."
+                )
+            kept = section.groups[:tokens]
+            cut = _FlexSection(min(section.context, len(kept)), section.ledger, kept)
+            crc = cut.check(crc)
+            out.append(cut.to_bytes())
+        return Encoded(out, crc)
+
+    def inpaint(
+        self,
+        cube: npt.NDArray[np.float32],
+        cloudy: npt.NDArray[np.bool_],
+        bands: Sequence[str] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Predict what clouds hide from the dates before (TEC-TT).
+
+        Parameters
+        ----------
+        cube : ndarray, shape (T, C, h, w), float32
+            DN, oldest date first; cloudy values are never looked at.
+        cloudy : ndarray, shape (T, h, w), bool
+            Pixels to predict.
+        bands : sequence of str, optional
+            As for `encode`.
+
+        Returns
+        -------
+        ndarray, shape (T, C, h, w), float32
+            DN: the prediction where cloudy, elsewhere `cube` unchanged.
+
+        Raises
+        ------
+        TecError
+            If the model is not TEC-TT.
+        """
+        if type(self.module) is not TemporalTransformer:
+            raise TecError(f"{self.name} cannot inpaint clouds; TEC-TT models can")
+        where = self._band_places(bands, cube.shape)
+        height, width = cube.shape[-2:]
+        bottom, right = -height % self._coder.multiple, -width % self._coder.multiple
+        hidden = np.pad(cloudy, ((0, 0), (0, bottom), (0, right)), mode="reflect")
+        visible = np.where(cloudy[:, None], np.float32(0), cube)
+        padded = np.pad(visible, ((0, 0), (0, 0), (0, bottom), (0, right)), mode="reflect")
+        with torch.inference_mode():
+            x = standardise(padded, self._count, where)
+            filled = predict_hidden(self.module, x, torch.from_numpy(hidden))
+            predicted = destandardise(filled[..., :height, :width], where)
+        return np.where(cloudy[:, None], predicted, cube)
+
+    def _band_places(self, bands: Sequence[str] | None, shape: Sequence[int]) -> list[int]:
+        known = STATISTICS[self._count].bands
+        if bands is None:
+            if shape[1] != self._count:
+                raise UnsupportedArrayError(
+                    f"{self.name} takes the {self._count} bands {', '.join(known)}, the chunk of "
+                    f"shape {tuple(shape)} has {shape[1]}: name its bands (bands=...)"
+                )
+            return list(range(self._count))
+        names = band_names(bands)
+        strange = [name for name in names if name not in known]
+        if strange or len(names) != shape[1]:
+            raise UnsupportedArrayError(
+                f"{self.name} takes bands among {', '.join(known)}; the chunk of shape "
+                f"{tuple(shape)} was given {', '.join(names)}"
+            )
+        return [known.index(name) for name in names]

@@ -1,0 +1,434 @@
+"""Published TerraCodec weights: names, files, and getting them into the user's cache.
+
+A checkpoint is read once (``torch.load(weights_only=True)`` or safetensors), checked against
+the architecture, and kept as safetensors in the cache, named by its SHA-256. That hash goes
+into the configuration of arrays, so that they decode with exactly these weights. Nothing here
+downloads unless `load` is called without a path: reading an array never does.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tec_zarr.errors import TecError, UnknownModelError, WeightsMismatchError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tec_zarr.models.family import FamilyModel
+    from tec_zarr.models.registry import Entry
+
+__all__ = ["PUBLISHED", "cache_folder", "cached_entry", "load", "load_codec", "save"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A family of published checkpoints that differ in their rate only.
+
+    Parameters
+    ----------
+    repository : str
+        On Hugging Face.
+    architecture : {"fp", "elic", "tt", "flex"}
+    bands : int
+        12 (L2A) or 13 (L1C).
+    stem : str
+        File name up to the rate.
+    rates : tuple of str
+        Lambdas, in the reference's spelling without ``lambda-``.
+    """
+
+    repository: str
+    architecture: str
+    bands: int
+    stem: str
+    rates: tuple[str, ...]
+
+    def file(self, rate: str) -> str:
+        """Name of the checkpoint file of a rate."""
+        if rate.endswith("-lronly"):
+            return f"FlexTEC_LRonly_v1_S2L2A_lambda-{rate.removesuffix('-lronly')}.pt"
+        return f"{self.stem}_lambda-{rate}.pt"
+
+
+_ORGANISATION = "embed2scale/TerraCodec-1.0-"
+_IMAGE_RATES = ("0.5", "2", "10", "40", "200")
+
+PUBLISHED: dict[str, Published] = {
+    "terracodec_v1_fp_s2l2a": Published(
+        _ORGANISATION + "FP-S2L2A", "fp", 12, "TerraCodec_v1_FP_S2L2A", _IMAGE_RATES
+    ),
+    "terracodec_v1_elic_s2l2a": Published(
+        _ORGANISATION + "ELIC-S2L2A", "elic", 12, "TerraCodec_v1_ELIC_S2L2A", _IMAGE_RATES
+    ),
+    "terracodec_v1_tt_s2l2a": Published(
+        _ORGANISATION + "TT-S2L2A",
+        "tt",
+        12,
+        "TerraCodec_v1_TT_S2L2A",
+        ("0.4", "1", "5", "20", "100", "200", "700"),
+    ),
+    "terracodec_v1_tt_s2l1c": Published(
+        _ORGANISATION + "TT-S2L1C", "tt", 13, "TerraCodec_v1_TT_S2L1C", ("5", "20", "100")
+    ),
+    "flextec_v1_s2l2a": Published(
+        _ORGANISATION + "FlexTEC-S2L2A", "flex", 12, "FlexTEC_v1_S2L2A", ("800", "800-lronly")
+    ),
+}
+"""Published models by their names in the reference implementation."""
+
+_CLASSES = {
+    "fp": ("tec_zarr.models.fp", "FactorizedPrior"),
+    "elic": ("tec_zarr.models.elic", "ELIC"),
+    "tt": ("tec_zarr.models.temporal", "TemporalTransformer"),
+    "flex": ("tec_zarr.models.flex", "FlexTEC"),
+}
+_METADATA = "tec_zarr"
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: ``$TEC_ZARR_CACHE`` or ``~/.cache/tec_zarr``."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TEC_ZARR_CACHE") or f"{base}/tec_zarr").expanduser()
+
+
+def load(
+    name: str,
+    compression: float | str | None = None,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
+) -> nn.Module:
+    """Load a published model (or one of yours of the same architecture) as a torch module.
+
+    Parameters
+    ----------
+    name : str
+        A key of `PUBLISHED`, such as ``"terracodec_v1_tt_s2l2a"``.
+    compression : float or str, optional
+        The lambda of the checkpoint: ``20``, ``"lambda-20"`` or ``"lambda-800-lronly"``.
+        Not needed with `path`.
+    path : path, optional
+        Checkpoint on this machine: ``.pt`` or ``.ckpt`` as published, or safetensors.
+        Without it the cache is searched, then the file is downloaded.
+    sha256 : str, optional
+        SHA-256 (hex) that the checkpoint file or its conversion must have.
+
+    Returns
+    -------
+    torch.nn.Module
+        In evaluation mode. Its `forward` takes and returns standardised tensors, as the
+        reference's does.
+
+    Raises
+    ------
+    UnknownModelError
+        No such name or rate, no such file, or the hub cannot be reached; the message holds
+        the command that gets the file.
+    WeightsMismatchError
+        Wrong hash, missing or unexpected keys, wrong shapes, wrong number of bands.
+    """
+    return _read(_find(name, compression, path, sha256))
+
+
+def load_codec(
+    name: str,
+    compression: float | str | None = None,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
+    context_tokens: int | None = None,
+) -> FamilyModel:
+    """Load a model as a codec and make it known to this process under its stream name.
+
+    Parameters
+    ----------
+    name, compression, path, sha256
+        As for `load`.
+    context_tokens : int, optional
+        FlexTEC: see :class:`tec_zarr.models.family.FamilyModel`.
+
+    Returns
+    -------
+    FamilyModel
+        Its ``name``, such as ``"terracodec_v1_tt_s2l2a/lambda-20"``, is what arrays name as
+        their model.
+
+    Raises
+    ------
+    UnknownModelError, WeightsMismatchError
+        As `load`.
+    """
+    from tec_zarr.models.family import FamilyModel
+    from tec_zarr.models.registry import register_model
+
+    file = _find(name, compression, path, sha256)
+    rate = "" if compression is None else f"/lambda-{_rate(name, compression)}"
+    model = FamilyModel(_read(file), name + rate, _sha256(file), context_tokens)
+    register_model(model.name, lambda: model, model.weights_sha256)
+    return model
+
+
+def cached_entry(name: str) -> Entry | None:
+    """Registry entry of a model whose weights lie in the cache; never downloads.
+
+    Parameters
+    ----------
+    name : str
+        Name in streams: ``"terracodec_v1_tt_s2l2a/lambda-20"``.
+
+    Returns
+    -------
+    Entry or None
+        None if `name` is not one of the published family.
+
+    Raises
+    ------
+    UnknownModelError
+        The model is published, but its weights are not in the cache; the message says how to
+        get them.
+    """
+    from tec_zarr.models.registry import Entry
+    from tec_zarr.stream import NAMED_MODEL
+
+    family, _, tail = name.partition("/lambda-")
+    if family not in PUBLISHED or tail not in PUBLISHED[family].rates:
+        return None
+    files = {_hash_in_name(file): file for file in _cached(family, tail)}
+    if not files:
+        raise UnknownModelError(
+            f"The weights of {name} are not on this machine (looked in {cache_folder()}).\n"
+            + _how_to_get(family, tail)
+        )
+
+    def open_codec(sha256: str) -> FamilyModel:
+        from tec_zarr.models.family import FamilyModel
+
+        file = files[sha256]
+        if _sha256(file) != sha256:
+            raise WeightsMismatchError(
+                f"{file} was changed since it was written: delete it.\n" + _how_to_get(family, tail)
+            )
+        return FamilyModel(_read(file), name, sha256)
+
+    return Entry(name, NAMED_MODEL, tuple(files), open_codec)
+
+
+def save(module: nn.Module, path: str | os.PathLike[str]) -> str:
+    """Write a model of the family as safetensors, with its configuration; return the SHA-256."""
+    from safetensors.torch import save_file
+
+    architecture = next(a for a, (_, c) in _CLASSES.items() if c == type(module).__name__)
+    metadata = {"architecture": architecture, "config": module.config}
+    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+    save_file(state, path, {_METADATA: json.dumps(metadata, sort_keys=True)})
+    return _sha256(Path(path))
+
+
+def _find(
+    name: str,
+    compression: float | str | None,
+    path: str | os.PathLike[str] | None,
+    sha256: str | None,
+) -> Path:
+    """Converted safetensors of a model, converting or downloading where needed."""
+    if name not in PUBLISHED:
+        raise UnknownModelError(f"No model {name!r}; there are {', '.join(PUBLISHED)}.")
+    rate = None if path and compression is None else _rate(name, compression)
+    if path is not None:
+        source = Path(path)
+        if not source.is_file():
+            raise UnknownModelError(
+                f"No checkpoint at {source}.\n" + _how_to_get(name, rate or _middle_rate(name))
+            )
+    else:
+        assert rate is not None
+        for file in _cached(name, rate):
+            if sha256 in (None, _hash_in_name(file)):
+                return file
+        source = _download(name, rate)
+    return _convert(source, name, rate, sha256)
+
+
+def _rate(name: str, compression: float | str | None) -> str:
+    rates = PUBLISHED[name].rates
+    wanted = str(compression).removeprefix("lambda-").removesuffix(".0")
+    if wanted not in rates:
+        raise UnknownModelError(
+            f"{name} is published for lambda {', '.join(rates)}, not {compression!r}."
+        )
+    return wanted
+
+
+def _middle_rate(name: str) -> str:
+    rates = PUBLISHED[name].rates
+    return rates[len(rates) // 2]
+
+
+def _how_to_get(name: str, rate: str) -> str:
+    published = PUBLISHED[name]
+    file = published.file(rate)
+    return (
+        "On a machine with a connection to Hugging Face run\n"
+        f"    pip install huggingface_hub && hf download {published.repository} {file} "
+        "--local-dir .\n"
+        "and here, with that file,\n"
+        f"    python -c \"import tec_zarr.models as m; m.load('{name}', 'lambda-{rate}', "
+        f"path='{file}')\""
+    )
+
+
+def _download(name: str, rate: str) -> Path:
+    published = PUBLISHED[name]
+    try:
+        hub = importlib.import_module("huggingface_hub")
+        return Path(hub.hf_hub_download(published.repository, published.file(rate)))
+    except Exception as error:  # the hub raises many types, its HTTP library more
+        raise UnknownModelError(
+            f"{published.file(rate)} could not be downloaded from {published.repository} "
+            f"({type(error).__name__}: {error}).\n" + _how_to_get(name, rate)
+        ) from error
+
+
+def _convert(source: Path, name: str, rate: str | None, sha256: str | None) -> Path:
+    """Check a checkpoint and put it into the cache as safetensors, unless it is from there."""
+    state, metadata = _read_state(source)
+    if metadata is not None:
+        if metadata["architecture"] != PUBLISHED[name].architecture:
+            raise WeightsMismatchError(
+                f"{source} holds a model of architecture {metadata['architecture']!r}, {name} is "
+                f"{PUBLISHED[name].architecture!r}."
+            )
+        config = metadata["config"]
+    else:
+        config = _config_of(state, source, name)
+    if config["bands"] != PUBLISHED[name].bands:
+        raise WeightsMismatchError(
+            f"{source} is a model of {config['bands']} bands, {name} has "
+            f"{PUBLISHED[name].bands}: load it under the name that fits, or pick another file."
+        )
+    given = _sha256(source)
+    if metadata is not None and rate is None:
+        _check_hash(source, sha256, given)
+        return source
+    module = _build(PUBLISHED[name].architecture, config, state, source)
+    _fill_tables(module)
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{os.getpid()}.part"
+    try:
+        own = save(module, part)
+        _check_hash(source, sha256, given, own)
+        return part.replace(folder / f"{name}--{rate or 'own'}--{own}.safetensors")
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check_hash(source: Path, wanted: str | None, *found: str) -> None:
+    if wanted is not None and wanted.lower() not in found:
+        raise WeightsMismatchError(
+            f"{source} has SHA-256 {found[0]}, expected {wanted}: it is not the file you pinned, "
+            "or it is damaged. Get it again."
+        )
+
+
+def _read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    import torch
+
+    try:
+        if source.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(source, "pt") as file:
+                metadata = json.loads((file.metadata() or {}).get(_METADATA, "null"))
+                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle, zip and safetensors all raise their own
+        raise WeightsMismatchError(
+            f"{source} is no checkpoint that can be read safely ({type(error).__name__}: {error})."
+        ) from error
+    state = state.get("state_dict", state)
+    return state, None
+
+
+def _config_of(state: dict[str, Tensor], source: Path, name: str) -> dict[str, Any]:
+    architecture = PUBLISHED[name].architecture
+    if architecture in ("fp", "elic"):
+        for key in list(state):
+            state[key.removeprefix("model.")] = state.pop(key)
+    module, cls = _CLASSES[architecture]
+    try:
+        return dict(getattr(importlib.import_module(module), cls).config_of(state))
+    except (KeyError, IndexError) as error:
+        raise WeightsMismatchError(
+            f"{source} lacks the key {error.args[0]!r} of {name}: another architecture, or cut "
+            "short."
+        ) from error
+
+
+def _build(
+    architecture: str, config: dict[str, Any], state: dict[str, Tensor], source: Path
+) -> nn.Module:
+    import torch
+
+    module_name, cls = _CLASSES[architecture]
+    with torch.device("meta"):
+        module: nn.Module = getattr(importlib.import_module(module_name), cls)(**config)
+    wanted = module.state_dict()
+    missing, strange = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or strange:
+        raise WeightsMismatchError(
+            f"{source} does not hold a {cls}: "
+            + "; ".join(
+                f"{len(keys)} keys {what}, the first {keys[0]!r}"
+                for what, keys in (("missing", missing), ("unexpected", strange))
+                if keys
+            )
+        )
+    try:
+        module.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise WeightsMismatchError(f"{source} does not fit a {cls}: {error}") from error
+    return module.eval()
+
+
+def _fill_tables(module: nn.Module) -> None:
+    """Store the integer tables that coding needs; drop the large ones that it does not."""
+    from tec_zarr.models.layers import EntropyBottleneck, TableBuffers
+
+    for part in module.modules():
+        if isinstance(part, EntropyBottleneck):
+            if part._quantized_cdf.numel() == 0:
+                part.update()
+        elif isinstance(part, TableBuffers):
+            for name in part.TABLES:
+                setattr(part, name, getattr(part, name).new_empty(0))
+
+
+def _read(file: Path) -> nn.Module:
+    state, metadata = _read_state(file)
+    if metadata is None:
+        raise TecError(f"{file} was not written by tec_zarr; load it with its path.")
+    return _build(metadata["architecture"], metadata["config"], state, file)
+
+
+def _cached(name: str, rate: str) -> list[Path]:
+    files = cache_folder().glob(f"{name}--{rate}--*.safetensors")
+    return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+
+
+def _hash_in_name(file: Path) -> str:
+    return file.stem.rpartition("--")[2]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
