@@ -33,6 +33,8 @@ _WEIGHT_LIMIT = float(1 << 23)
 _SPREAD_UNIT = 256  # spreads are stored in 1/256 DN
 _SPREAD_BITS = 6  # weights of the spread regressors are multiples of 1/64
 _SPREAD_MAX = 255
+_FEW = 128  # valid pixels in a pass, below which spreads are not modelled
+_TRUST = 16.0  # largest weight of a pixel in a fit
 _SKIP, _RAW = SHAPES, SHAPES + 1
 _MODES = SHAPES + 2
 _WEIGHT_SCALE = 40  # scale index of a weight about which nothing is known
@@ -105,10 +107,23 @@ class _Lattices:
             if not lattice.size:
                 return None
             extra = max(0, self._rows - lattice.shape[0]), max(0, self._columns - lattice.shape[1])
-            padded = np.pad(lattice, ((2, 2 + extra[0]), (2, 2 + extra[1])), "edge")
+            padded = _replicated(lattice, *extra)
             self._padded[first, start] = padded
         view = padded[2 + up : 2 + up + self._rows, 2 + left : 2 + left + self._columns]
         return view.ravel()
+
+
+def _replicated(lattice: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """``lattice`` with two edge pixels more on each side, and more below and on the right."""
+    height, width = lattice.shape
+    out = np.empty((height + 4 + rows, width + 4 + columns))
+    inner = out[:, 2 : 2 + width]
+    inner[2 : 2 + height] = lattice
+    inner[:2] = lattice[0]
+    inner[2 + height :] = lattice[-1]
+    out[:, :2] = inner[:, :1]
+    out[:, 2 + width :] = inner[:, -1:]
+    return out
 
 
 def passes(height: int, width: int) -> list[tuple[int, int, int, int]]:
@@ -128,14 +143,20 @@ def _quarter(four: np.ndarray) -> np.ndarray:
     return np.floor((four + 2.0) * 0.25)
 
 
+def _sum(arrays: list[np.ndarray]) -> np.ndarray:
+    """Sum in the order given (that of ``np.sum`` over an axis is not promised)."""
+    total = arrays[0]
+    for array in arrays[1:]:
+        total = total + array
+    return total
+
+
 def _mean4(lattices: _Lattices, kind: int) -> np.ndarray | None:
     """Four times the mean of the nearest decoded neighbours, rounded down."""
     found = [v for v in (lattices.at(*o) for o in _NEAREST[kind]) if v is not None]
     if not found:
         return None
-    total = found[0]
-    for value in found[1:]:
-        total = total + value
+    total = _sum(found)
     return total if len(found) == 4 else np.floor(total * 4.0 / len(found))
 
 
@@ -158,7 +179,7 @@ def _regressors(
     own = _Lattices(decoded, spacing, row, column)
     level = _mean4(own, kind) if kind else None
     anchored = level is not None
-    fine = spacing <= 16 and anchored
+    fine = spacing <= 32 and anchored
     if anchored:
         near = [v for v in (own.at(*o) for o in _NEAREST[kind]) if v is not None]
         own_columns = [4.0 * v - level for v in near[:-1]]
@@ -166,11 +187,14 @@ def _regressors(
             value = own.at(*offset)
             if value is not None:
                 own_columns.append(4.0 * value - level)
-        activity.append(_mean4(_Lattices(spread, spacing, row, column), kind) * 0.25)
-        texture = np.abs(own_columns[0]) if own_columns else np.zeros_like(level)
-        for value in own_columns[1:3]:
-            texture = texture + np.abs(value)
-        activity.append(texture * (_SPREAD_UNIT / 16))
+        errors = _Lattices(spread, spacing, row, column)
+        activity.append(_mean4(errors, kind) * 0.25)
+        far = [v for v in (errors.at(*o) for o in _FARTHER[kind][:8]) if v is not None]
+        if far:
+            activity.append(_sum(far) / len(far))
+        if own_columns:
+            texture = _sum([np.abs(v) for v in own_columns[:3]])
+            activity.append(texture * (_SPREAD_UNIT / 16))
     else:
         own_columns = []
         level = np.full(len(range(row, decoded.shape[0], spacing))
@@ -206,12 +230,23 @@ def _regressors(
     return _Regressors(level, first + own_columns + third + second, activity)
 
 
-def _limit_columns(columns: list[np.ndarray], count: int) -> np.ndarray:
-    """Stack regressors so that sums of ``count`` products stay exact in float64."""
-    bits = (53 - max(count, 1).bit_length()) // 2
-    bound = float(1 << min(bits, 20)) - 1.0
-    stacked = np.stack(columns)
-    return np.clip(stacked, -bound, bound, out=stacked)
+def _exact_limit(count: int) -> float:
+    """Largest magnitude of which ``count`` squares add up exactly in float64."""
+    return float(1 << min((53 - max(count, 1).bit_length()) // 2, 20)) - 1.0
+
+
+def _trust(activity, used, count, step) -> np.ndarray | None:
+    """Weights 1 .. 16 of the pixels of a pass in the fit: what looks quiet counts more.
+
+    Least squares would otherwise serve the few pixels with the largest residuals, and bits are
+    spent on the logarithm of residuals.
+    """
+    if count < _FEW or not activity:
+        return None
+    total = _sum(activity) + (0.25 * step + 0.25) * _SPREAD_UNIT
+    total = total if used is None else total[used]
+    quiet = np.partition(total, count // 4)[count // 4]
+    return np.clip(np.rint(_TRUST * quiet / total), 1.0, _TRUST)
 
 
 def _cholesky(gram: np.ndarray) -> np.ndarray:
@@ -322,7 +357,7 @@ class PlaneCoder:
         if wanted is not None:
             wanted = wanted[chosen]
             steps = np.floor((wanted - base + bound) / step).astype(np.int64)
-        activity = [a[chosen] for a in given.activity] if count >= 128 else []
+        activity = [a[chosen] for a in given.activity] if count >= _FEW else []
         mode, expected, scales = self._spread_model(
             steps, activity, count, step, thresholds, limits
         )
@@ -346,21 +381,29 @@ class PlaneCoder:
 
     def _regression(self, given, used, keep, count, step, pass_, wanted):
         """Code the weights of a pass; returns the correction of four times the prediction."""
-        columns = _limit_columns(given.columns[:keep], count)
+        limit = _exact_limit(count)
+        columns = np.stack(given.columns[:keep])
+        np.clip(columns, -limit, limit, out=columns)
         fit = columns if used is None else columns[:, used]
+        trust = _trust(given.activity, used, count, step)
+        if trust is not None:
+            limit = float(limit // _TRUST)
+            fit = np.clip(fit, -limit, limit) * trust
         factor = _cholesky(_gram(fit))
         whitened = grain = None
         if wanted is not None:
             error = 4.0 * wanted - given.level
             error = error if used is None else error[used]
+            error = error if trust is None else error * trust
             whitened = np.zeros(keep)
             rest = fit @ error
             for j in range(keep):
                 whitened[j] = rest[j] / factor[j, j]
                 rest[j + 1 :] -= factor[j + 1 :, j] * whitened[j]
             left = max(float(error @ error) - float(whitened @ whitened), 0.0) / count
-            noise = np.sqrt(left + 16.0 * step * step / 12.0)
-            grain = int(np.clip(np.rint(4.0 * np.log2(2.5 * noise)), 0, 255))
+            power = 1.0 if trust is None else float(np.mean(trust * trust))
+            noise = np.sqrt(left + power * 16.0 * step * step / 12.0)
+            grain = int(np.clip(np.rint(4.0 * np.log2(3.0 * noise)), 0, 255))
         grain = self._coder.number(grain, 256)
         width = quarter_octave(grain)
         quantised = None

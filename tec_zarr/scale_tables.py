@@ -36,6 +36,9 @@ def quarter_octave(index: int) -> float:
     return float(np.ldexp(QUARTER_OCTAVES[quarter], octave))
 
 
+_BETWEEN = 1.0905077326652577 * np.array([quarter_octave(_FIRST + i) for i in range(SCALES - 1)])
+
+
 def scale_thresholds(step: float) -> np.ndarray:
     """Return the mean magnitudes between neighbouring scale indexes, float64 (SCALES - 1,).
 
@@ -44,8 +47,7 @@ def scale_thresholds(step: float) -> np.ndarray:
     step : float
         Quantiser step in the units of the mean magnitudes to be looked up.
     """
-    half = 1.0905077326652577  # 2 ** (1 / 8)
-    return np.array([step * half * quarter_octave(_FIRST + i) for i in range(SCALES - 1)])
+    return step * _BETWEEN
 
 
 def _exp_negative(x: np.ndarray) -> np.ndarray:
