@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tec_zarr.errors import ChecksumError, FormatError, UnsupportedArrayError
+from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArrayError
 from tec_zarr.residual import PlaneCoder, Reference
 from tec_zarr.scale_tables import (
     SCALES,
@@ -120,7 +120,9 @@ def decode(
     try:
         with np.errstate(all="ignore"):  # forged weights may overflow; the checksum tells
             decoded = _walk(SymbolDecoder(payload), shape, base, valid, limits, None)
-    except (AssertionError, IndexError, OverflowError) as error:
+    except TecError:
+        raise
+    except (AssertionError, IndexError, OverflowError, ValueError) as error:
         raise FormatError(f"bound section of shape {tuple(shape)}: invalid symbols") from error
     if zlib.crc32(decoded) != decoded_crc:
         raise ChecksumError(
@@ -300,7 +302,7 @@ def _limits(coder, low, high) -> tuple[int, int]:
 
 def _starts(coder, starts, length, encoding) -> np.ndarray:
     """Code which rows (or columns) start a run of equal ones, as changes of run length."""
-    count = coder.number(len(starts) if encoding else None, length + 1)
+    count = 1 + coder.number(len(starts) - 1 if encoding else None, length)
     changes = scale = None
     if encoding:
         changes = np.diff(np.diff(starts, append=length), prepend=0)
@@ -308,7 +310,7 @@ def _starts(coder, starts, length, encoding) -> np.ndarray:
     scale = coder.number(scale, SCALES)
     changes = coder.symbols(changes, np.full(count, scale), 0)
     runs = np.cumsum(changes)
-    if count < 1 or runs.min() < 1 or runs.sum() != length:
+    if runs.min() < 1 or runs.sum() != length:
         raise FormatError(f"bound section: runs of equal rows do not add up to {length}")
     return np.cumsum(runs) - runs
 
