@@ -1,8 +1,8 @@
 """One chunk of an array to bytes and back: the one way, whoever calls.
 
-Encoding: label what must stay exact (:mod:`tec_zarr.mask`), fill it smoothly, convert to DN,
-let the model code tiles of at most 512 x 512 pixels, put everything into a checked frame
-(:mod:`tec_zarr.stream`). Decoding is the same walk backwards.
+Encoding: label what must stay exact (:mod:`tec_zarr.mask`), convert to DN, continue the measured
+pixels into the rest (:mod:`tec_zarr.fill`), let the model code tiles of at most 512 x 512 pixels,
+put everything into a checked frame (:mod:`tec_zarr.stream`). Decoding is the same walk backwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from tec_zarr.errors import (
     UnsupportedArrayError,
     WeightsMismatchError,
 )
-from tec_zarr.mask import Mask, fill_smoothly, find_mask, pack_mask, unpack_mask
+from tec_zarr.fill import fill_unknown
+from tec_zarr.mask import Mask, find_mask, pack_mask, unpack_mask
 from tec_zarr.models.registry import Model, find_model, get_model, name_of
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS, band_names
 from tec_zarr.stream import (
@@ -67,7 +68,7 @@ class ChunkSpec:
         1 (smallest) to 8 (finest), continuous, the same scale for every model.
     bands : sequence of str, optional
         Sentinel-2 names along the band axis, in its order. A chunk of 12 bands needs none
-        (L2A, B01 ... B12), nor does one of 13 (L1C).
+        (L2A, B01 ... B12), nor does one of dates and 13 bands (L1C).
     nodata : number or sequence of numbers, optional
         Values that mean "nothing measured": kept exactly, never shown to the network, never
         the result of decoding a measured sample. NaN always is. None: no such value.
@@ -201,7 +202,7 @@ def encode_chunk(
         part = samples[:, :, *tile][dates]
         cube = _to_dn(part, scale, spec.offset)
         if mask is not None:
-            cube = fill_smoothly(cube, mask.labels[:, :, *tile][dates] == 0)
+            cube = fill_unknown(cube, mask.labels[:, :, *tile][dates] == 0)
         model = get_model(spec.model, spec.weights_sha256)
         with _model_slots:
             encoded = model.encode(np.ascontiguousarray(cube), quality, bands)
@@ -318,7 +319,7 @@ def _name_axes(
     elif bands is not None:
         axes = Axes.TYX if len(bands) == 1 else Axes.CYX
     else:
-        axes = Axes.CYX if shape[0] in (len(L2A_BANDS), len(L1C_BANDS)) else Axes.TYX
+        axes = Axes.CYX if shape[0] == len(L2A_BANDS) else Axes.TYX
     count = axes.to_4d(shape)[1]
     if bands is None:
         return axes, {len(L2A_BANDS): L2A_BANDS, len(L1C_BANDS): L1C_BANDS}.get(count)

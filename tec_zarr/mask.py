@@ -2,8 +2,8 @@
 
 Every sample of a chunk has a label: 0 the model codes it, k the k-th value of a short table
 (nodata values, NaN, a constant), the label after the table: the value is listed on its own
-(saturated, negative or otherwise outside what the model is made for). The network sees a
-smooth continuation of the neighbours instead of any labelled sample.
+(saturated, negative or otherwise outside what the model is made for). What the network sees
+instead of labelled samples is made in :mod:`tec_zarr.fill`.
 """
 
 from __future__ import annotations
@@ -160,65 +160,6 @@ def unpack_mask(
     m = int(np.count_nonzero(labels == n + 1))
     listed = _unshuffle(_unsqueeze(exact, m * dtype.itemsize), dtype) if m or exact else values[:0]
     return Mask(labels, values, listed)
-
-
-def fill_smoothly(cube: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Continue known samples smoothly into unknown ones.
-
-    Averages of the known samples are taken over ever larger squares and interpolated back
-    (pull-push, Gortler et al. 1996), so that the network sees neither a cliff nor a hole. A
-    band that a date lacks altogether becomes the mean of that date's other bands.
-
-    Parameters
-    ----------
-    cube : ndarray of float32, (T, C, H, W)
-        Values where ``known``; anything elsewhere. At least one known sample per date.
-    known : ndarray of bool, (T, C, H, W)
-        What may be used and stays as it is.
-
-    Returns
-    -------
-    ndarray of float32, (T, C, H, W)
-        Finite everywhere.
-    """
-    cube = np.where(known, cube, np.float32(0))
-    has_some = known.any(axis=(2, 3))
-    holes = has_some & ~known.all(axis=(2, 3))
-    cube[holes] = _pull_push(cube[holes], known[holes])
-    for date, has in zip(cube, has_some, strict=True):
-        if not has.all():
-            date[~has] = date[has].mean(axis=0)
-    return cube
-
-
-def _pull_push(planes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Fill (N, h, w) planes, each with at least one known sample."""
-    if known.all():
-        return planes
-    n, h, w = planes.shape
-    even = ((0, 0), (0, h % 2), (0, w % 2))
-    weight = np.pad(known.astype(np.float32), even)
-    value = np.pad(np.where(known, planes, np.float32(0)), even)
-
-    def quad(x: np.ndarray) -> np.ndarray:
-        return x.reshape(n, x.shape[1] // 2, 2, x.shape[2] // 2, 2).sum(axis=(2, 4))
-
-    total = quad(weight)
-    coarse = quad(value) / np.maximum(total, 1)
-    coarse = _pull_push(coarse, total > 0)
-    for axis in (1, 2):
-        coarse = _double(coarse, axis)
-    return np.where(known, planes, coarse[:, :h, :w])
-
-
-def _double(x: np.ndarray, axis: int) -> np.ndarray:
-    """Twice the samples along ``axis``, interpolated linearly between cell centres."""
-    x = np.moveaxis(x, axis, 0)
-    padded = np.concatenate([x[:1], x, x[-1:]])
-    out = np.empty((2 * len(x), *x.shape[1:]), np.float32)
-    out[0::2] = 0.75 * x + 0.25 * padded[:-2]
-    out[1::2] = 0.75 * x + 0.25 * padded[2:]
-    return np.moveaxis(out, 0, axis)
 
 
 def _depth(n_values: int) -> int:

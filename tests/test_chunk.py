@@ -240,14 +240,14 @@ def test_a_decoder_that_fails_is_reported_as_such(monkeypatch):
         raise AssertionError("invalid for the employed entropy model")
 
     monkeypatch.setattr(registry.get_model(toy.NAME), "decode", fail)
-    with pytest.raises(ChecksumError, match="toy.*could not decode.*entropy model"):
+    with pytest.raises(ChecksumError, match=r"toy.*could not decode.*entropy model"):
         decode_chunk(frame)
 
 
 def test_a_missing_model_says_what_to_install(monkeypatch):
     frame = encode_chunk(scene((1, 12, 8, 8)).astype("u2"), spec())
     monkeypatch.setattr(registry, "_registered", {})
-    with pytest.raises(UnknownModelError, match="toy.*pip install --upgrade tec_zarr"):
+    with pytest.raises(UnknownModelError, match=r"toy.*pip install --upgrade tec_zarr"):
         decode_chunk(frame)
 
 
