@@ -2,8 +2,9 @@
 
     python benchmarks/speed.py [--data DIR] [--out DIR] [--repeats N]
 
-For every PSNR the quality of each codec is searched until it meets the PSNR within 0.1 dB, on
-the first date of every seasonal cube: chunks of (1, 12, 256, 256). Then the codecs take turns.
+For every PSNR the quality of each codec is searched until it meets the PSNR within 0.1 dB (or
+comes as near as its steps allow, 0.3 dB at most; the ``psnr`` of a row says), on the first date
+of every seasonal cube: chunks of (1, 12, 256, 256). Then the codecs take turns.
 Times are the process's CPU time, pinned to one core and one thread: on an idle machine that is
 the wall clock, and on a busy one it is still the codec's own work. Writes ``speed.json``.
 """
@@ -25,9 +26,13 @@ import numpy as np
 from environment import DATA, ROOT, Scene, commit, environment, scenes
 
 from tec_zarr import metrics
+from tec_zarr.models.registry import find_model
 
 PSNRS = (36, 40, 42, 44, 46)
 TOLERANCE = 0.1
+"""The search for a level ends this close to the PSNR (dB)."""
+ACCEPTED = 0.3
+"""OpenJPEG's steps can be coarser than that; a codec further away gets no row."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     results = {
         "definition": f"median CPU time of {options.repeats} runs, one core, one thread, "
-        f"chunks of {chunks[0].dn.shape}, PSNR within {TOLERANCE} dB",
+        f"chunks of {chunks[0].dn.shape}, PSNR as stated in each row",
         **environment(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "weights_sha256": find_model("tec-s2").weights[0],
         "data": {chunk.name: chunk.sha256 for chunk in chunks},
         "rows": [asdict(row) for row in rows],
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"{'scene':12}{'PSNR':>6}  {'codec':10}{'bpppb':>8}{'encode':>18}{'decode':>20}")
+    print(f"{'scene':12}{'PSNR':>7}  {'codec':10}{'bpppb':>8}{'encode':>18}{'decode':>20}")
     for row in rows:
         print(
-            f"{row.scene:12}{row.target_psnr:6.0f}  {row.codec:10}{row.bpppb:8.4f}"
+            f"{row.scene:12}{row.psnr:7.2f}  {row.codec:10}{row.bpppb:8.4f}"
             f"{row.encode_ms:8.0f} ms{row.encode_mb_s:7.2f} MB/s"
             f"{row.decode_ms:8.0f} ms{row.decode_mb_s:7.2f} MB/s"
         )
@@ -130,7 +136,7 @@ def measure(chunk: Scene, target: float, timed: Sequence[Timed], repeats: int) -
     ready = []
     for codec in timed:
         level, psnr = find_level(codec, chunk, target)
-        if abs(psnr - target) > TOLERANCE:
+        if abs(psnr - target) > ACCEPTED:
             print(f"{chunk.name}: {codec.name} does not meet {target} dB (nearest {psnr:.2f})")
             continue
         ready.append((codec, level, psnr, [], []))
