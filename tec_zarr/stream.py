@@ -105,8 +105,8 @@ class Header:
         Values that mean "nothing measured"; a decoded sample never equals one by accident.
     scale, offset : float
         ``value = (DN + offset) * scale``.
-    bounds : tuple of float or None
-        Largest absolute error per band in the array's own units, when a bound layer is there.
+    bounds : tuple of int or None
+        Largest absolute error per band in DN, when a bound layer is there.
     parameters : bytes
         Extension for later models; empty so far.
     latents_crc : int
@@ -125,7 +125,7 @@ class Header:
     nodata: tuple[float, ...] = (0,)
     scale: float = 1.0
     offset: float = 0.0
-    bounds: tuple[float, ...] | None = None
+    bounds: tuple[int, ...] | None = None
     parameters: bytes = b""
     latents_crc: int = 0
 
@@ -301,7 +301,7 @@ def _header_fields(h: Header) -> bytes:
     if flags & _HAS_SCALING:
         out.append(struct.pack("<dd", h.scale, h.offset))
     if h.bounds is not None:
-        out.append(struct.pack(f"<{len(h.bounds)}f", *h.bounds))
+        out.append(struct.pack(f"<{len(h.bounds)}H", *h.bounds))
     if h.parameters:
         out.append(_varint(len(h.parameters)) + h.parameters)
     return b"".join(out)
@@ -378,9 +378,7 @@ def _parse_fields(c: _Cursor) -> Header:
     scale, offset = c.unpack("dd") if flags & _HAS_SCALING else (default_scale(dtype), 0.0)
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(offset)):
         raise FormatError(f"TEC frame damaged: scale {scale}, offset {offset}")
-    bounds = c.unpack(f"{n_bands}f") if flags & _HAS_BOUNDS and n_bands * 4 <= c.left else None
-    if flags & _HAS_BOUNDS and bounds is None:
-        raise FormatError(f"TEC frame damaged: no room for the bounds of {n_bands} bands")
+    bounds = c.unpack(f"{n_bands}H") if flags & _HAS_BOUNDS else None
     parameters = c.take(c.varint()) if flags & _HAS_PARAMETERS else b""
     return Header(
         model_id=model_id,

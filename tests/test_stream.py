@@ -60,7 +60,7 @@ def headers(draw):
         nodata=nodata,
         scale=draw(st.just(1.0) | number),
         offset=draw(st.just(0.0) | number),
-        bounds=draw(st.none() | st.just((0.5,) * n_bands)),
+        bounds=draw(st.none() | st.just((5,) * n_bands)),
         parameters=draw(st.binary(max_size=200)),
         latents_crc=draw(st.integers(0, 2**32 - 1)),
     )
