@@ -2,7 +2,8 @@
 
 ``weights/index.json`` maps a model's name to its number in the stream, its loader
 (``"module:function"``) and its released weights, newest first. Weights stay there for ever:
-a frame names the ones it was written with. Reading the index needs no torch.
+a frame names the ones it was written with. Published models that are not part of the package
+are found in the user's cache (:mod:`tec_zarr.models.hub`). Reading the index needs no torch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from tec_zarr.errors import UnknownModelError, WeightsMismatchError
+from tec_zarr.models import hub
 from tec_zarr.stream import NAMED_MODEL
 
 
@@ -73,7 +75,7 @@ class Entry:
     name : str
         What users type.
     number : int
-        Its id in the stream; 0 for a model registered at run time, whose frames carry its name.
+        Its id in the stream; 0 for a model that is not in the index: its frames carry its name.
     weights : tuple of str
         SHA-256 (hex) of its released weights, newest first.
     load : callable
@@ -121,7 +123,7 @@ def find_model(name: str) -> Entry:
     UnknownModelError
         There is none here.
     """
-    entry = _registered.get(name) or _index().get(name)
+    entry = _registered.get(name) or _index().get(name) or hub.cached_entry(name)
     if entry is None:
         raise UnknownModelError(
             f"model {name!r} is not part of this tec_zarr, which has "
