@@ -7,7 +7,7 @@ channel group sees the first and the latest group, not all earlier ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,10 @@ class _LatentCodec(nn.Module):
         self.y = _ChannelGroups(groups, M)
         self.hyper = _Hyperprior(N, M)
 
+    def group(self, k: int) -> _GroupContext:
+        """Context model of channel group k."""
+        return cast("_GroupContext", self.y.latent_codec[f"y{k}"])
+
     def side(self, k: int, decoded: list[Tensor], hyper: Tensor) -> Tensor:
         """Side parameters of group k: the hyperprior's and, from the second, the channels'."""
         if k == 0:
@@ -156,7 +160,7 @@ class ELIC(nn.Module):
     def config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read the constructor's arguments off a state dict."""
         width, bands = state["g_a.0.weight"].shape[:2]
-        groups = []
+        groups: list[int] = []
         while (key := _context_key(len(groups))) in state:
             groups.append(state[key].shape[1])
         return {"bands": bands, "N": width, "M": sum(groups), "groups": tuple(groups)}
@@ -173,11 +177,11 @@ class ELIC(nn.Module):
         _, z_likelihood = codec.hyper.entropy_bottleneck(z)
         medians = codec.hyper.entropy_bottleneck.medians[:, None, None]
         hyper = codec.hyper.h_s(round_ste(z - medians) + medians)
-        first = anchors(*y.shape[-2:], device=y.device)
+        first = anchors(y.shape[-2], y.shape[-1], y.device)
         bits = -torch.log2(z_likelihood).sum(dim=(1, 2, 3))
         decoded: list[Tensor] = []
         for k, y_k in enumerate(y.split(codec.groups, dim=1)):
-            context = codec.y.latent_codec[f"y{k}"]
+            context = codec.group(k)
             side = codec.side(k, decoded, hyper)
             empty = side.new_zeros(len(y), 2 * y_k.shape[1], *y.shape[-2:])
             means, scales = context.parameters_at(empty, side)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArrayError
 from tec_zarr.ledger import LedgerReader, LedgerWriter, read_varint, write_varint
 from tec_zarr.models.coding import (
+    MEAN_STEPS,
     SymbolDecoder,
     SymbolEncoder,
     Symbols,
@@ -173,7 +174,8 @@ def bottleneck_tables(bottleneck: EntropyBottleneck) -> Callable[[int], Table]:
 
     def table(channel: int) -> Table:
         if channel not in tables:
-            frequencies = np.diff(cdfs[channel, : lengths[channel]].astype(np.int64))
+            edges = cdfs[channel, : lengths[channel]].astype(np.int64)
+            frequencies = edges[1:] - edges[:-1]
             tables[channel] = Table.from_frequencies(offsets[channel], frequencies)
         return tables[channel]
 
@@ -250,7 +252,7 @@ class _ELICCoder:
         decoded: list[Tensor] = []
         latents = [None] * len(codec.groups) if latent is None else latent.split(codec.groups)
         for k, (group, y) in enumerate(zip(codec.groups, latents, strict=True)):
-            context = codec.y.latent_codec[f"y{k}"]
+            context = codec.group(k)
             side = codec.side(k, decoded, hyper)
             y_hat = side.new_zeros(1, group, height, width)
             for cells in (first, ~first):
@@ -261,7 +263,7 @@ class _ELICCoder:
                 means, scales = context.parameters_at(seen, side[..., cells, None])
                 means, scales = means[0, ..., 0], scales[0, ..., 0]
                 levels = _levels(port, scale_grid_position(scales.clamp(min=0.11)))
-                ids = gaussian_table_ids(levels, np.int64(100))
+                ids = gaussian_table_ids(levels, np.full_like(levels, MEAN_STEPS // 2))
                 true = None if y is None else torch.round(y[:, cells].double() - means)
                 coded = port.code(true, ids, gaussian_table)
                 crc = _crc(coded, crc)
@@ -569,7 +571,8 @@ class FamilyModel:
         self.module = module.eval()
         self.context_tokens = context_tokens
         self._coder = _CODERS[type(module)](module)
-        self._count = int(module.config["bands"])
+        config: Any = module.config
+        self._count = int(config["bands"])
 
     def encode(
         self,

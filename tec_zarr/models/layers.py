@@ -58,6 +58,8 @@ class LayerNorm(nn.LayerNorm):
 class Conv2d(nn.Conv2d):
     """2-D convolution that computes in its input's dtype."""
 
+    bias: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
@@ -65,14 +67,16 @@ class Conv2d(nn.Conv2d):
 class ConvTranspose2d(nn.ConvTranspose2d):
     """2-D transposed convolution that computes in its input's dtype."""
 
+    bias: Tensor
+
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return F.conv_transpose2d(
             x,
             self.weight.to(x.dtype),
             self.bias.to(x.dtype),
-            self.stride,
-            self.padding,
-            self.output_padding,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.output_padding,  # type: ignore[arg-type]
         )
 
 

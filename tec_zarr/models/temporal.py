@@ -17,7 +17,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -125,8 +125,10 @@ class _Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        for name in ("q", "k", "v", "proj"):
-            self.add_module(name, _linear(width, width))
+        self.q = _linear(width, width)
+        self.k = _linear(width, width)
+        self.v = _linear(width, width)
+        self.proj = _linear(width, width)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -168,8 +170,10 @@ class _Block(nn.Module):
         if causal_tokens is not None:
             mask = torch.ones(causal_tokens, causal_tokens, dtype=torch.bool).triu(1)
             self.register_buffer("look_ahead_mask", mask)
-        for name in ("norm1a", "norm1b", "norm2a", "norm2b"):
-            self.add_module(name, LayerNorm(width))
+        self.norm1a = LayerNorm(width)
+        self.norm1b = LayerNorm(width)
+        self.norm2a = LayerNorm(width)
+        self.norm2b = LayerNorm(width)
         self.self_attention = _Attention(width, heads)
         self.cross_attention = _Attention(width, heads)
         self.mlp1 = _MLP(width, 4)
@@ -214,8 +218,12 @@ class _Stack(nn.Module):
             {f"encoder_layer_{i}": _Block(width, heads, causal) for i in range(layers)}
         )
 
+    @property
+    def blocks(self) -> list[_Block]:
+        return cast("list[_Block]", list(self.layers.values()))
+
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.layers.values():
+        for block in self.blocks:
             x = block.encode(x)
         return x
 
@@ -329,6 +337,7 @@ class EntropyTransformer(nn.Module):
         super().__init__()
         self.repack = flexible
         self.channels = channels
+        self.width = width
         self.bottleneck = _Bottleneck()
         self.encoder_sep = _Stack(depths[0], width, heads)
         self.encoder_joint = _Stack(depths[1], width, heads)
@@ -382,7 +391,7 @@ class EntropyTransformer(nn.Module):
         clone = copy.copy(self)
         clone._modules = dict(self._modules)
         for name in ("decoder", "mean_head", "scale_head", "decoder_embedding"):
-            clone._modules[name] = copy.deepcopy(self._modules[name]).double()
+            clone._modules[name] = copy.deepcopy(getattr(self, name)).double()
         return clone
 
 
@@ -409,8 +418,7 @@ class TokenDecoder:
         self._windows = windows
         self._dtype = joint.dtype
         self._caches = [
-            _BlockCache(block.cross_attention.keys_values(joint))
-            for block in model.decoder.layers.values()
+            _BlockCache(block.cross_attention.keys_values(joint)) for block in model.decoder.blocks
         ]
         self._done = 0
 
@@ -432,7 +440,7 @@ class TokenDecoder:
         x = model.decoder_embedding(inputs.to(self._dtype) / LATENT_SCALE)
         x = model.post_embedding_layernorm(x)
         x = x + model.dec_position.at(start, self._done, self._dtype)
-        for block, cache in zip(model.decoder.layers.values(), self._caches, strict=True):
+        for block, cache in zip(model.decoder.blocks, self._caches, strict=True):
             x = block.decode(x, cache)
         return model.mean_head(x), model.scale_head(x), x
 
@@ -502,7 +510,7 @@ class _Pipeline(nn.Module):
         super().__init__()
         self.transform = transform
         self.entropy_model = entropy_model
-        width = entropy_model.mean_head[0].in_features
+        width = entropy_model.width
         self._temporal_pad_token_maker = _ChannelConstant(entropy_model.channels)
         self._dequantizer = _Dequantizer(entropy_model.channels, width)
 

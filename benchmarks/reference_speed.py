@@ -1,0 +1,181 @@
+"""The TerraCodec family here and in the reference, with the same random weights, side by side.
+
+    python benchmarks/reference_speed.py --reference-python REFENV/bin/python
+        [--models fp elic tt] [--dates 4] [--size 256] [--out DIR]
+
+REFENV is what ``../shared/tools/reference-env`` makes. Each side runs in processes of its own,
+one after the other, on the cores this process may use. Reported are the wall clock, the CPU
+time (which a busy machine does not change much) and the peak memory of compressing and of
+decompressing, and for TEC-TT here the multiply-adds, the float64 matrix multiplication rate of
+this machine and the time that follows from them: the floor. Writes ``reference_speed.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+NAMES = {
+    "fp": "terracodec_v1_fp_s2l2a",
+    "elic": "terracodec_v1_elic_s2l2a",
+    "tt": "terracodec_v1_tt_s2l2a",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--reference-python", required=True)
+    parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--dates", type=int, default=4)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--side", choices=("here", "reference"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        side = run_here if options.side == "here" else run_reference
+        print(json.dumps(side(options.models[0], options)))
+        return
+
+    from environment import commit, environment
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for model in options.models:
+            for side, python in (("reference", options.reference_python), ("here", sys.executable)):
+                command = [python, "-W", "ignore", __file__, "--side", side, "--folder", folder]
+                command += ["--reference-python", python, "--models", model]
+                command += ["--dates", str(options.dates), "--size", str(options.size)]
+                out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                rows.append(
+                    {"model": model, "side": side, **json.loads(out.stdout.split("\n")[-2])}
+                )
+                print(rows[-1], flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    report = {
+        "environment": environment(),
+        "commit": commit(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average_at_the_end": os.getloadavg(),
+        "dates": options.dates,
+        "size": options.size,
+        "rows": rows,
+    }
+    (options.out / "reference_speed.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def timed(call):
+    """Result of a call, its wall clock and its CPU time in seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def report_of(compress, decompress, **more):
+    coded, wall_c, cpu_c = timed(compress)
+    _, wall_d, cpu_d = timed(lambda: decompress(coded))
+    return {
+        "compress_s": round(wall_c, 3),
+        "compress_cpu_s": round(cpu_c, 3),
+        "decompress_s": round(wall_d, 3),
+        "decompress_cpu_s": round(cpu_d, 3),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **more,
+    }
+
+
+def series(options):
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    cells = (options.dates, 12, options.size // 16, options.size // 16)
+    coarse = torch.randn(*cells, generator=generator)
+    return torch.nn.functional.interpolate(coarse, scale_factor=16, mode="bicubic")
+
+
+def run_reference(kind, options):
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    x = series(options)
+    if kind == "tt":
+        from terracodec.temporaltransformer import TemporalTransformer
+
+        torch.nn.init.trunc_normal_ = lambda t, std=1.0, **_: t.data.normal_(std=std)
+        model = TemporalTransformer(image_size=options.size).eval()
+        torch.save(model.state_dict(), options.folder / "tt.pt")
+        model.setup_model_for_compression()
+        return report_of(lambda: model.compress(x[None]), model.decompress)
+    from terracodec.imagecodecs import ELIC, FactorizedPrior
+
+    cls = {"fp": FactorizedPrior, "elic": ELIC}[kind]
+    model = cls(in_channels=12, N=128, M=192, image_size=options.size).eval()
+    model.update(force=True)
+    torch.save(model.state_dict(), options.folder / f"{kind}.pt")
+
+    @torch.inference_mode()
+    def compress():
+        return [model.compress(image[None]) for image in x]
+
+    @torch.inference_mode()
+    def decompress(coded):
+        return [model.decompress(c["strings"], c["shape"]) for c in coded]
+
+    decompress(compress())  # warm both sides up
+    return report_of(compress, decompress)
+
+
+def run_here(kind, options):
+    import torch
+
+    from tec_zarr.models import family, hub
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    os.environ["TEC_ZARR_CACHE"] = str(options.folder)
+    codec = hub.load_codec(NAMES[kind], path=options.folder / f"{kind}.pt")
+    cube = family.destandardise(series(options), range(12))
+
+    def decompress(coded):
+        return codec.decode(coded.sections, cube.shape, 4.0, None)
+
+    if kind != "tt":
+        decompress(codec.encode(cube, 4.0, None))
+    row = report_of(lambda: codec.encode(cube, 4.0, None), decompress)
+    return row | floor(options) if kind == "tt" else row
+
+
+def floor(options):
+    """Seconds for the multiply-adds of the entropy network at the measured float64 rate."""
+    import torch
+
+    windows = (options.size // 64) ** 2
+    square = 768**2  # a block does 24 d^2 a token: two attentions of 4, two MLPs of 8
+    each = {
+        "sep": 6 * 24 * 64 * square,
+        "joint": 4 * 24 * 128 * square,
+        "decoder": 5 * (22 * 16 + 2 * 128) * square,  # keys and values of 128 context tokens
+    }
+    once = each["sep"] + each["joint"]  # the first date's context: one window
+    later = windows * (options.dates - 1) * (each["sep"] + each["joint"])
+    total = once + later + windows * options.dates * each["decoder"]
+    a, b = torch.randn(1024, 768).double(), torch.randn(3072, 768).double()
+    _ = a @ b.T
+    _, _, cpu = timed(lambda: [a @ b.T for _ in range(5)])
+    rate = 5 * 1024 * 768 * 3072 / cpu
+    return {
+        "gmac": round(total / 1e9, 1),
+        "float64_gmac_per_cpu_s": round(rate / 1e9, 1),
+        "floor_cpu_s": round(total / rate, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
