@@ -13,7 +13,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,6 +53,9 @@ DTYPES = ("uint16", "int16", "float32", "float64")
 QUALITY_RANGE = (1.0, 8.0)
 MAX_NODATA = 16
 
+if TYPE_CHECKING:
+    from typing import Self
+
 _model_slots = threading.BoundedSemaphore(config.MAX_CONCURRENT_CHUNKS)
 
 
@@ -91,8 +94,8 @@ class ChunkSpec:
 
     model: str = "tec-s2"
     quality: float = 4.0
-    bands: tuple[str, ...] | None = None
-    nodata: tuple[float, ...] | float | None = 0
+    bands: Sequence[str] | None = None
+    nodata: Sequence[float] | float | None = 0
     scale: float | None = None
     offset: float = 0.0
     weights_sha256: str | None = None
@@ -107,24 +110,28 @@ class ChunkSpec:
             raise UnsupportedArrayError(f"scale is {self.scale}, it must be a positive number")
         if not math.isfinite(self.offset):
             raise UnsupportedArrayError(f"offset is {self.offset}, it must be a finite number")
-        nodata = () if self.nodata is None else tuple(np.atleast_1d(self.nodata).tolist())
-        nodata = tuple(dict.fromkeys(v for v in nodata if v == v))
-        if len(nodata) > MAX_NODATA:
+        if len(self.fill_values) > MAX_NODATA:
             raise UnsupportedArrayError(
-                f"{len(nodata)} nodata values, at most {MAX_NODATA} can be kept apart"
+                f"{len(self.fill_values)} nodata values, at most {MAX_NODATA} can be kept apart"
             )
         weights = self.weights_sha256 or find_model(self.model).weights[0]
         for name, value in (
             ("quality", float(self.quality)),
             ("bands", None if self.bands is None else band_names(self.bands)),
-            ("nodata", nodata),
+            ("nodata", self.fill_values),
             ("offset", float(self.offset)),
             ("weights_sha256", weights),
         ):
             object.__setattr__(self, name, value)
 
+    @property
+    def fill_values(self) -> tuple[float, ...]:
+        """``nodata`` as a tuple, without NaN."""
+        nodata = () if self.nodata is None else tuple(np.atleast_1d(self.nodata).tolist())
+        return tuple(dict.fromkeys(v for v in nodata if v == v))
+
     @classmethod
-    def from_config(cls, configuration: dict[str, Any]) -> ChunkSpec:
+    def from_config(cls, configuration: dict[str, Any]) -> Self:
         """Rebuild from :meth:`to_config`; says what to do about keys of a newer tec_zarr."""
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(configuration) - known)
@@ -173,7 +180,7 @@ def encode_chunk(
     """
     spec = ChunkSpec() if spec is None else spec
     check_array(array.dtype, array.ndim)
-    axes, bands = _name_axes(array.shape, spec.bands)
+    axes, bands = _name_axes(array.shape, spec.bands and tuple(spec.bands))
     if not 0 < array.size <= config.MAX_CHUNK_SAMPLES:
         raise LimitError(
             f"a chunk of shape {array.shape} has {array.size} samples; 1 to "
@@ -183,7 +190,7 @@ def encode_chunk(
     native = array.dtype.newbyteorder("=")
     samples = array.astype(native, copy=False).reshape(axes.to_4d(array.shape))
     generation.warn_if_decoded_before(samples)
-    nodata = _possible(dict.fromkeys((*spec.nodata, *padding)), native)
+    nodata = _possible(dict.fromkeys((*spec.fill_values, *padding)), native)
     scale = spec.scale or default_scale(native)
     low, high = ((dn + spec.offset) * scale for dn in DN_RANGE)
     mask = find_mask(samples, nodata, low, high)
@@ -290,8 +297,8 @@ def decode_chunk(
     if mask is not None:
         mask.restore(samples)
     generation.remember_decoded(samples)
-    order = "F" if header.fortran else "C"
-    return samples.reshape(header.shape).astype(header.dtype, order=order, copy=False)
+    array = samples.reshape(header.shape).astype(header.dtype, copy=False)
+    return np.asfortranarray(array) if header.fortran else array
 
 
 def check_array(dtype: np.dtype, ndim: int) -> None:
@@ -339,12 +346,12 @@ def _coded_tiles(
     t, _, h, w = shape
     for y in _cuts(h):
         for x in _cuts(w):
-            coded = range(t)
+            coded = list(range(t))
             if mask is not None:
                 labels = mask.labels[:, :, y, x]
                 coded = np.flatnonzero((labels == 0).any(axis=(1, 2, 3))).tolist()
-            if len(coded):
-                yield (y, x), list(coded)
+            if coded:
+                yield (y, x), coded
 
 
 def _cuts(size: int) -> list[slice]:

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -173,7 +173,7 @@ def _make_room(target: Path, overwrite: bool) -> None:
     shutil.rmtree(target) if target.is_dir() else target.unlink()
 
 
-def _to_zarr(ds: xr.Dataset, target: Path, **arguments: object) -> None:
+def _to_zarr(ds: xr.Dataset, target: Path, **arguments: Any) -> None:
     """Write chunk by chunk, with a bar over the Dask tasks."""
     from dask.callbacks import Callback
 
@@ -186,7 +186,7 @@ def _to_zarr(ds: xr.Dataset, target: Path, **arguments: object) -> None:
         ds.to_zarr(target, mode="w", **arguments)
 
 
-def _with_bar(label: str, work: Callable[[], None]) -> None:
+def _with_bar(label: str, work: Callable[[], object]) -> None:
     """Run ``work``; after two seconds a line shows that it is still going, and how long."""
     done = threading.Event()
 

@@ -17,7 +17,7 @@ from tec_zarr.report import ERROR_COLUMNS, error_rows, size, stored_arrays, tabl
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 from tec_zarr.store import BAND, encoding, find_dim, reflectance_names
 
-Step = Callable[[str, Callable[[], None]], None]
+Step = Callable[[str, Callable[[], object]], None]
 
 
 def run_demo(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import xarray as xr
@@ -99,7 +100,9 @@ def _open_tiffs(paths: list[Path]) -> xr.Dataset:
         ) from error
     by_date: dict[str, list[xr.DataArray]] = {}
     for path in paths:
-        image = rioxarray.open_rasterio(path, chunks={}, mask_and_scale=False)
+        image = cast(
+            xr.DataArray, rioxarray.open_rasterio(path, chunks={}, mask_and_scale=False)
+        )
         names = _tiff_bands(path, image)
         if names:
             image = image.assign_coords(band=list(names))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -46,7 +46,7 @@ def encoding(
     model: str = "tec-s2",
     zarr_format: int = 3,
     bands: Iterable[str] | None = None,
-    nodata: float | Iterable[float] | None = 0,
+    nodata: float | Sequence[float] | None = 0,
     scale: float | None = None,
     chunks: Mapping[str, int] | None = None,
     shards: bool = True,
@@ -67,7 +67,7 @@ def encoding(
     bands : iterable of str, optional
         Sentinel-2 names along the band dimension; None takes the band coordinate, or the
         variable's name when it has no such dimension.
-    nodata : number or iterable of numbers, optional
+    nodata : number or sequence of numbers, optional
         Values besides NaN that mean "nothing measured"; None for no such value.
     scale : float, optional
         Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN.
@@ -118,7 +118,7 @@ def encoding(
     missing = reflectance - set(arrays)
     if missing:
         raise UnsupportedArrayError(f"no variables {sorted(missing)} in {sorted(arrays)}")
-    out = {}
+    out: dict[str, dict[str, Any]] = {}
     for name, da in arrays.items():
         if name in reflectance:
             _warn_second_generation(name, da)
@@ -148,8 +148,8 @@ def decode(obj: XrObject) -> XrObject:
     DataArray or Dataset
         A shallow copy.
     """
-    out = obj.copy(deep=False)
-    members = [out, *out.coords.values()]
+    out: XrObject = obj.copy(deep=False)
+    members: list[Any] = [out, *out.coords.values()]
     if isinstance(out, xr.Dataset):
         members += [out[name] for name in out.data_vars]
     for member in members:
@@ -250,8 +250,8 @@ def _tec(
     out: dict[str, Any] = {"chunks": chunk}
     cf, spec = _cf_packing(da, spec)
     fill = cf.get("_FillValue", da.encoding.get("_FillValue", da.attrs.get("_FillValue")))
-    if fill is not None and fill == fill and fill not in spec.nodata:
-        spec = replace(spec, nodata=(*spec.nodata, fill))
+    if fill is not None and fill == fill and fill not in spec.fill_values:
+        spec = replace(spec, nodata=(*spec.fill_values, fill))
     out |= cf
     arguments = spec.to_config()
     if zarr_format == 3:
@@ -301,7 +301,7 @@ def _layout(
     if unknown:
         raise UnsupportedArrayError(f"chunks name {unknown}, {name!r} has dimensions {da.dims}")
     chunk, shard = [], []
-    for dim in da.dims:
+    for dim in map(str, da.dims):
         size = da.sizes[dim]
         blocks = da.chunksizes[dim] if da.chunks is not None else (size,)
         if dim == order[1]:

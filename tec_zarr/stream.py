@@ -419,7 +419,7 @@ def _parse_table(c: _Cursor) -> list[tuple[SectionKind, int, int]]:
     while c.left:
         tag = c.varint()
         kind, count = tag & 7, tag >> 3
-        if kind not in iter(SectionKind):
+        if kind not in list(SectionKind):
             raise VersionError(
                 f"TEC frame with a section of kind {kind}, which this tec_zarr does not know: "
                 "pip install --upgrade tec_zarr"
