@@ -188,13 +188,13 @@ CODECS: tuple[Classical, ...] = (
     Classical(
         "klt-x265",
         "cube KLT, x265 12-bit 4:4:4, three components a stream, psy off, over the dates",
-        (16, 20, 24, 28, 32, 36, 40, 44),
+        (8, 12, 16, 20, 24, 28, 32, 36, 40, 44),
         klt_x265,
     ),
     Classical(
         "klt-x265-tuned",
         "the same, adaptive quantisation off, equal frame types, rd=6, no SEI",
-        (16, 20, 24, 28, 32, 36, 40, 44),
+        (8, 12, 16, 20, 24, 28, 32, 36, 40, 44),
         klt_x265_tuned,
     ),
 )
