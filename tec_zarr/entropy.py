@@ -36,7 +36,8 @@ class Tables:
     ----------
     frequencies : (N, 2 R + 1) integer array
         Row i holds the frequencies of the symbols ``-r_i .. r_i`` around its centre column, zero
-        beyond; every row sums to 2**16.  The two end symbols of a row are escapes.
+        beyond; every row sums to 2**16.  The two end symbols of a row are escapes.  A row with only
+        its centre says that the symbol is always zero: such symbols are not coded.
     """
 
     def __init__(self, frequencies: np.ndarray):
@@ -44,7 +45,7 @@ class Tables:
         if frequencies.ndim != 2 or (frequencies.sum(1) != 1 << TABLE_BITS).any():
             raise FormatError(f"probability tables of shape {frequencies.shape} do not sum to 2**16")
         centre = frequencies.shape[1] // 2
-        self.reach = np.array([np.flatnonzero(row)[-1] - centre for row in frequencies])
+        self.reach = np.array([np.flatnonzero(row)[-1] - centre for row in frequencies], np.int32)
         self.rows = [row[centre - r : centre + r + 1] for row, r in zip(frequencies, self.reach, strict=True)]
         if any((row == 0).any() for row in self.rows):
             raise FormatError("a probability table has a symbol of frequency zero inside its range")
@@ -57,22 +58,31 @@ class Tables:
         return np.append(scaled + np.arange(len(row)), 1 << CODER_BITS)
 
     @cached_property
+    def coded(self) -> np.ndarray:
+        """Which tables code anything, bool (N,)."""
+        return self.reach > 0
+
+    @cached_property
     def bits(self) -> np.ndarray:
         """Cost in bits, (N, 2 R + 1) float64, of symbols ``-R .. R``; escapes cost 16 bits on top."""
         width = int(self.reach.max())
         out = np.full((len(self.rows), 2 * width + 1), np.inf)
         for i, (row, reach) in enumerate(zip(self.rows, self.reach, strict=True)):
-            cost = -np.log2(row / (1 << TABLE_BITS))
+            cost = -np.log2(row / (1 << TABLE_BITS)) if reach else np.array([np.inf])
             out[i, width - reach : width + reach + 1] = cost
             out[i, : width - reach + 1] = cost[0] + ESCAPE_BITS
             out[i, width + reach :] = cost[-1] + ESCAPE_BITS
+            if reach == 0:
+                out[i, width] = 0.0
         return out
 
     @cached_property
     def models(self) -> list:
-        """constriction's models, in row order."""
+        """constriction's models, in row order; None where nothing is coded."""
         return [
             constriction.stream.model.Categorical(row / (1 << TABLE_BITS), perfect=False)
+            if len(row) > 1
+            else None
             for row in self.rows
         ]
 
@@ -184,13 +194,16 @@ class SymbolDecoder:
         """
         order = np.argsort(index, kind="stable")
         counts = np.bincount(index, minlength=len(self.tables.rows))
-        parts = []
+        used = np.flatnonzero(counts)
+        symbols = np.empty(len(index), np.int32)
+        start = 0
         try:
-            for table in np.flatnonzero(counts):
-                symbols = self.source.take(self.tables, int(table), int(counts[table]))
-                parts.append(symbols - self.tables.reach[table])
-            symbols = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-            escaped = np.flatnonzero(np.abs(symbols) == self.tables.reach[index[order]])
+            for table, count in zip(used.tolist(), counts[used].tolist(), strict=True):
+                symbols[start : start + count] = self.source.take(self.tables, table, count)
+                start += count
+            reach = np.repeat(self.tables.reach[used], counts[used])
+            symbols -= reach
+            escaped = np.flatnonzero(np.abs(symbols) == reach)
             if len(escaped):
                 symbols[escaped] += np.sign(symbols[escaped]) * self.source.uniform(len(escaped))
         except (AssertionError, ValueError) as error:

@@ -14,7 +14,7 @@ from tec_zarr.errors import FormatError
 from tec_zarr.metrics import psnr
 from tec_zarr.models import klt
 from tec_zarr.models.registry import get_model
-from tec_zarr.models.s2_net import GROUPS, S2Net, step_size
+from tec_zarr.models.s2_net import GROUPS, IntConv, S2Net, step_size
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +142,11 @@ def test_training_sees_the_networks_that_code():
         assert (step.index.transpose(1, 2) == index).float().mean() > 0.999
 
 
-def test_sums_stay_far_below_the_limit_of_float32(model):
-    # A layer that could pass 2**24 is refused when it is loaded; so far none comes near.
-    for part in (*model.entropy.coarse, *model.entropy.fine):
-        for layer in vars(part).values():
-            if hasattr(layer, "matrix"):
-                assert float(layer.matrix.double().abs().sum(0).max()) * 255 < 2**23
+def test_a_layer_that_float32_cannot_add_exactly_is_refused():
+    conv = IntConv(1440, 2, 1, 32.0)
+    weight, exponent, bias = torch.full((2, 1440, 1, 1), 90, dtype=torch.int8), torch.zeros(2), torch.zeros(2)
+    with pytest.raises(ValueError, match="2\\*\\*24"):
+        conv.freeze(weight, exponent, bias)
 
 
 def test_damaged_sections_never_hang_or_crash(model, cube):

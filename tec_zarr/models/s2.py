@@ -35,6 +35,7 @@ from tec_zarr.models.s2_net import (
     MEAN_GRID,
     IntConv,
     S2Net,
+    overlap,
     step_size,
 )
 
@@ -134,7 +135,7 @@ class TecS2:
             mean, index = step.mean[0].numpy(), step.index[0].numpy()
             part = np.ix_(step.places.numpy(), np.arange(step.channels.start, step.channels.stop))
             symbols = self._quantise(flat[part] - mean / MEAN_GRID, index, weight[step.channels])
-            live = index > 0
+            live = self.tables.coded[index]
             coder.put(symbols[live], index[live])
             step.write(torch.from_numpy(symbols)[None])
             decoded[part] = step.units[0]
@@ -161,7 +162,7 @@ class TecS2:
         decoded = np.zeros((rows * columns, sum(GROUPS)), np.int32)
         for step in self.entropy.steps(context.condition, rows, columns, coded):
             index = step.index[0].numpy()
-            live = index > 0
+            live = self.tables.coded[index]
             symbols = np.zeros(index.shape, np.int32)
             symbols[live] = decoder.get(index[live])
             step.write(torch.from_numpy(symbols)[None])
@@ -170,14 +171,21 @@ class TecS2:
 
     @torch.inference_mode()
     def _pixels(self, latents: np.ndarray, context: _Context, shape: tuple[int, ...]) -> np.ndarray:
+        """The sums of :meth:`S2Net.synthesise`, laid out for speed: latents stay rows of channels."""
         count, height, width = shape
+        rows, columns = -(-height // BLOCK), -(-width // BLOCK)
+        used = max(int((context.spectral.spread > klt.ACTIVE_SPREAD).sum()), 1)
         steps = torch.from_numpy(latents).float().div_(MEAN_GRID)
-        grid = steps.view(-(-height // BLOCK), -(-width // BLOCK), -1).permute(2, 0, 1)
-        components = self.net.synthesise(grid[None], context.quality.float(), context.condition)
-        components = components[0, :count, :height, :width]
-        basis = torch.from_numpy(context.spectral.basis).float()
+        steps += self.net.decoder.rows(steps, context.condition, rows, columns)
+        steps *= self.net.steps(context.quality.float())[0, :, 0, 0]
+        blocks = steps @ self.net.synthesis[: used * BLOCK * BLOCK].T
+        folded = blocks.view(rows, columns, used, BLOCK, BLOCK).permute(2, 0, 3, 1, 4)
+        components = overlap(
+            folded.reshape(used, rows * BLOCK, columns * BLOCK), self.net.synthesis_overlap
+        )[:, :height, :width]
+        basis = torch.from_numpy(context.spectral.basis[:, :used]).float()
         mean = torch.from_numpy(context.spectral.mean).float()
-        return (basis @ components.reshape(count, -1) + mean[:, None]).reshape(shape).numpy()
+        return torch.addmm(mean[:, None], basis, components.reshape(used, -1)).view(shape).numpy()
 
     def _gain(self, quality: Tensor) -> np.ndarray:
         """log2 of each channel's step over the base step, (M,)."""
@@ -191,10 +199,11 @@ class TecS2:
         bits, width = self.tables.bits, self.tables.bits.shape[1] // 2
         near = np.clip(nearest, -width, width).astype(np.intp) + width
         low = np.clip(lower, -width, width).astype(np.intp) + width
-        saved = bits[index, near] - bits[index, low]
+        with np.errstate(invalid="ignore"):  # inf - inf where nothing is coded
+            saved = bits[index, near] - bits[index, low]
         worse = weight * ((residual - lower) ** 2 - (residual - nearest) ** 2)
         symbols = np.where(saved > worse, lower, nearest)
-        return np.where(index > 0, symbols, 0).astype(np.int32)
+        return np.where(self.tables.coded[index], symbols, 0).astype(np.int32)
 
 
 def _context(spectral: klt.Klt, quality: float) -> _Context:

@@ -11,8 +11,8 @@ quantiser step throughout.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import torch
@@ -148,7 +148,7 @@ class Step:
     mean : (B, P, N) int32
         Predicted latents in 1/16 step.
     index : (B, P, N) uint8
-        Table of each symbol; 0 means that the symbol is zero and not coded.
+        Table of each symbol.
     """
 
     def __init__(self, channels: slice, places: Tensor, mean: Tensor, index: Tensor):
@@ -160,32 +160,44 @@ class Step:
         self.units = symbols * _UNITS + self.mean
 
 
-@cache
-def _places(height: int, width: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """Flat positions of the coarse passes, of the anchors, and of the others."""
-    coarse = tuple(
-        coarse_mask(n, height, width).flatten().nonzero()[:, 0] for n in range(len(COARSE_PASSES))
-    )
-    anchors = anchor_mask(height, width).flatten()
-    return coarse, anchors.nonzero()[:, 0], (~anchors).nonzero()[:, 0]
+class _Geometry:
+    """Positions of the passes on a padded grid of ``batch`` dates, and the rows their neighbours lie in."""
+
+    def __init__(self, batch: int, height: int, width: int):
+        self.batch, self.height, self.width = batch, height, width
+        self.columns = width + 2 * _MARGIN
+        self.area = (height + 2 * _MARGIN) * self.columns
+        anchors = anchor_mask(height, width).flatten()
+        masks = [coarse_mask(n, height, width).flatten() for n in range(len(COARSE_PASSES))]
+        self.everywhere = torch.arange(height * width)
+        self.coarse = [mask.nonzero()[:, 0] for mask in masks]
+        self.anchors, self.others = anchors.nonzero()[:, 0], (~anchors).nonzero()[:, 0]
+        self._rows: dict[tuple[int, tuple[tuple[int, int], ...]], Tensor] = {}
+
+    def rows(self, places: Tensor, offsets: Sequence[tuple[int, int]] = ((0, 0),)) -> Tensor:
+        """Flat rows (B P taps,) of the positions' neighbours.  ``places`` is one of this geometry's own."""
+        key = (id(places), tuple(offsets))
+        if key not in self._rows:
+            inner = (places // self.width + _MARGIN) * self.columns + places % self.width + _MARGIN
+            start = (torch.arange(self.batch)[:, None] * self.area + inner).flatten()
+            shift = torch.tensor([r * self.columns + c for r, c in offsets])
+            self._rows[key] = (start[:, None] + shift).flatten()
+        return self._rows[key]
+
+
+#: Chunks of one archive share a shape or two.
+_geometry = lru_cache(maxsize=4)(_Geometry)
 
 
 class _Grid:
-    """A padded (B, h, w, C) grid that neighbours are gathered from."""
+    """A padded (B h w, C) grid that neighbours are gathered from."""
 
-    def __init__(self, batch: int, height: int, width: int, channels: int, dtype: torch.dtype, outside: int):
-        self.height, self.width = height, width
-        self.rows, self.columns = height + 2 * _MARGIN, width + 2 * _MARGIN
-        self.cells = torch.full((batch, self.rows, self.columns, channels), outside, dtype=dtype)
-
-    def index(self, places: Tensor) -> Tensor:
-        """Rows of the flattened grid for flat positions of every date, (B P,)."""
-        inner = (places // self.width + _MARGIN) * self.columns + places % self.width + _MARGIN
-        dates = torch.arange(len(self.cells))[:, None] * (self.rows * self.columns)
-        return (dates + inner).flatten()
+    def __init__(self, geometry: _Geometry, channels: int, dtype: torch.dtype, outside: int):
+        self.geometry = geometry
+        self.cells = torch.full((geometry.batch * geometry.area, channels), outside, dtype=dtype)
 
     def write(self, places: Tensor, rows: Tensor) -> None:
-        self.cells.view(-1, self.cells.shape[-1])[self.index(places)] = rows
+        self.cells[self.geometry.rows(places)] = rows
 
     def joined(self, other: _Grid) -> _Grid:
         """Both grids' channels, side by side."""
@@ -193,12 +205,10 @@ class _Grid:
         out.cells = torch.cat([self.cells, other.cells], -1)
         return out
 
-    def gather(self, places: Tensor, offsets: list[tuple[int, int]]) -> Tensor:
+    def gather(self, places: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
         """(B P, taps * C): the neighbourhoods of the positions."""
-        shift = torch.tensor([r * self.columns + c for r, c in offsets])
-        index = (self.index(places)[:, None] + shift).flatten()
-        flat = self.cells.view(-1, self.cells.shape[-1])
-        return flat.index_select(0, index).view(-1, len(offsets) * flat.shape[1])
+        index = self.geometry.rows(places, offsets)
+        return self.cells.index_select(0, index).view(-1, len(offsets) * self.cells.shape[1])
 
 
 class IntegerModel:
@@ -224,12 +234,11 @@ class IntegerModel:
         prior = self.net.scale_prior(condition)[:, None, :, 0, 0].double()
         bounds = [0, *(sum(GROUPS[: i + 1]) for i in range(len(GROUPS)))]
         slices = [slice(a, b) for a, b in pairwise(bounds)]
-        coarse, anchors, others = _places(height, width)
-        everywhere = torch.arange(height * width)
-        first = _Grid(batch, height, width, GROUPS[0], torch.int8, 0)
+        geometry = _geometry(batch, height, width)
+        first = _Grid(geometry, GROUPS[0], torch.int8, 0)
         if coded[0]:
-            whole = _Grid(batch, height, width, GROUPS[0], torch.float32, 0)
-            for number, places in enumerate(coarse):
+            whole = _Grid(geometry, GROUPS[0], torch.float32, 0)
+            for number, places in enumerate(geometry.coarse):
                 if len(places) == 0:
                     continue
                 if number == 0:
@@ -245,14 +254,14 @@ class IntegerModel:
         before = first
         for group, layers in enumerate(self.fine, start=1):
             size = GROUPS[group]
-            mine = _Grid(batch, height, width, size, torch.int8, 0)
+            mine = _Grid(geometry, size, torch.int8, 0)
             if coded[group]:
-                context = self._context(layers, before, everywhere, condition)
-                for places in (anchors, others):
+                context = self._context(layers, before, condition)
+                for places in (geometry.anchors, geometry.others):
                     if len(places) == 0:
                         continue
                     rows = context.view(batch, height * width, -1)[:, places].flatten(0, 1)
-                    if places is anchors:
+                    if places is geometry.anchors:
                         out = layers.anchors(rows)
                     else:
                         rows = layers.neighbours(mine.gather(places, _PLUS), rows.float().add_(_HALF))
@@ -273,10 +282,11 @@ class IntegerModel:
         linear = whole.gather(places, layers.offsets) @ layers.linear
         return mean + linear.view_as(mean).double() / 512, scale
 
-    def _context(self, layers: _Fine, before: _Grid, everywhere: Tensor, condition: Tensor) -> Tensor:
+    def _context(self, layers: _Fine, before: _Grid, condition: Tensor) -> Tensor:
+        everywhere = before.geometry.everywhere
         bias = _sixteenths(layers.condition, condition, len(everywhere))
         hidden = layers.first(before.gather(everywhere, _SQUARE), bias)
-        grid = _Grid(len(condition), before.height, before.width, hidden.shape[1], torch.int8, -_HALF)
+        grid = _Grid(before.geometry, hidden.shape[1], torch.int8, -_HALF)
         grid.write(everywhere, hidden)
         return layers.second(grid.gather(everywhere, _SQUARE))
 

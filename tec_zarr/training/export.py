@@ -29,6 +29,9 @@ def density_tables() -> np.ndarray:
     out = np.zeros((SCALES, 2 * REACH + 1), np.int64)
     for index in range(SCALES):
         sigma = 2.0 ** (index / 4 - SCALE_OFFSET)
+        if index == 0:
+            out[index, REACH] = 1 << TABLE_BITS
+            continue
         reach = int(min(max(3, np.ceil(6 * sigma)), REACH))
         size = torch.arange(0, reach + 1, dtype=torch.float64)
         half = (_upper((size - 0.5) / sigma) - _upper((size + 0.5) / sigma)).numpy()
