@@ -1,0 +1,134 @@
+"""How far float64 table indexes differ between arithmetic settings, against the ledger's epsilon.
+
+    python benchmarks/family_margin.py [--windows 1700] [--width 96] [--checkpoint TT.safetensors]
+
+Computes the continuous mean and scale indexes of a TEC-TT entropy network (random weights with
+a wide spread, or a checkpoint) in one process per setting and compares them with the first.
+With the defaults 10 million indexes of a narrow network; a full-size network needs a checkpoint
+and fewer windows. Writes ``family_margin.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+SETTINGS = {
+    "default, 1 thread": {"OMP_NUM_THREADS": "1"},
+    "default, 2 threads": {"OMP_NUM_THREADS": "2"},
+    "AVX2": {
+        "OMP_NUM_THREADS": "1",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+    "no SIMD, MKL compatible": {
+        "OMP_NUM_THREADS": "1",
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+    },
+    "windows in batches of 7": {"OMP_NUM_THREADS": "1", "TEC_MARGIN_BATCH": "7"},
+}
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> None:
+    """Save weights and inputs once: random numbers themselves depend on the setting."""
+    import torch
+
+    from tec_zarr.models import hub
+    from tec_zarr.models.temporal import EntropyTransformer
+
+    torch.manual_seed(0)
+    if options.checkpoint:
+        model = hub.load("terracodec_v1_tt_s2l2a", path=options.checkpoint).entropy_model
+        shape = None
+    else:
+        shape = 192, options.width, 16, (6, 4, 5)
+        model = EntropyTransformer(*shape)
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if "layers" in name and value.ndim == 2:
+                    value *= 4
+            model.mean_head[4].weight *= 30
+            model.scale_head[4].weight *= 30
+    context = (torch.randn(options.windows, 2, 64, 192) * 8).round()
+    tokens = (torch.randn(options.windows, 16, 192) * 8).round()
+    torch.save((shape, model.state_dict(), context, tokens), folder / "inputs.pt")
+
+
+def indexes(folder: Path) -> np.ndarray:
+    """Continuous indexes of all symbols of the windows: means, then scales."""
+    import torch
+
+    from tec_zarr.models.temporal import EntropyTransformer, scale_position
+
+    shape, state, context, tokens = torch.load(folder / "inputs.pt", weights_only=True)
+    model = EntropyTransformer(*(shape or ())).eval()
+    model.load_state_dict(state)
+    out = []
+    batch = int(os.environ.get("TEC_MARGIN_BATCH", "64"))
+    with torch.inference_mode():
+        for part, own in zip(context.split(batch), tokens.split(batch), strict=True):
+            joint = model.join_dates([model.encode_date(part[:, i].double()) for i in range(2)])
+            means, raw, _ = model.predict(own.double(), joint)
+            out.append(torch.stack([100 * means + 50.5, scale_position(raw) + 0.5], dim=-1))
+    return torch.cat(out).numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--windows", type=int, default=1700)
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        np.save(options.worker / "indexes.npy", indexes(options.worker))
+        return
+
+    from environment import commit, environment
+
+    from tec_zarr.ledger import EPSILON
+
+    rows, first = [], None
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(options, Path(folder))
+        for name, settings in SETTINGS.items():
+            command = [sys.executable, __file__, "--worker", folder]
+            subprocess.run(command, check=True, env={**os.environ, **settings})
+            found = np.load(Path(folder, "indexes.npy"))
+            first = found if first is None else first
+            boundary = np.abs(found - np.rint(found)) < EPSILON
+            rows.append(
+                {
+                    "setting": name,
+                    "largest_deviation": float(np.abs(found - first).max()),
+                    "floors_that_differ": int((np.floor(found) != np.floor(first)).sum()),
+                    "ledgered": int(boundary.sum()),
+                }
+            )
+            print(rows[-1], flush=True)
+    assert first is not None
+    report = {
+        "environment": environment(),
+        "commit": commit(),
+        "indexes": int(first.size),
+        "epsilon": EPSILON,
+        "network": str(options.checkpoint or f"random, width {options.width}"),
+        "rows": rows,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "family_margin.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
