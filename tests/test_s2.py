@@ -144,7 +144,7 @@ def test_training_sees_the_networks_that_code():
 
 def test_a_layer_that_float32_cannot_add_exactly_is_refused():
     conv = IntConv(1440, 2, 1, 32.0)
-    weight, exponent, bias = torch.full((2, 1440, 1, 1), 90, dtype=torch.int8), torch.zeros(2), torch.zeros(2)
+    weight, exponent, bias = torch.full((2, 1440, 1, 1), 100, dtype=torch.int8), torch.zeros(2), torch.zeros(2)
     with pytest.raises(ValueError, match="2\\*\\*24"):
         conv.freeze(weight, exponent, bias)
 
