@@ -31,8 +31,7 @@ TOP_SPACING = 64
 _WEIGHT_BITS = 18
 _WEIGHT_LIMIT = float(1 << 23)
 _SPREAD_UNIT = 256  # spreads are stored in 1/256 DN
-_SPREAD_BITS = 6  # weights of the spread regressors are multiples of 1/64
-_SPREAD_MAX = 255
+_SPREAD_WEIGHTS = np.array([0, 1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128, 181]) / 64.0
 _FEW = 128  # valid pixels in a pass, below which spreads are not modelled
 _TRUST = 16.0  # largest weight of a pixel in a fit
 _SKIP, _RAW = SHAPES, SHAPES + 1
@@ -442,7 +441,7 @@ class PlaneCoder:
             return mode, np.zeros(count), None
         floor = self._coder.number(floor, SCALES)
         if len(activity):
-            parts = self._coder.uniform(parts, len(activity), _SPREAD_MAX + 1)
+            parts = self._coder.uniform(parts, len(activity), len(_SPREAD_WEIGHTS))
         else:
             parts = np.zeros(0, np.int64)
         expected, scales = _expected(floor, parts, activity, count, thresholds)
@@ -453,7 +452,7 @@ def _expected(floor, parts, activity, count, thresholds):
     total = np.full(count, thresholds[min(floor, SCALES - 2)])
     for part, column in zip(parts.tolist(), activity, strict=True):
         if part:
-            total = total + column * (part / (1 << _SPREAD_BITS))
+            total = total + column * _SPREAD_WEIGHTS[part]
     return total, np.searchsorted(thresholds, total).astype(np.int64)
 
 
@@ -463,9 +462,9 @@ def _choose_spread(steps, activity, step, thresholds, limits):
     if not steps.any():
         return _SKIP, 0, none
     size = np.abs(steps) * (step * _SPREAD_UNIT)
-    columns = np.stack([*activity, np.full(len(steps), step * _SPREAD_UNIT)])
+    columns = np.stack([*activity, np.full(len(size), step * _SPREAD_UNIT)])
     active = np.ones(len(columns), bool)
-    expected = np.full(len(steps), size.mean())
+    expected = np.full(len(size), max(size.mean(), 0.01 * step))
     for _ in range(4):
         weight = 1.0 / np.maximum(expected, step) ** 2
         while True:
@@ -482,8 +481,9 @@ def _choose_spread(steps, activity, step, thresholds, limits):
                 active[-1] = True
         fitted = np.zeros(len(columns))
         fitted[active] = np.maximum(solution, 0.0)
-        expected = np.maximum(fitted @ columns, 0.01 * size.mean())
-    parts = np.clip(np.rint(fitted[:-1] * (1 << _SPREAD_BITS)), 0, _SPREAD_MAX).astype(np.int64)
+        expected = np.maximum(fitted @ columns, 0.01 * step + 0.01 * size.mean())
+    between = 0.5 * (_SPREAD_WEIGHTS[1:] + _SPREAD_WEIGHTS[:-1])
+    parts = np.searchsorted(between, fitted[:-1]).astype(np.int64)
     floor = int(np.searchsorted(thresholds, max(fitted[-1] * step * _SPREAD_UNIT, 0.0)))
     _, scales = _expected(floor, parts, activity, len(steps), thresholds)
     shift = SHIFTS[scales]
@@ -493,6 +493,6 @@ def _choose_spread(steps, activity, step, thresholds, limits):
     costs = [float(joint @ code_lengths(s).ravel()) for s in range(SHAPES)]
     best = int(np.argmin(costs))
     raw = len(steps) * np.log2((limits[1] - limits[0]) // step + 1.0)
-    if raw < costs[best] + 8.0 * (1 + len(activity)):
+    if raw < costs[best] + 8.0 + 4.0 * len(activity):
         return _RAW, 0, none
     return best, floor, parts

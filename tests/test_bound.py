@@ -1,5 +1,8 @@
 """The residual layer: the bound holds on every valid pixel, whatever the array."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +199,39 @@ def test_wrong_side_information_is_refused():
 def test_impossible_bounds_are_refused(bounds):
     with pytest.raises(UnsupportedArrayError, match="bound"):
         bound.encode(scene(shape=(1, 2, 8, 8)), None, None, bounds)
+
+
+_DECODE = """
+import sys, numpy as np
+from tec_zarr import bound
+with np.load(sys.argv[1]) as case:
+    shape = tuple(case["original"].shape)
+    decoded = bound.decode(case["data"].tobytes(), None, None, shape, case["bounds"])
+    assert np.abs(decoded.astype(np.int64) - case["original"]).max() <= 3
+"""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX2 FMA3"},
+        {"OPENBLAS_CORETYPE": "PRESCOTT"},
+        {"OPENBLAS_CORETYPE": "HASWELL", "OPENBLAS_NUM_THREADS": "1"},
+        {"OPENBLAS_CORETYPE": "SKYLAKEX", "OPENBLAS_NUM_THREADS": "2"},
+    ],
+    ids=lambda setting: " ".join(f"{k}={v}" for k, v in setting.items()),
+)
+def test_other_instruction_sets_decode_the_same(setting, tmp_path):
+    original = scene(shape=(2, 3, 160, 144))
+    bounds = [0, 1, 3]
+    data = np.frombuffer(bound.encode(original, None, None, bounds), np.uint8)
+    np.savez(tmp_path / "case.npz", original=original, data=data, bounds=bounds)
+    # The section holds a checksum of what the encoder decoded, so that any other result raises.
+    run = subprocess.run(
+        [sys.executable, "-c", _DECODE, str(tmp_path / "case.npz")],
+        env={**os.environ, **setting}, capture_output=True, text=True, timeout=120, check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
 
 
 def test_float_arrays_are_refused():
