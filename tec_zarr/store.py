@@ -72,8 +72,8 @@ def encoding(
     scale : float, optional
         Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN.
     chunks : mapping, optional
-        Dimension name to chunk length. Default: up to 4 dates, all bands, 256 x 256, fitted to
-        the Dask chunks if there are any.
+        Dimension name to chunk length. Default: about 4 dates, all bands, about 256 x 256 in
+        equal parts without a sliver at the end, fitted to the Dask chunks if there are any.
     shards : bool
         Gather chunks into shards of up to 1024 x 1024 pixels (Zarr v3 only): TEC chunks are tiny.
     variables : iterable of str, optional
@@ -317,7 +317,7 @@ def _layout(
                 )
         else:
             target = CHUNK["time"] if dim == order[0] else CHUNK["space"]
-            length = wanted.get(dim) or _fit(blocks, min(target, size))
+            length = wanted.get(dim) or _length(blocks, target)
             if dim not in wanted and length * 4 < min(target, size) and dim != order[0]:
                 raise UnsupportedArrayError(
                     f"the Dask chunks of {name!r} along {dim!r} ({blocks[0]}, ...) have no "
@@ -327,6 +327,13 @@ def _layout(
         chunk.append(length)
         shard.append(side)
     return tuple(chunk), tuple(shard) if shards and shard != chunk else None
+
+
+def _length(blocks: tuple[int, ...], target: int) -> int:
+    """Chunk length near ``target`` that leaves no sliver at the end, or fits the Dask blocks."""
+    if len(blocks) > 1:
+        return _fit(blocks, target)
+    return -(-blocks[0] // max(1, round(blocks[0] / target)))
 
 
 def _fit(blocks: tuple[int, ...], limit: int, step: int = 1) -> int:

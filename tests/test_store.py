@@ -62,9 +62,18 @@ def test_a_dataset_goes_out_and_comes_back(cube, tmp_path, zarr_format, lazy):
 def test_shards_gather_small_chunks(tmp_path):
     da = synthetic.cube(dates=1, size=520)
     settings = encoding(da)["reflectance"]
-    assert settings["chunks"] == (1, 12, 256, 256)
-    assert settings["shards"] == (1, 12, 768, 768)
+    assert settings["chunks"] == (1, 12, 260, 260)
+    assert settings["shards"] == (1, 12, 520, 520)
     assert "shards" not in encoding(da, shards=False)["reflectance"]
+
+
+@pytest.mark.parametrize("size", [1, 255, 264, 383, 385, 1000, 10980])
+def test_no_chunk_is_a_sliver(size):
+    dims = ("time", "band", "y", "x")
+    da = xr.DataArray(np.broadcast_to(np.uint16(5), (1, 12, 8, size)), dims=dims)
+    length = encoding(da)["__xarray_dataarray_variable__"]["chunks"][-1]
+    assert length <= 384
+    assert size % length == 0 or size % length > 0.8 * length
 
 
 @pytest.mark.parametrize("time", [1, 2, 6])
