@@ -1,6 +1,7 @@
 """Getting the published weights: local files, the cache, and a hub that may not answer."""
 
 import hashlib
+import subprocess
 import sys
 import types
 
@@ -204,3 +205,8 @@ def test_changed_weights_in_the_cache_are_refused(cache, tmp_path):
     file.write_bytes(damaged)
     with pytest.raises(errors.WeightsMismatchError, match="was changed"):
         hub.cached_entry(codec.name).load(codec.weights_sha256)
+
+
+def test_naming_and_finding_models_needs_no_torch():
+    code = "import sys, tec_zarr.models.hub; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -81,7 +81,7 @@ def temporal_side(kind, out, size=128, dates=3):
         scaled(model.model.transform.analysis_transform.transforms[13], 60)
         scaled(model.model.entropy_model.mean_head[4], 30)
         scaled(model.model.entropy_model.scale_head[4], 30)
-        model.model.entropy_model.scale_head[4].bias += 2  # scales that mostly cover the symbols
+        model.model.entropy_model.scale_head[4].bias += 15  # scales that mostly cover the symbols
     torch.save(model.state_dict(), out / f"{kind}.pt")
     x = smooth_series(dates, bands, size)
     saved = {"x": x[0]}
