@@ -71,7 +71,8 @@ class ChunkSpec:
         1 (smallest) to 8 (finest), continuous, the same scale for every model.
     bands : sequence of str, optional
         Sentinel-2 names along the band axis, in its order. A chunk of 12 bands needs none
-        (L2A, B01 ... B12), nor does one of dates and 13 bands (L1C).
+        (L2A, B01 ... B12), nor does one of dates and 13 bands (L1C). Twelve dates of one band,
+        (12, y, x), do need the band's name: they would be taken for twelve bands.
     nodata : number or sequence of numbers, optional
         Values that mean "nothing measured": kept exactly, never shown to the network, never
         the result of decoding a measured sample. NaN always is. None: no such value.
