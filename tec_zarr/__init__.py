@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+    from tec_zarr.embed import embed_weights, use_embedded_weights
     from tec_zarr.errors import SecondGenerationWarning, TecError
     from tec_zarr.numcodec import TEC
     from tec_zarr.store import decode, encoding
@@ -27,6 +28,8 @@ _HOME = {
     "ChunkSpec": "chunk",
     "encode_chunk": "chunk",
     "decode_chunk": "chunk",
+    "embed_weights": "embed",
+    "use_embedded_weights": "embed",
     "TecError": "errors",
     "SecondGenerationWarning": "errors",
 }
@@ -39,8 +42,10 @@ __all__ = [
     "TecError",
     "decode",
     "decode_chunk",
+    "embed_weights",
     "encode_chunk",
     "encoding",
+    "use_embedded_weights",
 ]
 
 

@@ -14,6 +14,9 @@ MAX_CHUNK_SAMPLES: int = 2**30
 MAX_HEADER_BYTES: int = 2**20
 """Longest frame header; one of 1 MiB lists some 170,000 sections."""
 
+MAX_WEIGHTS_BYTES: int = 2**31
+"""Largest weights that are read from a store; TEC-TT's take 0.5 GB."""
+
 MAX_CONCURRENT_CHUNKS: int = max(1, os.cpu_count() or 1)
 """Chunks that may be inside a model at once; read when :mod:`tec_zarr.chunk` is imported.
 

@@ -2,8 +2,9 @@
 
 ``weights/index.json`` maps a model's name to its number in the stream, its loader
 (``"module:function"``) and its released weights, newest first. Weights stay there for ever:
-a frame names the ones it was written with. Published models that are not part of the package
-are found in the user's cache (:mod:`tec_zarr.models.hub`). Reading the index needs no torch.
+a frame names the ones it was written with. Published models that are not part of the package,
+and weights that arrived inside a store (:mod:`tec_zarr.embed`), are found in the user's cache
+(:mod:`tec_zarr.models.hub`). Reading the index needs no torch.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import hashlib
 import importlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -162,11 +164,13 @@ def get_model(name: str, weights: str | None = None) -> Model:
         The model is here, those weights are not, or the file was changed.
     """
     entry = find_model(name)
-    sha = next((w for w in entry.weights if w.startswith(weights or "")), None)
+    here = chain(entry.weights, _kept(name))
+    sha = next((w for w in here if w.startswith(weights or "")), None)
     if sha is None:
         raise WeightsMismatchError(
             f"the chunk needs model {name!r} with weights sha256 {weights}..., this tec_zarr has "
-            f"{', '.join(w[:16] + '...' for w in entry.weights)}: pip install --upgrade tec_zarr"
+            f"{', '.join(w[:16] + '...' for w in entry.weights)}: pip install --upgrade tec_zarr, "
+            "or, if the store carries its weights, tec_zarr.use_embedded_weights(store)"
         )
     with _lock:
         model = _loaded.get((name, sha))
@@ -175,25 +179,67 @@ def get_model(name: str, weights: str | None = None) -> Model:
     return model
 
 
+def weights_file(name: str, sha256: str) -> Path:
+    """Where weights of a built-in or published model lie, or would lie once they are there.
+
+    Parameters
+    ----------
+    name : str
+        Name in streams.
+    sha256 : str
+        SHA-256 of the weights, 64 hex digits.
+
+    Raises
+    ------
+    UnknownModelError
+        The model is neither built in nor published, so that its files are not known here.
+    """
+    family, _, rate = name.partition("/lambda-")
+    if name not in _index() and rate not in getattr(hub.PUBLISHED.get(family), "rates", ()):
+        raise UnknownModelError(
+            f"where the weights of model {name!r} are is not known: it is neither built in nor "
+            "published; whoever registers it keeps its weights"
+        )
+    return _released(name).get(sha256) or _cache_file(name, sha256)
+
+
+def _cache_file(name: str, sha256: str) -> Path:
+    return hub.cache_folder() / f"{name.replace('/lambda-', '--')}--{sha256}.safetensors"
+
+
+def _kept(name: str) -> Iterator[str]:
+    """Hashes of a built-in model's weights in the user's cache."""
+    if name in _index():
+        for file in sorted(_cache_file(name, "").parent.glob(_cache_file(name, "*").name)):
+            yield file.stem.removeprefix(f"{name}--")
+
+
+@cache
+def _items() -> dict[str, dict]:
+    return json.loads((resources.files("tec_zarr.models") / "weights" / "index.json").read_text())
+
+
+def _released(name: str) -> dict[str, Path]:
+    """Weights in the package, by hash."""
+    folder = Path(str(resources.files("tec_zarr.models") / "weights"))
+    return {w["sha256"]: folder / w["file"] for w in _items().get(name, {}).get("weights", ())}
+
+
 @cache
 def _index() -> dict[str, Entry]:
-    folder = resources.files("tec_zarr.models") / "weights"
-    index = json.loads((folder / "index.json").read_text())
-    return {name: _entry(name, Path(str(folder)), item) for name, item in index.items()}
+    return {name: _entry(name, item) for name, item in _items().items()}
 
 
-def _entry(name: str, folder: Path, item: dict) -> Entry:
-    files = {w["sha256"]: folder / w["file"] for w in item["weights"]}
-
+def _entry(name: str, item: dict) -> Entry:
     def load(sha256: str) -> Model:
-        path = files[sha256]
+        path = weights_file(name, sha256)
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != sha256:
             raise WeightsMismatchError(
-                f"{path} has sha256 {found}, the index says {sha256}: the file was changed; "
-                "pip install --force-reinstall tec_zarr"
+                f"{path} has sha256 {found}, it should be {sha256}: the file was changed; "
+                "pip install --force-reinstall tec_zarr, or delete it if it is in the cache"
             )
         module, _, function = item["loader"].partition(":")
         return getattr(importlib.import_module(module), function)(path)
 
-    return Entry(name, item["id"], tuple(files), load)
+    return Entry(name, item["id"], tuple(_released(name)), load)

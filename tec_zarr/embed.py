@@ -1,0 +1,202 @@
+"""Weights that travel with the data: a store that decodes where its weights are not installed.
+
+:func:`embed_weights` writes the safetensors files of the models that a store's TEC arrays name
+into the group ``tec_weights`` of that store; :func:`use_embedded_weights` brings them into the
+cache of the machine that reads. Codecs never see the store they are called for, so that the
+second step cannot happen by itself; an archive that was copied to a machine without the weights
+says so in the error.
+
+Weights from a store are data from a stranger: only arrays of plain bytes are read, their size is
+checked before and their SHA-256 after reading, they have to parse as safetensors (which cannot
+carry code), and they are never what new arrays are encoded with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec
+
+from tec_zarr import config
+from tec_zarr.chunk import ChunkSpec
+from tec_zarr.errors import FormatError, LimitError, UnknownModelError, WeightsMismatchError
+from tec_zarr.models.registry import weights_file
+
+GROUP = "tec_weights"
+"""Name of the group in the store; its arrays are named by the SHA-256 of what they hold."""
+
+_CHUNK_BYTES = 8 * 2**20
+
+
+def embed_weights(store: Any) -> tuple[str, ...]:
+    """Put the weights that the store's TEC arrays need into the store itself.
+
+    Parameters
+    ----------
+    store : path, zarr store or zarr Group
+        A group or an array of either Zarr format, writable.
+
+    Returns
+    -------
+    tuple of str
+        SHA-256 (hex) of all weights that the store holds now. Those that it held already are
+        not written again.
+
+    Raises
+    ------
+    UnknownModelError
+        An array uses a model of your own (``register_model``): its files are not known here.
+    WeightsMismatchError
+        The weights are not on this machine, or their file was changed.
+    """
+    root = _open(store, "r+")
+    found = {}
+    for name, sha256 in sorted(_needed(root)):
+        file = weights_file(name, sha256)
+        if not file.is_file():
+            raise WeightsMismatchError(
+                f"weights {sha256} of model {name!r}, which the store uses, are not on this "
+                f"machine ({file}): run embed_weights where the arrays were written"
+            )
+        found[sha256] = file.read_bytes()
+        _check_bytes(found[sha256], sha256, str(file))
+    group = root.require_group(GROUP)
+    for sha256, data in found.items():
+        if sha256 not in group:
+            array = group.create_array(
+                sha256,
+                shape=(len(data),),
+                chunks=(min(len(data), _CHUNK_BYTES),),
+                dtype="uint8",
+                compressors=None,
+            )
+            array[:] = np.frombuffer(data, np.uint8)
+    return tuple(found)
+
+
+def use_embedded_weights(store: Any) -> tuple[str, ...]:
+    """Make the weights that travel in a store known to this machine.
+
+    They are checked and copied into the user's cache (``$TEC_ZARR_CACHE``), so that other
+    processes of this machine find them too; workers on other machines need the call as well.
+    Weights that are here already are left alone. A store without embedded weights is fine.
+
+    Parameters
+    ----------
+    store : path, zarr store or zarr Group
+        As for :func:`embed_weights`; reading is enough.
+
+    Returns
+    -------
+    tuple of str
+        SHA-256 (hex) of the weights that were added.
+
+    Raises
+    ------
+    LimitError
+        Weights larger than ``tec_zarr.config.MAX_WEIGHTS_BYTES``.
+    WeightsMismatchError
+        Bytes that do not have the SHA-256 that they are stored under.
+    FormatError
+        Not an array of plain bytes, or not safetensors.
+    """
+    root = _open(store, "r")
+    group = root.get(GROUP)
+    if not isinstance(group, zarr.Group):
+        return ()
+    added = []
+    for name, sha256 in sorted(_needed(root)):
+        try:
+            file = weights_file(name, sha256)
+        except UnknownModelError:
+            continue  # a model of somebody's own; whoever registers it brings its weights
+        if sha256 in group and not file.is_file():
+            _keep(_read(group[sha256], sha256), sha256, file)
+            added.append(sha256)
+    return tuple(added)
+
+
+def _open(store: Any, mode: Any) -> zarr.Group:
+    if isinstance(store, zarr.Group):
+        return store
+    # Consolidated metadata may be older than the weights.
+    return zarr.open_group(store, mode=mode, use_consolidated=False)
+
+
+def _needed(root: zarr.Group) -> set[tuple[str, str]]:
+    """(model, weights) of every TEC array below ``root``."""
+    arrays = (node for _, node in root.members(max_depth=None) if isinstance(node, zarr.Array))
+    named = {
+        (spec.model, spec.weights_sha256 or "") for array in arrays for spec in _specs(array)
+    }
+    # The hash becomes a file name.
+    return {(name, sha256) for name, sha256 in named if re.fullmatch("[0-9a-f]{64}", sha256)}
+
+
+def _specs(array: zarr.Array) -> Iterator[ChunkSpec]:
+    """TEC configurations of an array, also inside its shards."""
+    codecs = [array.serializer, *array.compressors, *array.filters]
+    while codecs:
+        codec = codecs.pop()
+        if isinstance(codec, ChunkSpec):
+            yield codec
+        codecs += getattr(codec, "codecs", ())
+
+
+def _read(array: Any, sha256: str) -> bytes:
+    where = f"the embedded weights {GROUP}/{sha256}"
+    plain = (
+        isinstance(array, zarr.Array)
+        and array.ndim == 1
+        and array.dtype == np.uint8
+        and not array.compressors
+        and not array.filters
+        and isinstance(array.serializer, BytesCodec | None)
+    )
+    if not plain:
+        raise FormatError(f"{where} are not an array of plain bytes; embed them again")
+    largest = max(array.nbytes, *array.chunks)
+    if largest > config.MAX_WEIGHTS_BYTES:
+        raise LimitError(
+            f"{where} take {largest} bytes, more than tec_zarr.config.MAX_WEIGHTS_BYTES = "
+            f"{config.MAX_WEIGHTS_BYTES}: raise that limit if you trust the store"
+        )
+    return np.asarray(array[:]).tobytes()
+
+
+def _check_bytes(data: bytes, sha256: str, where: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise WeightsMismatchError(
+            f"{where} has sha256 {found}, it should be {sha256}: it was changed or damaged"
+        )
+
+
+def _keep(data: bytes, sha256: str, file: Path) -> None:
+    """Write checked weights to ``file``; readers see all of it or nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_bytes(data, sha256, f"{GROUP}/{sha256}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(suffix=".part", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        try:
+            with safe_open(part, "np"):
+                pass
+        except SafetensorError as error:
+            raise FormatError(f"{GROUP}/{sha256} is not a safetensors file: {error}") from None
+        # The cache offers its newest file for encoding; these are for decoding only.
+        os.utime(part, (0, 0))
+        os.replace(part, file)
+    finally:
+        Path(part).unlink(missing_ok=True)
