@@ -13,6 +13,7 @@ from tec_zarr.models import family, hub
 from tec_zarr.models.elic import ELIC
 from tec_zarr.models.flex import FlexTEC
 from tec_zarr.models.fp import FactorizedPrior
+from tec_zarr.models.layers import EntropyBottleneck
 from tec_zarr.models.temporal import TemporalTransformer
 
 SMALL = {"channels": (8, 8, 16, 64), "width": 32, "heads": 4, "depths": (1, 1, 2)}
@@ -218,6 +219,27 @@ def test_only_flextec_truncates():
     model = codec("tt")
     with pytest.raises(errors.TecError, match="one rate"):
         model.truncate([b""], 3)
+
+
+def test_every_parameter_learns_from_rate_and_distortion(kind):
+    module = make(kind).train()
+    x = torch.randn(2, 3, 12, 64, 64, generator=torch.Generator().manual_seed(0))
+    if kind in ("fp", "elic"):
+        recon, bits = module.rate_distortion(x[:, 0])
+        loss = bits.sum() + (recon - x[:, 0]).square().mean()
+        bottlenecks = [m for m in module.modules() if isinstance(m, EntropyBottleneck)]
+        loss = loss + sum(b.quantile_loss() for b in bottlenecks)
+    else:
+        dates = module.dates(x, 9) if kind == "flex" else module.dates(x)
+        loss = sum(
+            bits.sum() + (recon - x[:, t]).square().mean() for t, (recon, bits) in enumerate(dates)
+        )
+    loss.backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        # Units behind a ReLU may be dead in transforms as narrow as these.
+        assert parameter.grad.abs().max() > 0 or ".conv" in name, name
 
 
 SETTINGS = [

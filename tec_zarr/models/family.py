@@ -117,7 +117,7 @@ def destandardise(x: Tensor, where: Sequence[int]) -> npt.NDArray[np.float32]:
     wanted = list(where)
     mean = torch.tensor(statistics.mean)[wanted, None, None]
     std = torch.tensor(statistics.std)[wanted, None, None]
-    return (x[:, wanted] * std + mean).numpy()
+    return (x[:, wanted].cpu() * std + mean).numpy()
 
 
 @dataclass
@@ -239,14 +239,14 @@ class _ELICCoder:
         self.module = module
 
     def _date(
-        self, port: _Port, latent: Tensor | None, height: int, width: int
+        self, port: _Port, latent: Tensor | None, height: int, width: int, crc: int
     ) -> tuple[Tensor, int]:
         codec = self.module.latent_codec
         z = None if latent is None else codec.hyper.h_a(latent[None])[0]
         symbols, z_hat = _bottleneck(
             port, codec.hyper.entropy_bottleneck, z, height // 4, width // 4
         )
-        crc = _crc(symbols)
+        crc = _crc(symbols, crc)
         hyper = codec.hyper.h_s(z_hat[None])
         first = anchors(height, width, z_hat.device)
         decoded: list[Tensor] = []
@@ -276,16 +276,15 @@ class _ELICCoder:
         for image in x:
             port = _Writer()
             latent = self.module.g_a(image[None])[0]
-            _, date_crc = self._date(port, latent, *latent.shape[1:])
+            _, crc = self._date(port, latent, latent.shape[1], latent.shape[2], crc)
             sections.append(port.to_bytes())
-            crc = _crc([date_crc & 0x7FFFFFFF], crc)
         return Encoded(sections, crc)
 
     def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
         series = _Series([])
         for data in sections:
-            y_hat, date_crc = self._date(_Reader(data), None, height // 16, width // 16)
-            series.crc = _crc([date_crc & 0x7FFFFFFF], series.crc)
+            port = _Reader(data)
+            y_hat, series.crc = self._date(port, None, height // 16, width // 16, series.crc)
             series.images.append(self.module.g_s(y_hat.float())[0])
         return series
 
@@ -574,6 +573,10 @@ class FamilyModel:
         config: Any = module.config
         self._count = int(config["bands"])
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
     def encode(
         self,
         cube: npt.NDArray[np.float32],
@@ -617,7 +620,7 @@ class FamilyModel:
         margins = ((0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple))
         padded = np.pad(cube, margins, mode="reflect")
         with torch.inference_mode():
-            x = standardise(padded, self._count, where)
+            x = standardise(padded, self._count, where).to(self._device)
             return self._coder.encode(x, {"tokens": tokens, "context_tokens": self.context_tokens})
 
     def decode(
@@ -719,8 +722,9 @@ class FamilyModel:
         visible = np.where(cloudy[:, None], np.float32(0), cube)
         padded = np.pad(visible, ((0, 0), (0, 0), (0, bottom), (0, right)), mode="reflect")
         with torch.inference_mode():
-            x = standardise(padded, self._count, where)
-            filled = predict_hidden(self.module, x, torch.from_numpy(hidden))
+            x = standardise(padded, self._count, where).to(self._device)
+            seen = torch.from_numpy(hidden).to(self._device)
+            filled = predict_hidden(self.module, x, seen)
             predicted = destandardise(filled[..., :height, :width], where)
         return np.where(cloudy[:, None], predicted, cube)
 

@@ -71,7 +71,8 @@ class FlexTEC(TemporalTransformer):
                 bits.reshape(len(image), -1).sum(1),
             )
             # Teacher forcing: the next date's context has all tokens, as in training.
-            contexts.push(model.join(quantised, *size))
+            latent_q = model.join(quantised, *size)
+            contexts.push(latent_q.detach() if contexts.empty else latent_q)
 
 
 def draw_quality() -> int:

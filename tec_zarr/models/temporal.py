@@ -463,6 +463,11 @@ class ContextEncoder:
     dtype: torch.dtype = torch.float32
     _encoded: list[Tensor] = field(default_factory=list)
 
+    @property
+    def empty(self) -> bool:
+        """True before the first date was pushed."""
+        return not self._encoded
+
     def joint(self) -> Tensor:
         """Context of the next date; one window for all at the first date."""
         if not self._encoded:
@@ -616,4 +621,5 @@ class TemporalTransformer(nn.Module):
                 self.synthesise(latent_q, self.entropy_model.join(features, *size)),
                 -torch.log2(likelihood).reshape(len(image), -1).sum(1),
             )
-            contexts.push(latent_q)
+            # As in the reference's training, no gradient flows into the first date's latent.
+            contexts.push(latent_q.detach() if contexts.empty else latent_q)
