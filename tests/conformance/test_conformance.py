@@ -26,6 +26,8 @@ NAMES = {
 @pytest.fixture(scope="module", params=list(NAMES))
 def case(request, tmp_path_factory):
     kind = request.param
+    if not Path(FOLDER, f"{kind}.npz").exists():
+        pytest.skip("run.sh was asked for other models only")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TEC_ZARR_CACHE", str(tmp_path_factory.mktemp("cache")))
         module = hub.load(NAMES[kind], path=Path(FOLDER, f"{kind}.pt"))
