@@ -371,11 +371,14 @@ def _to_dn(values: np.ndarray, scale: float, offset: float) -> np.ndarray:
 
 def _from_dn(cube: np.ndarray, header: Header) -> np.ndarray:
     """Whole DN to the array's own values; what was measured never becomes nodata."""
-    values = (np.rint(cube.astype(np.float64)) + header.offset) * header.scale
+    values = np.rint(cube)
+    if (header.scale, header.offset) != (1.0, 0.0):
+        values = (values.astype(np.float64) + header.offset) * header.scale
     native = header.dtype.newbyteorder("=")
     if native.kind in "iu":
         limits = np.iinfo(native)
-        values = np.clip(np.rint(values), limits.min, limits.max)
+        np.rint(values, out=values)
+        np.clip(values, limits.min, limits.max, out=values)
     values = values.astype(native)
     for wrong, right in _substitutes(header).items():
         values[values == wrong] = right
