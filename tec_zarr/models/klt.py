@@ -16,8 +16,9 @@ from tec_zarr.errors import FormatError
 
 #: Quarter octaves of component spread over quantiser step that can be told apart.
 SPREAD_LOW, SPREAD_HIGH = -16, 47
-#: A component below this spread (0.35 steps) carries nothing: its basis vector is not sent.
-ACTIVE_SPREAD = -6
+#: A component at or below this spread (1/13 step) carries nothing, not even in its block means, which
+#: spread up to eight times as far: its basis vector is not sent.
+ACTIVE_SPREAD = -15
 
 
 class BitWriter:
@@ -77,7 +78,7 @@ class Klt:
 
 
 def _angle_bits(spread: int) -> int:
-    return min(max(math.ceil(spread / 4) + 5, 4), 15)
+    return min(max(math.ceil(spread / 4) + 7, 4), 16)
 
 
 def _mean_unit(step: float) -> float:
