@@ -68,9 +68,12 @@ def encode(
     coder = SymbolEncoder()
     decoded = _walk(coder, original.shape, base, valid, limits, original)
     payload = coder.getvalue()
-    return _HEADER.pack(
-        _VERSION, _checksum(original.shape, base, valid, limits, payload), zlib.crc32(decoded)
-    ) + payload
+    return (
+        _HEADER.pack(
+            _VERSION, _checksum(original.shape, base, valid, limits, payload), zlib.crc32(decoded)
+        )
+        + payload
+    )
 
 
 def decode(
@@ -155,8 +158,9 @@ def _checked(shape, base, valid, bounds) -> list[int]:
 
 def _checksum(shape, base, valid, bounds, payload) -> int:
     """CRC-32 of the payload and of everything that has to be the same at both ends."""
-    crc = zlib.crc32(struct.pack(f"<4Q{len(bounds)}I??", *shape, *bounds, base is not None,
-                                 valid is not None))
+    crc = zlib.crc32(
+        struct.pack(f"<4Q{len(bounds)}I??", *shape, *bounds, base is not None, valid is not None)
+    )
     if base is not None:
         crc = zlib.crc32(np.ascontiguousarray(base, "<i4"), crc)
     if valid is not None:
@@ -229,8 +233,13 @@ def _detail_order(original, valid) -> tuple[list[int], np.ndarray]:
     over blocks predict them better than they predict what is inside a block.
     """
     x = original.astype(np.float32)
-    detail = (4.0 * x[..., 1:-1, 1:-1] - x[..., 2:, 1:-1] - x[..., :-2, 1:-1]
-              - x[..., 1:-1, 2:] - x[..., 1:-1, :-2])
+    detail = (
+        4.0 * x[..., 1:-1, 1:-1]
+        - x[..., 2:, 1:-1]
+        - x[..., :-2, 1:-1]
+        - x[..., 1:-1, 2:]
+        - x[..., 1:-1, :-2]
+    )
     if valid is not None:
         detail = np.where(np.asarray(valid, bool)[..., 1:-1, 1:-1], detail, 0.0)
     flat = np.moveaxis(detail, 1, 0).reshape(original.shape[1], -1)
@@ -274,12 +283,12 @@ def _plane(coder, planes, shape, mask, references, based, bound, target):
     def shrink(plane, reduce):
         return reduce.reduceat(reduce.reduceat(plane, rows, axis=0), columns, axis=1)
 
+    def mean(plane):
+        # Whole numbers whose sums float64 holds: the order of a reduction is not promised.
+        return np.floor(shrink(np.floor(np.minimum(plane, 2.0**32)), np.add) / area)
+
     small = [
-        Reference(
-            np.floor(shrink(r.values, np.add) / area),
-            None if r.spread is None else np.floor(shrink(r.spread, np.add) / area),
-            r.same, r.wide,
-        )
+        Reference(mean(r.values), None if r.spread is None else mean(r.spread), r.same, r.wide)
         for r in references
     ]
     if encoding:

@@ -196,8 +196,11 @@ def _regressors(
             activity.append(texture * (_SPREAD_UNIT / 16))
     else:
         own_columns = []
-        level = np.full(len(range(row, decoded.shape[0], spacing))
-                        * len(range(column, decoded.shape[1], spacing)), 4.0 * middle)
+        level = np.full(
+            len(range(row, decoded.shape[0], spacing))
+            * len(range(column, decoded.shape[1], spacing)),
+            4.0 * middle,
+        )
     for index, reference in enumerate(references):
         lattices = _Lattices(reference.values, spacing, row, column)
         centre = 4.0 * lattices.at(0, 0)
@@ -331,7 +334,12 @@ class PlaneCoder:
             wanted = None if target is None else target[place].ravel()
             values, sizes = self._pass(
                 _regressors(decoded, spread, references, pass_, middle),
-                used, bound, (low, high), thresholds, pass_, wanted,
+                used,
+                bound,
+                (low, high),
+                thresholds,
+                pass_,
+                wanted,
             )
             decoded[place] = values.reshape(decoded[place].shape)
             spread[place] = sizes.reshape(decoded[place].shape)

@@ -72,8 +72,11 @@ def _density(x: np.ndarray, shape: int) -> np.ndarray:
 
 def _bins(width: float, limit: int, shape: int) -> np.ndarray:
     """Weights of the symbols 0..limit under a density of this width (not normalised)."""
-    points = (np.arange(limit + 1)[None, :] * _SUBSAMPLES
-              + np.arange(_SUBSAMPLES)[:, None] - 0.5 * (_SUBSAMPLES - 1))
+    points = (
+        np.arange(limit + 1)[None, :] * _SUBSAMPLES
+        + np.arange(_SUBSAMPLES)[:, None]
+        - 0.5 * (_SUBSAMPLES - 1)
+    )
     values = _density(np.abs(points) / (_SUBSAMPLES * width), shape)
     total = values[0].copy()
     for row in values[1:]:

@@ -229,7 +229,11 @@ def test_other_instruction_sets_decode_the_same(setting, tmp_path):
     # The section holds a checksum of what the encoder decoded, so that any other result raises.
     run = subprocess.run(
         [sys.executable, "-c", _DECODE, str(tmp_path / "case.npz")],
-        env={**os.environ, **setting}, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, **setting},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]
 
