@@ -8,11 +8,14 @@ another pass over the pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.sentinel2 import L2A_BANDS
 
 WINDOW = 256
 BANDS = 12
@@ -114,6 +117,70 @@ def npz_windows(folder: Path, smallest: int = 60) -> list[Window]:
     return out
 
 
+def zarr_windows(path: Path, bands: Sequence[str] = L2A_BANDS) -> list[Window]:
+    """Windows of a Zarr array (time, band, y, x) of DN, or of every such array of a group.
+
+    ``bands`` are the array's bands in order, by Sentinel-2 name; those missing from L2A order are left
+    absent.  The offset of baseline 04.00 must have been removed.
+    """
+    import zarr
+
+    node = zarr.open(path, mode="r")
+    arrays = [node] if isinstance(node, zarr.Array) else [a for _, a in node.arrays() if a.ndim == 4]
+    order = [L2A_BANDS.index(band) for band in bands]
+    present = np.isin(np.arange(BANDS), order)
+    out: list[Window] = []
+    for array in arrays:
+        if array.shape[1] != len(order):
+            raise UnsupportedArrayError(
+                f"{path}: array of shape {array.shape}, expected {len(order)} bands on axis 1"
+            )
+        for date in range(array.shape[0]):
+            frame = np.zeros((BANDS, *array.shape[2:]), np.uint16)
+            frame[order] = np.clip(array[date], 0, 65535)
+            out.extend(_windows(frame, present, 1.0, Path(path).stem))
+    return _shared(out)
+
+
+def ssl4eo_windows(path: Path, samples: int | None = None) -> list[Window]:
+    """Windows of one SSL4EO-S12 v1.1 file (zarr-zip; arXiv 2503.00168), S2L2A.
+
+    ``bands`` is (sample, time, band, y, x) int16 with 1000 DN added to every pixel (its statistics
+    show it; the paper does not say): taken off here, and clipped at 1 so that dark pixels do not turn
+    into nodata.
+    """
+    import zarr
+
+    with zarr.storage.ZipStore(path, mode="r") as store:
+        array = zarr.open_group(store, mode="r")["bands"]
+        if array.ndim != 5 or array.shape[2] != BANDS:
+            raise UnsupportedArrayError(f"{path}: bands of shape {array.shape}, expected 12 on axis 2")
+        out: list[Window] = []
+        for sample in range(min(array.shape[0], samples or array.shape[0])):
+            for frame in array[sample]:
+                dn = np.clip(frame.astype(np.int32) - 1000, 1, 65535).astype(np.uint16)
+                out.extend(_windows(dn, np.ones(BANDS, bool), 1.0, f"{Path(path).stem}_{sample}"))
+    return _shared(out)
+
+
+def windows(path: Path) -> list[Window]:
+    """Windows of whatever lies at ``path``: a folder of ``.npz``, an SSL4EO zarr-zip, or a Zarr."""
+    path = Path(path)
+    if path.suffix == ".zip":
+        return ssl4eo_windows(path)
+    if path.is_dir() and any(path.glob("*.npz")):
+        return npz_windows(path)
+    if path.is_dir() and any(path.glob("*.zarr.zip")):
+        return [w for file in sorted(path.glob("*.zarr.zip")) for w in ssl4eo_windows(file)]
+    return zarr_windows(path)
+
+
+def _shared(mine: list[Window]) -> list[Window]:
+    """One place's weight, shared by its windows: the square root of its area."""
+    area = sum(w.dn.shape[1] * w.dn.shape[2] for w in mine)
+    return [replace(w, weight=area**0.5 / len(mine)) for w in mine]
+
+
 @dataclass(frozen=True)
 class Sample:
     """A crop in KLT coordinates: ``components`` (12, crop, crop) float32 with the unused ones zero."""
@@ -126,8 +193,10 @@ class Sample:
 class Sampler:
     """Draws augmented crops without end; deterministic for a seed."""
 
-    def __init__(self, windows: list[Window], crop: int, seed: int):
-        self.windows, self.crop = windows, crop
+    def __init__(self, windows: list[Window], crop: int, seed: int, drop_bands: bool = True):
+        if not windows:
+            raise UnsupportedArrayError("no training windows: every frame is too small or mostly nodata")
+        self.windows, self.crop, self.drop_bands = windows, crop, drop_bands
         weights = np.array([w.weight for w in windows])
         self.cumulative = np.cumsum(weights / weights.sum())
         self.rng = np.random.default_rng(seed)
@@ -162,11 +231,13 @@ class Sampler:
 
     def _bands(self, present: np.ndarray) -> np.ndarray:
         rng, bands = self.rng, np.flatnonzero(present)
+        if not self.drop_bands:
+            return bands
         chance = rng.random()
-        if chance < 0.1:
+        if chance < 0.1 and np.isin(BANDS_10M, bands).any():
             bands = np.intersect1d(bands, BANDS_10M)
         elif chance < 0.25:
-            keep = rng.integers(3, len(bands) + 1)
+            keep = rng.integers(min(3, len(bands)), len(bands) + 1)
             bands = np.sort(rng.choice(bands, keep, replace=False))
         return bands
 
