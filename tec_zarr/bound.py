@@ -58,6 +58,8 @@ def encode(
     ------
     UnsupportedArrayError
         For shapes that do not agree, and for bounds that are negative or not whole DN.
+    TecError
+        If what the decoder will return were not within the bounds: every section is checked.
     """
     original = np.asarray(original)
     limits = _checked(original.shape, base, valid, bounds)
@@ -67,6 +69,15 @@ def encode(
         )
     coder = SymbolEncoder()
     decoded = _walk(coder, original.shape, base, valid, limits, original)
+    error = np.abs(decoded.astype(np.int64) - original)
+    over = (error > np.reshape(limits, (1, -1, 1, 1))) & (
+        True if valid is None else np.asarray(valid, bool)
+    )
+    if over.any():
+        raise TecError(
+            f"bound layer: {over.sum()} pixels of shape {original.shape} would exceed bounds "
+            f"{limits}; this is a bug of tec_zarr, nothing was written, please report it"
+        )
     payload = coder.getvalue()
     return (
         _HEADER.pack(
@@ -135,7 +146,12 @@ def decode(
     return decoded
 
 
-def _checked(shape, base, valid, bounds) -> list[int]:
+def _checked(
+    shape: Sequence[int],
+    base: np.ndarray | None,
+    valid: np.ndarray | None,
+    bounds: Sequence[int] | np.ndarray,
+) -> list[int]:
     shape = tuple(shape)
     if len(shape) != 4 or min(shape, default=0) < 1:
         raise UnsupportedArrayError(f"bound layer: shape {shape}, expected (T, C, H, W), no zeros")
@@ -156,7 +172,13 @@ def _checked(shape, base, valid, bounds) -> list[int]:
     return [int(v) for v in values]
 
 
-def _checksum(shape, base, valid, bounds, payload) -> int:
+def _checksum(
+    shape: Sequence[int],
+    base: np.ndarray | None,
+    valid: np.ndarray | None,
+    bounds: list[int],
+    payload: bytes,
+) -> int:
     """CRC-32 of the payload and of everything that has to be the same at both ends."""
     crc = zlib.crc32(
         struct.pack(f"<4Q{len(bounds)}I??", *shape, *bounds, base is not None, valid is not None)
@@ -206,7 +228,9 @@ def _walk(
     return decoded
 
 
-def _plan(coder, bands, original, valid) -> tuple[list[int], list[list[int]]]:
+def _plan(
+    coder: SymbolCoder, bands: int, original: np.ndarray | None, valid: np.ndarray | None
+) -> tuple[list[int], list[list[int]]]:
     """Code the order of the bands and, for each, which earlier ones are looked at closely."""
     order, alike = list(range(bands)), np.zeros((bands, bands))
     if original is not None and bands > 1 and min(original.shape[2:]) > 2:
@@ -226,7 +250,7 @@ def _plan(coder, bands, original, valid) -> tuple[list[int], list[list[int]]]:
     return order, wide
 
 
-def _detail_order(original, valid) -> tuple[list[int], np.ndarray]:
+def _detail_order(original: np.ndarray, valid: np.ndarray | None) -> tuple[list[int], np.ndarray]:
     """Encoder only: the order of the bands, and how alike the details of two bands are.
 
     Bands with most detail come first, but those made of repeated pixels after the others: means
@@ -250,7 +274,16 @@ def _detail_order(original, valid) -> tuple[list[int], np.ndarray]:
     return np.lexsort((-energy, repeated)).tolist(), np.abs(gram) / scale
 
 
-def _plane(coder, planes, shape, mask, references, based, bound, target):
+def _plane(
+    coder: SymbolCoder,
+    planes: PlaneCoder,
+    shape: tuple[int, int],
+    mask: np.ndarray | None,
+    references: list[Reference],
+    based: bool,
+    bound: int,
+    target: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Code one plane, on the coarser grid that it was repeated from if there is one."""
     encoding = target is not None
     usable = encoding and (mask is None or mask.any())
@@ -280,10 +313,10 @@ def _plane(coder, planes, shape, mask, references, based, bound, target):
     heights, widths = np.diff(rows, append=shape[0]), np.diff(columns, append=shape[1])
     area = np.multiply.outer(heights, widths).astype(np.float64)
 
-    def shrink(plane, reduce):
+    def shrink(plane: np.ndarray, reduce: np.ufunc) -> np.ndarray:
         return reduce.reduceat(reduce.reduceat(plane, rows, axis=0), columns, axis=1)
 
-    def mean(plane):
+    def mean(plane: np.ndarray) -> np.ndarray:
         # Whole numbers whose sums float64 holds: the order of a reduction is not promised.
         return np.floor(shrink(np.floor(np.minimum(plane, 2.0**32)), np.add) / area)
 
@@ -301,7 +334,7 @@ def _plane(coder, planes, shape, mask, references, based, bound, target):
     return tuple(wide)
 
 
-def _limits(coder, low, high) -> tuple[int, int]:
+def _limits(coder: SymbolCoder, low: int | None, high: int | None) -> tuple[int, int]:
     """Code the smallest and largest valid value of a plane."""
     narrow = None if low is None else int(low >= 0 and high < 1 << 16)
     if coder.number(narrow, 2):
@@ -314,7 +347,9 @@ def _limits(coder, low, high) -> tuple[int, int]:
     return low, high
 
 
-def _starts(coder, starts, length, encoding) -> np.ndarray:
+def _starts(
+    coder: SymbolCoder, starts: np.ndarray | None, length: int, encoding: bool
+) -> np.ndarray:
     """Code which rows (or columns) start a run of equal ones, as changes of run length."""
     count = 1 + coder.number(len(starts) - 1 if encoding else None, length)
     changes = scale = None
@@ -329,16 +364,24 @@ def _starts(coder, starts, length, encoding) -> np.ndarray:
     return np.cumsum(runs) - runs
 
 
-def _repeats(target, mask):
+def _repeats(
+    target: np.ndarray, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Encoder only: first rows and first columns of runs of equal ones, where that is worth it."""
     rows = _run_starts(target, mask)
-    columns = _run_starts(target.T, None if mask is None else mask.T)
+    # Columns are compared after rows were merged: where pixels are invalid, two that were never
+    # in the same row or column may meet in a block, and have to be equal as well.
+    merged, known = target[rows], None
+    if mask is not None:
+        merged = np.maximum.reduceat(np.where(mask, target, -np.inf), rows, axis=0)
+        known = np.logical_or.reduceat(mask, rows, axis=0).T
+    columns = _run_starts(merged.T, known)
     if len(rows) * len(columns) > _WORTH_MERGING * target.size:
         return None, None
     return rows, columns
 
 
-def _run_starts(plane, mask):
+def _run_starts(plane: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     if mask is None:
         same = (plane[1:] == plane[:-1]).all(axis=1)
         return np.concatenate([[0], np.flatnonzero(~same) + 1])

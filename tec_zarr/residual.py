@@ -36,7 +36,6 @@ _FEW = 128  # valid pixels in a pass, below which spreads are not modelled
 _TRUST = 16.0  # largest weight of a pixel in a fit
 _SKIP, _RAW = SHAPES, SHAPES + 1
 _MODES = SHAPES + 2
-_WEIGHT_SCALE = 40  # scale index of a weight about which nothing is known
 
 _NEAREST = {
     1: ((-1, -1), (-1, 1), (1, -1), (1, 1)),
@@ -237,7 +236,9 @@ def _exact_limit(count: int) -> float:
     return float(1 << min((53 - max(count, 1).bit_length()) // 2, 20)) - 1.0
 
 
-def _trust(activity, used, count, step) -> np.ndarray | None:
+def _trust(
+    activity: list[np.ndarray], used: np.ndarray | None, count: int, step: float
+) -> np.ndarray | None:
     """Weights 1 .. 16 of the pixels of a pass in the fit: what looks quiet counts more.
 
     Least squares would otherwise serve the few pixels with the largest residuals, and bits are
@@ -345,7 +346,16 @@ class PlaneCoder:
             spread[place] = sizes.reshape(decoded[place].shape)
         return decoded, spread
 
-    def _pass(self, given, used, bound, limits, thresholds, pass_, wanted):
+    def _pass(
+        self,
+        given: _Regressors,
+        used: np.ndarray | None,
+        bound: int,
+        limits: tuple[float, float],
+        thresholds: np.ndarray,
+        pass_: tuple[int, int, int, int],
+        wanted: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Code one pass; returns its decoded values and spreads, each float64 (n,)."""
         low, high = limits
         step = 2.0 * bound + 1.0
@@ -386,7 +396,16 @@ class PlaneCoder:
         values[chosen] = restored
         return values, sizes
 
-    def _regression(self, given, used, keep, count, step, pass_, wanted):
+    def _regression(
+        self,
+        given: _Regressors,
+        used: np.ndarray | None,
+        keep: int,
+        count: int,
+        step: float,
+        pass_: tuple[int, int, int, int],
+        wanted: np.ndarray | None,
+    ) -> np.ndarray:
         """Code the weights of a pass; returns the correction of four times the prediction."""
         limit = _exact_limit(count)
         columns = np.stack(given.columns[:keep])
@@ -422,7 +441,9 @@ class PlaneCoder:
         weights = np.clip(np.rint(weights * (1 << _WEIGHT_BITS)), -_WEIGHT_LIMIT, _WEIGHT_LIMIT)
         return np.floor((weights @ columns) * 2.0**-_WEIGHT_BITS + 0.5)
 
-    def _weights(self, quantised, keep, pass_):
+    def _weights(
+        self, quantised: np.ndarray | None, keep: int, pass_: tuple[int, int, int, int]
+    ) -> np.ndarray:
         """Code whitened weights; their sizes are learnt from the same pass of earlier planes."""
         key = (pass_[0], pass_[1])
         learnt = self._weight_size.get(key, np.zeros(0))
@@ -437,7 +458,15 @@ class PlaneCoder:
         self._weight_size[key] = grown
         return quantised
 
-    def _spread_model(self, steps, activity, count, step, thresholds, limits):
+    def _spread_model(
+        self,
+        steps: np.ndarray | None,
+        activity: list[np.ndarray],
+        count: int,
+        step: float,
+        thresholds: np.ndarray,
+        limits: tuple[float, float],
+    ) -> tuple[int, np.ndarray | None, np.ndarray | None]:
         """Code how large residuals are; returns (mode, expected size, scale indexes)."""
         mode = floor = parts = None
         if steps is not None:
@@ -456,7 +485,13 @@ class PlaneCoder:
         return mode, expected, scales
 
 
-def _expected(floor, parts, activity, count, thresholds):
+def _expected(
+    floor: int,
+    parts: np.ndarray,
+    activity: list[np.ndarray],
+    count: int,
+    thresholds: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     total = np.full(count, thresholds[min(floor, SCALES - 2)])
     for part, column in zip(parts.tolist(), activity, strict=True):
         if part:
@@ -464,7 +499,13 @@ def _expected(floor, parts, activity, count, thresholds):
     return total, np.searchsorted(thresholds, total).astype(np.int64)
 
 
-def _choose_spread(steps, activity, step, thresholds, limits):
+def _choose_spread(
+    steps: np.ndarray,
+    activity: list[np.ndarray],
+    step: float,
+    thresholds: np.ndarray,
+    limits: tuple[float, float],
+) -> tuple[int, int, np.ndarray]:
     """Encoder only: fit the expected size of residuals, and pick the cheapest mode."""
     none = np.zeros(len(activity), np.int64)
     if not steps.any():

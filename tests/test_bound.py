@@ -119,6 +119,18 @@ def test_repeated_pixels_are_found_through_nodata():
     assert len(round_trip(big, [0], valid=valid)[0]) <= 1.1 * 32 * 32 * 12 / 8 + 150
 
 
+def test_pixels_that_share_no_valid_row_or_column_are_not_taken_for_equal():
+    original = np.tile(np.array([[7, 0], [0, 900]], np.int32), (16, 16))[None, None]
+    round_trip(original, [0], valid=original > 0)
+
+
+def test_sparse_valid_pixels_keep_their_values():
+    rng = np.random.default_rng(10)
+    original = rng.integers(1, 50, (1, 2, 96, 40)).astype(np.int32)
+    for share in (0.003, 0.01, 0.03):
+        round_trip(original, [0, 10], valid=rng.random(original.shape) < share)
+
+
 @pytest.mark.parametrize("value", [0, 65535])
 def test_constant_arrays_cost_a_header(value):
     original = np.full((2, 3, 128, 128), value, np.int32)
