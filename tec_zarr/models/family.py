@@ -182,16 +182,23 @@ def bottleneck_tables(bottleneck: EntropyBottleneck) -> Callable[[int], Table]:
     return table
 
 
-def _bottleneck(
-    port: _Port, bottleneck: EntropyBottleneck, latent: Tensor | None, height: int, width: int
-) -> tuple[Symbols, Tensor]:
-    """Code one latent (C, height, width); symbols and the dequantised latent (float64)."""
-    medians = bottleneck.medians.detach()[:, None, None]
-    symbols = None if latent is None else torch.round(latent - medians)
-    channels = np.arange(len(medians))[:, None, None]
-    ids = np.broadcast_to(channels, (len(medians), height, width))
-    coded = port.code(symbols, ids, bottleneck_tables(bottleneck))
-    return coded, torch.from_numpy(coded).to(medians.device) + medians.double()
+class _BottleneckCoder:
+    """Codes latents of an entropy bottleneck with its stored tables."""
+
+    def __init__(self, bottleneck: EntropyBottleneck) -> None:
+        self._tables = bottleneck_tables(bottleneck)
+        self._medians = bottleneck.medians.detach()[:, None, None]
+
+    def code(
+        self, port: _Port, latent: Tensor | None, height: int, width: int
+    ) -> tuple[Symbols, Tensor]:
+        """Code one latent (C, height, width); symbols and the dequantised latent (float64)."""
+        medians = self._medians
+        symbols = None if latent is None else torch.round(latent - medians)
+        channels = np.arange(len(medians))[:, None, None]
+        ids = np.broadcast_to(channels, (len(medians), height, width))
+        coded = port.code(symbols, ids, self._tables)
+        return coded, torch.from_numpy(coded).to(medians.device) + medians.double()
 
 
 @dataclass
@@ -207,15 +214,14 @@ class _FPCoder:
 
     def __init__(self, module: FactorizedPrior) -> None:
         self.module = module
+        self._bottleneck = _BottleneckCoder(module.entropy_bottleneck)
 
     def encode(self, x: Tensor, options: dict[str, Any]) -> Encoded:
         sections, crc = [], 0
         for image in x:
             port = _Writer()
             latent = self.module.g_a(image[None])[0]
-            symbols, _ = _bottleneck(
-                port, self.module.entropy_bottleneck, latent, *latent.shape[1:]
-            )
+            symbols, _ = self._bottleneck.code(port, latent, *latent.shape[1:])
             sections.append(port.coder.to_bytes())
             crc = _crc(symbols, crc)
         return Encoded(sections, crc)
@@ -224,9 +230,7 @@ class _FPCoder:
         series = _Series([])
         for data in sections:
             port = _Reader(b"\0" + data)  # no ledger: no network in the entropy path
-            symbols, y_hat = _bottleneck(
-                port, self.module.entropy_bottleneck, None, height // 16, width // 16
-            )
+            symbols, y_hat = self._bottleneck.code(port, None, height // 16, width // 16)
             series.crc = _crc(symbols, series.crc)
             series.images.append(self.module.g_s(y_hat[None].float())[0])
         return series
@@ -237,15 +241,14 @@ class _ELICCoder:
 
     def __init__(self, module: ELIC) -> None:
         self.module = module
+        self._bottleneck = _BottleneckCoder(module.latent_codec.hyper.entropy_bottleneck)
 
     def _date(
         self, port: _Port, latent: Tensor | None, height: int, width: int, crc: int
     ) -> tuple[Tensor, int]:
         codec = self.module.latent_codec
         z = None if latent is None else codec.hyper.h_a(latent[None])[0]
-        symbols, z_hat = _bottleneck(
-            port, codec.hyper.entropy_bottleneck, z, height // 4, width // 4
-        )
+        symbols, z_hat = self._bottleneck.code(port, z, height // 4, width // 4)
         crc = _crc(symbols, crc)
         hyper = codec.hyper.h_s(z_hat[None])
         first = anchors(height, width, z_hat.device)
