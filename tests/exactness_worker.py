@@ -1,7 +1,12 @@
-"""Runs in a process of its own, under some CPU setting: encode the cubes, decode the frames.
+"""Runs in a process of its own, under some CPU setting: encode the cubes, decode all frames.
 
-Usage: exactness_worker.py FOLDER NAME THREADS.  Reads ``FOLDER/cubes.npz`` and, for every
-``FOLDER/<writer>/<i>.tec``, writes what it decoded to ``FOLDER/NAME.json`` and ``FOLDER/NAME.npz``.
+Usage: exactness_worker.py FOLDER NAME THREADS
+
+Reads ``FOLDER/cubes.npz`` and ``FOLDER/<kind>.safetensors`` (small models of the family), writes
+its own frames to ``FOLDER/NAME/``, then decodes these and the frames of all settings before it,
+one by one and as a batch in four threads. What it found goes to ``FOLDER/NAME.json`` (hashes of
+table indexes and symbols by hash of the frame) and ``FOLDER/NAME.npz`` (pixels, and the continuous
+table indexes of the ledger models).
 """
 
 from __future__ import annotations
@@ -9,41 +14,144 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr import ChunkSpec, decode_chunk, encode_chunk, entropy
+from tec_zarr.ledger import LedgerReader
+from tec_zarr.models import coding, hub
 from tec_zarr.models.registry import get_model
+from tec_zarr.models.s2_net import BLOCK, GROUPS
+from tec_zarr.stream import SectionKind, read_frame
 
 QUALITIES = (2.0, 5.0, 7.5)
+FAMILY = {
+    "fp": "terracodec_v1_fp_s2l2a",
+    "elic": "terracodec_v1_elic_s2l2a",
+    "tt": "terracodec_v1_tt_s2l2a",
+    "flex": "flextec_v1_s2l2a",
+}
+
+
+class Recorder:
+    """Hashes the table indexes and symbols of all decoders; keeps the continuous indexes."""
+
+    def __init__(self) -> None:
+        self.indexes = 0
+        self.continuous: list[np.ndarray] = []
+        self._digest = hashlib.sha256()
+        get, code = entropy.SymbolDecoder.get, coding.SymbolDecoder.code
+        floor = LedgerReader.floor
+
+        def s2_get(decoder, index):
+            return self._see(index, get(decoder, index))
+
+        def family_code(decoder, ids, tables):
+            return self._see(ids, code(decoder, ids, tables))
+
+        def ledger_floor(reader, values):
+            self.continuous.append(values.ravel().copy())
+            return floor(reader, values)
+
+        entropy.SymbolDecoder.get = s2_get
+        coding.SymbolDecoder.code = family_code
+        LedgerReader.floor = ledger_floor
+
+    def _see(self, index: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+        self.indexes += index.size
+        self._digest.update(index.astype("<i8").tobytes() + symbols.astype("<i8").tobytes())
+        return symbols
+
+    def take(self) -> tuple[str, int, np.ndarray]:
+        """Hash, number of table indexes and continuous indexes since the last call."""
+        found = self._digest.hexdigest(), self.indexes, np.concatenate([*self.continuous, []])
+        self.indexes, self.continuous, self._digest = 0, [], hashlib.sha256()
+        return found
+
+
+def walk(
+    networks, conditions: torch.Tensor, latents: torch.Tensor, rows: int, columns: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(mean, index) of all steps of tec-s2's entropy networks over known latents (B, P, 320)."""
+    for step in networks.steps(conditions, rows, columns, (True,) * len(GROUPS)):
+        step.units = latents[:, step.places, step.channels]
+        yield step.mean, step.index
+
+
+@torch.inference_mode()
+def batched_walk(frame: bytes) -> tuple[str, int]:
+    """Walk the dates of a tec-s2 frame together and alone: hash and number of the equal indexes."""
+    parsed = read_frame(frame)
+    _, bands, height, width = parsed.header.shape4
+    model = get_model("tec-s2")
+    decoded = [
+        model.decode_latents(section, (bands, height, width), parsed.header.quality)
+        for section in parsed.payloads(SectionKind.LATENTS)
+    ]
+    latents = torch.from_numpy(np.stack([units for units, _ in decoded]))
+    conditions = torch.cat([context.condition for _, context in decoded])
+    size = -(-height // BLOCK), -(-width // BLOCK)
+    digest, count = hashlib.sha256(), 0
+    alone = [
+        walk(model.entropy, conditions[i : i + 1], latents[i : i + 1], *size)
+        for i in range(len(latents))
+    ]
+    joint = walk(model.entropy, conditions, latents, *size)
+    for together, *single in zip(joint, *alone, strict=True):
+        for part, values in enumerate(together):
+            assert torch.equal(values, torch.cat([one[part] for one in single]))
+            digest.update(values.numpy().tobytes())
+        count += together[1].numel()
+    return digest.hexdigest(), count
 
 
 def main(folder: Path, name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     if name == "no-onednn":
         torch.backends.mkldnn.enabled = False
-    model = get_model("tec-s2")
+    if name == "bf16":
+        torch.set_float32_matmul_precision("medium")
+    for kind, published in FAMILY.items():
+        hub.load_codec(published, path=folder / f"{kind}.safetensors")
     written = folder / name
     written.mkdir(exist_ok=True)
-    latents, frames, pixels = {}, {}, {}
     with np.load(folder / "cubes.npz") as cubes:
         for key in cubes.files:
-            for quality in QUALITIES:
-                frame = encode_chunk(cubes[key], ChunkSpec(model="tec-s2", quality=quality))
-                (written / f"{key}-{quality}.tec").write_bytes(frame)
-                frames[f"{key}-{quality}"] = hashlib.sha256(frame).hexdigest()
-                cube = np.atleast_3d(cubes[key]).astype(np.float32)
-                sections = model.encode(cube, quality, None).sections
-                for date, section in enumerate(sections):
-                    found, _ = model.decode_latents(section, cube.shape[1:], quality)
-                    latents[f"{key}-{quality}-{date}"] = hashlib.sha256(found.tobytes()).hexdigest()
+            for model in ("tec-s2", *FAMILY.values()):
+                if model != "tec-s2" and cubes[key].shape[1] != 12:
+                    continue
+                for quality in QUALITIES if model == "tec-s2" else (4.0,):
+                    frame = encode_chunk(cubes[key], ChunkSpec(model=model, quality=quality))
+                    (written / f"{key}.{model}.{quality}.tec").write_bytes(frame)
+
+    frames: dict[str, tuple[str, bytes]] = {}
     for path in sorted(folder.glob("*/*.tec")):
-        # A frame whose latents come out differently here raises: that is the test.
-        pixels[f"{path.parent.name}/{path.stem}"] = decode_chunk(path.read_bytes())
-    np.savez(folder / f"{name}.npz", **{k.replace("/", "__"): v for k, v in pixels.items()})
-    (folder / f"{name}.json").write_text(json.dumps({"latents": latents, "frames": frames}))
+        data = path.read_bytes()
+        frames.setdefault(hashlib.sha256(data).hexdigest(), (path.name.split(".")[1], data))
+    found, arrays, recorder = {}, {}, Recorder()
+    for digest, (model, data) in frames.items():
+        # A frame whose latents come out differently raises here: that is the first test.
+        arrays[digest] = decode_chunk(data)
+        latents, count, continuous = recorder.take()
+        found[digest] = {"model": model, "latents": latents, "indexes": count}
+        arrays[f"continuous {digest}"] = continuous
+        if model == "tec-s2":
+            found[digest]["walk"], found[digest]["walked"] = batched_walk(data)
+            recorder.take()
+    with ThreadPoolExecutor(4) as pool:
+        batch = pool.map(lambda item: decode_chunk(item[1]), frames.values())
+        for digest, pixels in zip(frames, batch, strict=True):
+            difference = np.abs(pixels.astype(np.int64) - arrays[digest])
+            found[digest]["batch"] = int(difference.max())
+    own = {
+        path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in written.glob("*.tec")
+    }
+    np.savez(folder / f"{name}.npz", **arrays)
+    (folder / f"{name}.json").write_text(json.dumps({"frames": own, "found": found}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The same bytes decode to the same latents whatever instructions, library paths and threads do the work.
+"""The same bytes decode to the same latents whatever instructions, library paths and threads do
+the work, and whatever is damaged, swapped or miscomputed raises.
 
-Every setting runs in a process of its own, writes frames and reads those of all settings before it.
+Every setting runs in a process of its own, writes frames and reads those of all settings before it;
+the last one reads everybody's.
 """
 
 from __future__ import annotations
@@ -9,15 +11,26 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from exactness_worker import walk
+from s2_reference import spectral_header
+from test_family_codec import make
 
-from tec_zarr import synthetic
+from tec_zarr import ChunkSpec, chunk, decode_chunk, encode_chunk, synthetic
+from tec_zarr.errors import ChecksumError, TecError
+from tec_zarr.ledger import EPSILON
+from tec_zarr.models import hub, s2
+from tec_zarr.models.registry import get_model, weights_file
+from tec_zarr.models.s2_integer import IntegerModel, _geometry
+from tec_zarr.models.temporal import scale_position
 
 WORKER = Path(__file__).parent / "exactness_worker.py"
-SETTINGS = {
+SETTINGS: dict[str, tuple[Mapping[str, str], int]] = {
     "default": ({}, 2),
     "one-thread": ({}, 1),
     "sse41": ({"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"}, 1),
@@ -25,49 +38,231 @@ SETTINGS = {
     "avx512": ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"}, 1),
     "mkl-compatible": ({"MKL_CBWR": "COMPATIBLE"}, 2),
     "no-onednn": ({}, 2),
+    "bf16": ({"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}, 1),
+    "default-again": ({}, 2),
 }
+
+
+def run_settings(folder: Path, settings: Mapping[str, tuple[Mapping[str, str], int]]) -> dict:
+    """Run the worker under each setting; what they wrote, by setting."""
+    for kind in ("fp", "elic", "tt", "flex"):
+        hub.save(make(kind), folder / f"{kind}.safetensors")
+    found = {}
+    for name, (environment, threads) in settings.items():
+        run = subprocess.run(
+            [sys.executable, str(WORKER), str(folder), name, str(threads)],
+            env={**os.environ, "TEC_ZARR_CACHE": str(folder / "cache"), **environment},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert run.returncode == 0, f"{name}:\n{run.stderr[-3000:]}"
+        with np.load(folder / f"{name}.npz") as arrays:
+            found[name] = json.loads((folder / f"{name}.json").read_text()) | {
+                "arrays": dict(arrays)
+            }
+    return found
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exactness")
-    cube = synthetic.cube(dates=2, size=104, seed=11).values
-    noise = np.random.default_rng(0).integers(1, 12000, (1, 4, 40, 40)).astype(np.uint16)
+    cube = synthetic.cube(dates=2, size=72, seed=11).values
+    noise = np.random.default_rng(0).integers(1, 12000, (2, 4, 40, 40)).astype(np.uint16)
     np.savez(folder / "cubes.npz", cube=cube, noise=noise)
-    found = {}
-    for name, (environment, threads) in SETTINGS.items():
-        run = subprocess.run(
-            [sys.executable, str(WORKER), str(folder), name, str(threads)],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert run.returncode == 0, f"{name}:\n{run.stderr[-3000:]}"
-        with np.load(folder / f"{name}.npz") as pixels:
-            found[name] = json.loads((folder / f"{name}.json").read_text()) | {"pixels": dict(pixels)}
-    return found
+    return run_settings(folder, SETTINGS)
 
 
 def test_latents_are_identical_under_every_setting(results):
-    first = results["default"]["latents"]
-    assert len(first) == 9
+    agreed: dict[str, tuple[str, str]] = {}
     for name, result in results.items():
-        assert result["latents"] == first, name
+        for frame, item in result["found"].items():
+            latents = item["latents"], item.get("walk", "")
+            assert latents == agreed.setdefault(frame, latents), (name, item["model"])
+    everywhere = results["default"]["found"].values()
+    assert len({item["model"] for item in everywhere}) == 5
+    assert all(item["indexes"] > 500 for item in everywhere)
 
 
-def test_the_same_pixels_give_the_same_bytes_under_every_setting(results):
-    first = results["default"]["frames"]
+def test_the_default_model_writes_the_same_bytes_under_every_setting(results):
+    first = {k: v for k, v in results["default"]["frames"].items() if "tec-s2" in k}
+    assert len(first) == 6
     for name, result in results.items():
-        assert result["frames"] == first, name
+        for key, frame in first.items():
+            assert result["frames"][key] == frame, (name, key)
 
 
-def test_pixels_differ_by_one_at_most(results, record_property):
-    first = results["default"]["pixels"]
+def test_pixels_differ_by_one_at_most(results, capsys):
+    counts: dict[tuple[str, str], list[float]] = {}
+    first: dict[str, np.ndarray] = {}
     for name, result in results.items():
-        for key, pixels in result["pixels"].items():
-            if key in first:
-                difference = np.abs(pixels.astype(np.int64) - first[key])
-                assert difference.max() <= 1, (name, key)
-                record_property(f"{name} {key}", float((difference > 0).mean()))
+        for frame, item in result["found"].items():
+            pixels = result["arrays"][frame].astype(np.int64)
+            difference = np.abs(pixels - first.setdefault(frame, pixels))
+            assert item["batch"] <= 1, (name, item["model"])
+            # bf16 was asked for by the user: the synthesis obeys, the latents do not.
+            assert difference.max() <= 1 or name == "bf16", (name, item["model"])
+            counts.setdefault((item["model"], name), []).append(float((difference > 0).mean()))
+    with capsys.disabled():
+        print("\nshare of pixels that differ from the first setting that decoded the frame:")
+        for (model, name), shares in sorted(counts.items()):
+            if max(shares):
+                print(f"  {model} {name}: {np.mean(shares):.2e}")
 
+
+def test_continuous_indexes_stay_far_inside_epsilon(results):
+    first = results["default"]["arrays"]
+    keys = [key for key in first if key.startswith("continuous") and first[key].size]
+    assert sum(first[key].size for key in keys) > 20_000
+    for name, result in results.items():
+        for key in keys:
+            assert np.abs(result["arrays"][key] - first[key]).max() < EPSILON / 100, name
+
+
+# ---- the same on a GPU
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = [pytest.param("cuda", marks=gpu), "cpu"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@torch.inference_mode()
+def test_the_default_models_entropy_networks_are_the_same_on_a_device(device, monkeypatch):
+    model = get_model("tec-s2")
+    shape = (12, 96, 72)
+    cube = synthetic.cube(dates=1, size=96, seed=2).values[:, :, :, :72].astype(np.float32)
+    (section,) = model.encode(cube, 6.0, None).sections
+    units, context = model.decode_latents(section, shape, 6.0)
+    latents = torch.from_numpy(units)[None]
+    expected = list(walk(model.entropy, context.condition, latents, 12, 9))
+    there = s2.load(weights_file("tec-s2", model.weights_sha256)).net.to(device)
+    _geometry.cache_clear()
+    try:
+        with torch.device(device):
+            entropy = IntegerModel(there)
+            for part in (*entropy.coarse, *entropy.fine):
+                for name, value in vars(part).items():
+                    if hasattr(value, "exact_int8"):
+                        _move(value, device)
+                        # Few rows are more than a GPU's int8 product takes; float32 is as exact.
+                        monkeypatch.setattr(value, "exact_int8", False)
+                    elif isinstance(value, torch.Tensor):
+                        setattr(part, name, value.to(device))
+            found = list(walk(entropy, context.condition.to(device), latents.to(device), 12, 9))
+    finally:
+        _geometry.cache_clear()
+    for (mean, index), (mean2, index2) in zip(expected, found, strict=True):
+        assert torch.equal(mean, mean2.cpu())
+        assert torch.equal(index, index2.cpu())
+
+
+def _move(layer: object, device: str) -> None:
+    for name, value in vars(layer).items():
+        if isinstance(value, torch.Tensor):
+            setattr(layer, name, value.to(device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@torch.inference_mode()
+def test_continuous_indexes_of_tt_on_a_device_stay_inside_epsilon(device):
+    model = make("tt").entropy_model
+    torch.manual_seed(0)
+    channels = model.learned_zero.sym.shape[-1]
+    context = (torch.randn(4, 2, 64, channels) * 8).round().double()
+    tokens = (torch.randn(4, 16, channels) * 8).round().double()
+
+    def indexes(network, where):
+        joint = network.join_dates([network.encode_date(context[:, i].to(where)) for i in (0, 1)])
+        means, raw, _ = network.predict(tokens.to(where), joint)
+        return torch.stack([100 * means + 50.5, scale_position(raw) + 0.5]).cpu()
+
+    expected = indexes(model, "cpu")
+    found = indexes(model.to(device), device)
+    assert expected.numel() == 8192
+    assert (found - expected).abs().max() < EPSILON / 100
+
+
+# ---- errors planted one at a time
+
+
+@pytest.fixture(scope="module")
+def small():
+    return synthetic.cube(dates=1, size=16, seed=5, nodata_edge=False).values[:, :3]
+
+
+@pytest.mark.parametrize("place", [0, 7, 200])
+def test_one_table_index_off_by_one_in_the_decoder_raises(place, small, monkeypatch):
+    frame = encode_chunk(small, ChunkSpec(quality=6))
+    steps, seen = IntegerModel.steps, 0
+
+    def wrong(self, *arguments):
+        nonlocal seen
+        for step in steps(self, *arguments):
+            if seen <= place < seen + step.index.numel():
+                flat = step.index.view(-1)
+                flat[place - seen] += 1 if flat[place - seen] < 51 else -1
+            seen += step.index.numel()
+            yield step
+
+    monkeypatch.setattr(IntegerModel, "steps", wrong)
+    with pytest.raises(TecError):
+        decode_chunk(frame)
+    assert seen > place
+
+
+def test_one_wrong_latent_raises_and_names_model_and_chunk(small, monkeypatch):
+    frame = encode_chunk(small, ChunkSpec(quality=6))
+    decode = s2.TecS2.decode_latents
+
+    def wrong(self, *arguments):
+        latents, context = decode(self, *arguments)
+        latents[-1, -1] += 1
+        return latents, context
+
+    monkeypatch.setattr(s2.TecS2, "decode_latents", wrong)
+    with pytest.raises(ChecksumError, match=r"'tec-s2' decoded other latents .*\(1, 3, 16, 16\)"):
+        decode_chunk(frame)
+
+
+def test_every_flipped_bit_of_a_frame_of_the_default_model_raises(small):
+    frame = encode_chunk(small, ChunkSpec(quality=3))
+    assert 50 < len(frame) < 400
+    for bit in range(8 * len(frame)):
+        damaged = bytearray(frame)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(TecError):
+            decode_chunk(bytes(damaged))
+
+
+def test_symbols_damaged_before_any_checksum_never_decode_to_other_latents(small):
+    # A section that was already damaged when its CRC32 was taken: the latents' checksum is left.
+    model, cube = get_model("tec-s2"), small.astype(np.float32)
+    (section,), crc = model.encode(cube, 6.0, None)
+    good, _ = model.decode([section], cube.shape, 6.0, None)
+    _, start = spectral_header(section, 3)
+    noticed = 0
+    bits = range(8 * (start + 1), 8 * len(section), 7)
+    for bit in bits:
+        damaged = bytearray(section)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            pixels, found = model.decode([bytes(damaged)], cube.shape, 6.0, None)
+        except TecError:
+            noticed += 1
+            continue
+        noticed += found != crc
+        assert found != crc or np.array_equal(pixels, good)  # the last bits of a stream are free
+    assert noticed > 0.7 * len(bits)
+
+
+def test_weights_that_are_not_the_encoders_raise(small, tmp_path, monkeypatch):
+    frame = encode_chunk(small, ChunkSpec(quality=6))
+    model = get_model("tec-s2")
+    other = s2.load(weights_file("tec-s2", model.weights_sha256))
+    module = other.net.fine[1].anchors
+    weight, exponent, bias = module.integers()
+    module.freeze(weight, exponent, bias + 40)
+    strange = s2.TecS2(other.net, other.tables, model.weights_sha256)
+    monkeypatch.setattr(chunk, "get_model", lambda *_: strange)
+    with pytest.raises(TecError):
+        decode_chunk(frame)

@@ -1,0 +1,260 @@
+"""What exactness rests on, and what it costs, in numbers.
+
+    python benchmarks/exactness.py
+
+Four parts, written to ``exactness.json``:
+
+- the test matrix of ``tests/test_exactness.py`` on larger cubes: table indexes of tec-s2 that were
+  compared between CPU settings, how many differ; deviation of the continuous indexes of small
+  ELIC, TT and FlexTEC models on their way through a stream (``family_margin.py`` has ten million
+  of a larger network); share of pixels that differ;
+- time of tec-s2's entropy networks with int8, float32 and float64 sums, and of its analysis in
+  float64 and float32;
+- bytes of tec-s2's streams against the information content under its integer tables;
+- bytes of the ledgers of the other models, and time of a TT entropy network in float64 and float32.
+
+Times are processor seconds of one thread, the best of three: the machine may be busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from environment import ROOT, commit, environment
+
+from tec_zarr import entropy, synthetic
+from tec_zarr.ledger import EPSILON, LedgerWriter
+from tec_zarr.models import s2
+from tec_zarr.models.registry import get_model
+from tec_zarr.models.s2_integer import _Layer
+from tec_zarr.models.temporal import EntropyTransformer
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from exactness_worker import walk
+from test_exactness import SETTINGS, run_settings
+from test_family_codec import codec, scene
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Processor seconds of ``work``, the best of three."""
+    found = []
+    for _ in range(3):
+        start = time.process_time()
+        work()
+        found.append(time.process_time() - start)
+    return min(found)
+
+
+def matrix(size: int) -> dict:
+    """Compare all settings with the first one that decoded the same frame."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # Ten bands: for tec-s2 only. Twelve: for every model.
+        wide = synthetic.cube(dates=2, size=size, seed=3, nodata_edge=False).values[:, :10]
+        small = synthetic.cube(dates=2, size=72, seed=11).values
+        np.savez(folder / "cubes.npz", wide=wide, small=small)
+        results = run_settings(folder, SETTINGS)
+    rows, compared, differ = [], 0, 0
+    agreed: dict = {}
+    for setting, result in results.items():
+        shares: dict = {}
+        deviation, continuous = 0.0, 0
+        for frame, item in result["found"].items():
+            first, pixels, indexes = agreed.setdefault(
+                frame,
+                (item, result["arrays"][frame], result["arrays"][f"continuous {frame}"]),
+            )
+            if first is not item and item["model"] == "tec-s2":
+                compared += item["indexes"] + item["walked"]
+                same = (item["latents"], item["walk"]) == (first["latents"], first["walk"])
+                differ += 0 if same else item["indexes"]
+            here = result["arrays"][f"continuous {frame}"]
+            if first is not item and here.size:
+                deviation = max(deviation, float(np.abs(here - indexes).max()))
+                continuous += here.size
+            changed = result["arrays"][frame].astype(np.int64) - pixels
+            shares.setdefault(item["model"], []).append(changed)
+        rows.append(
+            {
+                "setting": setting,
+                "ledger_indexes": continuous,
+                "ledger_largest_deviation": deviation,
+                "pixels_that_differ": {
+                    model: {
+                        "share": float(np.mean(np.concatenate([d.ravel() for d in ds]) != 0)),
+                        "largest_dn": int(max(np.abs(d).max() for d in ds)),
+                    }
+                    for model, ds in sorted(shares.items())
+                },
+            }
+        )
+    return {
+        "settings": rows,
+        "tec_s2_indexes_compared": compared,
+        "tec_s2_indexes_that_differ": differ,
+        "epsilon": EPSILON,
+    }
+
+
+@torch.inference_mode()
+def s2_time(cube: np.ndarray) -> dict:
+    """Seconds per megapixel and date of the networks that decide tables, by arithmetic."""
+    model = get_model("tec-s2")
+    count, height, width = cube.shape[1:]
+    (section,) = model.encode(cube, 6.0, None).sections
+    units, context = model.decode_latents(section, (count, height, width), 6.0)
+    latents = torch.from_numpy(units)[None]
+    layers = [
+        layer
+        for part in (*model.entropy.coarse, *model.entropy.fine)
+        for layer in vars(part).values()
+        if isinstance(layer, _Layer)
+    ]
+    megapixels = height * width / 1e6
+
+    def drain() -> None:
+        for _ in walk(model.entropy, context.condition, latents, height // 8, width // 8):
+            pass
+
+    def run() -> float:
+        return seconds(drain)
+
+    found = {}
+    exact = layers[0].exact_int8
+    found["int8_is_used_here"] = exact
+    plain = _Layer.sums
+    try:
+        if exact:
+            found["int8"] = run() / megapixels
+        for layer in layers:
+            layer.exact_int8 = False
+        found["float32"] = run() / megapixels
+        doubles = {id(layer): layer.matrix.double() for layer in layers}
+        _Layer.sums = lambda layer, rows: rows.double() @ doubles[id(layer)]
+        found["float64"] = run() / megapixels
+    finally:
+        _Layer.sums = plain
+        for layer in layers:
+            layer.exact_int8 = exact
+    components = torch.randn(1, 12, height, width, dtype=torch.float64)
+    condition = context.condition
+    found["analysis float64"] = (
+        seconds(lambda: model.analysis.analyse(components, context.quality, condition.double()))
+        / megapixels
+    )
+    single, quality = components.float(), context.quality.float()
+    found["analysis float32"] = (
+        seconds(lambda: model.net.analyse(single, quality, condition)) / megapixels
+    )
+    return found
+
+
+def s2_bits(cube: np.ndarray) -> list[dict]:
+    """Bytes written against the information content under the tables."""
+    model, rows = get_model("tec-s2"), []
+    for quality in (2.0, 4.0, 6.0):
+        bits = 0.0
+
+        class Counting(entropy.SymbolEncoder):
+            def put(self, symbols: np.ndarray, index: np.ndarray) -> None:
+                nonlocal bits
+                reach = self.tables.bits.shape[1] // 2
+                bits += self.tables.bits[index, np.clip(symbols, -reach, reach) + reach].sum()
+                super().put(symbols, index)
+
+        plain, s2.SymbolEncoder = s2.SymbolEncoder, Counting
+        try:
+            encoded = model.encode(cube, quality, None)
+        finally:
+            s2.SymbolEncoder = plain
+        rows.append(
+            {
+                "quality": quality,
+                "bytes": sum(map(len, encoded.sections)),
+                "information_bytes": bits / 8,
+            }
+        )
+    return rows
+
+
+def ledgers() -> list[dict]:
+    """Bytes of the ledgers in streams of small models, per index."""
+    rows = []
+    for kind in ("elic", "tt", "flex"):
+        asked, entries, size = 0, 0, 0
+        plain = LedgerWriter.to_bytes
+
+        def to_bytes(writer: LedgerWriter, plain=plain) -> bytes:
+            nonlocal asked, entries, size
+            data = plain(writer)
+            asked, entries, size = asked + writer._asked, entries + len(writer), size + len(data)
+            return data
+
+        LedgerWriter.to_bytes = to_bytes  # type: ignore[method-assign]
+        try:
+            encoded = codec(kind).encode(scene(2, 12, 256, 256), 8.0, None)
+        finally:
+            LedgerWriter.to_bytes = plain  # type: ignore[method-assign]
+        rows.append(
+            {
+                "model": kind,
+                "indexes": asked,
+                "ledger_entries": entries,
+                "ledger_bytes": size,
+                "stream_bytes": sum(map(len, encoded.sections)),
+            }
+        )
+    return rows
+
+
+@torch.inference_mode()
+def tt_time() -> dict:
+    """Processor seconds of a TT entropy network (width 192) on eight windows, by arithmetic."""
+    torch.manual_seed(0)
+    found = {}
+    for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
+        network = EntropyTransformer(192, 192, 16, (2, 2, 2)).eval().to(dtype)
+        context = torch.randn(8, 2, 64, 192, dtype=dtype)
+        tokens = torch.randn(8, 16, 192, dtype=dtype)
+
+        def work(network=network, context=context, tokens=tokens) -> None:
+            joint = network.join_dates([network.encode_date(context[:, i]) for i in (0, 1)])
+            network.predict(tokens, joint)
+
+        found[name] = seconds(work)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=160, help="pixels of the matrix's cube")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cube = synthetic.cube(dates=1, size=256, seed=1, nodata_edge=False).values.astype(np.float32)
+    report = {
+        **environment(),
+        "commit": commit(),
+        "weights_sha256": get_model("tec-s2").weights_sha256,
+        "tec_s2_seconds_per_megapixel": s2_time(cube),
+        "tec_s2_bits": s2_bits(cube),
+        "ledgers": ledgers(),
+        "tt_seconds": tt_time(),
+        "matrix": matrix(options.size),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "exactness.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

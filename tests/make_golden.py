@@ -1,0 +1,94 @@
+"""Write the golden streams of the newest tec-s2 weights: once per release, then kept for ever.
+
+    python tests/make_golden.py [FOLDER]
+
+Goes to ``tests/fixtures/tec-s2/<first 16 digits of the weights' SHA-256>/``: a frame per case,
+``golden.json`` with the hashes of frames and latents, ``pixels.npz`` with what was decoded. A
+folder that is there already is refused: released streams do not change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from tec_zarr import ChunkSpec, decode_chunk, encode_chunk, synthetic
+from tec_zarr.models import s2
+from tec_zarr.models.registry import find_model
+
+FIXTURES = Path(__file__).parent / "fixtures" / "tec-s2"
+
+
+def cases() -> dict[str, tuple[np.ndarray, ChunkSpec]]:
+    """Arrays and settings that between them use every part of a frame."""
+    dn = synthetic.cube(dates=4, size=24, seed=21, nodata_edge=False).values
+    edge = synthetic.cube(dates=2, size=32, seed=22).values
+    edge[0, :, 20:, :9] = 0
+    reflectance = (dn[:1] / 1e4).astype(np.float32)
+    reflectance[0, :, 3:9, 5:20] = np.nan
+    saturated = dn[:1].copy()
+    saturated[0, :3, 10:14, 10:14] = 65535
+    signed = dn[:1].astype(np.int16) - 900
+    y, x = np.mgrid[:520, :16]
+    long = (2000 + 1500 * np.sin(y / 40) + 20 * x).astype(np.uint16)
+    colours = ["B08", "B04", "B03", "B02"]
+    return {
+        "one-date": (dn[:1], ChunkSpec()),
+        "many-dates": (dn, ChunkSpec(quality=3)),
+        "nodata": (edge, ChunkSpec()),
+        "float32-nan": (reflectance, ChunkSpec()),
+        "float64-dn": (dn[:1, :, :16, :16].astype(np.float64), ChunkSpec(scale=1.0)),
+        "int16-two-nodata": (signed, ChunkSpec(nodata=(-9999, 0))),
+        "odd-size": (dn[:1, :, :19, :13], ChunkSpec()),
+        "one-pixel": (dn[:1, :, :1, :1], ChunkSpec()),
+        "one-band": (dn[:3, 7], ChunkSpec(bands=["B08"])),
+        "plane": (dn[0, 3], ChunkSpec()),
+        "four-bands": (dn[:1, [7, 3, 2, 1]], ChunkSpec(bands=colours)),
+        "order-f": (np.asfortranarray(dn[:1]), ChunkSpec()),
+        "big-endian": (dn[0].astype(">u2"), ChunkSpec()),
+        "offset": (dn[:1] + np.uint16(1000), ChunkSpec(offset=1000)),
+        "quality-1": (dn[:1], ChunkSpec(quality=1)),
+        "quality-8": (dn[:1, :, :16, :16], ChunkSpec(quality=8)),
+        "saturated": (saturated, ChunkSpec(quality=6)),
+        "constant": (np.full((1, 12, 16, 16), 1234, np.uint16), ChunkSpec()),
+        "all-nodata": (np.zeros((2, 12, 16, 16), np.uint16), ChunkSpec()),
+        "two-tiles": (long, ChunkSpec()),
+    }
+
+
+def decode(frame: bytes) -> tuple[np.ndarray, str]:
+    """Pixels, and the SHA-256 of the latents on the way to them."""
+    digest = hashlib.sha256()
+    original = s2.TecS2.decode_latents
+
+    def recorded(*arguments, **options):
+        latents, context = original(*arguments, **options)
+        digest.update(latents.astype("<i4").tobytes())
+        return latents, context
+
+    with mock.patch.object(s2.TecS2, "decode_latents", recorded):
+        pixels = decode_chunk(frame)
+    return pixels, digest.hexdigest()
+
+
+def main(fixtures: Path = FIXTURES) -> Path:
+    folder = fixtures / find_model("tec-s2").weights[0][:16]
+    folder.mkdir(parents=True)
+    golden, pixels = {}, {}
+    for name, (array, spec) in cases().items():
+        frame = encode_chunk(array, spec)
+        pixels[name], latents = decode(frame)
+        (folder / f"{name}.tec").write_bytes(frame)
+        golden[name] = {"frame": hashlib.sha256(frame).hexdigest(), "latents": latents}
+    np.savez_compressed(folder / "pixels.npz", **pixels)
+    (folder / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
+    return folder
+
+
+if __name__ == "__main__":
+    print(main(*map(Path, sys.argv[1:])))

@@ -1,0 +1,97 @@
+"""Streams of every released weights file decode for ever to what they decoded to at release."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import make_golden
+import numpy as np
+import pytest
+
+from tec_zarr import encode_chunk
+from tec_zarr.models.registry import find_model
+from tec_zarr.stream import read_frame
+
+GOLDEN = [
+    pytest.param(folder, name, id=f"{folder.name}-{name}")
+    for folder in sorted(make_golden.FIXTURES.glob("*"))
+    for name in json.loads((folder / "golden.json").read_text())
+]
+
+
+def check(folder: Path, name: str) -> None:
+    expected = json.loads((folder / "golden.json").read_text())[name]
+    frame = (folder / f"{name}.tec").read_bytes()
+    assert hashlib.sha256(frame).hexdigest() == expected["frame"], "a released stream was changed"
+    pixels, latents = make_golden.decode(frame)
+    assert latents == expected["latents"]
+    with np.load(folder / "pixels.npz") as stored:
+        then = stored[name]
+    header = read_frame(frame).header
+    assert pixels.shape == then.shape
+    assert pixels.dtype == header.dtype
+    assert pixels.dtype.newbyteorder("=") == then.dtype.newbyteorder("=")
+    assert np.isfortran(pixels) == header.fortran
+    np.testing.assert_array_equal(np.isnan(pixels), np.isnan(then))
+    for nodata in header.nodata:
+        np.testing.assert_array_equal(pixels == nodata, then == nodata)
+    # The synthesis is float32: a pixel between two DN may fall to either side on another machine.
+    np.testing.assert_allclose(
+        pixels.astype(np.float64), then.astype(np.float64), rtol=0, atol=1.01 * header.scale
+    )
+
+
+@pytest.mark.parametrize(("folder", "name"), GOLDEN)
+def test_a_released_stream_decodes_as_at_release(folder, name):
+    check(folder, name)
+
+
+def test_every_released_weights_file_has_its_golden_streams():
+    for weights in find_model("tec-s2").weights:
+        folder = make_golden.FIXTURES / weights[:16]
+        assert (folder / "golden.json").is_file(), "run `python tests/make_golden.py` and commit it"
+        assert set(json.loads((folder / "golden.json").read_text())) <= {
+            file.stem for file in folder.glob("*.tec")
+        }
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    return make_golden.main(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.mark.parametrize("name", make_golden.cases())
+def test_streams_made_now_pass_the_same_check(fresh, name):
+    check(fresh, name)
+
+
+def test_golden_streams_are_small_and_cover_every_part_of_a_frame(fresh):
+    assert sum(file.stat().st_size for file in fresh.iterdir()) < 300_000
+    frames = [read_frame(file.read_bytes()) for file in fresh.glob("*.tec")]
+    headers = [frame.header for frame in frames]
+    assert {header.dtype.name for header in headers} == {"uint16", "int16", "float32", "float64"}
+    assert len({header.axes for header in headers}) == 4
+    assert any(header.fortran for header in headers)
+    assert {section.kind.name for frame in frames for section in frame.sections} >= {
+        "MASK",
+        "EXACT",
+        "LATENTS",
+    }
+
+
+def test_released_streams_are_not_overwritten(fresh):
+    with pytest.raises(FileExistsError):
+        make_golden.main(fresh.parent)
+
+
+def test_a_changed_stream_is_noticed(fresh, tmp_path):
+    folder = tmp_path / fresh.name
+    folder.mkdir()
+    for file in fresh.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    array, spec = make_golden.cases()["one-date"]
+    (folder / "one-date.tec").write_bytes(encode_chunk(array + np.uint16(1), spec))
+    with pytest.raises(AssertionError, match="released stream was changed"):
+        check(folder, "one-date")
