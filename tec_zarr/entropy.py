@@ -1,9 +1,10 @@
 """Range coding of integer symbols under stored integer tables.
 
-The coder is constriction's range coder (32-bit words, 64-bit state, 24-bit probabilities); the tables
-are 16-bit integer frequencies that travel with a model's weights, so nothing here depends on
-floating point.  :class:`ReferenceDecoder` is the same decoder in a page of plain Python: the executable
-specification of the byte stream, and the way to read an archive where no constriction wheel exists.
+The coder is constriction's range coder (32-bit words, 64-bit state, 24-bit probabilities); the
+tables are 16-bit integer frequencies that travel with a model's weights, so nothing here depends
+on floating point.  :class:`ReferenceDecoder` is the same decoder in a page of plain Python: the
+executable specification of the byte stream, and the way to read an archive where no constriction
+wheel exists.
 """
 
 from __future__ import annotations
@@ -43,15 +44,19 @@ class Tables:
     def __init__(self, frequencies: np.ndarray):
         frequencies = np.asarray(frequencies, np.int64)
         if frequencies.ndim != 2 or (frequencies.sum(1) != 1 << TABLE_BITS).any():
-            raise FormatError(f"probability tables of shape {frequencies.shape} do not sum to 2**16")
+            raise FormatError(
+                f"probability tables of shape {frequencies.shape} do not sum to 2**16"
+            )
         centre = frequencies.shape[1] // 2
         self.reach = np.array([np.flatnonzero(row)[-1] - centre for row in frequencies], np.int32)
-        self.rows = [row[centre - r : centre + r + 1] for row, r in zip(frequencies, self.reach, strict=True)]
+        self.rows = [
+            row[centre - r : centre + r + 1] for row, r in zip(frequencies, self.reach, strict=True)
+        ]
         if any((row == 0).any() for row in self.rows):
             raise FormatError("a probability table has a symbol of frequency zero inside its range")
 
     def cumulative(self, index: int) -> np.ndarray:
-        """24-bit cumulative frequencies that the coder uses: each symbol also gets one unit of its own."""
+        """24-bit cumulative frequencies of the coder: each symbol also gets one unit of its own."""
         row = self.rows[index]
         left = np.concatenate([[0], np.cumsum(row)[:-1]])
         scaled = left * ((1 << CODER_BITS) - len(row)) >> TABLE_BITS
@@ -64,7 +69,7 @@ class Tables:
 
     @cached_property
     def bits(self) -> np.ndarray:
-        """Cost in bits, (N, 2 R + 1) float64, of symbols ``-R .. R``; escapes cost 16 bits on top."""
+        """Bits (N, 2 R + 1) float64 of symbols ``-R .. R``; escapes cost 16 more."""
         width = int(self.reach.max())
         out = np.full((len(self.rows), 2 * width + 1), np.inf)
         for i, (row, reach) in enumerate(zip(self.rows, self.reach, strict=True)):
@@ -167,7 +172,9 @@ class SymbolEncoder:
         beyond = np.abs(symbols) - reach
         beyond = beyond[beyond >= 0]
         if len(beyond):
-            self.encoder.encode(np.minimum(beyond, (1 << ESCAPE_BITS) - 1).astype(np.int32), self.escapes)
+            self.encoder.encode(
+                np.minimum(beyond, (1 << ESCAPE_BITS) - 1).astype(np.int32), self.escapes
+            )
 
     def finish(self) -> bytes:
         return self.encoder.get_compressed().astype("<u4").tobytes()

@@ -27,8 +27,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(folder, tmp_path_factory):
     return loop.Config(
-        data=(str(folder),), out=str(tmp_path_factory.mktemp("run")), steps=6, batch=2, crop=32,
-        validate_every=6, checkpoint_seconds=0.0,
+        data=(str(folder),),
+        out=str(tmp_path_factory.mktemp("run")),
+        steps=6,
+        batch=2,
+        crop=32,
+        validate_every=6,
+        checkpoint_seconds=0.0,
     )
 
 
@@ -38,7 +43,9 @@ def trained(config):
 
 
 def test_training_lowers_the_loss_it_reports(trained, config):
-    lines = [json.loads(line) for line in (loop.Path(config.out) / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (loop.Path(config.out) / "log.jsonl").read_text().splitlines()
+    ]
     first, last = (line["validation"] for line in (lines[0], lines[-1]))
     assert set(first) == {"2", "3", "4", "5", "6", "7"}
     # Closed-form initialisation is already a codec: more than 30 dB, rising with quality.
@@ -83,7 +90,9 @@ def test_ssl4eo_files_lose_their_offset(tmp_path):
 
 
 def test_a_zarr_array_with_some_bands_trains_too(tmp_path):
-    cube = synthetic.cube(dates=1, size=64, seed=3, bands=("B02", "B03", "B04", "B08"), nodata_edge=False)
+    cube = synthetic.cube(
+        dates=1, size=64, seed=3, bands=("B02", "B03", "B04", "B08"), nodata_edge=False
+    )
     zarr.create_array(tmp_path / "cube.zarr", data=cube.values)
     found = data.zarr_windows(tmp_path / "cube.zarr", ("B02", "B03", "B04", "B08"))
     assert np.flatnonzero(found[0].present).tolist() == [1, 2, 3, 7]

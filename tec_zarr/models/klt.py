@@ -1,8 +1,8 @@
 """The spectral side of a ``tec-s2`` section: a tile's own KLT, in a few dozen bytes.
 
-The basis is sent as Givens angles, so whatever is read back is orthonormal: coarse angles cost a little
-decorrelation, never fidelity.  Column j gets as many bits as its spread over the quantiser step needs,
-and columns whose spread the step swallows get none.
+The basis is sent as Givens angles, so whatever is read back is orthonormal: coarse angles cost a
+little decorrelation, never fidelity.  Column j gets as many bits as its spread over the quantiser
+step needs, and columns whose spread the step swallows get none.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from tec_zarr.errors import FormatError
 
 #: Quarter octaves of component spread over quantiser step that can be told apart.
 SPREAD_LOW, SPREAD_HIGH = -16, 47
-#: A component at or below this spread (1/13 step) carries nothing, not even in its block means, which
-#: spread up to eight times as far: its basis vector is not sent.
+#: A component at or below this spread (1/13 step) carries nothing, not even in its block means,
+#: which spread up to eight times as far: its basis vector is not sent.
 ACTIVE_SPREAD = -15
+#: What the networks take, and what the header can count.
+MOST_COMPONENTS, MOST_BANDS = 12, 31
 
 
 class BitWriter:
@@ -70,11 +72,18 @@ class BitReader:
 
 @dataclass(frozen=True)
 class Klt:
-    """Mean (C,) DN, basis (C, C) with components in columns, spread (C,) int quarter octaves over the step."""
+    """Mean (C,) DN, basis (C, C) with components in columns, spread (C,) int quarter octaves over
+    the step.
+    """
 
     mean: np.ndarray
     basis: np.ndarray
     spread: np.ndarray
+
+    @property
+    def used(self) -> int:
+        """How many leading components carry anything; at least one."""
+        return max(int((self.spread[:MOST_COMPONENTS] > ACTIVE_SPREAD).sum()), 1)
 
 
 def _angle_bits(spread: int) -> int:
@@ -110,7 +119,7 @@ def _rotations(count: int, active: int) -> list[tuple[int, int, bool]]:
 
 
 def _basis(count: int, angles: list[tuple[int, float]]) -> np.ndarray:
-    """Orthonormal (C, C) basis from its rotations, on a 2**-24 grid so that libm's last digit is gone."""
+    """Orthonormal (C, C) basis of rotations, on a 2**-24 grid so that libm's last digit is gone."""
     basis = np.eye(count)
     for row, angle in reversed(angles):
         _rotate(basis, row, angle, inverse=True)
@@ -128,7 +137,7 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
     largest = np.abs(work).argmax(axis=0)
     work *= np.where(work[largest, np.arange(count)] < 0, -1.0, 1.0)
     spread = _spreads(values, step)
-    active = int((spread > ACTIVE_SPREAD).sum())
+    active = min(int((spread > ACTIVE_SPREAD).sum()), MOST_COMPONENTS)
     bits = BitWriter()
     unit = _mean_unit(step)
     whole = np.rint(mean / unit).astype(int)
@@ -148,7 +157,9 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
         angles.append((row, code * unit_angle))
         _rotate(work, row, angles[-1][1], inverse=False)
     basis = _basis(count, angles)
+    # What lies beyond is not rotated, and nothing of it is coded.
     rest = _spreads(np.einsum("ic,ij,jc->c", basis, covariance, basis), step)[active:]
+    rest = np.minimum(rest, ACTIVE_SPREAD)
     for value in rest:
         bits.put_signed(int(value) - ACTIVE_SPREAD, 2)
     return bits.to_bytes(), Klt(whole * unit, basis, np.concatenate([spread[:active], rest]))
@@ -166,16 +177,16 @@ def read(data: bytes, count: int, step: float) -> tuple[Klt, bytes]:
     unit = _mean_unit(step)
     whole = np.cumsum([bits.get_signed(6) for _ in range(count)])
     active = bits.get(5)
-    if active > count:
+    if active > min(count, MOST_COMPONENTS):
         raise FormatError(f"a section of {count} bands claims {active} spectral components")
     spread = SPREAD_HIGH - np.cumsum([bits.get_signed(2) for _ in range(active)], dtype=int)
-    if active and not (ACTIVE_SPREAD < spread.min() and spread.max() <= SPREAD_HIGH):
+    if active and not (spread.min() > ACTIVE_SPREAD and spread.max() <= SPREAD_HIGH):
         raise FormatError("a section's spectral spreads are out of range")
     angles = []
     for column, row, turn in _rotations(count, active):
         size = _angle_bits(int(spread[column])) + turn
         angles.append((row, bits.get(size) * math.pi / 2 ** (size - turn)))
     rest = np.array([ACTIVE_SPREAD + bits.get_signed(2) for _ in range(count - active)], int)
-    rest = np.clip(rest, SPREAD_LOW, SPREAD_HIGH)
+    rest = np.clip(rest, SPREAD_LOW, ACTIVE_SPREAD)
     klt = Klt(whole * unit, _basis(count, angles), np.concatenate([spread, rest]))
     return klt, bits.rest(data)

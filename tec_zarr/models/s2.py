@@ -1,10 +1,10 @@
 """The embedded default model ``tec-s2``: one date of one tile to bytes and back.
 
-A section is ``KLT | group flags (1 byte) | range-coded latents``; see docs/format.md.  Each date stands
-alone.  Latents are exact on every machine (integer networks, see :mod:`tec_zarr.models.s2_net`); the
-analysis runs in float64, so that the same pixels give the same bytes whatever the thread count; the
-synthesis runs in float32 and may differ in the last place, which can move a pixel that lies between two
-DN by one.
+A section is ``KLT | group flags (1 byte) | range-coded latents``; see docs/format.md.  Each date
+stands alone.  Latents are exact on every machine (integer networks, see
+:mod:`tec_zarr.models.s2_net`); the analysis runs in float64, so that the same pixels give the same
+bytes whatever the thread count; the synthesis runs in float32 and may differ in the last place,
+which can move a pixel that lies between two DN by one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tec_zarr.entropy import SymbolDecoder, SymbolEncoder, Tables
-from tec_zarr.errors import FormatError
+from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.models import klt
 from tec_zarr.models.registry import Encoded
 from tec_zarr.models.s2_exact import ExactSynthesis
@@ -41,7 +41,8 @@ from tec_zarr.models.s2_net import (
     step_size,
 )
 
-#: Rate-distortion trade of the quantiser: bits saved against squared error in steps (as in training).
+#: Rate-distortion trade of the quantiser: bits saved against squared error in steps (as in
+#: training).
 LAMBDA = 8.0
 #: A group whose latents all lie below this (in steps) is not coded at all.
 SILENT = 0.6
@@ -90,10 +91,21 @@ class TecS2:
     # ---- the Model protocol
 
     def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
-        """Encode float32 DN (T, C, h, w), finite and filled everywhere, C from 1 to 12."""
+        """Encode float32 DN (T, C, h, w), finite and filled everywhere, C from 1 to 31.
+
+        Beyond 12 bands the 12 components of largest variance are coded.
+
+        Raises
+        ------
+        UnsupportedArrayError
+            For more bands.
+        """
         del bands  # the tile's own KLT makes any set and order of bands alike
-        if not 1 <= cube.shape[1] <= COMPONENTS:
-            raise FormatError(f"tec-s2 takes 1 to {COMPONENTS} bands, not {cube.shape[1]}")
+        if not 1 <= cube.shape[1] <= klt.MOST_BANDS:
+            raise UnsupportedArrayError(
+                f"tec-s2 takes 1 to {klt.MOST_BANDS} bands, not the {cube.shape[1]} of a chunk of "
+                f"shape {cube.shape}: split them into several arrays"
+            )
         sections, crc = [], 0
         for date in cube:
             coder = SymbolEncoder(self.tables)
@@ -126,7 +138,7 @@ class TecS2:
         quality: float,
         bands: tuple[str, ...] | None,
     ) -> tuple[np.ndarray, int]:
-        """As :meth:`decode`, to int32 DN that are the same on every machine (fixed-point synthesis)."""
+        """As :meth:`decode`, in fixed point: int32 DN that are the same on every machine."""
         del bands
         out = np.empty(shape, np.int32)
         crc = 0
@@ -145,8 +157,10 @@ class TecS2:
     # ---- one date
 
     @torch.inference_mode()
-    def encode_date(self, date: np.ndarray, quality: float, coder: SymbolSink) -> tuple[bytes, bytes]:
-        """Code (C, h, w) DN into ``coder``; the section's header, and the latents as checksummed."""
+    def encode_date(
+        self, date: np.ndarray, quality: float, coder: SymbolSink
+    ) -> tuple[bytes, bytes]:
+        """Code (C, h, w) DN into ``coder``; returns the section's header and the latents' bytes."""
         count, height, width = date.shape
         flat = date.reshape(count, -1).astype(np.float64)
         mean = flat.mean(axis=1)
@@ -154,7 +168,8 @@ class TecS2:
         header, spectral = klt.write(mean, covariance, step_size(quality))
         context = _context(spectral, quality)
         padded = np.zeros((COMPONENTS, height, width))
-        padded[:count] = (spectral.basis.T @ (flat - spectral.mean[:, None])).reshape(date.shape)
+        rotated = spectral.basis[:, :COMPONENTS].T @ (flat - spectral.mean[:, None])
+        padded[: len(rotated)] = rotated.reshape(-1, height, width)
         components = _pad(torch.from_numpy(padded)[None])
         latents = self.analysis.analyse(components, context.quality, context.condition.double())[0]
         coded = tuple(bool((g.abs() > SILENT).any()) for g in latents.split(GROUPS))
@@ -176,10 +191,10 @@ class TecS2:
     def decode_latents(
         self, section: bytes, shape: tuple[int, ...], quality: float, reference: bool = False
     ) -> tuple[np.ndarray, _Context]:
-        """Latents (positions, 320) int32, in 1/16 quantiser step, of a section of ``shape`` (C, h, w).
+        """Latents (positions, 320) int32, in 1/16 step, of a section of ``shape`` (C, h, w).
 
-        Positions are the 8 x 8 blocks, row by row.  ``reference`` decodes with the plain Python range
-        decoder.
+        Positions are the 8 x 8 blocks, row by row.  ``reference`` decodes with the plain Python
+        range decoder.
         """
         count, height, width = shape
         spectral, rest = klt.read(section, count, step_size(quality))
@@ -201,10 +216,10 @@ class TecS2:
 
     @torch.inference_mode()
     def _pixels(self, latents: np.ndarray, context: _Context, shape: tuple[int, ...]) -> np.ndarray:
-        """The sums of :meth:`S2Net.synthesise`, laid out for speed: latents stay rows of channels."""
-        count, height, width = shape
+        """The sums of :meth:`S2Net.synthesise`, laid out for speed: latents stay in rows."""
+        _, height, width = shape
         rows, columns = -(-height // BLOCK), -(-width // BLOCK)
-        used = max(int((context.spectral.spread > klt.ACTIVE_SPREAD).sum()), 1)
+        used = context.spectral.used
         steps = torch.from_numpy(latents).float().div_(MEAN_GRID)
         steps += self.net.decoder.rows(steps, context.condition, rows, columns)
         steps *= self.net.steps(context.quality.float())[0, :, 0, 0]
@@ -239,7 +254,8 @@ class TecS2:
 def _context(spectral: klt.Klt, quality: float) -> _Context:
     condition = np.full(COMPONENTS + 1, klt.SPREAD_LOW, np.float32)
     condition[0] = np.rint(8 * (quality - 4.5))
-    condition[1 : 1 + len(spectral.spread)] = spectral.spread
+    spread = spectral.spread[:COMPONENTS]
+    condition[1 : 1 + len(spread)] = spread
     return _Context(
         spectral,
         torch.from_numpy(condition)[None],
@@ -248,7 +264,7 @@ def _context(spectral: klt.Klt, quality: float) -> _Context:
 
 
 def _checked(latents: np.ndarray) -> bytes:
-    """Bytes that the checksum of latents is taken over: little-endian int32, position by position."""
+    """What the checksum of latents is taken over: little-endian int32, position by position."""
     return latents.astype("<i4").tobytes()
 
 
@@ -267,7 +283,10 @@ def save(net: S2Net, frequencies: np.ndarray, path: Path) -> None:
     out = {"tables": torch.from_numpy(frequencies.astype(np.int32))}
     for name in integer:
         parts = net.get_submodule(name).integers()
-        out |= {f"{name}.{part}": t for part, t in zip(("weight", "exponent", "bias"), parts, strict=True)}
+        out |= {
+            f"{name}.{part}": t
+            for part, t in zip(("weight", "exponent", "bias"), parts, strict=True)
+        }
     for name, tensor in net.state_dict().items():
         if name.rpartition(".")[0] not in integer:
             out[name] = tensor.detach().float()
@@ -282,9 +301,16 @@ def load(path: Path) -> TecS2:
     tables = Tables(tensors.pop("tables").numpy())
     for name, module in net.named_modules():
         if isinstance(module, IntConv):
-            module.freeze(*(tensors.pop(f"{name}.{part}") for part in ("weight", "exponent", "bias")))
+            module.freeze(
+                *(tensors.pop(f"{name}.{part}") for part in ("weight", "exponent", "bias"))
+            )
     missing = net.load_state_dict(tensors, strict=False).missing_keys
-    frozen = {f"{n}.{p}" for n, m in net.named_modules() if isinstance(m, IntConv) for p in ("weight", "bias")}
+    frozen = {
+        f"{n}.{p}"
+        for n, m in net.named_modules()
+        if isinstance(m, IntConv)
+        for p in ("weight", "bias")
+    }
     if set(missing) != frozen:
         raise FormatError(f"{path} is not a tec-s2 model: missing {sorted(set(missing) - frozen)}")
     return TecS2(net, tables, hashlib.sha256(data).hexdigest())

@@ -1,9 +1,10 @@
 """The synthesis of ``tec-s2`` in fixed point: the same integers on every machine.
 
 For bounded and lossless arrays a reconstruction that moves by one DN between machines is no base to
-correct.  Weights are rounded to 2**-18 and every intermediate result to 2**-14 (2**-8 where it is in DN),
-so that float64 holds all sums exactly: below 2**53 units, in whatever order they are added.  It differs
-from the float32 synthesis by rounding alone (hundredths of a DN) and takes a few times as long.
+correct.  Weights are rounded to 2**-18 and every intermediate result to 2**-14 (2**-8 where it is
+in DN), so that float64 holds all sums exactly: below 2**53 units, in whatever order they are
+added.  It differs from the float32 synthesis by rounding alone (hundredths of a DN) and takes a
+few times as long.
 """
 
 from __future__ import annotations
@@ -48,7 +49,12 @@ class ExactSynthesis:
 
     @torch.inference_mode()
     def pixels(
-        self, steps: Tensor, channel_step: Tensor, condition: Tensor, spectral: klt.Klt, shape: tuple[int, ...]
+        self,
+        steps: Tensor,
+        channel_step: Tensor,
+        condition: Tensor,
+        spectral: klt.Klt,
+        shape: tuple[int, ...],
     ) -> np.ndarray:
         """int32 DN of ``shape`` (C, h, w).
 
@@ -61,9 +67,9 @@ class ExactSynthesis:
         condition : (1, 13) float64 Tensor
             Whole numbers.
         """
-        count, height, width = shape
+        _, height, width = shape
         rows, columns = -(-height // BLOCK), -(-width // BLOCK)
-        used = max(int((spectral.spread > klt.ACTIVE_SPREAD).sum()), 1)
+        used = spectral.used
         values = snap(steps + self._correction(steps, condition, rows, columns), _ACTIVATIONS)
         values = snap(values * snap(channel_step, _STEPS), _DN)
         blocks = snap(values @ self.synthesis[: used * BLOCK * BLOCK].T, _DN)
@@ -89,4 +95,3 @@ class ExactSynthesis:
         image = x.T.reshape(1, -1, rows, columns)
         neighbours = F.unfold(image, 3, padding=1)[0].T
         return snap(F.linear(neighbours, *layer), _ACTIVATIONS)
-

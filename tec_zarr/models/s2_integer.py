@@ -1,9 +1,9 @@
 """The entropy networks of ``tec-s2`` in integers: what coding uses, on every machine alike.
 
-Same sums as :class:`~tec_zarr.models.s2_net.S2Net` in training, but only at the positions of each pass and
-with int8 matrix products accumulated in int32 (or in float32, where the processor's int8 instructions
-saturate: no sum reaches 2**24, so both are exact and equal).  Latents are integers in units of 1/16
-quantiser step throughout.
+Same sums as :class:`~tec_zarr.models.s2_net.S2Net` in training, but only at the positions of each
+pass and with int8 matrix products accumulated in int32 (or in float32, where the processor's int8
+instructions saturate: no sum reaches 2**24, so both are exact and equal).  Latents are integers in
+units of 1/16 quantiser step throughout.
 
 ``B`` dates of one size are walked together; rows of a matrix are positions, date by date.
 """
@@ -49,7 +49,7 @@ def _compand_table() -> Tensor:
 
 @cache
 def _int8_is_exact(device_type: str) -> bool:
-    """Whether int8 products do not saturate on the way (they do on x86 before VNNI, in some libraries)."""
+    """Whether int8 products do not saturate on the way (some libraries' do on x86 before VNNI)."""
     try:
         ones = torch.full((32, 64), 127, dtype=torch.int8, device=device_type)
         signs = torch.where(torch.arange(64, device=device_type) % 4 < 2, 127, -127).to(torch.int8)
@@ -161,7 +161,7 @@ class Step:
 
 
 class _Geometry:
-    """Positions of the passes on a padded grid of ``batch`` dates, and the rows their neighbours lie in."""
+    """Positions of the passes on a padded grid of ``batch`` dates, and of their neighbours."""
 
     def __init__(self, batch: int, height: int, width: int):
         self.batch, self.height, self.width = batch, height, width
@@ -175,7 +175,7 @@ class _Geometry:
         self._rows: dict[tuple[int, tuple[tuple[int, int], ...]], Tensor] = {}
 
     def rows(self, places: Tensor, offsets: Sequence[tuple[int, int]] = ((0, 0),)) -> Tensor:
-        """Flat rows (B P taps,) of the positions' neighbours.  ``places`` is one of this geometry's own."""
+        """Flat rows (B P taps,) of the neighbours of ``places``, one of this geometry's."""
         key = (id(places), tuple(offsets))
         if key not in self._rows:
             inner = (places // self.width + _MARGIN) * self.columns + places % self.width + _MARGIN
@@ -245,7 +245,9 @@ class IntegerModel:
                     mean = torch.zeros(batch, len(places), GROUPS[0], dtype=torch.float64)
                     scale = torch.zeros_like(mean)
                 else:
-                    mean, scale = self._coarse(self.coarse[number - 1], first, whole, places, condition)
+                    mean, scale = self._coarse(
+                        self.coarse[number - 1], first, whole, places, condition
+                    )
                 step = self._step(slices[0], places, mean, scale + prior[:, :, slices[0]])
                 yield step
                 units = _written(step)
@@ -264,10 +266,14 @@ class IntegerModel:
                     if places is geometry.anchors:
                         out = layers.anchors(rows)
                     else:
-                        rows = layers.neighbours(mine.gather(places, _PLUS), rows.float().add_(_HALF))
+                        rows = layers.neighbours(
+                            mine.gather(places, _PLUS), rows.float().add_(_HALF)
+                        )
                         out = layers.others(layers.third(rows))
                     mean, scale = out.view(batch, len(places), 2 * size).chunk(2, -1)
-                    step = self._step(slices[group], places, mean, scale + prior[:, :, slices[group]])
+                    step = self._step(
+                        slices[group], places, mean, scale + prior[:, :, slices[group]]
+                    )
                     yield step
                     mine.write(places, self._companded(_written(step)))
             before = before.joined(mine)
@@ -299,7 +305,7 @@ class IntegerModel:
 
 
 def _sixteenths(condition_layer: torch.nn.Module, condition: Tensor, places: int) -> Tensor:
-    """A layer's condition bias in units of its activation, one row a position (one in all for one date)."""
+    """A layer's condition bias in units of its activation: a row each position, or one for all."""
     bias = condition_layer(condition)[:, :, 0, 0] * ACT_GRID
     return bias if len(bias) == 1 else bias.repeat_interleave(places, 0)
 

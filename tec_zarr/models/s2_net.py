@@ -1,9 +1,10 @@
-"""The network of the embedded default model ``tec-s2``: lapped KLT transform, integer context model.
+"""The network of the embedded default model ``tec-s2``: lapped KLT transform, integer context
+model.
 
 One class serves training and coding.  What the entropy coder depends on is built from
-:class:`IntConv`: weights and activations are integers times powers of two, and every sum stays below
-2**24 units, so float32 adds them without rounding *in any order*.  Tables chosen from such sums are
-the same on every CPU, thread count, BLAS and GPU, by arithmetic instead of by tolerance.
+:class:`IntConv`: weights and activations are integers times powers of two, and every sum stays
+below 2**24 units, so float32 adds them without rounding *in any order*.  Tables chosen from such
+sums are the same on every CPU, thread count, BLAS and GPU, by arithmetic instead of by tolerance.
 
 Everything lives on the latent grid, one position per 8 x 8 pixels.  Shapes: ``B`` tiles, ``K`` = 12
 spectral components, ``M`` latent channels, ``h, w`` = height / 8, width / 8.
@@ -70,8 +71,15 @@ class IntConv(nn.Module):
     neighbours that are already decoded.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, grid: float, taps: Tensor | None = None,
-                 zero: bool = False):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        grid: float,
+        taps: Tensor | None = None,
+        zero: bool = False,
+    ):
         super().__init__()
         self.grid = grid
         self.weight = nn.Parameter(torch.zeros(outputs, inputs, kernel, kernel))
@@ -93,11 +101,13 @@ class IntConv(nn.Module):
         largest = 127 if self.grid == COMPAND_GRID else 255
         peak = weight.double().abs().sum((1, 2, 3)) * largest + bias.double().abs()
         if float(peak.max()) >= 2**24:
-            raise ValueError(f"integer layer {tuple(weight.shape)} can reach {float(peak.max()):.0f} >= 2**24")
+            raise ValueError(
+                f"integer layer {tuple(weight.shape)} can reach {float(peak.max()):.0f} >= 2**24"
+            )
         self.frozen = (weight, exponent, bias)
 
     def integers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weight (int8), exponent (int8) and bias (int32): of a weights file, or of the parameters."""
+        """Weight (int8), exponent (int8), bias (int32): of a weights file, or of the parameters."""
         if self.frozen:
             return self.frozen
         weight, step = self.integer_weight()
@@ -109,7 +119,7 @@ class IntConv(nn.Module):
         )
 
     def integer_weight(self) -> tuple[Tensor, Tensor]:
-        """Weights on their grid (int8 steps) and the step of each output channel (a power of two)."""
+        """Weights on their grid (int8 steps), and the power-of-two step of each output channel."""
         weight = self.weight if self.taps is None else self.weight * self.taps
         peak = weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(2.0**-12)
         step = torch.exp2(torch.ceil(torch.log2(peak / 127.0)))
@@ -123,7 +133,7 @@ class IntConv(nn.Module):
 
 
 class Condition(nn.Module):
-    """Bias of a hidden layer from the tile's condition vector (integers; weights on a 1/256 grid)."""
+    """Bias of a hidden layer from the condition vector (whole numbers; weights in 1/256)."""
 
     def __init__(self, outputs: int):
         super().__init__()
@@ -165,7 +175,7 @@ def coarse_mask(number: int, height: int, width: int) -> Tensor:
 
 
 def anchor_mask(height: int, width: int) -> Tensor:
-    """Checkerboard anchors of the later groups: bool (height, width), True where row + column is even."""
+    """Checkerboard anchors of the later groups: bool (height, width), row + column even."""
     return (torch.arange(height)[:, None] + torch.arange(width)[None, :]) % 2 == 0
 
 
@@ -192,7 +202,7 @@ class CoarsePass(nn.Module):
         return quantised((self.linear * self.taps).clamp(-2, 2) * 512.0) / 512.0
 
     def forward(self, known: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and scale-index correction, (B, 4, h, w) each, from latents that are zero where unknown."""
+        """Mean and scale correction, (B, 4, h, w) each, from latents that are 0 where unknown."""
         hidden = activation(self.first(compand(known), self.condition(condition)))
         hidden = activation(self.second(hidden))
         whole = quantised(known).clamp(-2047, 2047)
@@ -231,14 +241,16 @@ class FineGroup(nn.Module):
 
 
 class Correction(nn.Module):
-    """Zero-initialised residual network on the latent grid, in quantiser steps (float32, not exact)."""
+    """Zero-initialised residual network on the latent grid, in steps (float32, not exact)."""
 
     def __init__(self, width: int, blocks: int):
         super().__init__()
         self.first = nn.Conv2d(CHANNELS, width, 1)
         self.condition = nn.Linear(COMPONENTS + 1, width)
         self.blocks = nn.ModuleList(
-            nn.ModuleList([nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)])
+            nn.ModuleList(
+                [nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)]
+            )
             for _ in range(blocks)
         )
         self.last = nn.Conv2d(width, CHANNELS, 1)
@@ -246,7 +258,10 @@ class Correction(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, y: Tensor, condition: Tensor) -> Tensor:
-        hidden = self.first(4.0 * y / (8.0 + y.abs())) + self.condition(condition / 16.0)[:, :, None, None]
+        hidden = (
+            self.first(4.0 * y / (8.0 + y.abs()))
+            + self.condition(condition / 16.0)[:, :, None, None]
+        )
         for one, two in self.blocks:
             hidden = hidden + two(F.leaky_relu(one(F.leaky_relu(hidden, 0.1)), 0.1))
         return self.last(F.leaky_relu(hidden, 0.1))
@@ -254,7 +269,9 @@ class Correction(nn.Module):
     def rows(self, y: Tensor, condition: Tensor, height: int, width: int) -> Tensor:
         """The same for one tile as rows: (h * w, M) to (h * w, M)."""
         flat = self.first.weight[:, :, 0, 0]
-        hidden = F.linear(4.0 * y / (8.0 + y.abs()), flat, self.first.bias) + self.condition(condition / 16.0)
+        hidden = F.linear(4.0 * y / (8.0 + y.abs()), flat, self.first.bias) + self.condition(
+            condition / 16.0
+        )
         image = hidden.view(1, height, width, -1).permute(0, 3, 1, 2)
         for one, two in self.blocks:
             image = image + two(F.leaky_relu(one(F.leaky_relu(image, 0.1)), 0.1))
@@ -262,7 +279,9 @@ class Correction(nn.Module):
         return F.linear(hidden, self.last.weight[:, :, 0, 0], self.last.bias)
 
 
-def overlap(x: Tensor, matrix: Tensor, rounding: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def overlap(
+    x: Tensor, matrix: Tensor, rounding: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Apply an 8 x 8 matrix across every inner block boundary, along rows and then columns.
 
     ``rounding`` is applied to what the matrix makes, after each direction.
@@ -289,11 +308,11 @@ class Coded:
 class S2Net(nn.Module):
     """Spectral components in, latents and their probability tables, and back.
 
-    The transform is an overlap matrix (a learned lapped transform in the time-domain form of Tran et
-    al., 2003) and a stride-8 linear analysis, both closed-form initialised; :class:`Correction`
+    The transform is an overlap matrix (a learned lapped transform in the time-domain form of Tran
+    et al., 2003) and a stride-8 linear analysis, both closed-form initialised; :class:`Correction`
     networks refine latents on either side.  The context model follows the channel-conditional
-    grouping of ELIC (He et al., 2022), with dyadic spatial passes in the first group and checkerboard
-    passes after it.
+    grouping of ELIC (He et al., 2022), with dyadic spatial passes in the first group and
+    checkerboard passes after it.
     """
 
     def __init__(self) -> None:
@@ -310,7 +329,8 @@ class S2Net(nn.Module):
         self.coarse = nn.ModuleList(CoarsePass(offsets) for _, offsets in COARSE_PASSES[1:])
         before = [sum(GROUPS[:i]) for i in range(1, len(GROUPS))]
         self.fine = nn.ModuleList(
-            FineGroup(b, size, hidden) for b, size, hidden in zip(before, GROUPS[1:], (64, 64, 96, 128), strict=True)
+            FineGroup(b, size, hidden)
+            for b, size, hidden in zip(before, GROUPS[1:], (64, 64, 96, 128), strict=True)
         )
 
     # ---- transform
@@ -334,7 +354,9 @@ class S2Net(nn.Module):
         """Decoded latents (B, M, h, w) in steps to components (B, K, 8h, 8w) in DN."""
         latents = latents + self.decoder(latents, condition)
         with full_precision(latents):
-            blocks = F.conv2d(latents.float() * self.steps(quality), self.synthesis[:, :, None, None])
+            blocks = F.conv2d(
+                latents.float() * self.steps(quality), self.synthesis[:, :, None, None]
+            )
             return overlap(F.pixel_shuffle(blocks, BLOCK), self.synthesis_overlap)
 
     # ---- entropy model
@@ -346,7 +368,11 @@ class S2Net(nn.Module):
             return F.linear(condition, weight, bias)[:, :, None, None]
 
     def passes(
-        self, condition: Tensor, height: int, width: int, coded: tuple[bool, ...] = (True,) * len(GROUPS)
+        self,
+        condition: Tensor,
+        height: int,
+        width: int,
+        coded: tuple[bool, ...] = (True,) * len(GROUPS),
     ) -> Iterator[Pass]:
         """Walk the decoding order.  The caller codes each pass and writes its latents back.
 

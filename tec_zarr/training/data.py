@@ -1,9 +1,9 @@
 """Training samples: random crops of Sentinel-2 frames, rotated to their own spectral KLT.
 
-A frame is one date of one cube, ``(12, H, W)`` uint16 DN in L2A band order.  The KLT is taken over a
-window of at most 256 x 256 pixels around each crop (what the codec does per tile), from covariances
-computed once, so that gain augmentation and band dropout are algebra on a 12 x 12 matrix instead of
-another pass over the pixels.
+A frame is one date of one cube, ``(12, H, W)`` uint16 DN in L2A band order.  The KLT is taken over
+a window of at most 256 x 256 pixels around each crop (what the codec does per tile), from
+covariances computed once, so that gain augmentation and band dropout are algebra on a 12 x 12
+matrix instead of another pass over the pixels.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def _fill_nodata(dn: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def smooth_resampled(dn: np.ndarray) -> np.ndarray:
-    """The same frame with its 20 m and 60 m bands resampled bilinearly instead of by nearest neighbour.
+    """The same frame with its 20 m and 60 m bands resampled bilinearly instead of by nearest
+    neighbour.
 
     Half of the world's cubes come one way, half the other; most of the small training set is
     nearest.  Bands that are not blocky are returned unchanged.
@@ -61,7 +62,10 @@ def smooth_resampled(dn: np.ndarray) -> np.ndarray:
         row_phase = np.array([row_same[p::factor].mean() for p in range(factor)])
         col_phase = np.array([col_same[p::factor].mean() for p in range(factor)])
         # Exactly one phase of the grid has differences; everything else repeats.
-        if np.sort(row_phase)[1:].min(initial=1) < 0.6 or np.sort(col_phase)[1:].min(initial=1) < 0.6:
+        if (
+            np.sort(row_phase)[1:].min(initial=1) < 0.6
+            or np.sort(col_phase)[1:].min(initial=1) < 0.6
+        ):
             continue
         if row_phase.min() > 0.6 or col_phase.min() > 0.6:
             continue
@@ -80,8 +84,10 @@ def smooth_resampled(dn: np.ndarray) -> np.ndarray:
 
 def _windows(dn: np.ndarray, present: np.ndarray, weight: float, source: str) -> Iterator[Window]:
     height, width = dn.shape[1:]
-    steps = [sorted({min(p, max(n - WINDOW, 0)) for p in range(0, max(n - WINDOW, 0) + 128, 128)})
-             for n in (height, width)]
+    steps = [
+        sorted({min(p, max(n - WINDOW, 0)) for p in range(0, max(n - WINDOW, 0) + 128, 128)})
+        for n in (height, width)
+    ]
     for top in steps[0]:
         for left in steps[1]:
             tile = dn[:, top : top + WINDOW, left : left + WINDOW]
@@ -93,7 +99,8 @@ def _windows(dn: np.ndarray, present: np.ndarray, weight: float, source: str) ->
 
 
 def npz_windows(folder: Path, smallest: int = 60) -> list[Window]:
-    """Windows of every cube in a folder of ``.npz`` files (``dn`` (T, 12, H, W), ``present`` (12,)).
+    """Windows of every cube in a folder of ``.npz`` files (``dn`` (T, 12, H, W), ``present``
+    (12,)).
 
     Frames narrower than ``smallest`` pixels are left out.  A window weighs as the square root of
     its cube's area, so that one large tile does not outvote two hundred places.
@@ -120,13 +127,15 @@ def npz_windows(folder: Path, smallest: int = 60) -> list[Window]:
 def zarr_windows(path: Path, bands: Sequence[str] = L2A_BANDS) -> list[Window]:
     """Windows of a Zarr array (time, band, y, x) of DN, or of every such array of a group.
 
-    ``bands`` are the array's bands in order, by Sentinel-2 name; those missing from L2A order are left
-    absent.  The offset of baseline 04.00 must have been removed.
+    ``bands`` are the array's bands in order, by Sentinel-2 name; those missing from L2A order are
+    left absent.  The offset of baseline 04.00 must have been removed.
     """
     import zarr
 
     node = zarr.open(path, mode="r")
-    arrays = [node] if isinstance(node, zarr.Array) else [a for _, a in node.arrays() if a.ndim == 4]
+    arrays = (
+        [node] if isinstance(node, zarr.Array) else [a for _, a in node.arrays() if a.ndim == 4]
+    )
     order = [L2A_BANDS.index(band) for band in bands]
     present = np.isin(np.arange(BANDS), order)
     out: list[Window] = []
@@ -146,15 +155,17 @@ def ssl4eo_windows(path: Path, samples: int | None = None) -> list[Window]:
     """Windows of one SSL4EO-S12 v1.1 file (zarr-zip; arXiv 2503.00168), S2L2A.
 
     ``bands`` is (sample, time, band, y, x) int16 with 1000 DN added to every pixel (its statistics
-    show it; the paper does not say): taken off here, and clipped at 1 so that dark pixels do not turn
-    into nodata.
+    show it; the paper does not say): taken off here, and clipped at 1 so that dark pixels do not
+    turn into nodata.
     """
     import zarr
 
     with zarr.storage.ZipStore(path, mode="r") as store:
         array = zarr.open_group(store, mode="r")["bands"]
         if array.ndim != 5 or array.shape[2] != BANDS:
-            raise UnsupportedArrayError(f"{path}: bands of shape {array.shape}, expected 12 on axis 2")
+            raise UnsupportedArrayError(
+                f"{path}: bands of shape {array.shape}, expected 12 on axis 2"
+            )
         out: list[Window] = []
         for sample in range(min(array.shape[0], samples or array.shape[0])):
             for frame in array[sample]:
@@ -183,7 +194,9 @@ def _shared(mine: list[Window]) -> list[Window]:
 
 @dataclass(frozen=True)
 class Sample:
-    """A crop in KLT coordinates: ``components`` (12, crop, crop) float32 with the unused ones zero."""
+    """A crop in KLT coordinates: ``components`` (12, crop, crop) float32 with the unused ones
+    zero.
+    """
 
     components: np.ndarray
     sigma: np.ndarray  # (12,) float32, standard deviation of each component over the window, DN
@@ -195,7 +208,9 @@ class Sampler:
 
     def __init__(self, windows: list[Window], crop: int, seed: int, drop_bands: bool = True):
         if not windows:
-            raise UnsupportedArrayError("no training windows: every frame is too small or mostly nodata")
+            raise UnsupportedArrayError(
+                "no training windows: every frame is too small or mostly nodata"
+            )
         self.windows, self.crop, self.drop_bands = windows, crop, drop_bands
         weights = np.array([w.weight for w in windows])
         self.cumulative = np.cumsum(weights / weights.sum())
@@ -215,7 +230,9 @@ class Sampler:
         patch = window.dn[bands]
         height, width = patch.shape[1:]
         if height < crop or width < crop:
-            patch = np.pad(patch, ((0, 0), (0, max(crop - height, 0)), (0, max(crop - width, 0))), "symmetric")
+            patch = np.pad(
+                patch, ((0, 0), (0, max(crop - height, 0)), (0, max(crop - width, 0))), "symmetric"
+            )
             height, width = patch.shape[1:]
         top, left = rng.integers(0, height - crop + 1), rng.integers(0, width - crop + 1)
         patch = patch[:, top : top + crop, left : left + crop]

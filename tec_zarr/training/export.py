@@ -36,7 +36,9 @@ def density_tables() -> np.ndarray:
         size = torch.arange(0, reach + 1, dtype=torch.float64)
         half = (_upper((size - 0.5) / sigma) - _upper((size + 0.5) / sigma)).numpy()
         half[-1] += float(_upper((size[-1] + 0.5) / sigma))
-        out[index, REACH - reach : REACH + reach + 1] = integer_table(np.concatenate([half[:0:-1], half]))
+        out[index, REACH - reach : REACH + reach + 1] = integer_table(
+            np.concatenate([half[:0:-1], half])
+        )
     return out
 
 
@@ -86,6 +88,8 @@ def register(folder: Path, name: str, file: str, sha256: str) -> None:
     """Put released weights first in ``index.json``, before those it already lists."""
     index_path = folder / "index.json"
     index = json.loads(index_path.read_text())
-    entry = index.setdefault(name, {"id": len(index) + 1, "loader": "tec_zarr.models.s2:load", "weights": []})
+    entry = index.setdefault(
+        name, {"id": len(index) + 1, "loader": "tec_zarr.models.s2:load", "weights": []}
+    )
     entry["weights"].insert(0, {"file": file, "sha256": sha256})
     index_path.write_text(json.dumps(index, indent=1) + "\n")

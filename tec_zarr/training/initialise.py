@@ -36,7 +36,7 @@ def _blocks(x: Tensor) -> Tensor:
 
 
 def _bases(blocks: Tensor) -> Tensor:
-    """PCA of each component's 8 x 8 blocks, every sample weighing the same: (K, 64, 64), columns sorted."""
+    """PCA of each component's 8 x 8 blocks, samples weighing the same: (K, 64, 64), sorted."""
     out = []
     for component in blocks.unbind(1):
         weight = 1.0 / (component.square().mean((1, 2), keepdim=True) + 100.0)
@@ -51,7 +51,7 @@ def _mean_rate(blocks: Tensor, bases: Tensor, distortion: float) -> Tensor:
 
 
 def tuned_overlap(samples: Tensor, steps: int, seed: int) -> Tensor:
-    """Overlap matrix (8, 8) that minimises the mean Gaussian rate of the blocks at the target error."""
+    """Overlap matrix (8, 8) with the least mean Gaussian rate of the blocks at the target error."""
     eye = torch.eye(BLOCK)
     matrix = (eye + 0.15 * (eye - eye.flip(0))).requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
@@ -72,8 +72,10 @@ def tuned_overlap(samples: Tensor, steps: int, seed: int) -> Tensor:
     return _unit_noise(matrix).detach()
 
 
-def initialise(net: S2Net, sampler: Sampler, count: int = 400, steps: int = 300, seed: int = 0) -> None:
-    """Set the linear transform, its inverse and the scale prior of ``net`` from ``count`` samples."""
+def initialise(
+    net: S2Net, sampler: Sampler, count: int = 400, steps: int = 300, seed: int = 0
+) -> None:
+    """Set the linear transform, its inverse and the scale prior from ``count`` samples."""
     components, sigma, _ = sampler.batch(count)
     samples = torch.from_numpy(components)
     matrix = tuned_overlap(samples[:, :6], steps, seed)
@@ -91,8 +93,8 @@ def initialise(net: S2Net, sampler: Sampler, count: int = 400, steps: int = 300,
         net.synthesis.copy_(kernel.flatten(1).T)
         net.analysis_overlap.copy_(matrix)
         net.synthesis_overlap.copy_(torch.linalg.inv(matrix))
-        # Scale index = spread of the channel's component (in the condition, quarter octaves over the
-        # step) + a constant: how much of that spread falls into this frequency.
+        # Scale index = spread of the channel's component (in the condition, quarter octaves over
+        # the step) + a constant: how much of that spread falls into this frequency.
         spread = torch.from_numpy(np.maximum(sigma, 1.0)).square()[:, :, None]
         share = torch.log2((variance + 1.0) / spread).median(0).values.flatten()[chosen]
         net.prior.zero_()

@@ -1,8 +1,9 @@
 """Training of the embedded default model: one command, CPU or GPU, resumable.
 
-Loss per tile: ``(bits + 8 SSE / step^2) * weight(quality)`` with quality drawn from 1 to 8.  The factor 8
-is where a uniform quantiser of that step sits on its rate-distortion curve (dR/dD = 6 / (ln 2 step^2)
-at high rate, a little less with dead zones), the weight evens out the levels' share of the gradient.
+Loss per tile: ``(bits + 8 SSE / step^2) * weight(quality)`` with quality drawn from 1 to 8.  The
+factor 8 is where a uniform quantiser of that step sits on its rate-distortion curve (dR/dD = 6 /
+(ln 2 step^2) at high rate, a little less with dead zones), the weight evens out the levels' share
+of the gradient.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Config:
 
 
 def condition_vector(sigma: Tensor, quality: Tensor) -> Tensor:
-    """(B, 13): quality in eighths around 4.5, then log2(sigma / step) in quarter octaves; integers."""
+    """(B, 13) whole numbers: eighths of quality over 4.5, quarter octaves of sigma over step."""
     spread = torch.log2(sigma.clamp_min(1e-3) / step_size(quality)[:, None])
     spread = torch.round(4 * spread).clamp(COND_LOW, COND_HIGH)
     return torch.cat([torch.round(8 * (quality[:, None] - 4.5)), spread], 1)
@@ -121,12 +122,15 @@ def validate(net: S2Net, held: list[Window], config: Config) -> dict[str, list[f
     for level in range(2, 8):
         quality = torch.full((len(bands),), float(level), device=config.device)
         _, bpppb, mse = tile_loss(net, components, sigma, bands, quality)
-        curve[str(level)] = [round(float(bpppb.mean()), 5), round(10 * math.log10(1e8 / float(mse.mean())), 3)]
+        curve[str(level)] = [
+            round(float(bpppb.mean()), 5),
+            round(10 * math.log10(1e8 / float(mse.mean())), 3),
+        ]
     return curve
 
 
 def train(config: Config) -> S2Net:
-    """Run or resume; returns the averaged (EMA) network and leaves ``last.pt`` and ``log.jsonl``."""
+    """Run or resume; returns the averaged (EMA) network, leaves ``last.pt`` and ``log.jsonl``."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     out = Path(config.out)
@@ -172,7 +176,7 @@ def train(config: Config) -> S2Net:
         components, sigma, bands = (a.to(config.device) for a in batches.queue.get())
         quality = draw_quality(len(bands)).to(config.device)
         with torch.autocast(config.device.split(":")[0], dtype=torch.bfloat16):
-            loss, bpppb, mse = tile_loss(net, components, sigma, bands, quality)
+            loss, _, _ = tile_loss(net, components, sigma, bands, quality)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
@@ -184,7 +188,9 @@ def train(config: Config) -> S2Net:
         seen = float(loss.detach()) if seen == 0 else 0.98 * seen + 0.02 * float(loss.detach())
         if (step + 1) % 50 == 0:
             elapsed = round(time.monotonic() - began, 1)
-            log.write(json.dumps({"step": step + 1, "loss": round(seen, 5), "seconds": elapsed}) + "\n")
+            log.write(
+                json.dumps({"step": step + 1, "loss": round(seen, 5), "seconds": elapsed}) + "\n"
+            )
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps or step == start:
             curve = validate(average, held, config)
             log.write(json.dumps({"step": step + 1, "validation": curve}) + "\n")

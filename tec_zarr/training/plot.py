@@ -25,11 +25,16 @@ def plot_log(log: Path, picture: Path) -> None:
         bits, psnr = zip(*curve.values(), strict=True)
         newest = number == len(curves) - 1
         right.plot(
-            bits, psnr, color=shades(number / max(len(curves) - 1, 1)), lw=2 if newest else 0.8,
+            bits,
+            psnr,
+            color=shades(number / max(len(curves) - 1, 1)),
+            lw=2 if newest else 0.8,
             label=f"step {step}" if newest or number == 0 else None,
         )
     right.set(
-        xlabel="bits per pixel per band (estimated)", ylabel="PSNR [dB], peak 10,000 DN", xscale="log",
+        xlabel="bits per pixel per band (estimated)",
+        ylabel="PSNR [dB], peak 10,000 DN",
+        xscale="log",
         title="Places held out of training",
     )
     right.grid(alpha=0.3, which="both")
