@@ -76,6 +76,22 @@ def _parser() -> argparse.ArgumentParser:
     verify = command(_verify, "verify", "errors of B against A, per band")
     verify.add_argument("a", type=Path, metavar="A")
     verify.add_argument("b", type=Path, metavar="B")
+
+    recompress = command(_recompress, "recompress", "a whole Zarr archive to TEC, resumable")
+    recompress.add_argument("source", metavar="SRC", help="path or URL of a Zarr store")
+    recompress.add_argument("target", metavar="DST", help="path or URL; repeat to resume")
+    recompress.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
+    recompress.add_argument("--variables", nargs="+", metavar="NAME", help="arrays for TEC")
+    recompress.add_argument("--verify", choices=("sample", "full", "none"), default="sample")
+    recompress.add_argument("--retries", type=int, default=2, help="further attempts per region")
+    where = recompress.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, help="processes of one thread (default: threads)")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask cluster")
+    recompress.add_argument("--gpu", action="store_true", help="encode on workers with GPU=1")
+    recompress.add_argument("--dry-run", action="store_true", help="estimate; write nothing")
+    recompress.add_argument("--price", type=float, help="with --dry-run: price of a core hour")
+    recompress.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report")
+    coding(recompress)
     return parser
 
 
@@ -149,6 +165,72 @@ def _verify(arguments: argparse.Namespace) -> None:
     rows: list = []
     _with_bar("compare", lambda: rows.extend(error_rows(as_dn(a), as_dn(b), band_labels(a))))
     print(table(ERROR_COLUMNS, rows))
+
+
+def _recompress(arguments: argparse.Namespace) -> int:
+    """Recompress a Zarr store: reflectance with TEC, everything else lossless.
+
+    Repeat the command after an interruption: it goes on where it was. Exit status: 0 complete,
+    1 refused, 3 some regions failed, 130 interrupted.
+    """
+    import contextlib
+    import json
+    import logging
+
+    from tec_zarr.batch import estimate, recompress
+    from tec_zarr.report import size
+
+    settings = {k: getattr(arguments, k)
+                for k in ("quality", "model", "scale", "zarr_format", "variables")}  # fmt: skip
+    if arguments.dry_run:
+        guess = estimate(arguments.source, **settings)
+        hours = guess.core_seconds / 3600
+        print(f"{guess.regions} regions, {size(guess.raw_bytes)} raw")
+        print(f"about {size(guess.stored_bytes)} stored, {hours:.3g} core hours on this machine")
+        if arguments.price is not None:
+            print(f"about {hours * arguments.price:.2f} at {arguments.price:g} per core hour")
+        print(f"each source chunk is read {guess.read_amplification:.2f} times")
+        print(f"from {guess.sampled_chunks} chunks; without writing and verification")
+        return 0
+    with contextlib.ExitStack() as stack:
+        client = None
+        if arguments.workers or arguments.scheduler:
+            try:
+                from distributed import Client, LocalCluster
+            except ImportError as error:
+                raise UnsupportedArrayError(
+                    "--workers and --scheduler need distributed: pip install 'tec_zarr[dask]'"
+                ) from error
+            address = arguments.scheduler or stack.enter_context(
+                LocalCluster(n_workers=arguments.workers, threads_per_worker=1)
+            )
+            client = stack.enter_context(Client(address))
+        if not sys.stderr.isatty():
+            logging.basicConfig(stream=sys.stderr, format="%(message)s")
+            logging.getLogger("tec_zarr.batch").setLevel(logging.INFO)
+        try:
+            report = recompress(
+                arguments.source, arguments.target, client=client, gpu=arguments.gpu,
+                retries=arguments.retries, verify=arguments.verify, **settings,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            print("tec-zarr: interrupted; the same command goes on from here", file=sys.stderr)
+            return 130
+    if arguments.report:
+        arguments.report.write_text(json.dumps(report.to_json(), indent=1))
+    print(
+        f"{report.finished} of {report.regions} regions ({report.resumed} from earlier runs), "
+        f"{size(report.raw_bytes)} to {size(report.stored_bytes)}, ratio {report.ratio:.1f}, "
+        f"{report.bits_per_sample:.4f} bits per sample"
+    )
+    print(f"verified {report.verified / max(1, report.samples):.0%} of the samples: "
+          f"PSNR {report.psnr:.2f} dB, max error {report.max_error:.0f} DN")  # fmt: skip
+    for failure in report.failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    if not report.complete:
+        print("tec-zarr: incomplete, and not readable yet; the same command goes on from here",
+              file=sys.stderr)  # fmt: skip
+    return 0 if report.complete else 3
 
 
 def _print_arrays(arrays: list) -> None:

@@ -1,0 +1,189 @@
+"""What a recompression has finished, kept beside the data so that any later run can go on.
+
+``_tec/config.json`` says what is being made of what. Each finished region has one small object
+of its own, ``_tec/done/ARRAY-REGION.json``, which the worker writes after the region's data are
+stored and verified: there is no moment at which a finished region is not on record, however
+the client ends, and nobody rewrites what others wrote. Objects are written atomically where the
+store can (files by rename, object stores by nature); each carries a checksum, so that a torn one
+counts as absent and its region is made again, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from tec_zarr.errors import TecError
+
+FOLDER = "_tec"
+_CONFIG = f"{FOLDER}/config.json"
+_DONE = f"{FOLDER}/done/"
+_CONCURRENT_REQUESTS = 32
+
+
+class RecompressError(TecError):
+    """A recompression that cannot start or go on; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """One finished region.
+
+    Attributes
+    ----------
+    array, region : int
+        Position of the array in the plan, and of the region in the array.
+    source_crc32 : int
+        CRC32 of the samples that were read.
+    objects : dict
+        Stored objects of the region, key to (length, CRC32). Chunks that hold nothing but the
+        fill value are not stored: a region without objects is finished too.
+    raw_bytes : int
+        Size of the region in memory.
+    samples, verified : int
+        How many it has, and how many of them were read back and compared.
+    squared_error : float
+        Sum over the verified, measured samples, DN squared, clipped as PSNR is.
+    compared : int
+        How many samples that sum has.
+    max_error : float
+        Largest absolute error among them, DN.
+    seconds : float
+        Time that the worker took.
+    """
+
+    array: int
+    region: int
+    source_crc32: int
+    objects: dict[str, tuple[int, int]]
+    raw_bytes: int
+    samples: int
+    verified: int
+    squared_error: float
+    compared: int
+    max_error: float
+    seconds: float
+
+    @property
+    def stored_bytes(self) -> int:
+        """Length of all objects of the region."""
+        return sum(length for length, _ in self.objects.values())
+
+
+class Manifest:
+    """The record of one recompression in the store it writes to."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def read_config(self) -> dict[str, Any] | None:
+        """What the store is being filled with; None when nothing was begun.
+
+        Raises
+        ------
+        RecompressError
+            The record is damaged although regions are finished.
+        """
+        data = read(self.store, _CONFIG)
+        config = None if data is None else _checked(data)
+        if data is not None and config is None and self._done_keys():
+            raise RecompressError(
+                f"{self.store}: {_CONFIG} is damaged, so the finished regions cannot be trusted: "
+                "delete the target and start again"
+            )
+        return config
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Begin: from here on the target can only be filled with exactly this."""
+        write(self.store, _CONFIG, _sealed(config))
+
+    def mark(self, done: Done) -> None:
+        """Record a finished region. The last step of a worker."""
+        write(self.store, f"{_DONE}{done.array}-{done.region}.json", _sealed(asdict(done)))
+
+    def finished(self) -> dict[tuple[int, int], Done]:
+        """Regions on record whose objects are all there, with the recorded lengths."""
+        forget_listings(self.store)
+        found = sync(self._finished(self._done_keys()))
+        return {(done.array, done.region): done for done in found if done is not None}
+
+    def remove(self) -> None:
+        """Delete the record: the store is complete, and readers see Zarr and nothing else.
+
+        The configuration goes first, so that an interruption leaves no half of a record.
+        """
+        sync(self.store.delete(_CONFIG))
+        sync(self.store.delete_dir(FOLDER))
+
+    def _done_keys(self) -> list[str]:
+        return [key for key in list_keys(self.store, _DONE) if key.endswith(".json")]
+
+    async def _finished(self, keys: Sequence[str]) -> list[Done | None]:
+        slots = asyncio.Semaphore(_CONCURRENT_REQUESTS)
+
+        async def one(key: str) -> Done | None:
+            async with slots:
+                data = await self.store.get(key, default_buffer_prototype())
+                item = None if data is None else _checked(data.to_bytes())
+                if item is None:
+                    return None
+                objects = {key: (int(n), int(crc)) for key, (n, crc) in item["objects"].items()}
+                for key, (length, _) in objects.items():
+                    try:
+                        if await self.store.getsize(key) != length:
+                            return None
+                    except FileNotFoundError:
+                        return None
+                return Done(**{**item, "objects": objects})
+
+        return await asyncio.gather(*map(one, keys))
+
+
+def read(store: Store, key: str) -> bytes | None:
+    """One object, None where there is none."""
+    data = sync(store.get(key, default_buffer_prototype()))
+    return None if data is None else data.to_bytes()
+
+
+def write(store: Store, key: str, data: bytes) -> None:
+    """Write one object."""
+    sync(store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+
+
+def list_keys(store: Store, prefix: str) -> list[str]:
+    """Keys under ``prefix``."""
+
+    async def collect() -> list[str]:
+        return [key async for key in store.list_prefix(prefix)]
+
+    return sync(collect())
+
+
+def forget_listings(store: Store) -> None:
+    """Make fsspec look again: workers write behind the back of its cached listings."""
+    filesystem = getattr(store, "fs", None)
+    if filesystem is not None:
+        filesystem.invalidate_cache()
+
+
+def _sealed(item: Mapping[str, Any]) -> bytes:
+    body = json.dumps(item, sort_keys=True)
+    return json.dumps({"crc32": zlib.crc32(body.encode()), "item": item}, sort_keys=True).encode()
+
+
+def _checked(data: bytes) -> dict[str, Any] | None:
+    """Content of what :func:`_sealed` made, None when it is torn or damaged."""
+    try:
+        document = json.loads(data)
+        body = json.dumps(document["item"], sort_keys=True)
+        return document["item"] if zlib.crc32(body.encode()) == document["crc32"] else None
+    except (ValueError, KeyError, TypeError):
+        return None

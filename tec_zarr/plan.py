@@ -1,0 +1,495 @@
+"""What a recompression will do, settled before the first chunk is read.
+
+The target's arrays are made in memory first. Their metadata is the plan: it is hashed, so that a
+run can only be continued by the same plan, and it is written to the target *last*, when every
+region is finished. Until then Zarr finds no array there, so nobody can take a part for the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dask.array
+import numpy as np
+import xarray as xr
+import zarr
+from xarray.backends.zarr import FillValueCoder
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
+
+import tec_zarr
+from tec_zarr.chunk import ChunkSpec
+from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.manifest import FOLDER, RecompressError, list_keys, read
+from tec_zarr.report import tec_spec
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
+from tec_zarr.store import (
+    BAND,
+    CHUNK,
+    SHARD_SIDE,
+    TIME,
+    X,
+    Y,
+    encoding,
+    find_dim,
+    reflectance_names,
+)
+
+PROVENANCE = "tec_zarr"
+"""Attribute of the target's root that says what it was made of."""
+
+REGION_BYTES = 256 * 2**20
+"""A region of reflectance is not grown beyond this size in memory."""
+
+COPY_BYTES = 32 * 2**20
+"""Size of the regions in which other arrays are copied."""
+
+_DIMENSIONS = "_ARRAY_DIMENSIONS"
+_METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the target is made; the arguments are those of :func:`tec_zarr.encoding`.
+
+    Parameters
+    ----------
+    quality, model, zarr_format, bands, nodata, scale, chunks, shards
+        See :func:`tec_zarr.encoding`. Integers with the CF attributes ``scale_factor`` and
+        ``add_offset`` are understood without ``scale``.
+    variables : sequence of str, optional
+        Names or paths of the arrays that are reflectance. Default: those with a band dimension
+        whose coordinate names Sentinel-2 bands, and those named like a band. All others are
+        copied without loss.
+    """
+
+    quality: float = 4.0
+    model: str = "tec-s2"
+    zarr_format: int = 3
+    bands: Sequence[str] | None = None
+    nodata: float | Sequence[float] | None = 0
+    scale: float | None = None
+    chunks: Mapping[str, int] | None = None
+    shards: bool = True
+    variables: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class ArrayPlan:
+    """One array: where it comes from, where it goes to, in which pieces.
+
+    Attributes
+    ----------
+    index : int
+        Position in the plan.
+    path : str
+        Inside source and target.
+    source, target, template : zarr.Array
+        ``target`` has no metadata in its store yet; ``template`` is the same array in memory.
+    region : tuple of int
+        Shape of a region: whole shards (or chunks) of the target and, where possible, whole
+        chunks of the source.
+    spec : ChunkSpec or None
+        None where the array is copied without loss.
+    """
+
+    index: int
+    path: str
+    source: zarr.Array
+    target: zarr.Array
+    template: zarr.Array
+    region: tuple[int, ...]
+    spec: ChunkSpec | None
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Regions along each axis."""
+        return _counts(self.source.shape, self.region)
+
+    @property
+    def regions(self) -> int:
+        """Number of regions."""
+        return math.prod(self.counts)
+
+    def region_slices(self, number: int) -> tuple[slice, ...]:
+        """Where region ``number`` lies in the array."""
+        return box(np.unravel_index(number, self.counts), self.region, self.source.shape)
+
+    def chunk_slices(self, region: tuple[slice, ...]) -> list[tuple[slice, ...]]:
+        """Chunks (those inside the shards) of a region."""
+        return [box(at, self.target.chunks, self.source.shape)
+                for at in _touched(region, self.target.chunks)]  # fmt: skip
+
+    def keys(self, region: tuple[slice, ...]) -> list[str]:
+        """Keys of the stored objects of a region."""
+        prefix = f"{self.path}/" if self.path else ""
+        grid = _touched(region, self.target.shards or self.target.chunks)
+        return [prefix + self.target.metadata.encode_chunk_key(at) for at in grid]
+
+    @property
+    def read_amplification(self) -> float:
+        """How often a source chunk is read on average; 1 when regions are aligned with them."""
+        shape, chunks = self.source.shape, self.source.chunks
+        touched = 1.0
+        for size, region, chunk in zip(shape, self.region, chunks, strict=True):
+            reads = sum(
+                -(-min(at + region, size) // chunk) - at // chunk for at in range(0, size, region)
+            )
+            touched *= reads / max(1, -(-size // chunk))
+        return touched
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is to be done.
+
+    Attributes
+    ----------
+    arrays : tuple of ArrayPlan
+    metadata : dict
+        Keys and bytes that make the target a Zarr store, in the order to write them.
+    config : dict
+        What identifies this plan: ``config_sha256``, ``source_sha256`` and what they stand for.
+    """
+
+    arrays: tuple[ArrayPlan, ...]
+    metadata: dict[str, bytes]
+    config: dict[str, Any]
+
+    @property
+    def regions(self) -> int:
+        """Number of regions of all arrays."""
+        return sum(array.regions for array in self.arrays)
+
+
+def open_source(source: Any, options: Mapping[str, Any] | None) -> zarr.Group | zarr.Array:
+    """Open a path, URL or store for reading; Zarr objects are taken as they are."""
+    if isinstance(source, zarr.Group | zarr.Array):
+        return source
+    try:
+        if isinstance(source, Path):
+            source = str(source)
+        return zarr.open(source, mode="r", storage_options=dict(options) if options else None)
+    except Exception as error:  # each filesystem has its own kinds
+        raise RecompressError(
+            f"the source {source} cannot be opened as Zarr ({type(error).__name__}: {error})"
+        ) from error
+
+
+def open_target(target: Any, options: Mapping[str, Any] | None) -> Store:
+    """Store of a path or URL; a store is taken as it is. Nothing is written."""
+    if isinstance(target, Store):
+        return target
+    if "://" in str(target):
+        return FsspecStore.from_url(str(target), storage_options=dict(options or {}))
+    return LocalStore(Path(target).absolute())
+
+
+def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings) -> Plan:
+    """Decide codec, chunks, shards and regions of every array.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        Reflectance that TEC cannot take as it is, or none at all.
+    RecompressError
+        A source that is TEC already.
+    """
+    template = MemoryStore()
+    root_attributes = dict(source.attrs)
+    if isinstance(source, zarr.Group):
+        zarr.create_group(template, zarr_format=settings.zarr_format, attributes=root_attributes)
+        members = sorted(source.members(max_depth=None))
+    else:
+        members = [("", source)]
+    sources = {path: node for path, node in members if isinstance(node, zarr.Array)}
+    for path, node in members:
+        if isinstance(node, zarr.Group):
+            zarr.create_group(
+                template, path=path, zarr_format=settings.zarr_format, attributes=dict(node.attrs)
+            )
+    chosen = _reflectance(sources, settings)
+    arrays = []
+    for index, (path, array) in enumerate(sources.items()):
+        described = _describe(path, array, sources)
+        storage = (
+            _tec_storage(described, array, settings)
+            if path in chosen
+            else _copy_storage(array, settings)
+        )
+        made = _create(template, path, array, described, settings, storage)
+        arrays.append(
+            ArrayPlan(
+                index, path, array, _bind(made, target, path), made,
+                _region(array, described, made, path in chosen), tec_spec(made),
+            )
+        )  # fmt: skip
+    config = _config(source, arrays, _metadata(template), settings)
+    _root(template, settings.zarr_format).attrs[PROVENANCE] = config
+    if isinstance(source, zarr.Group) and (
+        settings.zarr_format == 2 or source.metadata.consolidated_metadata is not None
+    ):
+        zarr.consolidate_metadata(template, zarr_format=settings.zarr_format)
+    return Plan(tuple(arrays), _metadata(template), config)
+
+
+def provenance(target: Store) -> dict[str, Any] | None:
+    """What a finished target says it was made of; None where there is no Zarr node.
+
+    Raises
+    ------
+    RecompressError
+        The target holds something else.
+    """
+    for key in ("zarr.json", ".zattrs"):
+        document = read(target, key)
+        if document is not None:
+            found = json.loads(document)
+            found = (found.get("attributes") or {}) if key == "zarr.json" else found
+            if PROVENANCE in found:
+                return found[PROVENANCE]
+    others = [key for key in list_keys(target, "") if not key.startswith(f"{FOLDER}/")]
+    if others and read(target, f"{FOLDER}/config.json") is None:
+        raise RecompressError(
+            f"the target {target} is not empty ({others[0]}) and not the beginning of a "
+            "recompression: choose another target, or delete it first"
+        )
+    return None
+
+
+def box(
+    at: Sequence[int], lengths: Sequence[int], shape: Sequence[int]
+) -> tuple[slice, ...]:
+    """Cell ``at`` of a regular grid, cut off at the array's end."""
+    return tuple(
+        slice(int(i) * n, min((int(i) + 1) * n, size))
+        for i, n, size in zip(at, lengths, shape, strict=True)
+    )
+
+
+def _counts(shape: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
+    return tuple(-(-size // max(1, n)) for size, n in zip(shape, lengths, strict=True))
+
+
+def _touched(region: Sequence[slice], lengths: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    return itertools.product(
+        *(range(s.start // n, -(-s.stop // n)) for s, n in zip(region, lengths, strict=True))
+    )
+
+
+def _describe(path: str, array: zarr.Array, sources: Mapping[str, zarr.Array]) -> xr.DataArray:
+    """The array's name, dimensions and bands, with nothing behind them."""
+    shape, name = array.shape, path.rpartition("/")[2]
+    dims = _dimensions(array)
+    if dims is None and array.ndim == 4:
+        dims = ("time", "band", "y", "x")
+    dims = tuple(d or f"dim_{i}" for i, d in enumerate(dims or [None] * array.ndim))
+    dtype = array.dtype if array.dtype.kind in "biuf" else np.dtype("uint8")
+    da = xr.DataArray(dask.array.zeros(shape, dtype, chunks=shape or ()), dims=dims, name=name)
+    band = find_dim(da, BAND)
+    folder = path[: len(path) - len(name)]
+    coordinate = sources.get(f"{folder}{band}")
+    if band is not None and coordinate is not None and coordinate.shape == (da.sizes[band],):
+        da = da.assign_coords({band: [str(b) for b in np.asarray(coordinate[:]).tolist()]})
+    return da
+
+
+def _dimensions(array: zarr.Array) -> Sequence[str | None] | None:
+    if array.metadata.zarr_format == 3:
+        return array.metadata.dimension_names
+    return array.attrs.get(_DIMENSIONS)
+
+
+def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[str]:
+    """Paths of the arrays to code."""
+    if settings.variables is None:
+        chosen = set()
+        for path, array in sources.items():
+            da = _describe(path, array, sources)
+            if array.ndim > 1 and reflectance_names(da.to_dataset(name=da.name or "array")):
+                chosen.add(path)
+    else:
+        named = {v: {p for p in sources if v in (p, p.rpartition("/")[2])}
+                 for v in settings.variables}  # fmt: skip
+        missing = sorted(v for v, paths in named.items() if not paths)
+        if missing:
+            raise UnsupportedArrayError(f"no arrays {missing} in {sorted(sources)}")
+        chosen = set().union(*named.values())
+    if not chosen:
+        raise UnsupportedArrayError(
+            f"none of {sorted(sources)} looks like Sentinel-2 reflectance: name the arrays with "
+            "variables=[...]"
+        )
+    coded = sorted(p for p in chosen if tec_spec(sources[p]) is not None)
+    if coded:
+        raise RecompressError(
+            f"{coded} are stored with TEC already: coding them again would lose quality a second "
+            "time. Start from the source data, or leave TEC first (tec-zarr decode)"
+        )
+    return chosen
+
+
+def _tec_storage(da: xr.DataArray, array: zarr.Array, settings: Settings) -> dict[str, Any]:
+    """Chunks, shards and codec of a reflectance array, as :func:`tec_zarr.encoding` has them."""
+    attrs, name = dict(array.attrs), str(da.name or "array")
+    cf = [array.fill_value if array.metadata.zarr_format == 2 else None,
+          *(attrs.get(key) for key in ("_FillValue", "missing_value"))]  # fmt: skip
+    nodata = () if settings.nodata is None else tuple(np.atleast_1d(settings.nodata).tolist())
+    fills = [float(v) for v in cf if isinstance(v, int | float | np.number) and v == v]
+    arguments = {
+        "quality": settings.quality, "model": settings.model, "bands": settings.bands,
+        "zarr_format": settings.zarr_format, "scale": settings.scale, "chunks": settings.chunks,
+        "shards": settings.shards, "nodata": tuple(dict.fromkeys((*nodata, *fills))),
+    }  # fmt: skip
+    aligned = da.chunk(dict(zip(da.dims, _block(da, array), strict=True)))
+    try:
+        storage = encoding(aligned.rename(name), **arguments)[name]
+    except UnsupportedArrayError:
+        # Chunks of the source that no chunk of a sensible size fits into; if that is not the
+        # reason, the same error comes again.
+        storage = encoding(da.rename(name), **arguments)[name]
+    factor = attrs.get("scale_factor")
+    if settings.scale is None and factor and array.dtype.kind in "iu":
+        unit = 1 / DN_PER_REFLECTANCE
+        offset = -float(attrs.get("add_offset") or 0) / unit
+        slot = "serializer" if settings.zarr_format == 3 else "compressors"
+        storage[slot] = replace(
+            storage[slot], scale=round(unit / float(factor), 9), offset=round(offset, 6)
+        )
+    return storage
+
+
+def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:
+    """Whole chunks of the source, about as long as a shard, within the memory of a region."""
+    roles = {find_dim(da, TIME): "time", find_dim(da, BAND): "band",
+             find_dim(da, Y): "space", find_dim(da, X): "space"}  # fmt: skip
+
+    def sides(space: int) -> tuple[int, ...]:
+        wanted = {"time": CHUNK["time"], "space": space}
+        return tuple(
+            size
+            if roles.get(dim) == "band"
+            else min(size, max(1, wanted.get(roles.get(dim, ""), 1) // chunk) * chunk)
+            for dim, size, chunk in zip(da.dims, da.shape, array.chunks, strict=True)
+        )
+
+    for space in (SHARD_SIDE, SHARD_SIDE // 2):
+        if math.prod(sides(space)) * array.dtype.itemsize <= REGION_BYTES:
+            return sides(space)
+    return sides(CHUNK["space"])
+
+
+def _copy_storage(array: zarr.Array, settings: Settings) -> dict[str, Any]:
+    """The chunks of the source and Zarr's default compressor."""
+    shards = array.shards if settings.zarr_format == 3 else None
+    chunks = array.chunks if shards or not array.shards else array.shards
+    return {"chunks": chunks} | ({"shards": shards} if shards else {})
+
+
+def _create(
+    store: Store,
+    path: str,
+    array: zarr.Array,
+    da: xr.DataArray,
+    settings: Settings,
+    storage: Mapping[str, Any],
+) -> zarr.Array:
+    attrs, dims = dict(array.attrs), _dimensions(array)
+    fill, old = array.metadata.fill_value, array.metadata.zarr_format
+    attrs.pop(_DIMENSIONS, None)
+    extra: dict[str, Any] = {}
+    plain = array.dtype.kind in "biufc"
+    if settings.zarr_format == 3:
+        extra["dimension_names"] = dims
+        if old == 2 and fill is not None and plain:  # only format 2 says "missing" with it
+            attrs.setdefault("_FillValue", FillValueCoder.encode(fill, array.dtype))
+    else:
+        if dims is not None or not array.ndim:
+            attrs[_DIMENSIONS] = [str(d) for d in da.dims]
+        if old == 3:
+            fill = attrs.pop("_FillValue", None) if plain else None
+            fill = None if fill is None else FillValueCoder.decode(fill, array.dtype)
+    dtype = array.dtype.newbyteorder("=") if plain else array.metadata.dtype
+    return zarr.create_array(
+        store, name=path or None, shape=array.shape, dtype=dtype, fill_value=fill,
+        attributes=attrs, zarr_format=settings.zarr_format, **extra, **storage,
+    )  # fmt: skip
+
+
+def _bind(template: zarr.Array, store: Store, path: str) -> zarr.Array:
+    """The template's array in another store, without writing its metadata there."""
+    return zarr.Array(
+        zarr.AsyncArray(
+            metadata=template.metadata, store_path=StorePath(store, path)
+        )
+    )  # fmt: skip
+
+
+def _region(
+    array: zarr.Array, da: xr.DataArray, made: zarr.Array, coded: bool
+) -> tuple[int, ...]:
+    outer = made.shards or made.chunks
+    if coded:
+        return tuple(
+            -(-size // step) * step if block >= size else block if block % step == 0 else step
+            for size, block, step in zip(array.shape, _block(da, array), outer, strict=True)
+        )
+    region = list(outer)
+    for axis in reversed(range(array.ndim)):
+        cells = -(-array.shape[axis] // region[axis])
+        room = COPY_BYTES // (math.prod(region) * array.dtype.itemsize)
+        region[axis] *= max(1, min(room, cells))
+        if region[axis] < array.shape[axis]:
+            break
+    return tuple(region)
+
+
+def _root(store: Store, zarr_format: int) -> zarr.Group | zarr.Array:
+    return zarr.open(store, mode="r+", zarr_format=zarr_format)
+
+
+def _metadata(store: MemoryStore) -> dict[str, bytes]:
+    """Metadata documents, the root's last: it is what makes the rest visible."""
+    keys = [k for k in list_keys(store, "") if k.rpartition("/")[2] in _METADATA]
+    keys.sort(key=lambda k: (-k.count("/"), k == ".zmetadata", k))
+    return {key: read(store, key) or b"" for key in keys}
+
+
+def _config(
+    source: zarr.Group | zarr.Array,
+    arrays: Sequence[ArrayPlan],
+    metadata: Mapping[str, bytes],
+    settings: Settings,
+) -> dict[str, Any]:
+    layout = {
+        "tec_zarr": tec_zarr.__version__,
+        "metadata": {key: json.loads(data) for key, data in metadata.items()},
+        "regions": {array.path: array.region for array in arrays},
+    }
+    return {
+        "source": str(source.store_path),
+        "source_sha256": _sha256([_fingerprint(array) for array in arrays]),
+        "config_sha256": _sha256(layout),
+        "tec_zarr": tec_zarr.__version__,
+        "model": settings.model,
+        "quality": settings.quality,
+        "regions": sum(array.regions for array in arrays),
+    }
+
+
+def _fingerprint(array: ArrayPlan) -> list[Any]:
+    """Metadata of a source array, attributes included."""
+    documents = array.source.metadata.to_buffer_dict(default_buffer_prototype())
+    return [array.path, {key: value.to_bytes().decode() for key, value in documents.items()}]
+
+
+def _sha256(item: object) -> str:
+    return hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,381 @@
+"""tec_zarr.batch.recompress: what arrives, from anywhere, on every scheduler."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numcodecs
+import numpy as np
+import pytest
+import recompress_worker
+import toy
+import xarray as xr
+import zarr
+from test_chunk import scene
+from zarr.storage import LocalStore, MemoryStore
+
+from tec_zarr import batch
+from tec_zarr.batch import estimate, recompress
+from tec_zarr.cli import main
+from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.manifest import RecompressError
+from tec_zarr.plan import Settings, make_plan, open_source
+from tec_zarr.report import stored_arrays, tec_spec
+from tec_zarr.sentinel2 import L2A_BANDS
+from tec_zarr.store import decode
+
+DATES = 9
+TOY = {"model": toy.NAME, "quality": 6.0}
+TOLERANCE = 2.6  # DN: half the toy's step, and rounding
+
+
+def make_archive(dates: int = DATES) -> xr.Dataset:
+    """Reflectance with nodata and CF packing, classes, and coordinates of several kinds."""
+    dn = scene((dates, 12, 40, 40)).astype("uint16")
+    dn[1, :, :9] = 0
+    dn[4:8] = 0  # a whole region without data
+    ds = xr.Dataset(
+        {
+            "reflectance": (
+                ("time", "band", "y", "x"), dn,
+                {"scale_factor": 1e-4, "add_offset": -0.1, "units": "1", "grid_mapping": "crs"},
+            ),
+            "scl": (("time", "y", "x"), (dn[:, 3] % 11).astype("uint8"), {"flag_meanings": "a b"}),
+            "snow": (("time", "y", "x"), dn[:, 2] * np.float32(0.5), {"_FillValue": 7.0}),
+            "crs": ((), np.int64(0), {"crs_wkt": "PROJCS[...]"}),
+        },
+        {
+            "band": list(L2A_BANDS),
+            "time": np.arange("2024-01", "2025-01", dtype="datetime64[M]")[:dates].astype("M8[ns]"),
+            "y": np.arange(40.0), "x": np.arange(40.0),
+        },
+        {"title": "archive"},
+    )  # fmt: skip
+    return xr.decode_cf(ds, decode_times=False)
+
+
+def write_archive(path, zarr_format: int = 2) -> None:
+    """The archive as users have it: blosc, chunks of one date."""
+    ds = make_archive()
+    blosc = (
+        {"compressors": numcodecs.Blosc("zstd", 3)}
+        if zarr_format == 2
+        else {"compressors": zarr.codecs.BloscCodec(cname="zstd", clevel=3)}
+    )
+    packing = {"dtype": "uint16", "_FillValue": 0, "scale_factor": 1e-4, "add_offset": -0.1}
+    settings = {
+        "reflectance": {"chunks": (1, 12, 20, 20), **packing, **blosc},
+        "scl": {"chunks": (1, 40, 40), **blosc},
+    }
+    ds.to_zarr(path, zarr_format=zarr_format, encoding=settings, consolidated=zarr_format == 2)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("archives")
+    for zarr_format in (2, 3):
+        write_archive(folder / f"v{zarr_format}.zarr", zarr_format)
+    return folder
+
+
+@pytest.fixture
+def source(archives):
+    return archives / "v2.zarr"
+
+
+def tree(folder) -> dict[str, bytes]:
+    """All files under a folder."""
+    folder = Path(folder)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def assert_same_archive(target, source, **kwargs):
+    """Everything is equal, attributes and all, but for reflectance, which is near."""
+    new = xr.open_zarr(target, **kwargs).load()
+    old = xr.open_zarr(source, consolidated=str(source).endswith("v2.zarr")).load()
+    new.attrs.pop("tec_zarr")
+    np.testing.assert_array_equal(np.isnan(new.reflectance), np.isnan(old.reflectance))
+    assert 0 < np.abs(new.reflectance - old.reflectance).max() <= TOLERANCE * 1e-4
+    xr.testing.assert_identical(
+        new.drop_vars("reflectance"), old.drop_vars("reflectance")
+    )
+    xr.testing.assert_identical(new.reflectance * 0, old.reflectance * 0)
+    assert new.reflectance.attrs == old.reflectance.attrs
+    packing = ("scale_factor", "add_offset", "_FillValue", "dtype")
+    for key in packing:
+        assert new.reflectance.encoding[key] == old.reflectance.encoding[key]
+
+
+@pytest.mark.parametrize("old", [2, 3])
+@pytest.mark.parametrize("new", [2, 3])
+def test_any_format_becomes_any_format(archives, tmp_path, old, new):
+    report = recompress(
+        archives / f"v{old}.zarr", tmp_path / "tec.zarr", zarr_format=new, verify="full", **TOY
+    )
+    assert report.complete
+    assert not report.failures
+    assert report.verified == report.samples
+    assert 60 < report.psnr < 90
+    assert 0 < report.max_error <= TOLERANCE
+    consolidated = 2 in (old, new)
+    assert_same_archive(
+        tmp_path / "tec.zarr", archives / f"v{old}.zarr", consolidated=consolidated
+    )
+    array = zarr.open(tmp_path / "tec.zarr")["reflectance"]
+    assert array.metadata.zarr_format == new
+    assert array.chunks == (4, 12, 40, 40)
+    spec = tec_spec(array)
+    assert (spec.model, spec.quality, spec.offset) == (toy.NAME, 6, 1000)
+    codecs = {a.path: a.codec for a in stored_arrays(tmp_path / "tec.zarr")}
+    assert [path for path, codec in codecs.items() if "TEC" in codec] == ["reflectance"]
+    assert not (tmp_path / "tec.zarr" / "_tec").exists()
+
+
+def test_small_chunks_gather_in_shards(source, tmp_path):
+    recompress(source, tmp_path / "tec.zarr", chunks={"y": 20, "x": 20}, **TOY)
+    array = zarr.open(tmp_path / "tec.zarr")["reflectance"]
+    assert (array.chunks, array.shards) == ((4, 12, 20, 20), (4, 12, 40, 40))
+    assert_same_archive(tmp_path / "tec.zarr", source)
+
+
+def test_a_group_in_a_group_and_an_array_alone(tmp_path):
+    dn = scene((12, 30, 30)).astype("uint16")
+    root = zarr.create_group(tmp_path / "a.zarr", zarr_format=2, attributes={"stac": {"id": 1}})
+    nested = root.create_group("measurements/r10m", attributes={"proj": 32632})
+    for name, data in (("b02", dn[0]), ("b03", dn[1])):
+        array = nested.create_array(name, data=data, chunks=(30, 30))
+        array.attrs["_ARRAY_DIMENSIONS"] = ["y", "x"]
+    quality = root.create_array("quality", data=dn[0] > 500, chunks=(8, 30))
+    quality.attrs["_ARRAY_DIMENSIONS"] = ["y", "x"]
+    assert recompress(tmp_path / "a.zarr", tmp_path / "b.zarr", **TOY).complete
+    new = zarr.open(tmp_path / "b.zarr")
+    assert new.attrs["stac"] == {"id": 1}
+    assert new["measurements/r10m"].attrs["proj"] == 32632
+    b02 = new["measurements/r10m/b02"]
+    assert tec_spec(b02).bands == ("B02",)
+    assert b02.metadata.dimension_names == ("y", "x")
+    assert np.abs(b02[:].astype(int) - dn[0]).max() <= TOLERANCE
+    np.testing.assert_array_equal(new["quality"][:], dn[0] > 500)
+    assert recompress(nested["b03"], tmp_path / "c.zarr", variables=[""], **TOY).complete
+    alone = zarr.open(tmp_path / "c.zarr", mode="r")
+    assert np.abs(alone[:].astype(int) - dn[1]).max() <= TOLERANCE
+
+
+def test_strings_and_missing_chunks_are_copied(tmp_path):
+    store = MemoryStore()
+    group = zarr.create_group(store, zarr_format=2)
+    names = group.create_array("names", shape=(3,), dtype="str", chunks=(2,))
+    names[:] = np.array(["S2A", "S2B", ""])
+    scene_ = group.create_array("B04", shape=(20, 20), dtype=">u2", chunks=(10, 10), fill_value=7)
+    scene_.attrs["_ARRAY_DIMENSIONS"] = ["y", "x"]
+    scene_[:10] = 500
+    assert recompress(store, tmp_path / "b.zarr", verify="full", **TOY).complete
+    new = zarr.open(tmp_path / "b.zarr")
+    assert new["names"][:].tolist() == ["S2A", "S2B", ""]
+    np.testing.assert_array_equal(new["B04"][:], scene_[:])
+
+
+def test_regions_follow_the_chunks_of_the_source():
+    """So that a source chunk is decoded once; EOPF's 5490 pixels have no multiple of 256."""
+    for length in (512, 549, 1098, 5490, 10980):
+        group = zarr.create_group(MemoryStore())
+        group.create_array(
+            "b02", shape=(10980, 10980), dtype="u2", chunks=(length, length),
+            dimension_names=("y", "x"),
+        )  # fmt: skip
+        (array,) = make_plan(open_source(group, None), MemoryStore(), Settings()).arrays
+        assert array.read_amplification == 1
+        outer = array.target.shards
+        assert all(r % s == 0 for r, s in zip(array.region, outer, strict=True))
+        assert 128 <= array.target.chunks[0] <= 256
+    deep = zarr.create_group(MemoryStore())
+    deep.create_array(
+        "refl", shape=(400, 12, 2048, 2048), dtype="u2", chunks=(200, 12, 128, 128),
+        dimension_names=("time", "band", "y", "x"),
+    )  # fmt: skip
+    (array,) = make_plan(deep, MemoryStore(), Settings(variables=["refl"])).arrays
+    assert np.prod(array.region) * 2 <= 320e6
+    assert array.read_amplification == 1
+
+
+def test_nothing_is_made_of_tec_again(source, tmp_path):
+    recompress(source, tmp_path / "tec.zarr", **TOY)
+    with pytest.raises(RecompressError, match="second time"):
+        recompress(tmp_path / "tec.zarr", tmp_path / "again.zarr", **TOY)
+
+
+def test_what_cannot_be_done_is_refused_before_it_begins(source, tmp_path):
+    with pytest.raises(UnsupportedArrayError, match=r"no arrays \['nir'\]"):
+        recompress(source, tmp_path / "a.zarr", variables=["nir"], **TOY)
+    bands_last = MemoryStore()
+    zarr.create_array(bands_last, shape=(9, 9, 12), dtype="u2", dimension_names=("y", "x", "band"))
+    with pytest.raises(UnsupportedArrayError, match=r"\('y', 'x', 'band'\)"):
+        recompress(bands_last, tmp_path / "a.zarr", variables=[""], **TOY)
+    with pytest.raises(RecompressError, match=r"nothing\.zarr cannot be opened"):
+        recompress(tmp_path / "nothing.zarr", tmp_path / "a.zarr", **TOY)
+    (tmp_path / "b.zarr").mkdir()
+    (tmp_path / "b.zarr" / "thesis.txt").write_text("mine")
+    with pytest.raises(RecompressError, match="not empty"):
+        recompress(source, tmp_path / "b.zarr", **TOY)
+    with pytest.raises(RecompressError, match="gpu=True needs a Dask cluster"):
+        recompress(source, tmp_path / "a.zarr", gpu=True, **TOY)
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_a_finished_target_is_left_alone(source, tmp_path):
+    recompress(source, tmp_path / "tec.zarr", **TOY)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "tec.zarr").rglob("*") if p.is_file()}
+    report = recompress(source, tmp_path / "tec.zarr", **TOY)
+    assert report.complete
+    assert report.resumed == report.regions
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "tec.zarr").rglob("*") if p.is_file()}
+    assert before == after
+    with pytest.raises(RecompressError, match=r"quality was 6\.0, is 5\.0"):
+        recompress(source, tmp_path / "tec.zarr", model=toy.NAME, quality=5.0)
+
+
+def test_the_log_is_json(source, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(batch, "LOG_SECONDS", 0.02)
+    caplog.set_level(logging.INFO, logger="tec_zarr.batch")
+    report = recompress(source, tmp_path / "tec.zarr", **TOY)
+    lines = [json.loads(record.getMessage()) for record in caplog.records]
+    assert len(lines) > 2
+    assert lines[-1]["regions"] == lines[-1]["of"] == report.regions
+    assert lines[-1]["eta_s"] == 0
+    assert lines[-1]["ratio"] == pytest.approx(report.ratio, abs=0.01)
+
+
+def test_an_estimate_writes_nothing_and_is_near(archives, tmp_path):
+    before = tree(archives)
+    guess = estimate(archives / "v2.zarr", **TOY)
+    report = recompress(archives / "v2.zarr", tmp_path / "tec.zarr", **TOY)
+    assert (guess.regions, guess.raw_bytes) == (report.regions, report.raw_bytes)
+    assert guess.stored_bytes == pytest.approx(report.stored_bytes, rel=0.1)
+    assert guess.core_seconds > 0
+    assert tree(archives) == before
+
+
+def test_the_command(source, tmp_path, capsys):
+    arguments = ["recompress", str(source), str(tmp_path / "tec.zarr"), "--model", toy.NAME]
+    assert main([*arguments, "--dry-run", "--price", "0.05"]) == 0
+    assert "per core hour" in capsys.readouterr().out
+    assert not (tmp_path / "tec.zarr").exists()
+    assert main([*arguments, "--quality", "6", "--report", str(tmp_path / "report.json")]) == 0
+    assert "PSNR" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["complete"]
+    assert_same_archive(tmp_path / "tec.zarr", source)
+    assert main([*arguments, "--quality", "5"]) == 1
+    assert "begun with another configuration" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def mixed_cluster():
+    """One worker with a stand-in GPU, one without, in this process."""
+    distributed = pytest.importorskip("distributed")
+    spec = {"cls": distributed.Worker, "options": {"nthreads": 1, "dashboard": False}}
+    options = {"port": 0, "dashboard": False}
+    gpu = {**spec, "options": {**spec["options"], "resources": {"GPU": 1}}}
+    with (
+        distributed.SpecCluster(
+            scheduler={"cls": distributed.Scheduler, "options": options},
+            workers={"gpu": gpu, "cpu": spec},
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        client.wait_for_workers(2)
+        yield client
+
+
+def test_gpu_workers_encode_and_the_others_read(mixed_cluster, source, tmp_path):
+    import distributed
+
+    names = {a: w["id"] for a, w in mixed_cluster.scheduler_info()["workers"].items()}
+    with distributed.get_task_stream(mixed_cluster) as stream:
+        report = recompress(source, tmp_path / "tec.zarr", client=mixed_cluster, gpu=True, **TOY)
+    assert report.complete
+    ran = {(str(t["key"]).partition("-")[0], names[t["worker"]]) for t in stream.data}
+    assert ran == {("read", "cpu"), ("recompress", "gpu")}
+    recompress(source, tmp_path / "threads.zarr", **TOY)
+    assert tree(tmp_path / "tec.zarr") == tree(tmp_path / "threads.zarr")
+
+
+def test_a_gpu_that_nobody_has_is_an_error_at_once(source, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+        pytest.raises(RecompressError, match="none of the 1 workers has the resource GPU"),
+    ):
+        recompress(source, tmp_path / "tec.zarr", client=client, gpu=True, **TOY)
+
+
+def test_an_existing_client_with_stores_of_its_own(mixed_cluster, source, tmp_path):
+    target = LocalStore(tmp_path / "tec.zarr")
+    report = recompress(LocalStore(source), target, client=mixed_cluster, **TOY)
+    assert report.complete
+    assert_same_archive(tmp_path / "tec.zarr", source)
+    with pytest.raises(RecompressError, match="this process's memory"):
+        recompress(source, MemoryStore(), client=mixed_cluster, **TOY)
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 server on loopback."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {
+        "key": "key", "secret": "secret",
+        "client_kwargs": {"endpoint_url": f"http://{host}:{port}"},
+    }  # fmt: skip
+    import s3fs
+
+    s3fs.S3FileSystem(**options).call_s3("create_bucket", Bucket="bucket")
+    yield options
+    server.stop()
+
+
+def test_from_s3_to_s3_with_an_interruption(s3, source, tmp_path):
+    import s3fs
+
+    files = s3fs.S3FileSystem(**s3, skip_instance_cache=True, use_listings_cache=False)
+    for name, data in tree(source).items():
+        files.pipe(f"bucket/source.zarr/{name}", data)
+    options = {"source_options": s3, "target_options": s3, "model": recompress_worker.DEADLY}
+
+    def fail(calls):
+        if calls == 2:
+            raise KeyError("once")
+
+    recompress_worker.register(fail)
+    run = lambda **more: recompress(  # noqa: E731
+        "s3://bucket/source.zarr", "s3://bucket/tec.zarr", quality=6.0, **options, **more
+    )
+    first = run(retries=0)
+    assert not first.complete
+    assert len(first.failures) == 1
+    assert not files.exists("bucket/tec.zarr/zarr.json")
+    second = run()
+    assert second.complete
+    assert second.resumed == first.finished
+    assert recompress_worker.Deadly.calls == 3
+    assert_same_archive("s3://bucket/tec.zarr", source, storage_options=s3)
+    assert not files.exists("bucket/tec.zarr/_tec")
+
+
+def test_icechunk_is_a_source_and_not_a_target(archives, tmp_path):
+    icechunk = pytest.importorskip("icechunk")
+    repository = icechunk.Repository.create(icechunk.in_memory_storage())
+    session = repository.writable_session("main")
+    plain = decode(xr.open_zarr(archives / "v3.zarr", consolidated=False).load())
+    plain.to_zarr(session.store, consolidated=False)
+    session.commit("source")
+    store = repository.readonly_session("main").store
+    assert recompress(store, tmp_path / "tec.zarr", **TOY).complete
+    assert_same_archive(tmp_path / "tec.zarr", archives / "v3.zarr", consolidated=False)
+    target = repository.writable_session("main").store
+    with pytest.raises(RecompressError, match="store of files or objects"):
+        recompress(archives / "v3.zarr", target, **TOY)
