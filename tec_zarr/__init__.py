@@ -1,7 +1,7 @@
 """TerraCodec (TEC) for Sentinel-2 cubes, as a numcodecs and a Zarr v3 codec.
 
 The names below are loaded when they are first used: ``import tec_zarr`` costs neither torch
-nor xarray, so that opening a store stays cheap.
+nor xarray, so that opening a store stays cheap. It makes the accessor ``.tec`` known to xarray.
 """
 
 from __future__ import annotations
@@ -10,11 +10,16 @@ import importlib
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from tec_zarr import xarray_hook
+
 if TYPE_CHECKING:
+    from tec_zarr.accessor import simulate
     from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
     from tec_zarr.embed import embed_weights, use_embedded_weights
     from tec_zarr.errors import SecondGenerationWarning, TecError
+    from tec_zarr.inpaint import inpaint_clouds
     from tec_zarr.numcodec import TEC
+    from tec_zarr.stac import from_stac, harmonize, prepare
     from tec_zarr.store import decode, encoding
     from tec_zarr.zarr3 import TECCodec
 
@@ -30,6 +35,11 @@ _HOME = {
     "decode_chunk": "chunk",
     "embed_weights": "embed",
     "use_embedded_weights": "embed",
+    "prepare": "stac",
+    "harmonize": "stac",
+    "from_stac": "stac",
+    "simulate": "accessor",
+    "inpaint_clouds": "inpaint",
     "TecError": "errors",
     "SecondGenerationWarning": "errors",
 }
@@ -45,6 +55,11 @@ __all__ = [
     "embed_weights",
     "encode_chunk",
     "encoding",
+    "from_stac",
+    "harmonize",
+    "inpaint_clouds",
+    "prepare",
+    "simulate",
     "use_embedded_weights",
 ]
 
@@ -59,3 +74,6 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+xarray_hook.install()

@@ -1,0 +1,389 @@
+"""``.tec`` on DataArray and Dataset: what tec_zarr does, where users look for it.
+
+Every method is also a function of this module or of the one it names. Accessors keep no state:
+xarray makes a new one for every object. Nothing here imports torch before a chunk is computed.
+:mod:`tec_zarr.xarray_hook` registers them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+import xarray as xr
+
+from tec_zarr import metrics
+from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.inpaint import DILATE, Mask, inpaint_clouds
+from tec_zarr.inputs import single_array
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, NODATA, band_name
+from tec_zarr.store import BAND, TIME, X, Y, decode, encoding, find_dim, reflectance_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
+
+INDICES = {"NDVI": ("B08", "B04"), "NDWI": ("B03", "B08"), "NBR": ("B08", "B12")}
+"""Normalised differences ``(a - b) / (a + b)`` that `report` compares."""
+
+
+def canonical_order(obj: XrObject) -> XrObject:
+    """Images with dimensions (..., time, band, y, x), as TEC stores them."""
+    if isinstance(obj, xr.DataArray):
+        return _transposed(obj)
+    return cast(XrObject, obj.map(_transposed, keep_attrs=True))
+
+
+def to_zarr(obj: xr.DataArray | xr.Dataset, store: Any, *, zarr_format: int = 3,
+            mode: str = "w-", compute: bool = True, **options: Any) -> Any:  # fmt: skip
+    """Write with TEC what is reflectance, losslessly what is not.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        Dimensions in any order; stored as (time, band, y, x).
+    store
+        As for ``xarray.Dataset.to_zarr``.
+    zarr_format, mode, compute
+        As there. ``mode="w-"`` refuses to overwrite.
+    **options
+        Of `tec_zarr.encoding`: ``quality``, ``model``, ``nodata``, ``chunks``, ...
+
+    Returns
+    -------
+    The store, or with ``compute=False`` a Dask Delayed.
+    """
+    ordered = canonical_order(obj)
+    settings = encoding(ordered, zarr_format=zarr_format, **options)
+    plain = decode(ordered)
+    return plain.to_zarr(
+        store, mode=mode, encoding=settings, zarr_format=zarr_format, compute=compute
+    )  # type: ignore[call-overload]
+
+
+def simulate(obj: XrObject, *, quality: float = 4.0, **options: Any) -> XrObject:
+    """What ``obj`` will be after TEC, before anything is written.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        Cube, dimensions in any order. Variables that are not reflectance stay as they are.
+    quality, **options
+        Of `tec_zarr.encoding`.
+
+    Returns
+    -------
+    DataArray or Dataset
+        Same dimensions, dtype, coordinates and attributes; lazy, for arrays in memory too.
+        The same values as writing with the same settings and reading gives.
+    """
+    if isinstance(obj, xr.DataArray):
+        return _simulated(obj, quality, options)
+    names = _chosen(obj, options)
+    return obj.assign({n: _simulated(obj[n], quality, options) for n in names})
+
+
+def weigh(obj: xr.DataArray | xr.Dataset, *, quality: float = 4.0, **options: Any) -> int:
+    """Bytes that TEC chunks of ``obj`` will take; encodes everything, writes nothing.
+
+    Parameters are those of `simulate`. Metadata and lossless variables are not counted.
+    """
+    arrays = [obj] if isinstance(obj, xr.DataArray) else [obj[n] for n in _chosen(obj, options)]
+    total = 0
+    for da in arrays:
+        spec, chunks, fill, lazy = _plan(da, quality, options)
+        count = partial(_block_bytes, spec=spec, chunk=chunks, fill=fill)
+        ones = tuple((1,) * n for n in lazy.numblocks)
+        sizes = lazy.map_blocks(count, dtype=np.int64, chunks=ones)
+        total += int(sizes.sum().compute())
+    return total
+
+
+def report(decoded: xr.DataArray | xr.Dataset, original: xr.DataArray | xr.Dataset) -> pd.DataFrame:
+    """How far ``decoded`` is from ``original``, per band and per index.
+
+    Parameters
+    ----------
+    decoded, original : DataArray or Dataset
+        Same dates, bands and pixels; DN (integers) or reflectance (floats).
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows: each band, then ``all``, then NDVI, NDWI and NBR where their bands are there.
+        Columns: ``psnr`` (dB, 0-10,000 DN), ``ssim``, ``sam`` (degrees, in ``all``),
+        ``mean_error``, ``mean_abs_error``, ``max_error`` (DN; in rows of indices, index units).
+        Pixels that are nodata in the original are left out.
+    """
+    import pandas as pd
+
+    a, b = (_single(obj) for obj in (original, decoded))
+    if a.shape != b.shape:
+        raise UnsupportedArrayError(
+            f"the original has shape {a.shape}, the decoded cube {b.shape}: nothing to compare"
+        )
+    names = _labels(a)
+    reference, other = _dn(a), _dn(b)
+    valid = np.isfinite(reference) & (reference != NODATA)
+    columns = ("psnr", "ssim", "sam", "mean_error", "mean_abs_error", "max_error")
+    big_enough = min(reference.shape[-2:]) >= 11  # the window of SSIM
+    per_band = zip(
+        metrics.psnr_per_band(reference, other, valid),
+        metrics.ssim(reference, other, valid) if big_enough else itertools.repeat(math.nan),
+        itertools.repeat(math.nan),
+        metrics.mean_error(reference, other, valid),
+        metrics.mean_absolute_error(reference, other, valid),
+        metrics.max_error(reference, other, valid),
+        strict=False,
+    )
+    rows = dict(zip(names, per_band, strict=False))
+    error = (other - reference)[valid]
+    rows["all"] = (
+        metrics.psnr(reference, other, valid),
+        float(np.mean([rows[n][1] for n in names])),
+        metrics.sam(reference, other, valid),
+        *((error.mean(), np.abs(error).mean(), np.abs(error).max()) if error.size
+          else (math.nan,) * 3),
+    )  # fmt: skip
+    for index, (first, second) in INDICES.items():
+        if first in names and second in names:
+            pair = [names.index(first), names.index(second)]
+            use = valid[:, pair].all(axis=1)
+            error = (_index(other[:, pair]) - _index(reference[:, pair]))[use]
+            error = error[np.isfinite(error)]
+            if error.size:
+                errors = error.mean(), np.abs(error).mean(), np.abs(error).max()
+                rows[index] = (math.nan, math.nan, math.nan, *errors)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).astype(float)
+
+
+def preview(obj: xr.DataArray | xr.Dataset, time: int = 0) -> xr.DataArray:
+    """True-colour picture of one date, stretched to its 2nd and 98th percentile.
+
+    Returns
+    -------
+    DataArray
+        (y, x, rgb) uint8, nodata black: ``.plot.imshow()`` shows it.
+    """
+    cube = _single(obj)
+    names = _labels(cube)
+    missing = [b for b in ("B04", "B03", "B02") if b not in names]
+    if missing:
+        raise UnsupportedArrayError(f"a true-colour picture needs {missing}; there are {names}")
+    band, when = find_dim(cube, BAND), find_dim(cube, TIME)
+    image = cube.isel({band: [names.index(b) for b in ("B04", "B03", "B02")]})
+    image = image.isel({when: time}) if when else image
+    values = np.moveaxis(image.transpose(band, ...).values.astype(np.float32), 0, -1)
+    measured = np.isfinite(values) & (values != NODATA)
+    low, high = np.percentile(values[measured], [2, 98]) if measured.any() else (0, 1)
+    shade = np.where(measured, (values - low) / max(high - low, 1e-9), 0).clip(0, 1)
+    y, x = find_dim(image, Y), find_dim(image, X)
+    coords = {d: image[d] for d in (y, x) if d in image.coords}
+    return xr.DataArray(
+        np.rint(shade * 255).astype(np.uint8), coords, dims=(y, x, "rgb"), name="preview"
+    )
+
+
+# ---------------------------------------------------------------------------- accessors
+
+
+class _TecAccessor:
+    """Methods that DataArray and Dataset share; ``obj`` is all that it holds."""
+
+    def __init__(self, obj: Any) -> None:
+        self._obj = obj
+
+    def encoding(self, **options: Any) -> dict[str, dict[str, Any]]:
+        """Encoding for ``to_zarr``: `tec_zarr.encoding`."""
+        return encoding(self._obj, **options)
+
+    def to_zarr(self, store: Any, **options: Any) -> Any:
+        """Write with TEC: `tec_zarr.accessor.to_zarr`."""
+        return to_zarr(self._obj, store, **options)
+
+    def decode(self) -> Any:
+        """Same data without the encoding of its store: `tec_zarr.decode`."""
+        return decode(self._obj)
+
+    def simulate(self, *, quality: float = 4.0, **options: Any) -> Any:
+        """What it will be after TEC, lazily: `tec_zarr.accessor.simulate`."""
+        return simulate(self._obj, quality=quality, **options)
+
+    def weigh(self, *, quality: float = 4.0, **options: Any) -> int:
+        """Bytes that it will take: `tec_zarr.accessor.weigh`."""
+        return weigh(self._obj, quality=quality, **options)
+
+    def report(self, original: xr.DataArray | xr.Dataset) -> pd.DataFrame:
+        """How far it is from ``original``: `tec_zarr.accessor.report`."""
+        return report(self._obj, original)
+
+    def preview(self, time: int = 0) -> xr.DataArray:
+        """True-colour picture of one date: `tec_zarr.accessor.preview`."""
+        return preview(self._obj, time)
+
+    def harmonize(
+        self, *, items: Iterable[Any] | None = None, offset: int | Sequence[int] | None = None
+    ) -> xr.Dataset:
+        """Canonical cube with the +1000 DN offset removed: `tec_zarr.stac.harmonize`."""
+        from tec_zarr.stac import harmonize
+
+        return harmonize(self._obj, items=items, offset=offset)
+
+
+class TecArray(_TecAccessor):
+    """``DataArray.tec``."""
+
+    def inpaint_clouds(
+        self,
+        mask: Mask | None = None,
+        *,
+        scl: xr.DataArray | None = None,
+        method: str = "linear",
+        dilate: int = DILATE,
+    ) -> xr.DataArray:
+        """Fill masked pixels from clear dates: `tec_zarr.inpaint.inpaint_clouds`."""
+        return inpaint_clouds(self._obj, mask, scl=scl, method=method, dilate=dilate)
+
+
+class TecDataset(_TecAccessor):
+    """``Dataset.tec``."""
+
+    def inpaint_clouds(
+        self,
+        mask: Mask | None = None,
+        *,
+        scl: xr.DataArray | None = None,
+        method: str = "linear",
+        dilate: int = DILATE,
+    ) -> xr.Dataset:
+        """Fill masked pixels of every reflectance variable from clear dates.
+
+        As `tec_zarr.inpaint.inpaint_clouds`; without ``mask`` and ``scl`` the variable ``scl``
+        (or ``SCL``) of the Dataset is used.
+        """
+        ds: xr.Dataset = self._obj
+        if mask is None and scl is None:
+            scl = next((ds[n] for n in ds.data_vars if str(n).lower() == "scl"), None)
+        names = reflectance_names(ds)
+        return ds.assign({
+            n: inpaint_clouds(ds[n], mask, scl=scl, method=method, dilate=dilate)
+            for n in ds.data_vars if n in names
+        })  # fmt: skip
+
+
+# ------------------------------------------------------------------------------ helpers
+
+
+def _transposed(da: xr.DataArray) -> xr.DataArray:
+    dims = [find_dim(da, names) for names in (TIME, BAND, Y, X)]
+    known = [d for d in dims if d is not None]
+    if dims[2] is None or dims[3] is None or len(known) != da.ndim:
+        return da
+    return da.transpose(*known)
+
+
+def _chosen(ds: xr.Dataset, options: Mapping[str, Any]) -> list[str]:
+    names = set(options.get("variables") or reflectance_names(ds))
+    if not names:
+        raise UnsupportedArrayError(
+            f"none of {list(ds.data_vars)} looks like Sentinel-2 reflectance: name the variables "
+            "with variables=[...]"
+        )
+    return [str(n) for n in ds.data_vars if n in names]
+
+
+def _plan(
+    da: xr.DataArray, quality: float, options: Mapping[str, Any]
+) -> tuple[ChunkSpec, tuple[int, ...], float, Any]:
+    """Codec, chunk shape, padding value, and ``da`` as a Dask array of whole chunks."""
+    settings = {k: v for k, v in options.items() if k != "variables"}
+    ordered = _transposed(decode(da))
+    name = da.name if da.name is not None else "cube"
+    stored = encoding(ordered.to_dataset(name=name), variables=[str(name)], quality=quality,
+                      **settings)[str(name)]  # fmt: skip
+    codec = stored["serializer"]
+    chunk = stored["chunks"]
+    floats = da.dtype.kind == "f"
+    spec = ChunkSpec(
+        model=codec.model, quality=codec.quality, bands=codec.bands, nodata=codec.nodata,
+        scale=options.get("scale") if floats else codec.scale,
+        offset=0.0 if floats else codec.offset, weights_sha256=codec.weights_sha256,
+    )  # fmt: skip
+    fill = np.nan if floats else da.encoding.get("_FillValue", da.attrs.get("_FillValue", 0))
+    lazy = ordered if ordered.chunks is not None else ordered.chunk(
+        dict(zip(ordered.dims, chunk, strict=True))
+    )
+    return spec, chunk, fill, lazy.data
+
+
+def _simulated(da: xr.DataArray, quality: float, options: Mapping[str, Any]) -> xr.DataArray:
+    spec, chunk, fill, lazy = _plan(da, quality, options)
+    through = partial(_through_tec, spec=spec, chunk=chunk, fill=fill)
+    ordered = _transposed(da).copy(data=lazy.map_blocks(through, dtype=da.dtype))
+    return ordered.transpose(*da.dims)
+
+
+def _pieces(block: np.ndarray, chunk: tuple[int, ...]) -> Iterable[tuple[slice, ...]]:
+    starts = (range(0, size, step) for size, step in zip(block.shape, chunk, strict=True))
+    for corner in itertools.product(*starts):
+        yield tuple(slice(i, i + step) for i, step in zip(corner, chunk, strict=True))
+
+
+def _encoded(piece: np.ndarray, spec: ChunkSpec, chunk: tuple[int, ...], fill: float) -> bytes:
+    """One chunk as Zarr writes it: an edge chunk is padded."""
+    missing = [(0, full - size) for size, full in zip(piece.shape, chunk, strict=True)]
+    padded = np.pad(piece, missing, constant_values=fill)
+    return encode_chunk(padded, spec, padding=(fill,))
+
+
+def _through_tec(
+    block: np.ndarray, *, spec: ChunkSpec, chunk: tuple[int, ...], fill: float
+) -> np.ndarray:
+    out = np.empty_like(block)
+    for place in _pieces(block, chunk):
+        decoded = decode_chunk(_encoded(block[place], spec, chunk, fill))
+        out[place] = decoded[tuple(slice(n) for n in block[place].shape)]
+    return out
+
+
+def _block_bytes(
+    block: np.ndarray, *, spec: ChunkSpec, chunk: tuple[int, ...], fill: float
+) -> np.ndarray:
+    total = sum(len(_encoded(block[p], spec, chunk, fill)) for p in _pieces(block, chunk))
+    return np.full((1,) * block.ndim, total, np.int64)
+
+
+def _single(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:
+    if isinstance(obj, xr.DataArray):
+        return _transposed(obj)
+    ordered = canonical_order(obj)
+    return single_array(ordered, reflectance_names(ordered))
+
+
+def _labels(da: xr.DataArray) -> list[str]:
+    dim = find_dim(da, BAND)
+    names = [str(da.name)] if dim is None else [str(b) for b in da[dim].values]
+    try:
+        return [band_name(n) for n in names]
+    except ValueError:
+        return names
+
+
+def _dn(da: xr.DataArray) -> np.ndarray:
+    """Float64 (time, band, y, x) in DN, NaN kept."""
+    values = da.values.astype(np.float64)
+    values = values * DN_PER_REFLECTANCE if da.dtype.kind == "f" else values
+    values = values if find_dim(da, BAND) else np.expand_dims(values, -3)
+    return values if values.ndim == 4 else values[None]
+
+
+def _index(pair: np.ndarray) -> np.ndarray:
+    first, second = pair[:, 0], pair[:, 1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (first - second) / (first + second)
