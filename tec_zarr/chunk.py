@@ -11,13 +11,13 @@ import json
 import math
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tec_zarr import config, generation
+from tec_zarr import bound, config, generation
 from tec_zarr.errors import (
     ChecksumError,
     FormatError,
@@ -27,7 +27,7 @@ from tec_zarr.errors import (
     WeightsMismatchError,
 )
 from tec_zarr.fill import fill_unknown
-from tec_zarr.mask import Mask, find_mask, pack_mask, unpack_mask
+from tec_zarr.mask import Mask, find_mask, list_exactly, pack_mask, unpack_mask
 from tec_zarr.models.registry import Model, find_model, get_model, name_of
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS, band_names
 from tec_zarr.stream import (
@@ -48,6 +48,12 @@ TILE = 512
 
 DN_RANGE = (-1000.0, 20000.0)
 """DN that the model codes; samples outside are listed exactly."""
+
+BOUND_RANGE = (-(2.0**24), 2.0**24)
+"""DN that the bound layer codes."""
+
+PEAK_DN = 10_000.0
+"""Peak of the PSNR that ``psnr=`` asks for: reflectance 1."""
 
 DTYPES = ("uint16", "int16", "float32", "float64")
 QUALITY_RANGE = (1.0, 8.0)
@@ -84,6 +90,16 @@ class ChunkSpec:
     weights_sha256 : str, optional
         Weights to use. None: the newest of the model; filled in at once, so that the
         configuration names them.
+    max_error : number or sequence of numbers, optional
+        Largest absolute error of every measured sample, in the units of the array, for all bands
+        or one for each; 0 is lossless. Such chunks are coded by the bound layer
+        (``docs/error-bounds.md``), whatever ``quality`` says. For floating-point arrays the bound
+        holds up to the last place of the dtype; 0 is bit for bit.
+    psnr : float, optional
+        Reach this PSNR (dB, peak 10,000 DN, over the measured samples of the chunk, clipped to
+        0 .. 10,000 DN) with the lowest quality that does, instead of ``quality``.
+    max_bytes : int, optional
+        Take the highest quality whose frame has no more bytes, instead of ``quality``.
 
     Raises
     ------
@@ -100,6 +116,9 @@ class ChunkSpec:
     scale: float | None = None
     offset: float = 0.0
     weights_sha256: str | None = None
+    max_error: Sequence[float] | float | None = None
+    psnr: float | None = None
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
         low, high = QUALITY_RANGE
@@ -115,6 +134,16 @@ class ChunkSpec:
             raise UnsupportedArrayError(
                 f"{len(self.fill_values)} nodata values, at most {MAX_NODATA} can be kept apart"
             )
+        targets = {"max_error": self.max_error, "psnr": self.psnr, "max_bytes": self.max_bytes}
+        given = [name for name, value in targets.items() if value is not None]
+        if len(given) > 1:
+            raise UnsupportedArrayError(f"{' and '.join(given)} were given, take one of them")
+        for name in given:
+            least = np.min(targets[name])
+            if not (np.isfinite(least) and least >= 0):
+                raise UnsupportedArrayError(f"{name} is {targets[name]}, it must be 0 or more")
+        if self.max_error is not None and np.ndim(self.max_error):
+            object.__setattr__(self, "max_error", tuple(float(v) for v in self.max_error))
         weights = self.weights_sha256 or find_model(self.model).weights[0]
         for name, value in (
             ("quality", float(self.quality)),
@@ -193,47 +222,206 @@ def encode_chunk(
     generation.warn_if_decoded_before(samples)
     nodata = _possible(dict.fromkeys((*spec.fill_values, *padding)), native)
     scale = spec.scale or default_scale(native)
-    low, high = ((dn + spec.offset) * scale for dn in DN_RANGE)
+    dn_range = DN_RANGE if spec.max_error is None else BOUND_RANGE
+    low, high = ((dn + spec.offset) * scale for dn in dn_range)
     mask = find_mask(samples, nodata, low, high)
     if spec.scale is None and native.kind == "f":
         _check_reflectance(samples, mask)
 
-    quality = round(spec.quality * QUALITY_STEPS) / QUALITY_STEPS
+    part = _Part(samples, mask, nodata, scale, array.dtype, spec, bands)
+    entry = find_model(spec.model)
+
+    def frame(coded: _Coded) -> bytes:
+        sections = []
+        if coded.mask is not None:
+            packed, exact = pack_mask(coded.mask)
+            sections.append(Section(SectionKind.MASK, packed))
+            if exact:
+                sections.append(Section(SectionKind.EXACT, exact))
+        header = Header(
+            model_id=entry.number,
+            model_name=spec.model if entry.number == NAMED_MODEL else "",
+            weights=bytes.fromhex(spec.weights_sha256 or "")[:WEIGHTS_PREFIX_BYTES],
+            quality=coded.quality,
+            axes=axes,
+            shape=array.shape,
+            dtype=array.dtype,
+            fortran=array.flags.f_contiguous and not array.flags.c_contiguous,
+            bands=bands,
+            nodata=nodata,
+            scale=scale,
+            offset=spec.offset,
+            bounds=coded.bounds,
+            latents_crc=coded.latents_crc,
+        )
+        return write_frame(header, sections + coded.sections)
+
+    if spec.max_error is not None:
+        return frame(_bounded(part, spec.max_error))
+    if spec.psnr is not None:
+        return frame(_for_psnr(part, spec.psnr))
+    if spec.max_bytes is not None:
+        return _for_size(part, spec.max_bytes, frame)
+    return frame(_at_quality(part, spec.quality))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What every way of coding a chunk starts from; ``samples`` (T, C, H, W) in native order."""
+
+    samples: np.ndarray
+    mask: Mask | None
+    nodata: tuple[float, ...]
+    scale: float
+    dtype: np.dtype
+    spec: ChunkSpec
+    bands: tuple[str, ...] | None
+
+    @property
+    def measured(self) -> np.ndarray:
+        """Samples that the model or the bound layer codes, bool (T, C, H, W)."""
+        return np.ones(self.samples.shape, bool) if self.mask is None else self.mask.labels == 0
+
+    def values(self, dn: np.ndarray) -> np.ndarray:
+        """The array's own values of decoded DN."""
+        return _from_dn(dn, self.scale, self.spec.offset, self.dtype, self.nodata)
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A chunk's coded sections and what the header has to say of them."""
+
+    sections: list[Section]
+    mask: Mask | None
+    quality: float
+    latents_crc: int = 0
+    bounds: tuple[int, ...] | None = None
+
+
+def _at_quality(part: _Part, quality: float) -> _Coded:
+    spec, mask = part.spec, part.mask
+    quality = round(quality * QUALITY_STEPS) / QUALITY_STEPS
     sections = []
-    if mask is not None:
-        packed, exact = pack_mask(mask)
-        sections.append(Section(SectionKind.MASK, packed))
-        if exact:
-            sections.append(Section(SectionKind.EXACT, exact))
     latents_crc = 0
-    for tile, dates in _coded_tiles(samples.shape, mask):
-        part = samples[:, :, *tile][dates]
-        cube = _to_dn(part, scale, spec.offset)
+    for tile, dates in _coded_tiles(part.samples.shape, mask):
+        cube = _to_dn(part.samples[:, :, *tile][dates], part.scale, spec.offset)
         if mask is not None:
             cube = fill_unknown(cube, mask.labels[:, :, *tile][dates] == 0)
         model = get_model(spec.model, spec.weights_sha256)
         with _model_slots:
-            encoded = model.encode(np.ascontiguousarray(cube), quality, bands)
+            encoded = model.encode(np.ascontiguousarray(cube), quality, part.bands)
         sections += [Section(SectionKind.LATENTS, data) for data in encoded.sections]
         latents_crc = _chain(latents_crc, encoded.latents_crc)
+    return _Coded(sections, mask, quality, latents_crc)
 
-    entry = find_model(spec.model)
-    header = Header(
-        model_id=entry.number,
-        model_name=spec.model if entry.number == NAMED_MODEL else "",
-        weights=bytes.fromhex(spec.weights_sha256 or "")[:WEIGHTS_PREFIX_BYTES],
-        quality=quality,
-        axes=axes,
-        shape=array.shape,
-        dtype=array.dtype,
-        fortran=array.flags.f_contiguous and not array.flags.c_contiguous,
-        bands=bands,
-        nodata=nodata,
-        scale=scale,
-        offset=spec.offset,
-        latents_crc=latents_crc,
-    )
-    return write_frame(header, sections)
+
+_SEARCH_STEPS = 64
+"""Qualities between two whole ones that a target may choose."""
+
+
+def _lowest(good: Callable[[float], _Coded | None]) -> _Coded | None:
+    """Coded chunk at the lowest quality that is ``good``; None where even the finest is not.
+
+    Quality and error are monotone but for a wobble smaller than a step, so that halving finds
+    a quality that is good, and next to one that is not.
+    """
+    low, high = (round(q * _SEARCH_STEPS) for q in QUALITY_RANGE)
+    found = good(high / _SEARCH_STEPS)
+    if found is None:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        coded = good(middle / _SEARCH_STEPS)
+        if coded is None:
+            low = middle + 1
+        else:
+            high, found = middle, coded
+    return found
+
+
+def _for_psnr(part: _Part, psnr: float) -> _Coded:
+    limit = PEAK_DN**2 / 10 ** (psnr / 10)
+    measured = part.measured
+    wanted = _clipped_dn(part.samples, part)[measured]
+
+    def good(quality: float) -> _Coded | None:
+        coded = _at_quality(part, quality)
+        decoded = np.zeros(part.samples.shape, part.samples.dtype)
+        latents = [section.data for section in coded.sections]
+        for tile, dates in _coded_tiles(part.samples.shape, part.mask):
+            shape = (len(dates), *decoded[:, :, *tile].shape[1:])
+            model = get_model(part.spec.model, part.spec.weights_sha256)
+            with _model_slots:
+                cube, _ = model.decode(latents[: len(dates)], shape, coded.quality, part.bands)
+            del latents[: len(dates)]
+            decoded[:, :, *tile][dates] = part.values(cube)
+        error = np.square(_clipped_dn(decoded, part)[measured] - wanted)
+        return coded if not error.size or error.mean() <= limit else None
+
+    found = _lowest(good)
+    # Noise and the like are beyond the model: hold the error itself instead.
+    return found or _bounded(part, math.floor(math.sqrt(limit)) * part.scale)
+
+
+def _for_size(part: _Part, max_bytes: int, frame: Callable[[_Coded], bytes]) -> bytes:
+    best: list[bytes] = []
+
+    def too_large(quality: float) -> _Coded | None:
+        coded = _at_quality(part, quality)
+        data = frame(coded)
+        if len(data) > max_bytes:
+            return coded
+        best.append(data)
+        return None
+
+    _lowest(too_large)
+    if not best:
+        raise UnsupportedArrayError(
+            f"a chunk of shape {part.samples.shape} needs more than max_bytes={max_bytes} even at "
+            f"quality {QUALITY_RANGE[0]:g}: allow more bytes"
+        )
+    return max(best, key=len)
+
+
+def _clipped_dn(samples: np.ndarray, part: _Part) -> np.ndarray:
+    dn = _to_dn(samples, part.scale, part.spec.offset)
+    return np.clip(dn.astype(np.float64), 0, PEAK_DN)
+
+
+def _bounded(part: _Part, max_error: Sequence[float] | float) -> _Coded:
+    """Code by the bound layer; samples that it cannot hold to the bound are listed exactly."""
+    samples, mask = part.samples, part.mask
+    count = samples.shape[1]
+    if np.size(max_error) not in (1, count):
+        raise UnsupportedArrayError(
+            f"max_error has {np.size(max_error)} values for the {count} bands of a chunk of shape "
+            f"{samples.shape}: give one, or one for each band"
+        )
+    allowed = np.broadcast_to(np.asarray(max_error, np.float64), (count,))
+    measured = part.measured
+    values = samples.astype(np.float64) / part.scale - part.spec.offset
+    values[~measured] = 0
+    dn = np.rint(values)
+    # What rounding floats to whole DN already takes of the bound.
+    taken = np.abs(values - dn).max(axis=(0, 2, 3))
+    room = np.floor(allowed / part.scale - taken + 1e-3)
+    bounds = tuple(int(b) for b in np.clip(room, 0, np.iinfo(np.uint16).max))
+    dn = dn.astype(np.int32)
+    slack = np.spacing(np.abs(samples)) if samples.dtype.kind == "f" else 0
+    limit = (allowed[:, None, None] + slack) * (allowed[:, None, None] > 0)
+    for attempt in range(4):
+        limits = bounds if attempt < 3 else (0,) * count
+        data = bound.encode(dn, None, measured, limits)
+        decoded = part.values(bound.decode(data, None, measured, dn.shape, limits))
+        with np.errstate(invalid="ignore", over="ignore"):
+            missed = np.abs(decoded.astype(np.float64) - samples.astype(np.float64)) > limit
+        missed &= measured
+        if not missed.any():
+            break
+        mask = list_exactly(mask, samples, missed)
+        measured = mask.labels == 0
+        dn[missed] = 0
+    return _Coded([Section(SectionKind.BOUND, data)], mask, part.spec.quality, 0, limits)
 
 
 def decode_chunk(
@@ -269,13 +457,14 @@ def decode_chunk(
             f"TEC frame of shape {header.shape} where the array has chunks of shape "
             f"{tuple(expected_shape)}: the chunk belongs to another array"
         )
-    if header.bounds is not None or frame.payloads(SectionKind.BOUND):
-        raise FormatError("TEC frame with a bound layer: pip install --upgrade tec_zarr")
     native = header.dtype.newbyteorder("=")
     packed, exact = (_single(frame.payloads(k), k) for k in (SectionKind.MASK, SectionKind.EXACT))
     mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
-    tiles = list(_coded_tiles(header.shape4, mask))
     latents = frame.payloads(SectionKind.LATENTS)
+    residuals = _single(frame.payloads(SectionKind.BOUND), SectionKind.BOUND)
+    if bool(residuals) != (header.bounds is not None):
+        raise FormatError("TEC frame damaged: bounds without a bound layer, or the reverse")
+    tiles = [] if header.bounds is not None else list(_coded_tiles(header.shape4, mask))
     if len(latents) != sum(len(dates) for _, dates in tiles):
         raise FormatError(
             f"TEC frame damaged: {len(latents)} latent sections for a chunk of shape "
@@ -288,7 +477,11 @@ def decode_chunk(
         cube, crc = _decode_tile(header, latents[: len(dates)], shape)
         del latents[: len(dates)]
         latents_crc = _chain(latents_crc, crc)
-        samples[:, :, *tile][dates] = _from_dn(cube, header)
+        samples[:, :, *tile][dates] = _values(cube, header)
+    if header.bounds is not None:
+        measured = np.ones(header.shape4, bool) if mask is None else mask.labels == 0
+        dn = bound.decode(residuals, None, measured, header.shape4, header.bounds)
+        samples[:] = _values(dn, header)
     if latents_crc != header.latents_crc:
         raise ChecksumError(
             f"model {_model_name(header)!r} decoded other latents than were encoded, for a chunk "
@@ -297,7 +490,8 @@ def decode_chunk(
         )
     if mask is not None:
         mask.restore(samples)
-    generation.remember_decoded(samples)
+    if header.bounds is None or any(header.bounds):
+        generation.remember_decoded(samples)
     array = samples.reshape(header.shape).astype(header.dtype, copy=False)
     return np.asfortranarray(array) if header.fortran else array
 
@@ -369,33 +563,39 @@ def _to_dn(values: np.ndarray, scale: float, offset: float) -> np.ndarray:
         return (values.astype(np.float64) / scale - offset).astype(np.float32)
 
 
-def _from_dn(cube: np.ndarray, header: Header) -> np.ndarray:
+def _values(dn: np.ndarray, header: Header) -> np.ndarray:
+    return _from_dn(dn, header.scale, header.offset, header.dtype, header.nodata)
+
+
+def _from_dn(
+    dn: np.ndarray, scale: float, offset: float, dtype: np.dtype, nodata: tuple[float, ...]
+) -> np.ndarray:
     """Whole DN to the array's own values; what was measured never becomes nodata."""
-    values = np.rint(cube)
-    if (header.scale, header.offset) != (1.0, 0.0):
-        values = (values.astype(np.float64) + header.offset) * header.scale
-    native = header.dtype.newbyteorder("=")
+    values = np.rint(dn)
+    if (scale, offset) != (1.0, 0.0):
+        values = (values.astype(np.float64) + offset) * scale
+    native = dtype.newbyteorder("=")
     if native.kind in "iu":
         limits = np.iinfo(native)
-        np.rint(values, out=values)
-        np.clip(values, limits.min, limits.max, out=values)
+        values = np.clip(np.rint(values), limits.min, limits.max)
     values = values.astype(native)
-    for wrong, right in _substitutes(header).items():
+    for wrong, right in _substitutes(native, scale, nodata).items():
         values[values == wrong] = right
     return values
 
 
-def _substitutes(header: Header) -> dict[float, float]:
+def _substitutes(
+    native: np.dtype, scale: float, nodata: tuple[float, ...]
+) -> dict[float, float]:
     """Nearest value that is not nodata, for each nodata value, the upper one first."""
-    native = header.dtype.newbyteorder("=")
     whole = native.kind in "iu"
     limits = np.iinfo(native) if whole else np.finfo(native)
     out = {}
-    for value in header.nodata:
-        step = 1 if whole else max(header.scale, float(np.spacing(native.type(abs(value)))))
+    for value in nodata:
+        step = 1 if whole else max(scale, float(np.spacing(native.type(abs(value)))))
         near = (value + sign * k * step for k in range(1, MAX_NODATA + 3) for sign in (1, -1))
         inside = (v for v in near if limits.min <= v <= limits.max)
-        out[value] = next(v for v in inside if native.type(v) not in header.nodata)
+        out[value] = next(v for v in inside if native.type(v) not in nodata)
     return out
 
 

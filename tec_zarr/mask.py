@@ -91,6 +91,16 @@ def find_mask(
     return Mask(labels, np.array(table, samples.dtype), samples[listed_at])
 
 
+def list_exactly(mask: Mask | None, samples: np.ndarray, which: np.ndarray) -> Mask:
+    """``mask`` with the samples at ``which``, bool (T, C, H, W), listed on their own as well."""
+    if mask is None:
+        labels, values = np.zeros(samples.shape, np.uint8), np.zeros(0, samples.dtype)
+    else:
+        labels, values = mask.labels.copy(), mask.values
+    labels[which] = len(values) + 1
+    return Mask(labels, values, samples[labels == len(values) + 1])
+
+
 def pack_mask(mask: Mask) -> tuple[bytes, bytes]:
     """Serialise to the payloads of the mask section and of the exact section (may be empty)."""
     modes = bytearray()
