@@ -109,6 +109,15 @@ def batched_walk(frame: bytes) -> tuple[str, int]:
     return digest.hexdigest(), count
 
 
+def fixed_point_pixels(frame: bytes) -> str:
+    """Hash of the pixels that bounded arrays start from."""
+    parsed = read_frame(frame)
+    sections = parsed.payloads(SectionKind.LATENTS)
+    shape = (len(sections), *parsed.header.shape4[1:])
+    pixels, _ = get_model("tec-s2").decode_exact(sections, shape, parsed.header.quality, None)
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
 def main(folder: Path, name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     if name == "no-onednn":
@@ -119,14 +128,15 @@ def main(folder: Path, name: str, threads: int) -> None:
         hub.load_codec(published, path=folder / f"{kind}.safetensors")
     written = folder / name
     written.mkdir(exist_ok=True)
+    specs = [("tec-s2", quality, ChunkSpec(quality=quality)) for quality in QUALITIES]
+    specs.append(("bounded", 5, ChunkSpec(max_error=5)))
+    family = [(name, 4.0, ChunkSpec(model=name)) for name in FAMILY.values()]
     with np.load(folder / "cubes.npz") as cubes:
         for key in cubes.files:
-            for model in ("tec-s2", *FAMILY.values()):
-                if model != "tec-s2" and cubes[key].shape[1] != 12:
-                    continue
-                for quality in QUALITIES if model == "tec-s2" else (4.0,):
-                    frame = encode_chunk(cubes[key], ChunkSpec(model=model, quality=quality))
-                    (written / f"{key}.{model}.{quality}.tec").write_bytes(frame)
+            all_bands = cubes[key].shape[1] == 12
+            for label, quality, spec in specs + family * all_bands:
+                frame = encode_chunk(cubes[key], spec)
+                (written / f"{key}.{label}.{quality}.tec").write_bytes(frame)
 
     frames: dict[str, tuple[str, bytes]] = {}
     for path in sorted(folder.glob("*/*.tec")):
@@ -141,6 +151,7 @@ def main(folder: Path, name: str, threads: int) -> None:
         arrays[f"continuous {digest}"] = continuous
         if model == "tec-s2":
             found[digest]["walk"], found[digest]["walked"] = batched_walk(data)
+            found[digest]["fixed"] = fixed_point_pixels(data)
             recorder.take()
     with ThreadPoolExecutor(4) as pool:
         batch = pool.map(lambda item: decode_chunk(item[1]), frames.values())

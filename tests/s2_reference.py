@@ -58,7 +58,7 @@ def spectral_header(section: bytes, bands: int) -> tuple[list[int], int]:
             size = min(max(math.ceil(spreads[column] / 4) + 7, 4), 16)
             bits.number(size + (row == bands - 1))  # angles: likewise
     for _ in range(bands - active):
-        spreads.append(min(max(bits.signed(2) - 15, LOW), HIGH))
+        spreads.append(min(max(bits.signed(2) - 15, LOW), -15))
     return spreads, -(-bits.at // 8)
 
 
@@ -175,7 +175,7 @@ def decode_latents(
 ) -> np.ndarray:
     """Latents (positions, 320) in 1/16 step."""
     spreads, start = spectral_header(section, bands)
-    condition = [round(8 * (quality - 4.5)), *spreads, *[LOW] * (12 - bands)]
+    condition = [round(8 * (quality - 4.5)), *spreads[:12], *[LOW] * (12 - bands)]
     net = Networks(weights, condition)
     flags = section[start]
     source = RangeDecoder(section[start + 1 :], net.t["tables"])

@@ -74,19 +74,21 @@ def results(tmp_path_factory):
 
 
 def test_latents_are_identical_under_every_setting(results):
-    agreed: dict[str, tuple[str, str]] = {}
+    agreed: dict[str, tuple[str, ...]] = {}
     for name, result in results.items():
         for frame, item in result["found"].items():
-            latents = item["latents"], item.get("walk", "")
+            # For tec-s2 also all indexes of a batch, and the fixed-point pixels of bounded arrays.
+            latents = item["latents"], item.get("walk", ""), item.get("fixed", "")
             assert latents == agreed.setdefault(frame, latents), (name, item["model"])
     everywhere = results["default"]["found"].values()
-    assert len({item["model"] for item in everywhere}) == 5
-    assert all(item["indexes"] > 500 for item in everywhere)
+    assert len({item["model"] for item in everywhere}) == 6
+    assert all(item["indexes"] > 500 for item in everywhere if item["model"] != "bounded")
 
 
-def test_the_default_model_writes_the_same_bytes_under_every_setting(results):
-    first = {k: v for k, v in results["default"]["frames"].items() if "tec-s2" in k}
-    assert len(first) == 6
+def test_the_default_model_and_bounds_write_the_same_bytes_under_every_setting(results):
+    frames = results["default"]["frames"]
+    first = {k: v for k, v in frames.items() if k.split(".")[1] in ("tec-s2", "bounded")}
+    assert len(first) == 8
     for name, result in results.items():
         for key, frame in first.items():
             assert result["frames"][key] == frame, (name, key)
@@ -99,6 +101,8 @@ def test_pixels_differ_by_one_at_most(results, capsys):
         for frame, item in result["found"].items():
             pixels = result["arrays"][frame].astype(np.int64)
             difference = np.abs(pixels - first.setdefault(frame, pixels))
+            if item["model"] == "bounded":
+                assert difference.max() == item["batch"] == 0, name
             assert item["batch"] <= 1, (name, item["model"])
             # bf16 was asked for by the user: the synthesis obeys, the latents do not.
             assert difference.max() <= 1 or name == "bf16", (name, item["model"])

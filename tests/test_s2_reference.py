@@ -11,12 +11,14 @@ from tec_zarr.models.registry import get_model, weights_file
 
 
 @pytest.mark.parametrize(
-    ("shape", "quality"), [((12, 40, 24), 4.0), ((3, 17, 50), 7.3), ((2, 8, 8), 7.0)]
+    ("shape", "quality"),
+    [((12, 40, 24), 4.0), ((3, 17, 50), 7.3), ((14, 16, 24), 5.0), ((2, 8, 8), 7.0)],
 )
 def test_a_decoder_written_from_the_documentation_finds_the_same_latents(shape, quality):
     model = get_model("tec-s2")
     bands, height, width = shape
-    cube = synthetic.cube(dates=1, size=64, seed=8, nodata_edge=False).values
+    cube = synthetic.cube(dates=2, size=64, seed=8, nodata_edge=False).values
+    cube = cube.reshape(1, 24, 64, 64)  # two dates as so many bands
     part = cube[:, :bands, :height, :width].astype(np.float32)
     (section,) = model.encode(part, quality, None).sections
     expected, _ = model.decode_latents(section, shape, quality)
