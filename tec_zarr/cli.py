@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
     encode.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     coding(encode)
+    target = encode.add_mutually_exclusive_group()
+    target.add_argument("--max-error", type=float, help="bound in units of the data; 0: lossless")
+    target.add_argument("--psnr", type=float, help="dB that every chunk reaches")
+    target.add_argument("--max-bytes", type=int, help="bytes that no chunk exceeds")
 
     decode = command(_decode, "decode", "write a plain Zarr store or GeoTIFFs: the way out")
     decode.add_argument("source", type=Path, metavar="IN")
@@ -76,6 +80,24 @@ def _parser() -> argparse.ArgumentParser:
     verify = command(_verify, "verify", "errors of B against A, per band")
     verify.add_argument("a", type=Path, metavar="A")
     verify.add_argument("b", type=Path, metavar="B")
+
+    stac = command(_from_stac, "from-stac", "an area and a period of a STAC catalogue to TEC")
+    stac.add_argument("target", type=Path, metavar="OUT")
+    stac.add_argument("--bbox", type=float, nargs=4, required=True,
+                      metavar=("WEST", "SOUTH", "EAST", "NORTH"), help="degrees")  # fmt: skip
+    stac.add_argument("--datetime", required=True, help="2023-06, or 2023-06-01/2023-08-31")
+    stac.add_argument("--catalog", help="URL of a STAC API or path of a catalog.json "
+                      "(default: Earth Search)")  # fmt: skip
+    stac.add_argument("--collection", default="sentinel-2-l2a")
+    stac.add_argument("--bands", nargs="+", metavar="BAND", help="default: all")
+    stac.add_argument("--resolution", type=float, default=10, help="metres (default: 10)")
+    stac.add_argument("--crs", help="such as EPSG:32632 (default: that of most items)")
+    stac.add_argument("--loader", choices=("odc-stac", "stackstac"), default="odc-stac")
+    stac.add_argument("--offset", type=int, choices=(0, 1000),
+                      help="DN that all pixels carry, where the metadata are wrong")  # fmt: skip
+    stac.add_argument("--append", action="store_true", help="add later dates to OUT")
+    stac.add_argument("--quality", type=float, default=4.0, help="1 (smallest) to 8 (finest)")
+    stac.add_argument("--model", default="tec-s2", help="learned model (default: tec-s2)")
 
     recompress = command(_recompress, "recompress", "a whole Zarr archive to TEC, resumable")
     recompress.add_argument("source", metavar="SRC", help="path or URL of a Zarr store")
@@ -92,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     recompress.add_argument("--price", type=float, help="with --dry-run: price of a core hour")
     recompress.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report")
     coding(recompress)
+
+    train = command(_train, "train", "train the default model on data of your own")
+    train.add_argument("config", type=Path, metavar="CONFIG", help="TOML, see docs/training.md")
     return parser
 
 
@@ -118,10 +143,18 @@ def _encode(arguments: argparse.Namespace) -> None:
     ds = rechunk(open_cube(arguments.source))
     settings = encoding(
         ds, quality=arguments.quality, model=arguments.model, scale=arguments.scale,
-        zarr_format=arguments.zarr_format,
+        zarr_format=arguments.zarr_format, max_error=arguments.max_error, psnr=arguments.psnr,
+        max_bytes=arguments.max_bytes,
     )  # fmt: skip
     _to_zarr(decode(ds), arguments.target, encoding=settings, zarr_format=arguments.zarr_format)
     _print_arrays(stored_arrays(arguments.target))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    """Run or resume a training, then write its weights and the plot of its log beside it."""
+    from tec_zarr.training.run import run
+
+    print(f"weights: {run(arguments.config)}")
 
 
 def _decode(arguments: argparse.Namespace) -> None:
@@ -231,6 +264,23 @@ def _recompress(arguments: argparse.Namespace) -> int:
         print("tec-zarr: incomplete, and not readable yet; the same command goes on from here",
               file=sys.stderr)  # fmt: skip
     return 0 if report.complete else 3
+
+
+def _from_stac(arguments: argparse.Namespace) -> None:
+    """Search, load, take off the +1000 DN offset, and write reflectance with TEC, SCL beside it."""
+    from tec_zarr.report import stored_arrays
+    from tec_zarr.stac import EARTH_SEARCH, from_stac
+
+    stores: list[xr.Dataset] = []
+    _with_bar("download and encode", lambda: stores.append(from_stac(
+        arguments.target, bbox=arguments.bbox, datetime=arguments.datetime,
+        catalog=arguments.catalog or EARTH_SEARCH, collection=arguments.collection,
+        bands=arguments.bands, resolution=arguments.resolution, crs=arguments.crs,
+        loader=arguments.loader, offset=arguments.offset, quality=arguments.quality,
+        model=arguments.model, append_dates=arguments.append,
+    )))  # fmt: skip
+    print(f"{stores[0].attrs['history']}\n{stores[0].sizes['time']} dates in {arguments.target}\n")
+    _print_arrays(stored_arrays(arguments.target))
 
 
 def _print_arrays(arrays: list) -> None:

@@ -226,8 +226,9 @@ def _fill(
             later = np.where(after[date] < 0, -1, last - after[date])
             value2, known2, gap2 = _take(cube, later, moments, date)
             both = known & known2
-            span = np.where(both, gap + gap2, 1)
-            mixed = (value * gap2 + value2 * gap) / span
+            span = np.where(gap + gap2 > 0, gap + gap2, 1)  # 0 where the date itself is clear
+            with np.errstate(invalid="ignore", over="ignore"):  # infinities
+                mixed = (value * gap2 + value2 * gap) / span
             value = np.where(both, mixed, np.where(known, value, value2))
             known = known | known2
         _put(result[date], hidden[date], np.where(known, value, np.nan), nodata)

@@ -947,8 +947,11 @@ def append(cube: xr.Dataset, out: str | Path) -> int:
     lacking = [n for n, v in old.variables.items() if "time" in v.dims and n not in new.variables]
     if lacking:
         raise UnsupportedArrayError(f"{out} has {lacking} for every date, the new dates do not")
-    both = new if tail is None else xr.concat([tail, new], "time", coords="minimal",
-                                              data_vars="minimal", compat="override")  # fmt: skip
+    both = new
+    if tail is not None:
+        both = xr.concat(
+            [tail, new], "time", coords="minimal", data_vars="minimal", compat="override"
+        ).assign_attrs(new.attrs)
     _truncate(root, whole)
     _to_zarr(decode(_rechunk(both)), out, append_dim="time")
     _commit(out, both, before=whole)
@@ -1008,11 +1011,11 @@ def _to_zarr(ds: xr.Dataset, out: Path, **arguments: Any) -> None:
     ds.to_zarr(out, zarr_format=3, consolidated=False, **arguments)
 
 
-def _commit(out: Path, written: xr.Dataset, before: int = 0) -> None:
+def _commit(out: Path, written: xr.Dataset, before: int | None = None) -> None:
     """Keep the dates of the last, partly filled chunk; then say how many dates are complete."""
     import zarr
 
-    dates = before + written.sizes["time"]
+    dates = (before or 0) + written.sizes["time"]
     started = dates % CHUNK["time"]
     name = f"tail-{dates}"
     if started:
@@ -1022,7 +1025,10 @@ def _commit(out: Path, written: xr.Dataset, before: int = 0) -> None:
         last["time"].encoding = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
         _to_zarr(last, out, group=name, mode="w")
     root = zarr.open_group(out, mode="r+", use_consolidated=False)
-    root.attrs.update({"tec_dates": dates})
+    attrs: dict[str, Any] = {"tec_dates": dates}
+    if before is not None:
+        attrs["history"] = f"{root.attrs.get('history', '')}\n{written.attrs.get('history', '')}"
+    root.attrs.update(attrs)
     for group in list(root.group_keys()):
         if group.startswith("tail-") and not (started and group == name):
             del root[group]

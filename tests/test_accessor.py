@@ -1,0 +1,155 @@
+"""``.tec``: registered by the import alone, lazy, and nothing of the object is lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import toy
+import xarray as xr
+
+import tec_zarr
+from tec_zarr import synthetic
+from tec_zarr.accessor import preview, report, simulate, to_zarr, weigh
+from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.report import stored_arrays
+
+TOY = {"model": toy.NAME, "quality": 6.0}
+
+
+@pytest.fixture
+def cube():
+    return synthetic.dataset(dates=3, size=48, bands=["B02", "B03", "B04", "B08"])
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import tec_zarr, xarray as xr",
+        "import xarray as xr, tec_zarr",
+        "import tec_zarr; import zarr, xarray as xr",
+    ],
+)
+def test_the_import_registers_in_either_order_without_torch(imports):
+    code = (
+        f"import sys; {imports}\n"
+        "xr.DataArray([[1, 2]], dims=('y', 'x')).tec; xr.Dataset().tec\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_import_alone_does_not_import_xarray():
+    code = "import sys, tec_zarr; assert not {'xarray', 'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_simulation_is_what_writing_and_reading_gives(cube, tmp_path, lazy):
+    if lazy:
+        cube = cube.chunk({"time": 2, "y": 32, "x": 48})
+    expected = cube.tec.simulate(**TOY)
+    assert expected.reflectance.chunks is not None
+    cube.tec.to_zarr(tmp_path / "a.zarr", **TOY)
+    back = xr.open_zarr(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(back.reflectance, expected.reflectance)
+    assert (back.reflectance != cube.reflectance).any()
+    chunks = [p for p in (tmp_path / "a.zarr/reflectance/c").rglob("*") if p.is_file()]
+    stored = sum(p.stat().st_size for p in chunks)
+    assert 0.9 * stored <= cube.tec.weigh(**TOY) <= stored
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_simulation_of_reflectance(cube, tmp_path, dtype):
+    da = cube.reflectance.where(cube.reflectance != 0).astype(dtype) * np.dtype(dtype).type(1e-4)
+    out = da.tec.simulate(**TOY).compute()
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(np.isnan(out), np.isnan(da))
+    assert 0 < float(np.abs(out - da).max()) < 3e-4
+
+
+def test_dimensions_in_any_order_come_back(cube):
+    turned = cube.reflectance.transpose("band", "x", "time", "y")
+    out = simulate(turned, **TOY)
+    assert out.dims == turned.dims
+    xr.testing.assert_equal(
+        out.compute().transpose(*cube.reflectance.dims), simulate(cube.reflectance, **TOY).compute()
+    )
+
+
+def test_attributes_coordinates_encoding_and_crs_stay(cube):
+    out = cube.tec.simulate(**TOY)
+    assert out.reflectance.attrs == cube.reflectance.attrs
+    assert out.reflectance.encoding == cube.reflectance.encoding
+    assert set(out.coords) == set(cube.coords)
+    assert out.reflectance.rio.crs.to_epsg() == 32632
+    xr.testing.assert_identical(out.scl, cube.scl)
+
+
+def test_a_dataset_of_bands(cube, tmp_path):
+    bands = cube.reflectance.to_dataset("band").assign(scl=cube.scl)
+    to_zarr(bands, tmp_path / "a.zarr", **TOY)
+    codecs = {a.path: a.codec for a in stored_arrays(tmp_path / "a.zarr")}
+    assert "TEC" in codecs["B04"]
+    assert "TEC" not in codecs["scl"]
+    table = xr.open_zarr(tmp_path / "a.zarr").tec.report(bands)
+    assert {"B02", "B08", "all", "NDVI"} <= set(table.index)
+
+
+def test_written_twice_is_refused_and_turned_cubes_are_put_in_order(cube, tmp_path):
+    cube.transpose("x", "y", "band", "time").tec.to_zarr(tmp_path / "a.zarr", **TOY)
+    assert xr.open_zarr(tmp_path / "a.zarr").reflectance.dims == ("time", "band", "y", "x")
+    with pytest.raises(FileExistsError):
+        cube.tec.to_zarr(tmp_path / "a.zarr", **TOY)
+
+
+def test_decode_and_encoding_are_those_of_the_package(cube, tmp_path):
+    assert cube.tec.encoding(**TOY) == tec_zarr.encoding(cube, **TOY)
+    cube.tec.to_zarr(tmp_path / "a.zarr", **TOY)
+    opened = xr.open_zarr(tmp_path / "a.zarr")
+    assert "serializer" not in opened.tec.decode().reflectance.encoding
+
+
+def test_report_counts_in_dn_and_leaves_nodata_out(cube):
+    shifted = cube.reflectance.where(cube.reflectance == 0, cube.reflectance + 10)
+    table = report(shifted, cube.reflectance)
+    assert table.loc[["B02", "B04", "all"], "mean_error"].tolist() == [10, 10, 10]
+    assert table.loc["all", "max_error"] == 10
+    assert 0 < table.loc["all", "sam"] < 5
+    assert table.loc["B04", "ssim"] > 0.9
+    assert 0 < table.loc["NDVI", "mean_abs_error"] < 0.1
+    reflectance = cube.reflectance.where(cube.reflectance != 0) * 1e-4
+    same = report(reflectance, cube.reflectance)
+    assert same.loc["all", "max_error"] < 1e-6
+
+
+def test_shapes_that_differ_are_named(cube):
+    with pytest.raises(UnsupportedArrayError, match=r"\(3, 4, 48, 48\).*\(2, 4, 48, 48\)"):
+        cube.isel(time=slice(2)).tec.report(cube)
+
+
+def test_bands_split_over_dask_chunks_say_how_to_rechunk(cube):
+    with pytest.raises(UnsupportedArrayError, match=r"chunk\(\{'band': -1\}\)"):
+        cube.reflectance.chunk({"band": 1}).tec.simulate(**TOY)
+
+
+def test_preview_is_a_picture_with_black_nodata(cube):
+    picture = preview(cube, time=2)
+    assert (picture.dtype, picture.dims, picture.shape[-1]) == ("uint8", ("y", "x", "rgb"), 3)
+    nodata = (cube.reflectance[2] == 0).all("band")
+    assert nodata.any()
+    assert (picture.where(nodata, 0) == 0).all()
+    assert picture.max() == 255
+
+
+def test_weight_grows_with_quality(cube):
+    assert weigh(cube, model=toy.NAME, quality=2) < weigh(cube, model=toy.NAME, quality=8)
+
+
+def test_harmonize_takes_the_offset_off(cube):
+    carrying = cube.reflectance.where(cube.reflectance == 0, cube.reflectance + 1000)
+    out = carrying.astype("uint16").tec.harmonize(offset=1000)
+    assert out.reflectance.chunks is None
+    np.testing.assert_array_equal(out.reflectance, cube.reflectance)
