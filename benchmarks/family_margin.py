@@ -61,7 +61,8 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
             model.scale_head[4].weight *= 30
     context = (torch.randn(options.windows, 2, 64, 192) * 8).round()
     tokens = (torch.randn(options.windows, 16, 192) * 8).round()
-    torch.save((shape, model.state_dict(), context, tokens), folder / "inputs.pt")
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save((shape, state, context, tokens), folder / "inputs.pt")
 
 
 def indexes(folder: Path) -> np.ndarray:
