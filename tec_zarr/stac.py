@@ -60,6 +60,7 @@ EARTH_SEARCH = "https://earth-search.aws.element84.com/v1"
 _SAME_PASS = np.timedelta64(1, "h")
 """Items closer than this are granules of one overpass: an orbit takes 100 minutes."""
 
+_TIME_UNITS = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
 _REMOVED = "boa_offset_removed"
 _EVIDENCE = ("s2:processing_baseline", "earthsearch:boa_offset_applied", "raster:bands")
 _PROJECTION = "https://stac-extensions.github.io/projection/v1.1.0/schema.json"
@@ -726,7 +727,7 @@ def _search_files(path: Path, bbox: Sequence[float], datetime: str) -> list[pyst
     found = []
     for item in pystac.Catalog.from_file(str(path)).get_items(recursive=True):
         w, s, e, n = item.bbox or (-180, -90, 180, 90)
-        moment = _record(item)["time"]
+        moment = _record(item)["time"].astype("M8[s]")
         if w < east and e > west and s < north and n > south and low <= moment < high:
             item.make_asset_hrefs_absolute()
             found.append(item)
@@ -850,7 +851,7 @@ def _merge_granules(cube: xr.DataArray) -> xr.DataArray:
     """One date for each overpass: the first granule that measured a pixel gives it."""
     import dask.array
 
-    starts = np.flatnonzero(np.diff(cube.time.values, prepend=np.datetime64("0001")) > _SAME_PASS)
+    starts = [0, *(np.flatnonzero(np.diff(cube.time.values) > _SAME_PASS) + 1).tolist()]
     dates = []
     for start, stop in zip(starts, [*starts[1:], cube.sizes["time"]], strict=True):
         granules = [cube.data[i] for i in range(start, stop)]
@@ -889,7 +890,11 @@ def write(
     if out.exists():
         raise UnsupportedArrayError(f"{out} exists: choose another name, or append to it")
     settings = encoding(cube, quality=quality, model=model, chunks={"time": CHUNK["time"]})
-    settings["time"] = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
+    for name, da in cube.data_vars.items():
+        if "chunks" not in settings[str(name)]:
+            chunks = {d: s[0] for d, s in da.chunksizes.items()} or dict(da.sizes)
+            settings[str(name)]["chunks"] = tuple({**chunks, "time": CHUNK["time"]}.values())
+    settings["time"] = dict(_TIME_UNITS)
     _to_zarr(decode(cube), out, mode="w", encoding=settings)
     _commit(out, cube)
 
@@ -928,8 +933,13 @@ def append(cube: xr.Dataset, out: str | Path) -> int:
         raise UnsupportedArrayError(f"{out} was not written by tec_zarr.stac.write: cannot append")
     dates = int(root.attrs["tec_dates"])  # type: ignore[arg-type]
     whole = dates - dates % CHUNK["time"]
-    old = xr.open_zarr(out, consolidated=False, decode_coords="all")
     tail = _tail(out, root)
+    if root.attrs.get("tec_appending"):
+        _truncate(root, whole)
+        if tail is not None:
+            _to_zarr(_rechunk(tail).assign_attrs(root.attrs.asdict()), out, append_dim="time")
+        root.attrs["tec_appending"] = False
+    old = xr.open_zarr(out, consolidated=False, decode_coords="all")
     times = old.time.values[:whole] if tail is None else np.r_[old.time.values[:whole], tail.time]
     new = cube.isel(time=~np.isin(cube.time.values, times))
     if new.sizes["time"] == 0:
@@ -952,8 +962,10 @@ def append(cube: xr.Dataset, out: str | Path) -> int:
         both = xr.concat(
             [tail, new], "time", coords="minimal", data_vars="minimal", compat="override"
         ).assign_attrs(new.attrs)
+    root.attrs["tec_appending"] = True
     _truncate(root, whole)
-    _to_zarr(decode(_rechunk(both)), out, append_dim="time")
+    rewritten = decode(_rechunk(both)).assign_attrs(root.attrs.asdict())
+    _to_zarr(rewritten, out, append_dim="time")
     _commit(out, both, before=whole)
     return new.sizes["time"]
 
@@ -1022,10 +1034,10 @@ def _commit(out: Path, written: xr.Dataset, before: int | None = None) -> None:
         last = decode(written.isel(time=slice(-started, None)))
         for da in last.variables.values():
             da.encoding = {k: v for k, v in da.encoding.items() if k == "grid_mapping"}
-        last["time"].encoding = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
-        _to_zarr(last, out, group=name, mode="w")
+        last["time"].encoding = dict(_TIME_UNITS)
+        _to_zarr(_rechunk(last), out, group=name, mode="w")
     root = zarr.open_group(out, mode="r+", use_consolidated=False)
-    attrs: dict[str, Any] = {"tec_dates": dates}
+    attrs: dict[str, Any] = {"tec_dates": dates, "tec_appending": False}
     if before is not None:
         attrs["history"] = f"{root.attrs.get('history', '')}\n{written.attrs.get('history', '')}"
     root.attrs.update(attrs)

@@ -99,6 +99,7 @@ def test_clouds_of_a_scene_are_filled_from_its_classes(scene):
     assert cloudy.any()
     assert float(after.sel(band="B04").where(cloudy).median()) < 2500
     xr.testing.assert_identical(out.scl, scene.scl)
+    pytest.importorskip("rioxarray")
     assert out.reflectance.rio.crs == scene.reflectance.rio.crs
     assert out.reflectance.encoding == scene.reflectance.encoding
     assert out.reflectance.attrs == scene.reflectance.attrs

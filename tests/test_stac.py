@@ -31,6 +31,7 @@ from tec_zarr.stac import (
 
 stackstac = pytest.importorskip("stackstac", reason="pip install 'tec_zarr[test]'")
 odc_stac = pytest.importorskip("odc.stac", reason="pip install 'tec_zarr[test]'")
+pytest.importorskip("rioxarray", reason="pip install 'tec_zarr[test]'")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from local_catalog import Scene, make_catalog  # noqa: E402
 
