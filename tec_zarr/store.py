@@ -48,6 +48,9 @@ def encoding(
     bands: Iterable[str] | None = None,
     nodata: float | Sequence[float] | None = 0,
     scale: float | None = None,
+    max_error: float | Sequence[float] | None = None,
+    psnr: float | None = None,
+    max_bytes: int | None = None,
     chunks: Mapping[str, int] | None = None,
     shards: bool = True,
     variables: Iterable[str] | None = None,
@@ -71,6 +74,12 @@ def encoding(
         Values besides NaN that mean "nothing measured"; None for no such value.
     scale : float, optional
         Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN.
+    max_error : number or sequence of numbers, optional
+        Largest absolute error of every sample, in the units of the data (DN, or reflectance for
+        floats), for all bands or for each; 0 is lossless. Instead of ``quality``.
+    psnr, max_bytes : number, optional
+        PSNR (dB) that every chunk reaches, or bytes that no chunk exceeds, with the quality
+        chosen for each chunk. Instead of ``quality``.
     chunks : mapping, optional
         Dimension name to chunk length. Default: about 4 dates, all bands, about 256 x 256 in
         equal parts without a sliver at the end, fitted to the Dask chunks if there are any.
@@ -123,7 +132,10 @@ def encoding(
         if name in reflectance:
             _warn_second_generation(name, da)
             names = _bands_of(name, da, bands)
-            spec = ChunkSpec(model=model, quality=quality, bands=names, nodata=nodata, scale=scale)
+            spec = ChunkSpec(
+                model=model, quality=quality, bands=names, nodata=nodata, scale=scale,
+                max_error=max_error, psnr=psnr, max_bytes=max_bytes,
+            )  # fmt: skip
             out[name] = _tec(name, da, spec, zarr_format, chunks, shards)
         elif da.ndim and da.dtype.kind in "biuf":
             out[name] = _lossless(zarr_format)
@@ -277,15 +289,27 @@ def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], Chun
         # The floats came out of these integers: they fit in again.
         factor, added = float(stored["scale_factor"]), float(stored["add_offset"] or 0)
         cf = {k: v for k, v in stored.items() if v is not None}
-        return cf, replace(spec, scale=round(unit / factor, 9), offset=round(-added / unit, 6))
+        spec = replace(spec, scale=round(unit / factor, 9), offset=round(-added / unit, 6))
+        return cf, _bounds_in(factor, spec)
     if da.chunks is not None:
         return {}, spec
     values = da.values
-    dn = np.rint(values[~np.isnan(values)] / unit)
+    exact = values[~np.isnan(values)] / unit
+    dn = np.rint(exact)
     if dn.size and (dn.min() < 1 or dn.max() > np.iinfo(np.uint16).max):
         return {}, spec
+    if spec.max_error is not None and dn.size and np.abs(exact - dn).max() > 1e-3:
+        return {}, spec  # packing would take half a DN of the bound
     cf = {"dtype": "uint16", "_FillValue": 0, "scale_factor": unit, "add_offset": 0.0}
-    return cf, replace(spec, scale=None)
+    return cf, _bounds_in(unit, replace(spec, scale=None))
+
+
+def _bounds_in(factor: float, spec: ChunkSpec) -> ChunkSpec:
+    """The same bounds for data that are packed with this scale factor."""
+    if spec.max_error is None:
+        return spec
+    packed = np.round(np.asarray(spec.max_error) / factor, 6).tolist()
+    return replace(spec, max_error=packed)
 
 
 def _layout(

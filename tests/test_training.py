@@ -9,7 +9,7 @@ import pytest
 import torch
 import zarr
 
-from tec_zarr import synthetic
+from tec_zarr import cli, synthetic
 from tec_zarr.models import s2
 from tec_zarr.training import data, loop
 from tec_zarr.training.export import release
@@ -34,6 +34,7 @@ def config(folder, tmp_path_factory):
         crop=32,
         validate_every=6,
         checkpoint_seconds=0.0,
+        initial_samples=24,
     )
 
 
@@ -109,3 +110,16 @@ def test_nearest_bands_become_smooth_and_others_stay():
     assert repeated(cube[10]) > 0.45 > 0.2 > repeated(smooth[10])
     assert np.array_equal(smooth[[1, 2, 3, 7]], cube[[1, 2, 3, 7]])
     assert np.corrcoef(smooth[10].ravel(), cube[10].ravel())[0, 1] > 0.95
+
+
+def test_one_command_trains_and_exports(folder, tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'data = ["{folder}"]\nout = "run"\nsteps = 2\nbatch = 1\ncrop = 32\n'
+        "validate_every = 2\ninitial_samples = 24\n"
+    )
+    assert cli.main(["train", str(config)]) == 0
+    assert s2.load(tmp_path / "run" / "tec-s2.safetensors").tables.reach.max() > 100
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 5000
+    config.write_text('data = ["x"]\nout = "run"\nlearning_rate = 1\n')
+    assert cli.main(["train", str(config)]) == 1

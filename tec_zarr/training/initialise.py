@@ -72,13 +72,11 @@ def tuned_overlap(samples: Tensor, steps: int, seed: int) -> Tensor:
     return _unit_noise(matrix).detach()
 
 
-def initialise(
-    net: S2Net, sampler: Sampler, count: int = 400, steps: int = 300, seed: int = 0
-) -> None:
+def initialise(net: S2Net, sampler: Sampler, count: int = 400, seed: int = 0) -> None:
     """Set the linear transform, its inverse and the scale prior from ``count`` samples."""
     components, sigma, _ = sampler.batch(count)
     samples = torch.from_numpy(components)
-    matrix = tuned_overlap(samples[:, :6], steps, seed)
+    matrix = tuned_overlap(samples[:, :6], 3 * count // 4, seed)
     with torch.no_grad():
         blocks = _blocks(overlap(samples, matrix))
         bases = _bases(blocks)

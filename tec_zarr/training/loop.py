@@ -41,6 +41,8 @@ class Config:
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
+    #: Crops that the closed-form initialisation looks at.
+    initial_samples: int = 400
     #: State dict (``.pt``) to start from instead of the closed-form initialisation.
     start: str = ""
     checkpoint_seconds: float = 240.0
@@ -143,7 +145,8 @@ def train(config: Config) -> S2Net:
     if config.start:
         net.load_state_dict(torch.load(config.start, weights_only=True))
     elif not checkpoint.exists():
-        initialise(net, Sampler(kept, config.crop, config.seed + 1))
+        sampler = Sampler(kept, config.crop, config.seed + 1)
+        initialise(net, sampler, config.initial_samples)
     net = net.to(config.device)
     slow = {"analysis_overlap", "synthesis_overlap", "analysis", "synthesis"}
     named = list(net.named_parameters())
@@ -165,7 +168,11 @@ def train(config: Config) -> S2Net:
         optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
     batches = Prefetch(Sampler(kept, config.crop, config.seed + 2 + start), config.batch)
-    log = (out / "log.jsonl").open("a", buffering=1)
+
+    def log(line: dict) -> None:
+        with (out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
     began = saved = time.monotonic()
     seen = 0.0
     for step in range(start, config.steps):
@@ -188,12 +195,10 @@ def train(config: Config) -> S2Net:
         seen = float(loss.detach()) if seen == 0 else 0.98 * seen + 0.02 * float(loss.detach())
         if (step + 1) % 50 == 0:
             elapsed = round(time.monotonic() - began, 1)
-            log.write(
-                json.dumps({"step": step + 1, "loss": round(seen, 5), "seconds": elapsed}) + "\n"
-            )
+            log({"step": step + 1, "loss": round(seen, 5), "seconds": elapsed})
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps or step == start:
             curve = validate(average, held, config)
-            log.write(json.dumps({"step": step + 1, "validation": curve}) + "\n")
+            log({"step": step + 1, "validation": curve})
         if time.monotonic() - saved > config.checkpoint_seconds or step + 1 == config.steps:
             state = {
                 "net": net.state_dict(),
