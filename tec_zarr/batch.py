@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import dask
 import numpy as np
@@ -39,6 +39,8 @@ from tec_zarr.stream import default_scale
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from tec_zarr.chunk import ChunkSpec
 
 Verify = Literal["sample", "full", "none"]
 
@@ -216,14 +218,14 @@ def recompress(
     verify : {"sample", "full", "none"}
         Read back one chunk of every region, all of it, or nothing, before it counts as finished.
         Other arrays must be equal. In reflectance, nodata must be equal and nothing else may
-        have become nodata, and the PSNR must be above 20 dB.
+        have become nodata, a ``max_error`` must hold, and the PSNR must be above 20 dB.
     progress : bool
         Show a bar on a terminal.
     source_options, target_options : mapping, optional
         For the fsspec filesystem of a URL.
     **settings
-        Those of :class:`tec_zarr.plan.Settings`: quality, model, zarr_format, bands, nodata,
-        scale, chunks, shards, variables.
+        Those of :class:`tec_zarr.plan.Settings`: quality, max_error, psnr, max_bytes, model,
+        zarr_format, bands, nodata, scale, chunks, shards, variables.
 
     Returns
     -------
@@ -344,21 +346,16 @@ def _begin(manifest: Manifest, plan: Plan) -> dict[tuple[int, int], Done] | None
     try:
         begun = manifest.read_config()
         before = begun if begun is not None else provenance(store)
+        if before is None:
+            manifest.write_config(plan.config)
+            return {}
     except RecompressError:
         raise
     except Exception as error:  # each filesystem has its own kinds
         raise RecompressError(
-            f"the target {store} cannot be read ({type(error).__name__}: {error}); it must be a "
-            "store of files or objects, which takes any key"
+            f"the target {store} cannot be written ({type(error).__name__}: {error}); it must be "
+            "a store of files or objects, with room and with permission to write"
         ) from error
-    if before is None:
-        try:
-            manifest.write_config(plan.config)
-        except Exception as error:  # each filesystem has its own kinds
-            raise RecompressError(
-                f"the target {store} cannot be written ({type(error).__name__}: {error})"
-            ) from error
-        return {}
     changed = [k for k in plan.config if k != "source" and before.get(k) != plan.config[k]]
     if changed:
         what = "; ".join(f"{k} was {before.get(k)}, is {plan.config[k]}" for k in changed)
@@ -462,39 +459,59 @@ def _verify(
     array: ArrayPlan, region: tuple[slice, ...], block: np.ndarray, verify: Verify, number: int
 ) -> tuple[int, float, int, float]:
     """Samples verified, squared error (DN), samples in it, largest error (DN)."""
-    if verify == "none":
-        return 0, 0.0, 0, 0.0
-    part = region
+    parts = [] if verify == "none" else array.chunk_slices(region)
     if verify == "sample":  # any chunk, but the same one in every run
-        grid = array.chunk_slices(region)
-        part = grid[zlib.crc32(f"{array.path}:{number}".encode()) % len(grid)]
-    inside = tuple(
-        slice(p.start - r.start, p.stop - r.start) for p, r in zip(part, region, strict=True)
-    )
-    reference = block[inside]
-    decoded = np.asarray(array.target[part])
-    if array.spec is None:
-        if not _equal(reference, decoded):
-            raise VerificationError("what was read back differs from the source")
-        return reference.size, 0.0, 0, 0.0
-    fill = array.target.fill_value
-    nodata = [*array.spec.fill_values, *(() if fill is None else (fill,))]
+        at = zlib.crc32(f"{array.path}:{number}".encode()) % len(parts)
+        parts = parts[at : at + 1]
+    verified, squared, compared, worst = 0, 0.0, 0, 0.0
+    for part in parts:
+        inside = tuple(
+            slice(p.start - r.start, p.stop - r.start) for p, r in zip(part, region, strict=True)
+        )
+        reference, decoded = block[inside], np.asarray(array.target[part])
+        verified += reference.size
+        if array.spec is None:
+            if not _equal(reference, decoded):
+                raise VerificationError("what was read back differs from the source")
+            continue
+        errors = _dn_errors(array.spec, array.target.fill_value, reference, decoded)
+        squared += float(np.sum(errors.clipped**2))
+        compared += errors.clipped.size
+        worst = max(worst, errors.largest)
+    if _psnr(squared, compared) < MIN_PSNR:
+        raise VerificationError(
+            f"the PSNR of what was read back is {_psnr(squared, compared):.1f} dB"
+        )
+    return verified, squared, compared, worst
+
+
+class _Errors(NamedTuple):
+    clipped: np.ndarray
+    """Differences of the measured samples in DN, both sides clipped as for PSNR."""
+    largest: float
+    """Largest absolute difference in DN, not clipped."""
+
+
+def _dn_errors(
+    spec: ChunkSpec, fill: float | None, reference: np.ndarray, decoded: np.ndarray
+) -> _Errors:
+    """Compare one chunk of reflectance; nodata and bounds have to hold without exception."""
+    nodata = [*spec.fill_values, *(() if fill is None else (fill,))]
     missing, lost = (np.isin(a, nodata) | np.isnan(a) for a in (reference, decoded))
     if not (missing == lost).all() or not _equal(reference[missing], decoded[missing]):
         raise VerificationError("nodata was not kept where it was")
-    scale = array.spec.scale or default_scale(reference.dtype)
-    before, after = (a[~missing].astype(np.float64) / scale for a in (reference, decoded))
-    if not before.size:
-        return reference.size, 0.0, 0, 0.0
-    infinite = ~np.isfinite(before)
-    error = np.where(infinite, 0.0, after - np.where(infinite, 0.0, before))
-    origin = array.spec.offset
-    clipped = np.clip(after - origin, 0, PEAK) - np.clip(before - origin, 0, PEAK)
-    squared = float(np.sum(np.where(infinite, 0.0, clipped) ** 2))
-    psnr = _psnr(squared, before.size)
-    if psnr < MIN_PSNR:
-        raise VerificationError(f"the PSNR of what was read back is {psnr:.1f} dB")
-    return reference.size, squared, before.size, float(np.abs(error).max())
+    exact = missing | (reference == decoded)  # infinities too
+    before, after = (np.where(missing, 0, a).astype(np.float64) for a in (reference, decoded))
+    error = np.subtract(after, before, where=~exact, out=np.zeros(before.shape))
+    scale = spec.scale or default_scale(reference.dtype)
+    if spec.max_error is not None:
+        bound = np.asarray(spec.max_error, np.float64)
+        bound = bound.reshape(-1, 1, 1) if bound.size > 1 else bound
+        last_place = 0 if reference.dtype.kind != "f" else np.spacing(np.abs(decoded))
+        if (np.abs(error) > bound + last_place).any():
+            raise VerificationError(f"errors reach {np.abs(error).max():g}, over the bound")
+    clipped = [np.clip(a / scale - spec.offset, 0, PEAK)[~missing] for a in (after, before)]
+    return _Errors(clipped[0] - clipped[1], float(np.abs(error).max(initial=0) / scale))
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:

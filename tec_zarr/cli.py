@@ -52,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--model", default="tec-s2", help="learned model (default: tec-s2)")
         sub.add_argument("--scale", type=float, help="units of float data: 1e-4 (default) or 1")
 
+    def targets(sub: argparse.ArgumentParser) -> None:
+        target = sub.add_mutually_exclusive_group()
+        target.add_argument("--max-error", type=float, help="bound in units of the data; 0: exact")
+        target.add_argument("--psnr", type=float, help="dB that every chunk reaches")
+        target.add_argument("--max-bytes", type=int, help="bytes that no chunk exceeds")
+
     demo = command(_demo, "demo", "a cube through TEC and back, in numbers and a picture")
     demo.add_argument("--input", type=Path, help="own Zarr, NetCDF, GeoTIFF(s) or .npz cube")
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results")
@@ -63,10 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
     encode.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     coding(encode)
-    target = encode.add_mutually_exclusive_group()
-    target.add_argument("--max-error", type=float, help="bound in units of the data; 0: lossless")
-    target.add_argument("--psnr", type=float, help="dB that every chunk reaches")
-    target.add_argument("--max-bytes", type=int, help="bytes that no chunk exceeds")
+    targets(encode)
 
     decode = command(_decode, "decode", "write a plain Zarr store or GeoTIFFs: the way out")
     decode.add_argument("source", type=Path, metavar="IN")
@@ -114,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     recompress.add_argument("--price", type=float, help="with --dry-run: price of a core hour")
     recompress.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report")
     coding(recompress)
+    targets(recompress)
 
     train = command(_train, "train", "train the default model on data of your own")
     train.add_argument("config", type=Path, metavar="CONFIG", help="TOML, see docs/training.md")
@@ -213,8 +217,9 @@ def _recompress(arguments: argparse.Namespace) -> int:
     from tec_zarr.batch import estimate, recompress
     from tec_zarr.report import size
 
-    settings = {k: getattr(arguments, k)
-                for k in ("quality", "model", "scale", "zarr_format", "variables")}  # fmt: skip
+    names = ("quality", "max_error", "psnr", "max_bytes", "model", "scale", "zarr_format",
+             "variables")  # fmt: skip
+    settings = {name: getattr(arguments, name) for name in names}
     if arguments.dry_run:
         guess = estimate(arguments.source, **settings)
         hours = guess.core_seconds / 3600

@@ -62,9 +62,9 @@ class Settings:
 
     Parameters
     ----------
-    quality, model, zarr_format, bands, nodata, scale, chunks, shards
+    quality, model, zarr_format, bands, nodata, scale, max_error, psnr, max_bytes, chunks, shards
         See :func:`tec_zarr.encoding`. Integers with the CF attributes ``scale_factor`` and
-        ``add_offset`` are understood without ``scale``.
+        ``add_offset`` are understood without ``scale``; ``max_error`` is in stored units.
     variables : sequence of str, optional
         Names or paths of the arrays that are reflectance. Default: those with a band dimension
         whose coordinate names Sentinel-2 bands, and those named like a band. All others are
@@ -77,6 +77,9 @@ class Settings:
     bands: Sequence[str] | None = None
     nodata: float | Sequence[float] | None = 0
     scale: float | None = None
+    max_error: float | Sequence[float] | None = None
+    psnr: float | None = None
+    max_bytes: int | None = None
     chunks: Mapping[str, int] | None = None
     shards: bool = True
     variables: Sequence[str] | None = None
@@ -348,6 +351,7 @@ def _tec_storage(da: xr.DataArray, array: zarr.Array, settings: Settings) -> dic
         "quality": settings.quality, "model": settings.model, "bands": settings.bands,
         "zarr_format": settings.zarr_format, "scale": settings.scale, "chunks": settings.chunks,
         "shards": settings.shards, "nodata": tuple(dict.fromkeys((*nodata, *fills))),
+        "max_error": settings.max_error, "psnr": settings.psnr, "max_bytes": settings.max_bytes,
     }  # fmt: skip
     aligned = da.chunk(dict(zip(da.dims, _block(da, array), strict=True)))
     try:
@@ -480,7 +484,7 @@ def _config(
         "config_sha256": _sha256(layout),
         "tec_zarr": tec_zarr.__version__,
         "model": settings.model,
-        "quality": settings.quality,
+        **{key: getattr(settings, key) for key in ("quality", "max_error", "psnr", "max_bytes")},
         "regions": sum(array.regions for array in arrays),
     }
 

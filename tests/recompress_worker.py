@@ -2,7 +2,7 @@
 
     python recompress_worker.py client SIGNAL FLAG ARGUMENTS...
 
-runs ``tec-zarr ARGUMENTS...``; once ``FLAG`` exists, the third chunk raises SIGNAL in this process.
+runs ``tec-zarr ARGUMENTS...``; if ``FLAG`` exists, the second chunk sends this process SIGNAL.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def register(on_encode=lambda calls: None) -> None:
     register_model(DEADLY, Deadly, toy.SHA256)
 
 
-def signal_once(flag: str, number: int, after: int = 3):
+def signal_once(flag: str, number: int, after: int):
     """Effect that sends this process a signal, if it can take the flag away."""
 
     def effect(calls: int) -> None:
@@ -98,6 +98,7 @@ class FailingStore(WrapperStore):
 if __name__ == "__main__":
     from tec_zarr.cli import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
     toy.register()
-    register(signal_once(sys.argv[3], getattr(signal, sys.argv[2])))
+    register(signal_once(sys.argv[3], getattr(signal, sys.argv[2]), after=2))
     sys.exit(main(sys.argv[4:]))

@@ -140,6 +140,15 @@ def test_small_chunks_gather_in_shards(source, tmp_path):
     assert_same_archive(tmp_path / "tec.zarr", source)
 
 
+@pytest.mark.parametrize("bound", [0, 3])
+def test_an_error_bound_is_kept_and_verified(source, tmp_path, bound):
+    report = recompress(source, tmp_path / "tec.zarr", max_error=bound, verify="full", **TOY)
+    assert report.complete
+    assert report.max_error <= bound
+    new, old = (zarr.open(p)["reflectance"][:].astype(int) for p in (tmp_path / "tec.zarr", source))
+    assert np.abs(new - old).max() <= bound
+
+
 def test_a_group_in_a_group_and_an_array_alone(tmp_path):
     dn = scene((12, 30, 30)).astype("uint16")
     root = zarr.create_group(tmp_path / "a.zarr", zarr_format=2, attributes={"stac": {"id": 1}})

@@ -1,0 +1,186 @@
+"""Recompress a synthetic archive: throughput per core, memory, scaling, overhead.
+
+    python benchmarks/recompress.py [--gigabytes 5] [--model tec-s2] [--quality 4]
+        [--workers 1 2] [--folder DIR] [--out DIR]
+
+Writes an archive of several v2 blosc arrays (2048 x 2048 pixels, 4 dates, 12 bands: 0.4 GB each,
+or smaller ones for less in all) and recompresses it to sharded v3 on a LocalCluster of each number
+of workers, one thread each. Before, the same chunks are encoded in one process without Dask, Zarr
+or files: the difference in processor time is the overhead. Verification is off, then measured
+alone in a run with the fewest workers ("sample", the default).
+
+Throughput is raw MB (10**6 bytes) per second. ``cpu_*`` numbers divide by the processor seconds of
+all workers: on a busy machine they are still the work done, which wall-clock numbers are not.
+``wall`` scaling means something only on an idle machine with a core for each worker;
+``load_before`` says how busy it was. Writes ``recompress.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numcodecs
+import numpy as np
+import zarr
+from distributed import Client, LocalCluster
+from environment import ROOT, commit, environment
+
+from tec_zarr import synthetic
+from tec_zarr.batch import RecompressReport, recompress
+from tec_zarr.chunk import ChunkSpec, encode_chunk
+from tec_zarr.models.registry import get_model
+from tec_zarr.sentinel2 import L2A_BANDS
+
+SIDE, DATES, BANDS = 2048, 4, 12
+SOURCE_CHUNK = (1, BANDS, 512, 512)
+BARE_CHUNKS = 24
+"""Chunks that are encoded without Dask; enough for a stable mean."""
+
+
+def write_archive(path: Path, gigabytes: float) -> int:
+    """Several arrays, each another landscape, tiled to its size; returns the raw bytes."""
+    raw_array = DATES * BANDS * SIDE * SIDE * 2
+    count = max(2, round(gigabytes * 1e9 / raw_array))
+    side = min(SIDE, int((gigabytes * 1e9 / count / (DATES * BANDS * 2)) ** 0.5) // 256 * 256)
+    root = zarr.create_group(path, zarr_format=2)
+    band = root.create_array("band", shape=(BANDS,), dtype="U3", chunks=(BANDS,))
+    band[:] = np.array(L2A_BANDS)
+    band.attrs["_ARRAY_DIMENSIONS"] = ["band"]
+    for number in range(count):
+        tile = synthetic.cube(dates=DATES, size=min(512, side), seed=number).values
+        repeats = -(-side // tile.shape[-1])
+        array = root.create_array(
+            f"tile_{number:02d}", shape=(DATES, BANDS, side, side), dtype="uint16",
+            chunks=SOURCE_CHUNK, compressors=numcodecs.Blosc("zstd", 3), fill_value=0,
+        )  # fmt: skip
+        array.attrs["_ARRAY_DIMENSIONS"] = ["time", "band", "y", "x"]
+        array[:] = np.tile(tile, (1, 1, repeats, repeats))[..., :side, :side]
+    return count * DATES * BANDS * side * side * 2
+
+
+def bare_encoding(path: Path, model: str, quality: float) -> float:
+    """Raw MB per processor second of encode_chunk alone, on chunks of (4, 12, 256, 256)."""
+    import torch
+
+    torch.set_num_threads(1)
+    spec = ChunkSpec(model=model, quality=quality, bands=L2A_BANDS)
+    root = zarr.open(path, mode="r")
+    names = [name for name in sorted(root.array_keys()) if name != "band"]
+    arrays = [root[name] for name in names]
+    side = arrays[0].shape[-1] // 256
+    cells = [(a, y, x) for a in arrays for y in range(side) for x in range(side)]
+    cells = cells[:: max(1, len(cells) // BARE_CHUNKS)]
+    blocks = [a[:, :, y * 256 : (y + 1) * 256, x * 256 : (x + 1) * 256] for a, y, x in cells]
+    encode_chunk(blocks[0], spec)
+    start = time.process_time()
+    for block in blocks:
+        encode_chunk(block, spec)
+    return sum(b.nbytes for b in blocks) / 1e6 / (time.process_time() - start)
+
+
+def cpu_and_memory(client: Client) -> tuple[float, float]:
+    """Processor seconds of all workers so far, and the largest peak of resident memory (MB)."""
+    usage = client.run(worker_usage).values()
+    return sum(cpu for cpu, _ in usage), max(peak for _, peak in usage)
+
+
+def worker_usage() -> tuple[float, float]:
+    """Of the process that calls it."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return time.process_time(), peak
+
+
+def run(
+    source: Path, target: Path, workers: int, verify: str, model: str, quality: float
+) -> dict[str, object]:
+    """One recompression on a fresh cluster, whose start is not part of the time."""
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(workers)
+        client.run(warm, model)
+        before, idle_peak = cpu_and_memory(client)
+        load = os.getloadavg()[0]
+        report: RecompressReport = recompress(
+            source, target, client=client, model=model, quality=quality, verify=verify,
+            progress=False,
+        )  # fmt: skip
+        after, peak = cpu_and_memory(client)
+    if not report.complete:
+        raise SystemExit("\n".join(map(str, report.failures)))
+    shutil.rmtree(target)
+    megabytes = report.raw_bytes / 1e6
+    return {
+        "workers": workers,
+        "verify": verify,
+        "load_before": round(load, 2),
+        "regions": report.regions,
+        "ratio": round(report.ratio, 2),
+        "wall_s": round(report.seconds, 1),
+        "wall_MB_per_s": round(megabytes / report.seconds, 3),
+        "cpu_s": round(after - before, 1),
+        "cpu_MB_per_s": round(megabytes / (after - before), 3),
+        "worker_peak_MB": round(peak),
+        "worker_start_MB": round(idle_peak),
+    }
+
+
+def warm(model: str) -> None:
+    """Load the model, so that its start is not counted."""
+    get_model(model)
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=5)
+    parser.add_argument("--model", default="tec-s2")
+    parser.add_argument("--quality", type=float, default=4)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--folder", type=Path, help="where the archive is written")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        source, target = Path(name) / "source.zarr", Path(name) / "tec.zarr"
+        raw = write_archive(source, arguments.gigabytes)
+        coding = (arguments.model, arguments.quality)
+        bare = bare_encoding(source, *coding)
+        runs = [run(source, target, n, "none", *coding) for n in sorted(arguments.workers)]
+        verified = run(source, target, min(arguments.workers), "sample", *coding)
+    first, last = runs[0], runs[-1]
+    results = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        **environment(),
+        "cores_allowed": len(os.sched_getaffinity(0)),
+        "raw_bytes": raw,
+        "model": arguments.model,
+        "quality": arguments.quality,
+        "bare_encoding_cpu_MB_per_s": round(bare, 3),
+        "overhead": round(bare / first["cpu_MB_per_s"] - 1, 4),
+        "overhead_with_verification": round(bare / verified["cpu_MB_per_s"] - 1, 4),
+        "scaling": {
+            "from": first["workers"],
+            "to": last["workers"],
+            "wall": round(last["wall_MB_per_s"] / first["wall_MB_per_s"], 3),
+            "cpu": round(last["cpu_MB_per_s"] / first["cpu_MB_per_s"], 3),
+        },
+        "runs": [*runs, verified],
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=1)
+    (arguments.out / "recompress.json").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
