@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint wheel-check clean
+.PHONY: demo test lint wheel-check conformance golden clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tec-zarr demo --out demo-out
@@ -23,6 +23,14 @@ wheel-check: $(VENV)/.test
 	build/wheel/venv/bin/pip install --quiet $(TORCH)
 	build/wheel/venv/bin/pip install --quiet build/wheel/*.whl
 	cd build/wheel && venv/bin/tec-zarr demo
+
+# Our modules against the public reference implementation; makes an environment for it.
+conformance: $(VENV)/.test
+	PATH="$(abspath $(BIN)):$$PATH" tests/conformance/run.sh
+
+# Golden streams of the newest weights; run once at each release of weights or of the format.
+golden: $(VENV)/.test
+	$(BIN)/python tests/make_golden.py
 
 # torch comes first and alone: pip then takes a CPU build that is at hand (--find-links, or
 # https://download.pytorch.org/whl/cpu) and the package's own torch>=2.4 is already satisfied.
