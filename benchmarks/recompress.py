@@ -7,7 +7,8 @@ Writes an archive of several v2 blosc arrays (2048 x 2048 pixels, 4 dates, 12 ba
 or smaller ones for less in all) and recompresses it to sharded v3 on a LocalCluster of each number
 of workers, one thread each. Before, the same chunks are encoded in one process without Dask, Zarr
 or files: the difference in processor time is the overhead. Verification is off, then measured
-alone in a run with the fewest workers ("sample", the default).
+alone in a run with the fewest workers ("sample", the default). ``parts`` are the steps around the
+encoding, each alone.
 
 Throughput is raw MB (10**6 bytes) per second. ``cpu_*`` numbers divide by the processor seconds of
 all workers: on a busy machine they are still the work done, which wall-clock numbers are not.
@@ -25,6 +26,8 @@ import resource
 import shutil
 import tempfile
 import time
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numcodecs
@@ -32,10 +35,12 @@ import numpy as np
 import zarr
 from distributed import Client, LocalCluster
 from environment import ROOT, commit, environment
+from zarr.storage import LocalStore
 
 from tec_zarr import synthetic
 from tec_zarr.batch import RecompressReport, recompress
 from tec_zarr.chunk import ChunkSpec, encode_chunk
+from tec_zarr.manifest import Done, Manifest
 from tec_zarr.models.registry import get_model
 from tec_zarr.sentinel2 import L2A_BANDS
 
@@ -43,6 +48,8 @@ SIDE, DATES, BANDS = 2048, 4, 12
 SOURCE_CHUNK = (1, BANDS, 512, 512)
 BARE_CHUNKS = 24
 """Chunks that are encoded without Dask; enough for a stable mean."""
+MARKERS = TASKS = 500
+"""How often the small things are done, to see how long they take."""
 
 
 def write_archive(path: Path, gigabytes: float) -> int:
@@ -86,6 +93,42 @@ def bare_encoding(path: Path, model: str, quality: float) -> float:
     return sum(b.nbytes for b in blocks) / 1e6 / (time.process_time() - start)
 
 
+def parts(source: Path, folder: Path) -> dict[str, float]:
+    """What stands around the encoding, each alone, in processor time of this process."""
+    root = zarr.open(source, mode="r")
+    array = root["tile_00"]
+    start = time.process_time()
+    block = array[...]
+    read = time.process_time() - start
+    start = time.process_time()
+    zlib.crc32(block.tobytes())
+    checksum = time.process_time() - start
+    manifest = Manifest(LocalStore(folder))
+    done = Done(0, 0, 0, {"tile_00/c/0/0/0/0": (10**6, 0)}, 10**8, 10**7, 10**6, 0.0, 0, 0.0, 1.0)
+    start = time.process_time()
+    for number in range(MARKERS):
+        manifest.mark(replace(done, region=number))
+    mark = time.process_time() - start
+    start = time.process_time()
+    manifest.finished()  # none is: the objects they name are not there
+    resume = time.process_time() - start
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        client.gather(client.map(abs, range(10)))
+        start = time.process_time()
+        client.gather(client.map(abs, range(10, 10 + TASKS)))
+        schedule = time.process_time() - start
+    return {
+        "read_blosc_cpu_MB_per_s": round(block.nbytes / 1e6 / read, 1),
+        "checksum_cpu_MB_per_s": round(block.nbytes / 1e6 / checksum, 1),
+        "mark_region_cpu_ms": round(1e3 * mark / MARKERS, 3),
+        "read_record_of_region_cpu_ms": round(1e3 * resume / MARKERS, 3),
+        "scheduler_and_client_cpu_ms_per_task": round(1e3 * schedule / TASKS, 3),
+    }
+
+
 def cpu_and_memory(client: Client) -> tuple[float, float]:
     """Processor seconds of all workers so far, and the largest peak of resident memory (MB)."""
     usage = client.run(worker_usage).values()
@@ -103,7 +146,7 @@ def run(
 ) -> dict[str, object]:
     """One recompression on a fresh cluster, whose start is not part of the time."""
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         client.wait_for_workers(workers)
@@ -153,6 +196,7 @@ def main() -> None:
         source, target = Path(name) / "source.zarr", Path(name) / "tec.zarr"
         raw = write_archive(source, arguments.gigabytes)
         coding = (arguments.model, arguments.quality)
+        around = parts(source, Path(name) / "manifest")
         bare = bare_encoding(source, *coding)
         runs = [run(source, target, n, "none", *coding) for n in sorted(arguments.workers)]
         verified = run(source, target, min(arguments.workers), "sample", *coding)
@@ -174,6 +218,7 @@ def main() -> None:
             "wall": round(last["wall_MB_per_s"] / first["wall_MB_per_s"], 3),
             "cpu": round(last["cpu_MB_per_s"] / first["cpu_MB_per_s"], 3),
         },
+        "parts": around,
         "runs": [*runs, verified],
     }
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import dask.array
 import numpy as np
@@ -73,7 +73,7 @@ class Settings:
 
     quality: float = 4.0
     model: str = "tec-s2"
-    zarr_format: int = 3
+    zarr_format: Literal[2, 3] = 3
     bands: Sequence[str] | None = None
     nodata: float | Sequence[float] | None = 0
     scale: float | None = None
@@ -124,7 +124,8 @@ class ArrayPlan:
 
     def region_slices(self, number: int) -> tuple[slice, ...]:
         """Where region ``number`` lies in the array."""
-        return box(np.unravel_index(number, self.counts), self.region, self.source.shape)
+        at = [int(i) for i in np.unravel_index(number, self.counts)]
+        return box(at, self.region, self.source.shape)
 
     def chunk_slices(self, region: tuple[slice, ...]) -> list[tuple[slice, ...]]:
         """Chunks (those inside the shards) of a region."""
@@ -273,7 +274,7 @@ def box(
 ) -> tuple[slice, ...]:
     """Cell ``at`` of a regular grid, cut off at the array's end."""
     return tuple(
-        slice(int(i) * n, min((int(i) + 1) * n, size))
+        slice(i * n, min((i + 1) * n, size))
         for i, n, size in zip(at, lengths, shape, strict=True)
     )
 
@@ -308,7 +309,7 @@ def _describe(path: str, array: zarr.Array, sources: Mapping[str, zarr.Array]) -
 def _dimensions(array: zarr.Array) -> Sequence[str | None] | None:
     if array.metadata.zarr_format == 3:
         return array.metadata.dimension_names
-    return array.attrs.get(_DIMENSIONS)
+    return cast("Sequence[str | None] | None", array.attrs.get(_DIMENSIONS))
 
 
 def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[str]:
@@ -342,12 +343,13 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
 
 def _tec_storage(da: xr.DataArray, array: zarr.Array, settings: Settings) -> dict[str, Any]:
     """Chunks, shards and codec of a reflectance array, as :func:`tec_zarr.encoding` has them."""
-    attrs, name = dict(array.attrs), str(da.name or "array")
+    attrs: dict[str, Any] = dict(array.attrs)
+    name = str(da.name or "array")
     cf = [array.fill_value if array.metadata.zarr_format == 2 else None,
           *(attrs.get(key) for key in ("_FillValue", "missing_value"))]  # fmt: skip
     nodata = () if settings.nodata is None else tuple(np.atleast_1d(settings.nodata).tolist())
     fills = [float(v) for v in cf if isinstance(v, int | float | np.number) and v == v]
-    arguments = {
+    arguments: dict[str, Any] = {
         "quality": settings.quality, "model": settings.model, "bands": settings.bands,
         "zarr_format": settings.zarr_format, "scale": settings.scale, "chunks": settings.chunks,
         "shards": settings.shards, "nodata": tuple(dict.fromkeys((*nodata, *fills))),
@@ -373,7 +375,7 @@ def _tec_storage(da: xr.DataArray, array: zarr.Array, settings: Settings) -> dic
 
 def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:
     """Whole chunks of the source, about as long as a shard, within the memory of a region."""
-    roles = {find_dim(da, TIME): "time", find_dim(da, BAND): "band",
+    roles: dict[Any, str] = {find_dim(da, TIME): "time", find_dim(da, BAND): "band",
              find_dim(da, Y): "space", find_dim(da, X): "space"}  # fmt: skip
 
     def sides(space: int) -> tuple[int, ...]:
@@ -406,7 +408,8 @@ def _create(
     settings: Settings,
     storage: Mapping[str, Any],
 ) -> zarr.Array:
-    attrs, dims = dict(array.attrs), _dimensions(array)
+    attrs: dict[str, Any] = dict(array.attrs)
+    dims = _dimensions(array)
     fill, old = array.metadata.fill_value, array.metadata.zarr_format
     attrs.pop(_DIMENSIONS, None)
     extra: dict[str, Any] = {}
@@ -456,7 +459,7 @@ def _region(
     return tuple(region)
 
 
-def _root(store: Store, zarr_format: int) -> zarr.Group | zarr.Array:
+def _root(store: Store, zarr_format: Literal[2, 3]) -> zarr.Group | zarr.Array:
     return zarr.open(store, mode="r+", zarr_format=zarr_format)
 
 

@@ -313,7 +313,7 @@ def test_gpu_workers_encode_and_the_others_read(mixed_cluster, source, tmp_path)
 def test_a_gpu_that_nobody_has_is_an_error_at_once(source, tmp_path):
     distributed = pytest.importorskip("distributed")
     with (
-        distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
         pytest.raises(RecompressError, match="none of the 1 workers has the resource GPU"),
     ):

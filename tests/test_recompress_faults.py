@@ -85,7 +85,7 @@ def cluster(tmp_path_factory):
     flag = tmp_path_factory.mktemp("flag") / "kill"
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit="1GiB"
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit="1GiB"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
