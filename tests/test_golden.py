@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import golden_family
 import make_golden
 import numpy as np
 import pytest
@@ -48,6 +49,11 @@ def check(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(("folder", "name"), GOLDEN)
 def test_a_released_stream_decodes_as_at_release(folder, name):
     check(folder, name)
+
+
+@pytest.mark.parametrize("kind", golden_family.KINDS)
+def test_a_stream_of_the_family_decodes_as_ever(kind):
+    golden_family.check(golden_family.FIXTURES / f"{kind}.npz")
 
 
 def test_every_released_weights_file_has_its_golden_streams():
