@@ -1,4 +1,4 @@
-"""A small STAC catalogue on disk, for the examples and the tests where no network is.
+"""A small STAC catalogue and an EOPF-like product on disk, where no network is.
 
 It looks as public catalogues of Sentinel-2 L2A do: items of several dates and of two UTM zones,
 one Cloud-Optimised GeoTIFF per band, the scene classification (SCL) at 20 m, the processing
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pystac
 import rasterio
+import xarray as xr
 from rasterio.shutil import copy as copy_raster
 from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
@@ -166,3 +167,44 @@ def _add(
         str(file.resolve()), media_type=pystac.MediaType.COG, roles=["data"], extra_fields=extra
     )
     item.add_asset(name, asset)
+
+
+def make_eopf_product(path: Path | str, size: int = 64) -> Path:
+    """Write a product as ESA's EOPF Zarr has it: format 2, groups of 10 m and 20 m.
+
+    Bands are packed (scale 1e-4, offset -0.1, fill 0) and named b02; SCL is under conditions.
+    """
+    place = synthetic.dataset(dates=1, size=size, bands=("B02", "B04", "B11"), seed=3)
+    dn = place.reflectance[0]
+    packed = dn.where(dn == 0, dn + 1000).astype("uint16")
+
+    def group(layers: dict[str, np.ndarray], metres: int) -> xr.Dataset:
+        side = size * 10 // metres
+        coords = {
+            "y": 5_300_040 - metres * (np.arange(side) + 0.5),
+            "x": 600_000 + metres * (np.arange(side) + 0.5),
+        }
+        return xr.Dataset({n: (("y", "x"), v) for n, v in layers.items()}, coords)
+
+    ten = group({b.lower(): packed.sel(band=b).values for b in ("B02", "B04")}, 10)
+    twenty = group({"b11": packed.sel(band="B11").values[::2, ::2]}, 20)
+    for ds in (ten, twenty):
+        for name in ds.data_vars:
+            ds[name].attrs = {
+                "scale_factor": 1e-4, "add_offset": -0.1, "_FillValue": 0, "proj:epsg": 32632,
+            }  # fmt: skip
+    properties = {"datetime": "2023-06-12T10:20:31Z", "proj:epsg": 32632}
+    tree = xr.DataTree.from_dict({
+        "/": xr.Dataset(attrs={"stac_discovery": {"properties": properties}}),
+        "/measurements/reflectance/r10m": ten,
+        "/measurements/reflectance/r20m": twenty,
+        "/conditions/mask/l2a_classification/r20m": group(
+            {"scl": place.scl[0].values[::2, ::2]}, 20
+        ),
+    })  # fmt: skip
+    tree.to_zarr(path, zarr_format=2, mode="w")
+    return Path(path)
+
+
+if __name__ == "__main__":
+    print(make_catalog("local-catalog"), make_eopf_product("local-product.zarr"))

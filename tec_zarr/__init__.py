@@ -14,12 +14,13 @@ from tec_zarr import xarray_hook
 
 if TYPE_CHECKING:
     from tec_zarr.accessor import simulate
+    from tec_zarr.canonical import harmonize, prepare
     from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
     from tec_zarr.embed import embed_weights, use_embedded_weights
     from tec_zarr.errors import SecondGenerationWarning, TecError
     from tec_zarr.inpaint import inpaint_clouds
     from tec_zarr.numcodec import TEC
-    from tec_zarr.stac import from_stac, harmonize, prepare
+    from tec_zarr.stac import from_stac
     from tec_zarr.store import decode, encoding
     from tec_zarr.zarr3 import TECCodec
 
@@ -35,8 +36,8 @@ _HOME = {
     "decode_chunk": "chunk",
     "embed_weights": "embed",
     "use_embedded_weights": "embed",
-    "prepare": "stac",
-    "harmonize": "stac",
+    "prepare": "canonical",
+    "harmonize": "canonical",
     "from_stac": "stac",
     "simulate": "accessor",
     "inpaint_clouds": "inpaint",

@@ -59,12 +59,11 @@ def to_zarr(obj: xr.DataArray | xr.Dataset, store: Any, *, zarr_format: int = 3,
     -------
     The store, or with ``compute=False`` a Dask Delayed.
     """
-    ordered = canonical_order(obj)
+    ordered: Any = canonical_order(obj)  # type: ignore[type-var]
     settings = encoding(ordered, zarr_format=zarr_format, **options)
-    plain = decode(ordered)
-    return plain.to_zarr(
+    return decode(ordered).to_zarr(
         store, mode=mode, encoding=settings, zarr_format=zarr_format, compute=compute
-    )  # type: ignore[call-overload]
+    )
 
 
 def simulate(obj: XrObject, *, quality: float = 4.0, **options: Any) -> XrObject:
@@ -230,8 +229,8 @@ class _TecAccessor:
     def harmonize(
         self, *, items: Iterable[Any] | None = None, offset: int | Sequence[int] | None = None
     ) -> xr.Dataset:
-        """Canonical cube with the +1000 DN offset removed: `tec_zarr.stac.harmonize`."""
-        from tec_zarr.stac import harmonize
+        """Canonical cube with the +1000 DN offset removed: `tec_zarr.harmonize`."""
+        from tec_zarr.canonical import harmonize
 
         return harmonize(self._obj, items=items, offset=offset)
 

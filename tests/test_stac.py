@@ -13,29 +13,20 @@ import toy
 import xarray as xr
 
 from tec_zarr import synthetic
+from tec_zarr.canonical import harmonize, prepare, to_reflectance
 from tec_zarr.cli import main
 from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.offset import Evidence, OffsetError
 from tec_zarr.report import stored_arrays
-from tec_zarr.stac import (
-    Evidence,
-    OffsetError,
-    append,
-    from_stac,
-    harmonize,
-    load,
-    prepare,
-    search,
-    to_reflectance,
-    write,
-)
+from tec_zarr.stac import append, from_stac, load, search, write
 
 stackstac = pytest.importorskip("stackstac", reason="pip install 'tec_zarr[test]'")
 odc_stac = pytest.importorskip("odc.stac", reason="pip install 'tec_zarr[test]'")
 pytest.importorskip("rioxarray", reason="pip install 'tec_zarr[test]'")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from local_catalog import Scene, make_catalog  # noqa: E402
+from local_catalog import Scene, make_catalog, make_eopf_product  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*affine")
+pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 SIZE = 64
 BANDS = ("B02", "B04", "B08", "B11")
 TRUTH = synthetic.dataset(dates=6, size=SIZE, bands=BANDS, seed=3)
@@ -317,7 +308,8 @@ def test_odc_stac_crs_survives_the_store(items, tmp_path):
     plain = xr.open_zarr(tmp_path / "a.zarr")
     assert plain.rio.crs is None or plain.rio.crs.to_epsg() == 32632
     assert xr.open_zarr(tmp_path / "a.zarr", decode_coords="all").rio.crs.to_epsg() == 32632
-    assert set(plain.tec.encoding(model=toy.NAME)) >= {"reflectance", "scl"}
+    settings = plain.tec.decode().tec.encoding(model=toy.NAME)  # spatial_ref is a variable here
+    assert "serializer" in settings["reflectance"]
 
 
 def test_odc_stac_as_an_array_of_bands(items):
@@ -347,46 +339,20 @@ def test_names_of_copernicus_with_resolutions():
 
 
 @pytest.mark.parametrize("decoded", [False, True])
-def test_eopf_groups_at_two_resolutions(decoded):
-    tree = eopf_product(decoded)
+def test_eopf_groups_at_two_resolutions(tmp_path, decoded):
+    product = make_eopf_product(tmp_path / "product.zarr", SIZE)
+    tree = xr.open_datatree(product, engine="zarr", mask_and_scale=decoded)
     ds = prepare(tree)
     assert ds.band.values.tolist() == ["B02", "B04", "B11"]
-    assert ds.reflectance.shape == (1, 3, SIZE, SIZE)
-    ten = ds.reflectance[0].sel(band=["B02", "B04"])
-    np.testing.assert_array_equal(ten, TRUTH.reflectance[0].sel(band=["B02", "B04"]))
-    coarse = TRUTH.reflectance[0].sel(band="B11")[::2, ::2].values
+    place = synthetic.dataset(dates=1, size=SIZE, bands=("B02", "B04", "B11"), seed=3)
+    truth = place.reflectance[0].values
+    np.testing.assert_array_equal(ds.reflectance[0, :2], truth[:2])
+    coarse = truth[2, ::2, ::2]
     np.testing.assert_array_equal(ds.reflectance[0, 2], coarse.repeat(2, 0).repeat(2, 1))
-    np.testing.assert_array_equal(ds.scl[0, ::2, ::2], TRUTH.scl[0, ::2, ::2])
+    np.testing.assert_array_equal(ds.scl[0, ::2, ::2], place.scl[0, ::2, ::2])
     assert ds.boa_offset_removed.values.tolist() == [1000]
     assert str(ds.time.values[0]).startswith("2023-06-12T10:20:31")
     assert ds.rio.crs.to_epsg() == 32632
-
-
-def eopf_product(decoded):
-    """As ``xarray.open_datatree`` gives it, with CF decoding or without."""
-    packing = {"scale_factor": 1e-4, "add_offset": -0.1, "_FillValue": 0}
-    place = TRUTH.isel(time=0, drop=True).drop_vars("spatial_ref")
-    raw = place.reflectance.where(place.reflectance == 0, place.reflectance + 1000).astype("uint16")
-
-    def group(bands, step):
-        small = raw[:, ::step, ::step].drop_vars(["y", "x"])
-        corner = 5 * step
-        coords = {"y": 5300040 - corner - 10 * step * np.arange(small.sizes["y"]),
-                  "x": 600000 + corner + 10 * step * np.arange(small.sizes["x"])}  # fmt: skip
-        ds = xr.Dataset({b.lower(): small.sel(band=b, drop=True) for b in bands}, coords)
-        for name in ds:
-            ds[name].attrs = {**packing, "proj:epsg": 32632}
-        return xr.decode_cf(ds) if decoded else ds
-
-    scl = {"scl": (("y", "x"), place.scl.values[::2, ::2])}
-    classes = xr.Dataset(scl, group(["B11"], 2).coords)
-    return xr.DataTree.from_dict({
-        "/": xr.Dataset(attrs={"stac_discovery": {"properties": {
-            "datetime": "2023-06-12T10:20:31Z", "proj:epsg": 32632}}}),
-        "/measurements/reflectance/r10m": group(["B02", "B04"], 1),
-        "/measurements/reflectance/r20m": group(["B11"], 2),
-        "/conditions/mask/l2a_classification/r20m": classes,
-    })  # fmt: skip
 
 
 def test_what_is_no_sentinel_2_is_named():
@@ -445,6 +411,21 @@ def test_every_convention_gives_the_same_land(tmp_path, scene):
     ds = prepare(load(items), items=items)
     np.testing.assert_array_equal(ds.reflectance.sel(band="B04"), truth_of(1, "B04"))
     assert ds.boa_offset_removed.values.tolist() == [scene.pixels_carry]
+
+
+def test_the_names_of_copernicus_say_the_same(tmp_path):
+    items = with_epsg(one_scene(tmp_path, Scene("2023-06-12", "05.10", 1000)))
+    properties = items[0]["properties"]
+    properties["processing:version"] = properties.pop("s2:processing_baseline")
+    for asset in items[0]["assets"].values():
+        asset |= {"raster:scale": 1e-4, "raster:offset": -0.1}
+    dn = xr.Dataset({"B04": TRUTH.reflectance[:1, 1] + 1000}).assign_coords(
+        time=[np.datetime64("2023-06-12T10:20:31", "ns")]
+    )
+    assert prepare(dn, items=items).boa_offset_removed.values.tolist() == [1000]
+    properties["processing:version"] = "03.01"
+    with pytest.raises(OffsetError, match="the baseline and raster:bands disagree"):
+        prepare(dn, items=items)
 
 
 def test_pixels_that_belie_the_flag_are_refused_until_one_decides(tmp_path):
