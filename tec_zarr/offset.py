@@ -140,7 +140,7 @@ def remove_offset(
         said.append("offset as decided before")
         removed = np.broadcast_to(image[REMOVED].values, dates)
         return _to_uint16(image, 0).assign_coords({REMOVED: ("time", removed)})
-    native, raster = _undo_scaling(image, records, said)
+    native, raster, rescaled = _undo_scaling(image, records, said)
     if offset is not None:
         carried = np.broadcast_to(np.asarray(offset, np.int64), dates)
         if not np.isin(carried, (0, BASELINE_0400_OFFSET)).all():
@@ -148,7 +148,7 @@ def remove_offset(
     else:
         dark = _sample(native)
         carried = np.array(
-            [_evidence(image, i, records, raster, dark[i]).decide() for i in range(dates)]
+            [_evidence(image, i, records, raster, dark[i], rescaled).decide() for i in range(dates)]
         )
         _warn_if_bright(image, records, carried, dark)
     counts = {int(v): int((carried == v).sum()) for v in np.unique(carried)}
@@ -181,8 +181,9 @@ def items_of_date(records: list[dict[str, Any]], image: Any, date: int) -> list[
 
 def _undo_scaling(
     image: xr.DataArray, records: list[dict[str, Any]], said: list[str]
-) -> tuple[xr.DataArray, list[int | None]]:
-    """DN as they are in the files, and the offset that the metadata of each date declares."""
+) -> tuple[xr.DataArray, list[int | None], bool]:
+    """DN as they are in the files, the offset that the metadata of each date declares, and
+    whether somebody made reflectance of them in a way that the metadata do not tell."""
     declared = [_declared(image, i, records) for i in range(image.sizes["time"])]
     raster = [None if d is None else round(-d[1] / d[0]) for d in declared]
     packing = {**image.attrs, **image.encoding}
@@ -193,17 +194,21 @@ def _undo_scaling(
         missing = packing.get("_FillValue", packing.get("nodata", image.attrs.get("nodata")))
         if missing not in (None, NODATA) and missing == missing:
             image = image.where(image != missing, NODATA)
-        return image, raster
+        return image, raster, False
     sample = _sample(image)
     measured = sample[np.isfinite(sample)]
-    if measured.size and np.percentile(np.abs(measured), 99) > 5:  # no reflectance is that high
-        return image, raster
+    if not measured.any():  # nothing in the middle: look everywhere
+        measured = np.atleast_1d(np.nan_to_num(np.abs(image).max().values))
+    if np.percentile(np.abs(measured), 99) > 5:  # no reflectance is that high
+        return image, raster, False
+    rescaled = False
     if factor is not None:
         scale, shift = float(factor), np.full(len(raster), float(added or 0))
     elif all(d is not None for d in declared):
         scale, shift = declared[0][0], np.array([d[1] for d in declared])  # type: ignore[index]
     else:
-        if measured.size and (measured < -0.02).mean() >= _PROOF_SHARE:
+        rescaled = True
+        if (measured < -0.02).mean() >= _PROOF_SHARE:
             raise OffsetError(
                 f"{(measured < -0.02).mean():.0%} of the sampled reflectances are below -0.02: "
                 "an offset of -0.1 was applied to pixels that did not carry it. Pass items=... "
@@ -211,7 +216,7 @@ def _undo_scaling(
             )
         scale, shift = 1 / DN_PER_REFLECTANCE, np.zeros(len(raster))
     said.append("reflectance back to DN")
-    return (image - xr.DataArray(shift, dims="time")) / scale, raster
+    return (image - xr.DataArray(shift, dims="time")) / scale, raster, rescaled
 
 
 def _declared(
@@ -253,9 +258,12 @@ def _evidence(
     records: list[dict[str, Any]],
     raster: list[int | None],
     dark: np.ndarray,
+    rescaled: bool = False,
 ) -> Evidence:
     pixels = dark[np.isfinite(dark) & (dark != NODATA)]
     absent = bool((pixels < _PROOF_DN).mean() >= _PROOF_SHARE) if pixels.size >= 50 else None
+    if rescaled:  # what is said of the files does not hold for reflectance made of them
+        return Evidence(_label(image, date, records), absent=absent)
     values: dict[str, Any] = {}
     for key in _EVIDENCE[:2]:
         found = [_property(r, key) for r in items_of_date(records, image, date)]

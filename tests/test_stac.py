@@ -246,6 +246,24 @@ def test_stackstac_reflectance_rescaled_by_wrong_raster_bands_is_undone(tmp_path
         prepare(cube.drop_vars("raster:bands", errors="ignore"))
 
 
+def test_reflectance_that_somebody_made_is_not_corrected_a_second_time(tmp_path):
+    """Baseline 05.10 in the coordinates speaks of the files, not of these values."""
+    items = one_scene(tmp_path, earth_search(1000, False))
+    cube = stacked(items, assets=["B04", "B02"]).drop_vars("raster:bands", errors="ignore")
+    ds = prepare(cube)
+    assert ds.boa_offset_removed.values.tolist() == [0]
+    np.testing.assert_array_equal(ds.reflectance.sel(band="B04"), truth_of(1, "B04"))
+    with pytest.raises(OffsetError, match="nothing says"):
+        prepare(cube + 0.2)
+
+
+def test_floats_with_nothing_in_the_middle_are_looked_at_elsewhere():
+    dn = TRUTH.reflectance[:1].pad(x=(600, 600), constant_values=0).astype("float32")
+    dn = dn.where(dn != 0).drop_vars("x")
+    out = prepare(dn, offset=0).reflectance[..., 600:-600]
+    np.testing.assert_array_equal(out, TRUTH.reflectance[:1])
+
+
 def truth_of(dates, band):
     """The land of a catalogue of ``dates`` scenes."""
     place = synthetic.dataset(dates=dates, size=SIZE, bands=BANDS, seed=3)
