@@ -15,10 +15,10 @@ import numpy as np
 from tec_zarr.errors import FormatError
 
 #: Quarter octaves of component spread over quantiser step that can be told apart.
-SPREAD_LOW, SPREAD_HIGH = -16, 47
-#: A component at or below this spread (1/13 step) carries nothing, not even in its block means,
+SPREAD_LOW, SPREAD_HIGH = -24, 47
+#: A component at or below this spread (1/32 step) carries nothing, not even in its block means,
 #: which spread up to eight times as far: its basis vector is not sent.
-ACTIVE_SPREAD = -15
+ACTIVE_SPREAD = -20
 #: What the networks take, and what the header can count.
 MOST_COMPONENTS, MOST_BANDS = 12, 31
 
@@ -90,8 +90,9 @@ def _angle_bits(spread: int) -> int:
     return min(max(math.ceil(spread / 4) + 7, 4), 16)
 
 
-def _mean_unit(step: float) -> float:
-    return 2.0 ** max(math.floor(math.log2(step / 4)), 0)
+def _mean_digits(step: float) -> int:
+    """log2 of the unit of means: what they are off by is an error of every pixel, so 1/32 step."""
+    return max(math.floor(math.log2(step / 32)), 0)
 
 
 def _spreads(values: np.ndarray, step: float) -> np.ndarray:
@@ -139,10 +140,10 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
     spread = _spreads(values, step)
     active = min(int((spread > ACTIVE_SPREAD).sum()), MOST_COMPONENTS)
     bits = BitWriter()
-    unit = _mean_unit(step)
-    whole = np.rint(mean / unit).astype(int)
+    digits = _mean_digits(step)
+    whole = np.rint(mean / 2**digits).astype(int)
     for value, before in zip(whole, [0, *whole[:-1]], strict=True):
-        bits.put_signed(int(value - before), 6)
+        bits.put_signed(int(value - before), 8 - digits)
     bits.put(active, 5)
     for value, before in zip(spread[:active], [SPREAD_HIGH, *spread[:active]], strict=False):
         bits.put_signed(int(before - value), 2)
@@ -156,13 +157,14 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
         bits.put(code, size)
         angles.append((row, code * unit_angle))
         _rotate(work, row, angles[-1][1], inverse=False)
-    basis = _basis(count, angles)
-    # What lies beyond is not rotated, and nothing of it is coded.
-    rest = _spreads(np.einsum("ic,ij,jc->c", basis, covariance, basis), step)[active:]
-    rest = np.minimum(rest, ACTIVE_SPREAD)
-    for value in rest:
-        bits.put_signed(int(value) - ACTIVE_SPREAD, 2)
-    return bits.to_bytes(), Klt(whole * unit, basis, np.concatenate([spread[:active], rest]))
+    return bits.to_bytes(), Klt(
+        whole * 2.0**digits, _basis(count, angles), _padded(spread[:active], count)
+    )
+
+
+def _padded(spread: np.ndarray, count: int) -> np.ndarray:
+    """Components that are not sent count as lowest: nothing of them is coded."""
+    return np.concatenate([spread, np.full(count - len(spread), SPREAD_LOW)])
 
 
 def read(data: bytes, count: int, step: float) -> tuple[Klt, bytes]:
@@ -174,8 +176,8 @@ def read(data: bytes, count: int, step: float) -> tuple[Klt, bytes]:
         The bytes end too soon or are not a KLT.
     """
     bits = BitReader(data)
-    unit = _mean_unit(step)
-    whole = np.cumsum([bits.get_signed(6) for _ in range(count)])
+    digits = _mean_digits(step)
+    whole = np.cumsum([bits.get_signed(8 - digits) for _ in range(count)])
     active = bits.get(5)
     if active > min(count, MOST_COMPONENTS):
         raise FormatError(f"a section of {count} bands claims {active} spectral components")
@@ -186,7 +188,5 @@ def read(data: bytes, count: int, step: float) -> tuple[Klt, bytes]:
     for column, row, turn in _rotations(count, active):
         size = _angle_bits(int(spread[column])) + turn
         angles.append((row, bits.get(size) * math.pi / 2 ** (size - turn)))
-    rest = np.array([ACTIVE_SPREAD + bits.get_signed(2) for _ in range(count - active)], int)
-    rest = np.clip(rest, SPREAD_LOW, ACTIVE_SPREAD)
-    klt = Klt(whole * unit, _basis(count, angles), np.concatenate([spread, rest]))
+    klt = Klt(whole * 2.0**digits, _basis(count, angles), _padded(spread, count))
     return klt, bits.rest(data)

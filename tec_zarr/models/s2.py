@@ -33,6 +33,7 @@ from tec_zarr.models.s2_integer import IntegerModel
 from tec_zarr.models.s2_net import (
     BLOCK,
     COMPONENTS,
+    COND_LOW,
     GROUPS,
     MEAN_GRID,
     IntConv,
@@ -252,10 +253,10 @@ class TecS2:
 
 
 def _context(spectral: klt.Klt, quality: float) -> _Context:
-    condition = np.full(COMPONENTS + 1, klt.SPREAD_LOW, np.float32)
+    condition = np.full(COMPONENTS + 1, COND_LOW, np.float32)
     condition[0] = np.rint(8 * (quality - 4.5))
     spread = spectral.spread[:COMPONENTS]
-    condition[1 : 1 + len(spread)] = spread
+    condition[1 : 1 + len(spread)] = np.maximum(spread, COND_LOW)
     return _Context(
         spectral,
         torch.from_numpy(condition)[None],
