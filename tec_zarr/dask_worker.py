@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Sequence
 
 import zarr
@@ -10,9 +12,19 @@ from distributed import Worker, WorkerPlugin
 from tec_zarr.batch import set_torch_threads
 from tec_zarr.models.registry import get_model
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_DASK_TRIM, _GLIBC_MMAP = 64 * 2**10, 128 * 2**10
+_KEPT = 32 * 2**20
+"""Where glibc's own thresholds end up in a process that frees arrays of a model's size."""
+
 
 class WarmUp(WorkerPlugin):
     """Load the models and give each task one core: the cluster's own threads share the machine.
+
+    Dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``, which makes glibc return every
+    larger array to the system at once. A model allocates such arrays for each of its steps, and
+    encoding then takes 2.9 times the processor time (``docs/scaling.md``); so the thresholds are
+    raised while a recompression runs.
 
     Parameters
     ----------
@@ -25,13 +37,23 @@ class WarmUp(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Load, and remember what was set."""
+        _keep_freed_memory(2 * _KEPT, _KEPT)
         for name, weights in self.models:
             get_model(name, weights)
-        self._concurrency = zarr.config.get("async.concurrency")
         self._torch_threads = set_torch_threads(1)
+        self._concurrency = zarr.config.get("async.concurrency")
         zarr.config.set({"async.concurrency": 1})
 
     def teardown(self, worker: Worker) -> None:
         """Put it back, for whoever uses the worker next."""
+        _keep_freed_memory(_DASK_TRIM, _GLIBC_MMAP)
         set_torch_threads(self._torch_threads)
         zarr.config.set({"async.concurrency": self._concurrency})
+
+
+def _keep_freed_memory(trim: int, mmap: int) -> None:
+    """Set glibc's thresholds; other C libraries have none of this and need none of it."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, trim)
+        mallopt(_M_MMAP_THRESHOLD, mmap)
