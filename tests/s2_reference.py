@@ -44,11 +44,13 @@ class Bits:
         return m // 2 if m % 2 == 0 else -(m + 1) // 2
 
 
-def spectral_header(section: bytes, bands: int) -> tuple[list[int], int]:
+def spectral_header(section: bytes, bands: int, quality: float) -> tuple[list[int], int]:
     """Spreads of the components, and how many bytes the header takes."""
     bits = Bits(section)
+    step = 2400 * 50 ** (-(quality - 1) / 7)
+    unit = max(math.floor(math.log2(step / 32)), 0)
     for _ in range(bands):
-        bits.signed(6)  # means: for the synthesis only
+        bits.signed(8 - unit)  # means: for the synthesis only
     active = bits.number(5)
     spreads: list[int] = []
     for _ in range(active):
@@ -57,8 +59,6 @@ def spectral_header(section: bytes, bands: int) -> tuple[list[int], int]:
         for row in range(bands - 1, column, -1):
             size = min(max(math.ceil(spreads[column] / 4) + 7, 4), 16)
             bits.number(size + (row == bands - 1))  # angles: likewise
-    for _ in range(bands - active):
-        spreads.append(min(max(bits.signed(2) - 15, LOW), -15))
     return spreads, -(-bits.at // 8)
 
 
@@ -174,8 +174,9 @@ def decode_latents(
     section: bytes, bands: int, height: int, width: int, quality: float, weights: Path
 ) -> np.ndarray:
     """Latents (positions, 320) in 1/16 step."""
-    spreads, start = spectral_header(section, bands)
-    condition = [round(8 * (quality - 4.5)), *spreads[:12], *[LOW] * (12 - bands)]
+    spreads, start = spectral_header(section, bands, quality)
+    absent = [LOW] * (12 - len(spreads))
+    condition = [round(8 * (quality - 4.5)), *(max(s, LOW) for s in spreads), *absent]
     net = Networks(weights, condition)
     flags = section[start]
     source = RangeDecoder(section[start + 1 :], net.t["tables"])

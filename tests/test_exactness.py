@@ -260,7 +260,7 @@ def test_symbols_damaged_before_any_checksum_never_decode_to_other_latents(small
     model, cube = get_model("tec-s2"), small.astype(np.float32)
     (section,), crc = model.encode(cube, 6.0, None)
     good, _ = model.decode([section], cube.shape, 6.0, None)
-    _, start = spectral_header(section, 3)
+    _, start = spectral_header(section, 3, 6.0)
     noticed = 0
     bits = range(8 * (start + 1), 8 * len(section), 7)
     for bit in bits:
