@@ -201,6 +201,8 @@ class TecS2:
         spectral, rest = klt.read(section, count, step_size(quality))
         if not rest:
             raise FormatError("a section ends after its spectral header")
+        if rest[0] >> len(GROUPS):
+            raise FormatError(f"a section flags channel groups that tec-s2 lacks ({rest[0]:#04x})")
         coded = tuple(bool(rest[0] >> i & 1) for i in range(len(GROUPS)))
         context = _context(spectral, quality)
         decoder = SymbolDecoder(self.tables, rest[1:], reference)

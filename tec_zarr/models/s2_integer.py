@@ -1,7 +1,7 @@
 """The entropy networks of ``tec-s2`` in integers: what coding uses, on every machine alike.
 
 Same sums as :class:`~tec_zarr.models.s2_net.S2Net` in training, but only at the positions of each
-pass and with int8 matrix products accumulated in int32 (or in float32, where the processor's int8
+pass and with int8 matrix products accumulated in int32 (or in float64, where the processor's int8
 instructions saturate: no sum reaches 2**24, so both are exact and equal).  Latents are integers in
 units of 1/16 quantiser step throughout.
 
@@ -78,14 +78,15 @@ class _Layer:
         if conv.grid == ACT_GRID:
             self.offset = self.offset + _HALF * self.matrix.double().sum(0)
         self.unit = torch.exp2(exponent.double()) / conv.grid
-        self.float_matrix = self.matrix.float()
+        self.float_matrix = self.matrix.double()
         self.exact_int8 = _int8_is_exact(weight.device.type)
 
     def sums(self, rows: Tensor) -> Tensor:
-        """Integer sums of int8 ``rows`` (P, K): int32 (P, N), or their equals in float32."""
+        """Integer sums of int8 ``rows`` (P, K): int32 (P, N), or their equals in float64."""
         if self.exact_int8:
             return torch._int_mm(rows, self.matrix)
-        return rows.float() @ self.float_matrix
+        # Not float32: a process may have traded its precision for speed (TF32, bfloat16).
+        return rows.double() @ self.float_matrix
 
 
 class _Hidden(_Layer):
@@ -120,7 +121,9 @@ class _Coarse:
         self.head = _Head(module.head, [(0, 0)])
         self.condition = module.condition
         linear = torch.floor(module.integer_linear().detach() * 512 + 0.5)
-        self.linear = torch.cat([linear[:, :, r + 2, c + 2] for r, c in offsets], 1).T.contiguous()
+        self.linear = (
+            torch.cat([linear[:, :, r + 2, c + 2] for r, c in offsets], 1).T.double().contiguous()
+        )
         if float(self.linear.abs().sum(0).max()) * 2047 >= 2**24:
             raise ValueError("a coarse predictor can leave the exact range of float32")
 
@@ -222,6 +225,8 @@ class IntegerModel:
         ]
         self.fine = [_Fine(module) for module in net.fine]
         self.compand = _compand_table()
+        self.prior = _in_256ths(net.prior).T.contiguous()
+        self.prior_bias = _in_256ths(net.prior_bias)
 
     def steps(
         self, condition: Tensor, height: int, width: int, coded: tuple[bool, ...]
@@ -231,7 +236,8 @@ class IntegerModel:
         Groups that are not ``coded`` are zero in every date and are walked past.
         """
         batch = len(condition)
-        prior = self.net.scale_prior(condition)[:, None, :, 0, 0].double()
+        condition = condition.double()
+        prior = (condition @ self.prior + self.prior_bias)[:, None]
         bounds = [0, *(sum(GROUPS[: i + 1]) for i in range(len(GROUPS)))]
         slices = [slice(a, b) for a, b in pairwise(bounds)]
         geometry = _geometry(batch, height, width)
@@ -285,8 +291,8 @@ class IntegerModel:
         bias = _sixteenths(layers.condition, condition, len(places))
         hidden = layers.second(layers.first(fine.gather(places, layers.offsets), bias))
         mean, scale = layers.head(hidden).view(batch, len(places), -1).chunk(2, -1)
-        linear = whole.gather(places, layers.offsets) @ layers.linear
-        return mean + linear.view_as(mean).double() / 512, scale
+        linear = whole.gather(places, layers.offsets).double() @ layers.linear
+        return mean + linear.view_as(mean) / 512, scale
 
     def _context(self, layers: _Fine, before: _Grid, condition: Tensor) -> Tensor:
         everywhere = before.geometry.everywhere
@@ -306,8 +312,13 @@ class IntegerModel:
 
 def _sixteenths(condition_layer: torch.nn.Module, condition: Tensor, places: int) -> Tensor:
     """A layer's condition bias in units of its activation: a row each position, or one for all."""
-    bias = condition_layer(condition)[:, :, 0, 0] * ACT_GRID
+    bias = (condition @ _in_256ths(condition_layer.weight).T * ACT_GRID).float()
     return bias if len(bias) == 1 else bias.repeat_interleave(places, 0)
+
+
+def _in_256ths(parameter: Tensor) -> Tensor:
+    """A parameter on its 1/256 grid, in float64, whose sums are exact."""
+    return torch.floor(parameter.detach().double() * 256 + 0.5) / 256
 
 
 def _written(step: Step) -> Tensor:
