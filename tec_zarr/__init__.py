@@ -14,6 +14,7 @@ from tec_zarr import xarray_hook
 
 if TYPE_CHECKING:
     from tec_zarr.accessor import simulate
+    from tec_zarr.batch import recompress
     from tec_zarr.canonical import harmonize, prepare
     from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
     from tec_zarr.embed import embed_weights, use_embedded_weights
@@ -36,6 +37,7 @@ _HOME = {
     "decode_chunk": "chunk",
     "embed_weights": "embed",
     "use_embedded_weights": "embed",
+    "recompress": "batch",
     "prepare": "canonical",
     "harmonize": "canonical",
     "from_stac": "stac",
@@ -60,6 +62,7 @@ __all__ = [
     "harmonize",
     "inpaint_clouds",
     "prepare",
+    "recompress",
     "simulate",
     "use_embedded_weights",
 ]
