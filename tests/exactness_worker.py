@@ -109,15 +109,6 @@ def batched_walk(frame: bytes) -> tuple[str, int]:
     return digest.hexdigest(), count
 
 
-def fixed_point_pixels(frame: bytes) -> str:
-    """Hash of the pixels that bounded arrays start from."""
-    parsed = read_frame(frame)
-    sections = parsed.payloads(SectionKind.LATENTS)
-    shape = (len(sections), *parsed.header.shape4[1:])
-    pixels, _ = get_model("tec-s2").decode_exact(sections, shape, parsed.header.quality, None)
-    return hashlib.sha256(pixels.tobytes()).hexdigest()
-
-
 def main(folder: Path, name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     if name == "no-onednn":
@@ -151,7 +142,6 @@ def main(folder: Path, name: str, threads: int) -> None:
         arrays[f"continuous {digest}"] = continuous
         if model == "tec-s2":
             found[digest]["walk"], found[digest]["walked"] = batched_walk(data)
-            found[digest]["fixed"] = fixed_point_pixels(data)
             recorder.take()
     with ThreadPoolExecutor(4) as pool:
         batch = pool.map(lambda item: decode_chunk(item[1]), frames.values())

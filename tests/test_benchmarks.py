@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import classical  # noqa: E402
 import environment  # noqa: E402
 import rate_distortion  # noqa: E402
+import report  # noqa: E402
 import speed  # noqa: E402
 
 from tec_zarr import metrics, synthetic  # noqa: E402
@@ -170,3 +171,8 @@ def test_jpeg2000_agrees_with_the_shared_baselines():
     size, decoded = classical.jpeg2000(scene.dn, 60)
     assert metrics.bpppb(size, scene.dn.shape) == pytest.approx(0.38612, rel=0.03)
     assert metrics.psnr(scene.dn, decoded) == pytest.approx(42.769, abs=0.1)
+
+
+def test_the_benchmark_page_says_what_the_results_say(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
+    assert report.main() == 0, "run python benchmarks/report.py and commit docs/benchmarks.md"

@@ -101,46 +101,6 @@ def test_plain_python_range_decoder_reads_the_same_latents(model, cube):
     assert (fast != 0).sum() > 100
 
 
-def test_fixed_point_synthesis_is_the_float_one_to_the_dn(model, cube):
-    encoded = model.encode(cube, 6.0, None)
-    plain, _ = model.decode(encoded.sections, cube.shape, 6.0, None)
-    exact, crc = model.decode_exact(encoded.sections, cube.shape, 6.0, None)
-    assert crc == encoded.latents_crc
-    assert exact.dtype == np.int32
-    assert np.abs(exact - plain).max() < 1.0
-
-
-def test_fixed_point_synthesis_holds_every_sum(model, cube):
-    # The same sums, added in another order, give the same whole numbers.
-    section = model.encode(cube[:1], 7.0, None).sections
-    shape = (1, *cube.shape[1:])
-    one, _ = model.decode_exact(section, shape, 7.0, None)
-    exact = model.exact
-    order = torch.randperm(exact.synthesis.shape[1])
-    steps, correction = exact.synthesis, exact._correction
-    try:
-        exact.synthesis = steps[:, order]
-        exact._correction = lambda *a: correction(*a)
-        shuffled = type(exact).pixels
-
-        def pixels(self, values, channel_step, *rest):
-            return shuffled(self, values[:, order], channel_step[order], *rest)
-
-        exact._correction = lambda values, *a: correction(values[:, order.argsort()], *a)[:, order]
-        latents, context = model.decode_latents(section[0], shape[1:], 7.0)
-        two = pixels(
-            exact,
-            torch.from_numpy(latents).double() / 16,
-            model.analysis.steps(context.quality)[0, :, 0, 0],
-            context.condition.double(),
-            context.spectral,
-            shape[1:],
-        )
-    finally:
-        exact.synthesis, exact._correction = steps, correction
-    assert np.array_equal(one[0], two)
-
-
 def test_int8_and_float32_sums_are_the_same_numbers(model, cube, monkeypatch):
     section = model.encode(cube[:1], 6.0, None).sections[0]
     expected, _ = model.decode_latents(section, cube.shape[1:], 6.0)

@@ -13,7 +13,6 @@ import copy
 import hashlib
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +27,6 @@ from tec_zarr.entropy import SymbolDecoder, SymbolEncoder, Tables
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.models import klt
 from tec_zarr.models.registry import Encoded
-from tec_zarr.models.s2_exact import ExactSynthesis
 from tec_zarr.models.s2_integer import IntegerModel
 from tec_zarr.models.s2_net import (
     BLOCK,
@@ -84,11 +82,6 @@ class TecS2:
         self.tables = tables
         self.weights_sha256 = weights_sha256
 
-    @cached_property
-    def exact(self) -> ExactSynthesis:
-        """Fixed-point synthesis, made when the first bounded array needs it."""
-        return ExactSynthesis(self.net)
-
     # ---- the Model protocol
 
     def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
@@ -130,29 +123,6 @@ class TecS2:
             latents, context = self.decode_latents(section, shape[1:], quality)
             crc = zlib.crc32(_checked(latents), crc)
             date[:] = self._pixels(latents, context, shape[1:])
-        return out, crc
-
-    def decode_exact(
-        self,
-        sections: list[bytes],
-        shape: tuple[int, int, int, int],
-        quality: float,
-        bands: tuple[str, ...] | None,
-    ) -> tuple[np.ndarray, int]:
-        """As :meth:`decode`, in fixed point: int32 DN that are the same on every machine."""
-        del bands
-        out = np.empty(shape, np.int32)
-        crc = 0
-        for date, section in zip(out, sections, strict=True):
-            latents, context = self.decode_latents(section, shape[1:], quality)
-            crc = zlib.crc32(_checked(latents), crc)
-            date[:] = self.exact.pixels(
-                torch.from_numpy(latents).double() / MEAN_GRID,
-                self.analysis.steps(context.quality)[0, :, 0, 0],
-                context.condition.double(),
-                context.spectral,
-                shape[1:],
-            )
         return out, crc
 
     # ---- one date

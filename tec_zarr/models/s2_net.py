@@ -13,7 +13,7 @@ spectral components, ``M`` latent channels, ``h, w`` = height / 8, width / 8.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -279,19 +279,13 @@ class Correction(nn.Module):
         return F.linear(hidden, self.last.weight[:, :, 0, 0], self.last.bias)
 
 
-def overlap(
-    x: Tensor, matrix: Tensor, rounding: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
-    """Apply an 8 x 8 matrix across every inner block boundary, along rows and then columns.
-
-    ``rounding`` is applied to what the matrix makes, after each direction.
-    """
+def overlap(x: Tensor, matrix: Tensor) -> Tensor:
+    """Apply an 8 x 8 matrix across every inner block boundary, along rows and then columns."""
     for _ in range(2):
         inner = x[..., 4:-4, :]
         if inner.shape[-2]:
             folded = inner.reshape(*inner.shape[:-2], -1, BLOCK, inner.shape[-1])
             inner = (matrix @ folded).reshape(inner.shape)
-            inner = rounding(inner) if rounding else inner
             x = torch.cat([x[..., :4, :], inner, x[..., -4:, :]], -2)
         x = x.transpose(-1, -2)
     return x
