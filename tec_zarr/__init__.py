@@ -7,7 +7,6 @@ nor xarray, so that opening a store stays cheap. It makes the accessor ``.tec`` 
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from tec_zarr import xarray_hook
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from tec_zarr.stac import from_stac
     from tec_zarr.store import decode, encoding
     from tec_zarr.zarr3 import TECCodec
-
-__version__ = metadata.version("tec_zarr")
 
 _HOME = {
     "TEC": "numcodec",
@@ -69,9 +66,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name == "__version__":  # reads the metadata of the installation: not at every import
+        value = importlib.import_module("importlib.metadata").version("tec_zarr")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f"tec_zarr.{_HOME[name]}"), name)
+    else:
         raise AttributeError(f"module 'tec_zarr' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tec_zarr.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 

@@ -35,6 +35,7 @@ from tec_zarr.stream import (
     QUALITY_STEPS,
     WEIGHTS_PREFIX_BYTES,
     Axes,
+    Frame,
     Header,
     Section,
     SectionKind,
@@ -259,7 +260,7 @@ def encode_chunk(
     if spec.max_error is not None:
         return frame(_bounded(part, spec.max_error))
     if spec.psnr is not None:
-        return frame(_for_psnr(part, spec.psnr))
+        return frame(_for_psnr(part, spec.psnr, frame))
     if spec.max_bytes is not None:
         return _for_size(part, spec.max_bytes, frame)
     return frame(_at_quality(part, spec.quality))
@@ -339,22 +340,14 @@ def _lowest(good: Callable[[float], _Coded | None]) -> _Coded | None:
     return found
 
 
-def _for_psnr(part: _Part, psnr: float) -> _Coded:
+def _for_psnr(part: _Part, psnr: float, frame: Callable[[_Coded], bytes]) -> _Coded:
     limit = PEAK_DN**2 / 10 ** (psnr / 10)
     measured = part.measured
     wanted = _clipped_dn(part.samples, part)[measured]
 
     def good(quality: float) -> _Coded | None:
         coded = _at_quality(part, quality)
-        decoded = np.zeros(part.samples.shape, part.samples.dtype)
-        latents = [section.data for section in coded.sections]
-        for tile, dates in _coded_tiles(part.samples.shape, part.mask):
-            shape = (len(dates), *decoded[:, :, *tile].shape[1:])
-            model = get_model(part.spec.model, part.spec.weights_sha256)
-            with _model_slots:
-                cube, _ = model.decode(latents[: len(dates)], shape, coded.quality, part.bands)
-            del latents[: len(dates)]
-            decoded[:, :, *tile][dates] = part.values(cube)
+        decoded = _samples(read_frame(frame(coded)))
         error = np.square(_clipped_dn(decoded, part)[measured] - wanted)
         return coded if not error.size or error.mean() <= limit else None
 
@@ -457,6 +450,16 @@ def decode_chunk(
             f"TEC frame of shape {header.shape} where the array has chunks of shape "
             f"{tuple(expected_shape)}: the chunk belongs to another array"
         )
+    samples = _samples(frame)
+    if header.bounds is None or any(header.bounds):
+        generation.remember_decoded(samples)
+    array = samples.reshape(header.shape).astype(header.dtype, copy=False)
+    return np.asfortranarray(array) if header.fortran else array
+
+
+def _samples(frame: Frame) -> np.ndarray:
+    """All samples of a frame, (T, C, H, W) in native byte order."""
+    header = frame.header
     native = header.dtype.newbyteorder("=")
     packed, exact = (_single(frame.payloads(k), k) for k in (SectionKind.MASK, SectionKind.EXACT))
     mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
@@ -490,10 +493,7 @@ def decode_chunk(
         )
     if mask is not None:
         mask.restore(samples)
-    if header.bounds is None or any(header.bounds):
-        generation.remember_decoded(samples)
-    array = samples.reshape(header.shape).astype(header.dtype, copy=False)
-    return np.asfortranarray(array) if header.fortran else array
+    return samples
 
 
 def check_array(dtype: np.dtype, ndim: int) -> None:

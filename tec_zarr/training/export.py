@@ -7,7 +7,6 @@ produces (with its rate-distortion optimised rounding) on training crops.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +81,3 @@ def release(net: S2Net, windows: list[Window], path: Path) -> str:
     save(net, density_tables(), path)
     save(net, fitted_tables(load(path), windows), path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def register(folder: Path, name: str, file: str, sha256: str) -> None:
-    """Put released weights first in ``index.json``, before those it already lists."""
-    index_path = folder / "index.json"
-    index = json.loads(index_path.read_text())
-    entry = index.setdefault(
-        name, {"id": len(index) + 1, "loader": "tec_zarr.models.s2:load", "weights": []}
-    )
-    entry["weights"].insert(0, {"file": file, "sha256": sha256})
-    index_path.write_text(json.dumps(index, indent=1) + "\n")
