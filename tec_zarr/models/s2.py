@@ -36,7 +36,6 @@ from tec_zarr.models.s2_net import (
     MEAN_GRID,
     IntConv,
     S2Net,
-    overlap,
     step_size,
 )
 
@@ -189,18 +188,12 @@ class TecS2:
 
     @torch.inference_mode()
     def _pixels(self, latents: np.ndarray, context: _Context, shape: tuple[int, ...]) -> np.ndarray:
-        """The sums of :meth:`S2Net.synthesise`, laid out for speed: latents stay in rows."""
         _, height, width = shape
-        rows, columns = -(-height // BLOCK), -(-width // BLOCK)
         used = context.spectral.used
         steps = torch.from_numpy(latents).float().div_(MEAN_GRID)
-        steps += self.net.decoder.rows(steps, context.condition, rows, columns)
-        steps *= self.net.steps(context.quality.float())[0, :, 0, 0]
-        blocks = steps @ self.net.synthesis[: used * BLOCK * BLOCK].T
-        folded = blocks.view(rows, columns, used, BLOCK, BLOCK).permute(2, 0, 3, 1, 4)
-        components = overlap(
-            folded.reshape(used, rows * BLOCK, columns * BLOCK), self.net.synthesis_overlap
-        )[:, :height, :width]
+        grid = steps.view(-(-height // BLOCK), -(-width // BLOCK), -1).permute(2, 0, 1)[None]
+        components = self.net.synthesise(grid, context.quality.float(), context.condition, used)
+        components = components[0, :, :height, :width]
         basis = torch.from_numpy(context.spectral.basis[:, :used]).float()
         mean = torch.from_numpy(context.spectral.mean).float()
         return torch.addmm(mean[:, None], basis, components.reshape(used, -1)).view(shape).numpy()

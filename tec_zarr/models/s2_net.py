@@ -266,18 +266,6 @@ class Correction(nn.Module):
             hidden = hidden + two(F.leaky_relu(one(F.leaky_relu(hidden, 0.1)), 0.1))
         return self.last(F.leaky_relu(hidden, 0.1))
 
-    def rows(self, y: Tensor, condition: Tensor, height: int, width: int) -> Tensor:
-        """The same for one tile as rows: (h * w, M) to (h * w, M)."""
-        flat = self.first.weight[:, :, 0, 0]
-        hidden = F.linear(4.0 * y / (8.0 + y.abs()), flat, self.first.bias) + self.condition(
-            condition / 16.0
-        )
-        image = hidden.view(1, height, width, -1).permute(0, 3, 1, 2)
-        for one, two in self.blocks:
-            image = image + two(F.leaky_relu(one(F.leaky_relu(image, 0.1)), 0.1))
-        hidden = F.leaky_relu(image, 0.1).permute(0, 2, 3, 1).reshape(height * width, -1)
-        return F.linear(hidden, self.last.weight[:, :, 0, 0], self.last.bias)
-
 
 def overlap(x: Tensor, matrix: Tensor) -> Tensor:
     """Apply an 8 x 8 matrix across every inner block boundary, along rows and then columns."""
@@ -344,14 +332,17 @@ class S2Net(nn.Module):
             linear = F.conv2d(lapped, kernel, stride=BLOCK) / self.steps(quality)
         return linear + self.encoder(linear, condition)
 
-    def synthesise(self, latents: Tensor, quality: Tensor, condition: Tensor) -> Tensor:
-        """Decoded latents (B, M, h, w) in steps to components (B, K, 8h, 8w) in DN."""
+    def synthesise(
+        self, latents: Tensor, quality: Tensor, condition: Tensor, used: int = COMPONENTS
+    ) -> Tensor:
+        """Decoded latents (B, M, h, w) in steps to the first components (B, used, 8h, 8w) in DN."""
         latents = latents + self.decoder(latents, condition)
         with full_precision(latents):
-            blocks = F.conv2d(
-                latents.float() * self.steps(quality), self.synthesis[:, :, None, None]
-            )
-            return overlap(F.pixel_shuffle(blocks, BLOCK), self.synthesis_overlap)
+            rows = (latents.float() * self.steps(quality)).permute(0, 2, 3, 1)
+            blocks = rows @ self.synthesis[: used * BLOCK * BLOCK].T
+            folded = blocks.unflatten(-1, (used, BLOCK, BLOCK)).permute(0, 3, 1, 4, 2, 5)
+            image = folded.reshape(len(rows), used, BLOCK * rows.shape[1], BLOCK * rows.shape[2])
+            return overlap(image, self.synthesis_overlap)
 
     # ---- entropy model
 
