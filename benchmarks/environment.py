@@ -103,7 +103,10 @@ def machine() -> dict[str, object]:
 def versions() -> dict[str, str]:
     """Versions of everything that can change a number, without importing it."""
     found = {"python": platform.python_version()}
-    for package in ("numpy", "imagecodecs", "av", "torch", "constriction"):
+    for package in (
+        "numpy", "numcodecs", "imagecodecs", "av", "imageio-ffmpeg", "scikit-learn", "zarr",
+        "torch", "constriction",
+    ):  # fmt: skip
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -3,13 +3,17 @@
     python benchmarks/rate_distortion.py [--quick] [--data DIR] [--out DIR] [--only tec]
 
 Writes ``rate_distortion.csv`` (every point), ``rate_distortion.json`` (points, summary,
-machine, versions, commit, data hashes) and ``rate_distortion.png``; prints the tables.
-With ``--quick`` the files are called ``rate_distortion_quick.*``.
+machine, versions, commit, data hashes) and two plots, ``rate_distortion.png`` (every scene) and
+``rate_distortion.svg`` (the README's); prints the tables. With ``--quick`` the files are called
+``rate_distortion_quick.*``.
 
 What is compared: the same pixels for everybody, all bytes of a stream counted, PSNR over all
-bands and dates of a cube with both sides clipped to 0-10,000 DN and peak 10,000. TEC codes one
-date a chunk, (1, band, y, x). The classical codecs may use the whole cube: the HEVC rows predict
-over time and the KLT rows share one basis over the dates. Settings: ``classical.py``.
+bands and dates of a cube with both sides clipped to 0-10,000 DN and peak 10,000. ``tec`` codes
+one date a chunk, (1, band, y, x), ``tec-4dates`` the whole cube as one chunk with the same model,
+``tec-tt`` the same with the temporal model, where that is installed. The classical codecs may
+use the whole cube: the rows "over time" predict over the dates and the KLT rows share one basis
+over them. Settings: ``classical.py``. What a stream costs before it says anything is measured
+too, on a constant cube (``overhead_bytes``).
 """
 
 from __future__ import annotations
@@ -22,12 +26,13 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from classical import CODECS, Coded, Cube
 from environment import DATA, ROOT, Scene, commit, environment, scenes
+from landcover import COVERS, land_cover
 
 from tec_zarr import metrics
 from tec_zarr.errors import UnknownModelError
@@ -41,7 +46,12 @@ SUBSETS = (
     ("B02", "B03", "B04", "B08", "B11", "B12"),
 )
 SUBSET_CODECS = ("jpeg2000", "jpegxl", "klt-jpeg2000-joint", "tec")
-KLT_CODECS = ("klt-jpeg2000", "klt-jpeg2000-joint", "klt-x265", "klt-x265-tuned")
+KLT_CODECS = ("klt-jpeg2000", "klt-jpeg2000-joint", "klt-x265", "klt-x265-tuned", "klt-vvc")
+OURS = ("tec", "tec-tt")
+"""Whose bits are compared with everybody's; the second only where it is installed."""
+TEMPORAL_MODEL = "tec-tt-s2"
+LEAST_COVER = 0.01
+"""Share of a scene's pixels from which a land cover gets a PSNR of its own."""
 BASELINES = ROOT.parent / "shared" / "baselines.json"
 
 
@@ -57,6 +67,10 @@ class Point:
     bpppb: float
     psnr: float
     sam: float
+    ssim: float = math.nan
+    """Mean over the bands; seasonal cubes with all their bands only, as the next two."""
+    psnr_of_band: dict[str, float] = field(default_factory=dict)
+    psnr_of_cover: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,16 @@ class Contender:
     setting: str
     levels: tuple[float, ...]
     code: Callable[[Scene, float], Coded]
+    over_time: bool = False
+
+
+MEASURES: dict[str, Callable[[dict], float]] = {
+    "psnr": lambda point: point["psnr"],
+    # On scales on which curves are nearly straight, as dB are for the error.
+    "ssim": lambda point: -10 * math.log10(max(1 - point["ssim"], 1e-12)),
+    "sam": lambda point: -20 * math.log10(max(point["sam"], 1e-12)),
+}
+"""What equal quality may mean; more is better."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "data": {row.name: row.sha256 for row in rows},
         "measured": {},
         "points": [],
-        "summary": {"scenes": {}, "seasonal": {}},
+        "summary": {},
     }
     chosen = contenders(options.quick)
     if options.only:
@@ -96,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             identity = _tec_identity() if codec.name.startswith("tec") else {}
             points = list(measure(codec, rows))
+            overhead = codec.code(_constant(rows[0]), codec.levels[len(codec.levels) // 2])[0]
         except (ModuleNotFoundError, UnknownModelError) as missing:
             print(f"{codec.name}: left out, {missing}", file=sys.stderr)
             continue
@@ -105,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "commit": commit(),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "merged": bool(options.only),
+            "overhead_bytes": overhead,
             **identity,
         }
         print(
@@ -114,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results["summary"] = summary([Point(**point) for point in results["points"]])
         write(results, target)
     plot(results["points"], target.with_suffix(".png"))
+    plot_seasonal(results["points"], target.with_suffix(".svg"))
     print_tables(results)
 
 
@@ -135,9 +162,12 @@ def contenders(quick: bool) -> list[Contender]:
     """The classical codecs and TEC; quick takes every third of their levels."""
     step = 3 if quick else 1
     classical = [
-        Contender(codec.name, codec.setting, codec.levels[::step], _ignoring_bands(codec.code))
+        Contender(
+            codec.name, codec.setting, codec.levels[::step], _ignoring_bands(codec.code),
+            codec.over_time,
+        )
         for codec in CODECS
-    ]
+    ]  # fmt: skip
     tec = Contender(
         "tec", 'TEC(model="tec-s2"), one date a chunk', TEC_QUALITIES[:: 2 * step - 1], code_tec
     )
@@ -147,20 +177,36 @@ def contenders(quick: bool) -> list[Contender]:
         (38.0, 42.0, 46.0)[:: 2 * step - 1],
         lambda scene, psnr: code_tec(scene, psnr, "psnr"),
     )
-    return [*classical, tec, targeted]
+    whole = Contender(
+        "tec-4dates",
+        'TEC(model="tec-s2"), all dates one chunk',
+        tec.levels[::2],
+        lambda scene, quality: code_tec(scene, quality, dates=len(scene.dn)),
+        over_time=True,
+    )
+    temporal = Contender(
+        "tec-tt",
+        f'TEC(model="{TEMPORAL_MODEL}"), all dates one chunk',
+        tec.levels,
+        lambda scene, quality: code_tec(scene, quality, model=TEMPORAL_MODEL, dates=len(scene.dn)),
+        over_time=True,
+    )
+    return [*classical, tec, targeted, whole, temporal]
 
 
-def code_tec(scene: Scene, level: float, argument: str = "quality") -> Coded:
-    """One chunk a date through the numcodecs codec; decoding knows nothing but the bytes."""
+def code_tec(
+    scene: Scene, level: float, argument: str = "quality", model: str = "tec-s2", dates: int = 1
+) -> Coded:
+    """Chunks of ``dates`` through the numcodecs codec; decoding knows nothing but the bytes."""
     from tec_zarr.numcodec import TEC
 
-    encoder, decoder = TEC(**{argument: level}, bands=scene.bands), TEC()
+    encoder, decoder = TEC(**{argument: level}, model=model, bands=scene.bands), TEC()
     size, decoded = 0, np.empty_like(scene.dn)
-    for date in range(len(scene.dn)):
-        data = bytes(encoder.encode(scene.dn[date : date + 1]))
+    for first in range(0, len(scene.dn), dates):
+        chunk = scene.dn[first : first + dates]
+        data = bytes(encoder.encode(chunk))
         size += len(data)
-        chunk = np.asarray(decoder.decode(data)).view(scene.dn.dtype)
-        decoded[date] = chunk.reshape(scene.dn.shape[1:])
+        decoded[first : first + dates] = decoder.decode(data)
     return size, decoded
 
 
@@ -168,6 +214,8 @@ def measure(codec: Contender, rows: Sequence[Scene]) -> Iterator[Point]:
     """All points of one codec on all rows that it has a place in."""
     for scene in rows:
         if "[" in scene.name and codec.name not in SUBSET_CODECS:
+            continue
+        if codec.over_time and scene.kind != "seasonal":
             continue
         for level in codec.levels:
             size, decoded = codec.code(scene, level)
@@ -180,7 +228,32 @@ def measure(codec: Contender, rows: Sequence[Scene]) -> Iterator[Point]:
                 metrics.bpppb(size, scene.dn.shape),
                 metrics.psnr(scene.dn, decoded),
                 metrics.sam(scene.dn, decoded),
+                **_details(scene, decoded),
             )
+
+
+def _details(scene: Scene, decoded: Cube) -> dict[str, object]:
+    """SSIM, and PSNR by band and by land cover, of the seasonal cubes with all their bands."""
+    if scene.kind != "seasonal" or "[" in scene.name:
+        return {}
+    by_band = metrics.psnr_per_band(scene.dn, decoded).tolist()
+    by_cover = {}
+    if {"B02", "B03", "B04", "B08"} <= set(scene.bands):
+        cover = land_cover(scene.dn, scene.bands)
+        for number, name in enumerate(COVERS):
+            here = cover == number
+            if here.mean() >= LEAST_COVER:
+                by_cover[name] = metrics.psnr(scene.dn, decoded, here[:, None])
+    return {
+        "ssim": float(np.mean(metrics.ssim(scene.dn, decoded))),
+        "psnr_of_band": dict(zip(scene.bands, by_band, strict=True)),
+        "psnr_of_cover": by_cover,
+    }
+
+
+def _constant(scene: Scene) -> Scene:
+    """A cube of the shape of ``scene`` that says nothing: what is coded of it is overhead."""
+    return Scene("constant", scene.kind, scene.bands, np.full_like(scene.dn, 1000))
 
 
 def summary(points: Sequence[Point]) -> dict[str, object]:
@@ -188,84 +261,186 @@ def summary(points: Sequence[Point]) -> dict[str, object]:
 
     ``ratio`` is the geometric mean of bits at equal PSNR over 36-46 dB in steps of 0.5 dB,
     where both curves reach; ``psnrs_compared`` says at how many of the 21 that was.
+    ``bd_rate_ssim_percent`` and ``bd_rate_sam_percent`` are BD-rates at equal SSIM and SAM;
+    ``by_band`` and ``by_cover`` ratios of all bits at equal PSNR in a band or land cover.
     """
-    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    curves: dict[str, dict[str, list[dict]]] = {}
     for point in points:
         scene = curves.setdefault(point.scene, {})
-        scene.setdefault(point.codec, []).append((point.bpppb, point.psnr))
-    out: dict[str, object] = {"scenes": {}, "seasonal": {}}
-    for scene, by_codec in curves.items():
-        out["scenes"][scene] = _scene_summary(by_codec)
-    seasonal = {
-        point.scene for point in points if point.kind == "seasonal" and "[" not in point.scene
-    }
-    entries = [out["scenes"][scene] for scene in sorted(seasonal)]
+        scene.setdefault(point.codec, []).append(asdict(point))
+    seasonal = sorted(
+        {point.scene for point in points if point.kind == "seasonal" and "[" not in point.scene}
+    )
+    scenes = {scene: _scene_summary(by_codec) for scene, by_codec in curves.items()}
+    entries = [scenes[scene] for scene in seasonal]
+    out: dict[str, object] = {"scenes": scenes, "seasonal": {}, "by_band": {}, "by_cover": {}}
     if entries and all("tec_against" in entry for entry in entries):
         out["seasonal"] = _over_scenes(entries)
+        for part in ("band", "cover"):
+            out[f"by_{part}"] = _by_part([curves[scene] for scene in seasonal], f"psnr_of_{part}")
     return out
 
 
-def _scene_summary(by_codec: dict[str, list[tuple[float, float]]]) -> dict[str, object]:
-    bits = {codec: metrics.bits_at(curve, TABLE_PSNRS) for codec, curve in by_codec.items()}
+def _curve(points: Sequence[dict], measure: Callable[[dict], float]) -> list[tuple[float, float]]:
+    pairs = [(point["bpppb"], measure(point)) for point in points]
+    return [pair for pair in pairs if math.isfinite(pair[1])]
+
+
+def _scene_summary(by_codec: dict[str, list[dict]]) -> dict[str, object]:
+    curves = {codec: _curve(points, MEASURES["psnr"]) for codec, points in by_codec.items()}
+    bits = {codec: metrics.bits_at(curve, TABLE_PSNRS) for codec, curve in curves.items()}
     entry: dict[str, object] = {
         "bpppb_at_psnr": {
             codec: dict(zip(_PSNR_KEYS, values, strict=True)) for codec, values in bits.items()
         }
     }
-    if "tec" in by_codec and len(by_codec) > 1:
-        tec = by_codec["tec"]
-        entry["tec_against"] = {
-            codec: {
-                "ratio": metrics.bits_ratio(tec, curve, PSNRS),
-                "psnrs_compared": int(
-                    np.isfinite(metrics.bits_at(tec, PSNRS) * metrics.bits_at(curve, PSNRS)).sum()
-                ),
-                "bd_rate_percent": metrics.bd_rate(tec, curve),
-            }
-            for codec, curve in by_codec.items()
-            if codec != "tec"
-        }
+    for ours in OURS:
+        if ours not in by_codec or len(by_codec) == 1:
+            continue
+        others = [codec for codec in by_codec if codec != ours]
+        entry[f"{ours}_against"] = {codec: _against(by_codec, ours, codec) for codec in others}
         klt = [bits[codec] for codec in KLT_CODECS if codec in bits]
         if klt:
             best = np.fmin.reduce(klt)
-            entry["tec_to_better_klt"] = dict(zip(_PSNR_KEYS, bits["tec"] / best, strict=True))
+            entry[f"{ours}_to_better_klt"] = dict(zip(_PSNR_KEYS, bits[ours] / best, strict=True))
     return entry
+
+
+def _against(by_codec: dict[str, list[dict]], ours: str, other: str) -> dict[str, float]:
+    pairs = {
+        name: (_curve(by_codec[ours], measure), _curve(by_codec[other], measure))
+        for name, measure in MEASURES.items()
+    }
+    mine, theirs = pairs["psnr"]
+    reached = np.isfinite(metrics.bits_at(mine, PSNRS) * metrics.bits_at(theirs, PSNRS))
+    row = {"ratio": metrics.bits_ratio(mine, theirs, PSNRS), "psnrs_compared": int(reached.sum())}
+    for name, (mine, theirs) in pairs.items():
+        key = "bd_rate_percent" if name == "psnr" else f"bd_rate_{name}_percent"
+        row[key] = metrics.bd_rate(mine, theirs) if mine and theirs else math.nan
+    return row
 
 
 def _over_scenes(entries: Sequence[dict]) -> dict[str, object]:
     """Geometric means over scenes of ratios; plain means of BD-rates."""
-    codecs = entries[0]["tec_against"]
-    out: dict[str, object] = {
-        "tec_against": {
+    out: dict[str, object] = {}
+    for ours in OURS:
+        if not all(f"{ours}_against" in entry for entry in entries):
+            continue
+        rows = [entry[f"{ours}_against"] for entry in entries]
+        out[f"{ours}_against"] = {
             codec: {
-                "ratio": _geometric_mean([e["tec_against"][codec]["ratio"] for e in entries]),
-                "bd_rate_percent": float(
-                    np.mean([e["tec_against"][codec]["bd_rate_percent"] for e in entries])
-                ),
+                "ratio": _geometric_mean([row[codec]["ratio"] for row in rows]),
+                "psnrs_compared": min(row[codec]["psnrs_compared"] for row in rows),
+                **{
+                    key: float(np.mean([row[codec][key] for row in rows]))
+                    for key in rows[0][codec]
+                    if key.startswith("bd_rate")
+                },
             }
-            for codec in codecs
+            for codec in rows[0]
+            if all(codec in row for row in rows)
         }
-    }
-    if "tec_to_better_klt" in entries[0]:
-        out["tec_to_better_klt"] = {
-            key: _geometric_mean([e["tec_to_better_klt"][key] for e in entries])
-            for key in _PSNR_KEYS
-        }
+        if all(f"{ours}_to_better_klt" in entry for entry in entries):
+            out[f"{ours}_to_better_klt"] = {
+                key: _geometric_mean([e[f"{ours}_to_better_klt"][key] for e in entries])
+                for key in _PSNR_KEYS
+            }
+    return out
+
+
+def _by_part(scenes: Sequence[dict[str, list[dict]]], part: str) -> dict[str, object]:
+    """Bits of TEC to those of each codec at equal PSNR in one band or land cover."""
+    names = dict.fromkeys(n for by_codec in scenes for p in by_codec["tec"] for n in p[part])
+    out: dict[str, object] = {}
+    for name in names:
+        ratios: dict[str, list[float]] = {}
+        for by_codec in scenes:
+            if name not in by_codec["tec"][0][part]:
+                continue
+            curves = {
+                codec: _curve(points, lambda point, name=name: point[part].get(name, math.nan))
+                for codec, points in by_codec.items()
+            }
+            for codec, curve in curves.items():
+                if codec != "tec" and curve:
+                    # Bands differ in level: the range both curves reach, not 36 to 46 dB.
+                    low, high = (
+                        pick(edge(quality for _, quality in c) for c in (curves["tec"], curve))
+                        for pick, edge in ((max, min), (min, max))
+                    )
+                    psnrs = np.linspace(low, high, 21) if low < high else []
+                    ratio = metrics.bits_ratio(curves["tec"], curve, psnrs)
+                    ratios.setdefault(codec, []).append(ratio)
+        out[name] = {codec: _geometric_mean(values) for codec, values in ratios.items()}
     return out
 
 
 def write(results: dict, target: Path) -> None:
     """Write JSON and CSV beside each other."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(_rounded(results), indent=1) + "\n")
+    rounded = _rounded(results)
+    lines = ",\n  ".join(json.dumps(point) for point in rounded["points"])
+    text = json.dumps({**rounded, "points": []}, indent=1)
+    target.write_text(text.replace('"points": []', f'"points": [\n  {lines}\n ]', 1) + "\n")
     with target.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(Point.__dataclass_fields__))
+        plain = [name for name in Point.__dataclass_fields__ if not name.startswith("psnr_of")]
+        writer = csv.DictWriter(file, fieldnames=plain, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(_rounded(results["points"]))
+        writer.writerows(rounded["points"])
+
+
+README_CODECS = {
+    "tec": ("TEC, one date a chunk", "black", "-"),
+    "tec-tt": ("TEC, four dates a chunk", "black", "--"),
+    "klt-vvc": ("KLT + VVC over time", "#7b3294", "-"),
+    "klt-x265-tuned": ("KLT + x265 over time", "#c2a5cf", "-"),
+    "klt-jpeg2000-joint": ("KLT + JPEG 2000", "#1b7837", "-"),
+    "vvc-time": ("VVC over time, per band", "#2166ac", "-"),
+    "av1-time": ("AV1 over time, per band", "#67a9cf", "-"),
+    "jpegxl": ("JPEG XL, per band", "#e08214", "-"),
+    "jpeg2000": ("JPEG 2000, per band", "#b35806", "-"),
+    "sperr": ("SPERR", "#999999", "-"),
+}
+"""What the README's plot shows: label, colour, line."""
+
+
+def plot_seasonal(points: Sequence[dict], path: Path) -> None:
+    """The README's plot: the seasonal cubes beside each other, the codecs worth comparing."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    whole = [p for p in points if p["kind"] == "seasonal" and "[" not in p["scene"]]
+    names = list(dict.fromkeys(p["scene"] for p in whole))
+    if not names:
+        return
+    # Fixed ids and no date: the same points make the same file.
+    with rc_context({"svg.hashsalt": "tec", "svg.fonttype": "path"}):
+        figure = Figure(figsize=(5.2 * len(names), 4.2), layout="constrained", facecolor="white")
+        FigureCanvasSVG(figure)
+        for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+            for codec, (label, colour, line) in README_CODECS.items():
+                curve = sorted(
+                    (p["bpppb"], p["psnr"])
+                    for p in points
+                    if (p["scene"], p["codec"]) == (name, codec)
+                )
+                if curve:
+                    width = 2.6 if codec in OURS else 1.4
+                    axes.plot(*zip(*curve, strict=True), line, color=colour, linewidth=width,
+                              label=label)  # fmt: skip
+            axes.set(xscale="log", ylim=(34, 48), xlim=(0.008, 1.2), title=f"place {name}")
+            axes.set(xlabel="bits per pixel per band")
+            axes.grid(True, which="both", alpha=0.25)
+        first = figure.axes[0]
+        first.set_ylabel("PSNR (dB, peak 10,000 DN)")
+        first.legend(fontsize=8, loc="lower right", framealpha=0.9)
+        figure.savefig(path, metadata={"Date": None})
 
 
 def plot(points: Sequence[dict], path: Path) -> None:
     """One panel a scene, bits on a logarithmic axis; TEC black, the others coloured."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -274,11 +449,11 @@ def plot(points: Sequence[dict], path: Path) -> None:
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(6.5 * columns, 4.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    styles = {codec.name: f"C{number // 2}" for number, codec in enumerate(CODECS)}
-    styles |= {"jpegxl": "C5", "jpeg2000": "C0"}
+    colours = colormaps["tab20"].colors
+    styles = {codec.name: colours[number % 20] for number, codec in enumerate(CODECS)}
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, number + 1)
-        for codec in (*styles, "tec"):
+        for codec in (*styles, *OURS):
             curve = sorted(
                 (p["bpppb"], p["psnr"]) for p in points if (p["scene"], p["codec"]) == (name, codec)
             )
@@ -286,16 +461,16 @@ def plot(points: Sequence[dict], path: Path) -> None:
                 axes.plot(
                     *zip(*curve, strict=True),
                     color=styles.get(codec, "black"),
-                    linestyle="--" if codec.endswith(("-tuned", "-joint")) else "-",
-                    linewidth=2.4 if codec == "tec" else 1.3,
+                    linestyle="--" if codec.endswith(("-tuned", "-joint", "-tt")) else "-",
+                    linewidth=2.4 if codec in OURS else 1.3,
                     marker="o" if codec == "tec" else None,
                     markersize=4,
-                    label="TEC" if codec == "tec" else codec,
+                    label=codec,
                 )
         axes.set(xscale="log", ylim=(34, 50), xlim=(0.004, 1.5), title=name)
         axes.set(xlabel="bits per pixel per band", ylabel="PSNR (dB, peak 10,000 DN)")
         axes.grid(True, which="both", alpha=0.25)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=7, ncols=2)
     figure.savefig(path, dpi=90)
 
 
@@ -321,9 +496,13 @@ def print_tables(results: dict) -> None:
             print(f"{'TEC to better KLT':20}{ratios}")
     seasonal = results["summary"]["seasonal"]
     if seasonal:
-        print("\nSeasonal cubes together: TEC's bits at equal PSNR, 36-46 dB")
+        print("\nSeasonal cubes together: TEC's bits at equal PSNR, 36-46 dB, and BD-rates")
         for codec, row in seasonal["tec_against"].items():
-            print(f"{codec:20}{row['ratio']:9.3f}x   BD-rate {row['bd_rate_percent']:7.1f} %")
+            rates = [
+                f"{label} {_number(row[f'bd_rate_{key}percent'], '7.1f')} %"
+                for label, key in (("PSNR", ""), ("SSIM", "ssim_"), ("SAM", "sam_"))
+            ]
+            print(f"{codec:20}{row['ratio']:9.3f}x   {'   '.join(rates)}")
         if "tec_to_better_klt" in seasonal:
             ratios = [
                 f"{k} dB {_number(v, '.3f')}" for k, v in seasonal["tec_to_better_klt"].items()
