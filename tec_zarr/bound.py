@@ -28,13 +28,17 @@ _VERSION = 1
 _WIDE = 3  # earlier bands whose neighbourhoods are regressors, not the pixel alone
 _WORTH_MERGING = 0.9  # of the pixels; above, repeated rows and columns are not looked at
 _INT32 = 1 << 31
+_MAPPED = (1 << 32) - 1  # in the checksum, for a band with a bound for each pixel
+
+Bounds = Sequence[int | np.ndarray] | np.ndarray
+"""Largest absolute error of each band, DN: an integer, or integers (T, H, W)."""
 
 
 def encode(
     original: np.ndarray,
     base: np.ndarray | None,
     valid: np.ndarray | None,
-    bounds: Sequence[int] | np.ndarray,
+    bounds: Bounds,
 ) -> bytes:
     """Code an array so that :func:`decode` is within ``bounds`` at every valid pixel.
 
@@ -47,8 +51,9 @@ def encode(
         the section stands alone.
     valid : ndarray or None
         bool (T, C, H, W); False where the value does not matter (nodata, padding).
-    bounds : sequence of int
-        Largest allowed absolute error of each band, DN, (C,). 0 is lossless.
+    bounds : sequence of int or ndarray
+        Largest allowed absolute error of each band, DN, (C,); 0 is lossless. A band may have an
+        integer array (T, H, W) instead: a bound for each pixel, which the decoder has too.
 
     Returns
     -------
@@ -70,13 +75,13 @@ def encode(
     coder = SymbolEncoder()
     decoded = _walk(coder, original.shape, base, valid, limits, original)
     error = np.abs(decoded.astype(np.int64) - original)
-    over = (error > np.reshape(limits, (1, -1, 1, 1))) & (
-        True if valid is None else np.asarray(valid, bool)
-    )
-    if over.any():
+    if valid is not None:
+        error[~np.asarray(valid, bool)] = 0
+    over = [np.count_nonzero(error[:, band] > limit) for band, limit in enumerate(limits)]
+    if any(over):
         raise TecError(
-            f"bound layer: {over.sum()} pixels of shape {original.shape} would exceed bounds "
-            f"{limits}; this is a bug of tec_zarr, nothing was written, please report it"
+            f"bound layer: {over} pixels of the bands of shape {original.shape} would exceed "
+            f"their bounds; this is a bug of tec_zarr, nothing was written, please report it"
         )
     payload = coder.getvalue()
     return (
@@ -92,7 +97,7 @@ def decode(
     base: np.ndarray | None,
     valid: np.ndarray | None,
     shape: tuple[int, int, int, int],
-    bounds: Sequence[int] | np.ndarray,
+    bounds: Bounds,
 ) -> np.ndarray:
     """Decode what :func:`encode` wrote, given the same base, validity, shape and bounds.
 
@@ -150,8 +155,8 @@ def _checked(
     shape: Sequence[int],
     base: np.ndarray | None,
     valid: np.ndarray | None,
-    bounds: Sequence[int] | np.ndarray,
-) -> list[int]:
+    bounds: Bounds,
+) -> list[int | np.ndarray]:
     shape = tuple(shape)
     if len(shape) != 4 or min(shape, default=0) < 1:
         raise UnsupportedArrayError(f"bound layer: shape {shape}, expected (T, C, H, W), no zeros")
@@ -160,29 +165,42 @@ def _checked(
             raise UnsupportedArrayError(
                 f"bound layer: {name} has shape {np.shape(array)}, the array {shape}"
             )
-    values = np.asarray(bounds)
-    if values.shape != (shape[1],):
+    if len(bounds) != shape[1]:
         raise UnsupportedArrayError(
-            f"bound layer: {values.size} bounds for {shape[1]} bands, expected one per band"
+            f"bound layer: {len(bounds)} bounds for {shape[1]} bands, expected one per band"
+        )
+    return [_checked_bound(b, (shape[0], *shape[2:])) for b in bounds]
+
+
+def _checked_bound(value: int | np.ndarray, shape: tuple[int, ...]) -> int | np.ndarray:
+    values = np.asarray(value)
+    if values.ndim and values.shape != shape:
+        raise UnsupportedArrayError(
+            f"bound layer: bounds of shape {values.shape} for a band of shape {shape}"
         )
     if not np.all((values >= 0) & (values < _INT32) & (values == np.floor(values))):
         raise UnsupportedArrayError(
-            f"bound layer: bounds {values.tolist()}, expected whole DN from 0 to {_INT32 - 1}"
+            f"bound layer: bounds from {values.min()} to {values.max()}, expected whole DN from 0 "
+            f"to {_INT32 - 1}"
         )
-    return [int(v) for v in values]
+    return values.astype("<i4") if values.ndim else int(values)
 
 
 def _checksum(
     shape: Sequence[int],
     base: np.ndarray | None,
     valid: np.ndarray | None,
-    bounds: list[int],
+    bounds: list[int | np.ndarray],
     payload: bytes,
 ) -> int:
     """CRC-32 of the payload and of everything that has to be the same at both ends."""
+    numbers = [b if isinstance(b, int) else _MAPPED for b in bounds]
     crc = zlib.crc32(
-        struct.pack(f"<4Q{len(bounds)}I??", *shape, *bounds, base is not None, valid is not None)
+        struct.pack(f"<4Q{len(bounds)}I??", *shape, *numbers, base is not None, valid is not None)
     )
+    for bound in bounds:
+        if not isinstance(bound, int):
+            crc = zlib.crc32(np.ascontiguousarray(bound), crc)
     if base is not None:
         crc = zlib.crc32(np.ascontiguousarray(base, "<i4"), crc)
     if valid is not None:
@@ -195,7 +213,7 @@ def _walk(
     shape: tuple[int, ...],
     base: np.ndarray | None,
     valid: np.ndarray | None,
-    bounds: list[int],
+    bounds: list[int | np.ndarray],
     original: np.ndarray | None,
 ) -> np.ndarray:
     """Code every plane, encoding when ``original`` is given; returns the decoded int32 array."""
@@ -219,8 +237,11 @@ def _walk(
             references += [Reference(done[b].values, None, same=False, wide=False) for b in far]
             mask = None if valid is None else np.asarray(valid[date, band], bool)
             target = None if original is None else original[date, band].astype(np.float64)
+            bound = bounds[band]
+            if not isinstance(bound, int):
+                bound = bound[date].astype(np.float64)
             values, spread = _plane(
-                coder, planes, shape[2:], mask, references, base is not None, bounds[band], target
+                coder, planes, shape[2:], mask, references, base is not None, bound, target
             )
             decoded[date, band] = values
             done[band] = Reference(values, spread, same=False, wide=True)
@@ -281,7 +302,7 @@ def _plane(
     mask: np.ndarray | None,
     references: list[Reference],
     based: bool,
-    bound: int,
+    bound: int | np.ndarray,
     target: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Code one plane, on the coarser grid that it was repeated from if there is one."""
@@ -296,8 +317,8 @@ def _plane(
         base = np.clip(references[0].values, low, high)
         enough = None
         if encoding:
-            error = np.abs(base - target)
-            enough = int((error if mask is None else error[mask]).max(initial=0.0) <= bound)
+            over = np.abs(base - target) > bound
+            enough = int(not (over if mask is None else over[mask]).any())
         if coder.number(enough, 2):
             return base, np.zeros(shape)
     rows = columns = None
@@ -329,6 +350,8 @@ def _plane(
         target = np.where(np.isfinite(target), target, low)
     if mask is not None:
         mask = shrink(mask, np.logical_or)
+    if np.ndim(bound):
+        bound = shrink(bound, np.minimum)
     values, spread = planes.plane(area.shape, mask, small, bound, (low, high), target)
     wide = (np.repeat(np.repeat(v, heights, axis=0), widths, axis=1) for v in (values, spread))
     return tuple(wide)

@@ -13,6 +13,7 @@ and the factorisation uses only elementwise additions, multiplications, division
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,6 +160,44 @@ def _mean4(lattices: _Lattices, kind: int) -> np.ndarray | None:
 
 
 @dataclass(frozen=True)
+class _Quantiser:
+    """Steps of the residuals: one for the plane, or one for each pixel."""
+
+    step: float | np.ndarray  # DN; an array goes pixel by pixel with what is quantised
+    unit: float  # the smallest step of the plane, to which the scale indexes refer
+
+    @classmethod
+    def of(cls, bound: int | np.ndarray) -> _Quantiser:
+        step = 2.0 * bound + 1.0
+        return cls(step, float(np.min(step)))
+
+    def at(self, where: tuple[slice, slice] | np.ndarray | None) -> _Quantiser:
+        """The steps at some of the pixels, in one dimension."""
+        if where is None or np.ndim(self.step) == 0:
+            return self
+        return _Quantiser(self.step[where].ravel(), self.unit)
+
+    @property
+    def half(self) -> float | np.ndarray:
+        """The bound itself."""
+        return 0.5 * (self.step - 1.0)
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        """Between scale indexes, for expected sizes over ``step / unit``, in 1/256 DN."""
+        return scale_thresholds(self.unit * _SPREAD_UNIT)
+
+    def groups(self, count: int) -> Iterator[tuple[float, slice | np.ndarray, int]]:
+        """Yield (step, which pixels, how many), for each distinct step in rising order."""
+        if np.ndim(self.step) == 0:
+            yield self.step, slice(None), count
+            return
+        for step in np.unique(self.step).tolist():
+            where = np.flatnonzero(self.step == step)
+            yield step, where, len(where)
+
+
+@dataclass(frozen=True)
 class _Regressors:
     level: np.ndarray  # four times the value expected before regression, (n,)
     columns: list[np.ndarray]  # most useful first, each (n,)
@@ -237,7 +276,10 @@ def _exact_limit(count: int) -> float:
 
 
 def _trust(
-    activity: list[np.ndarray], used: np.ndarray | None, count: int, step: float
+    activity: list[np.ndarray],
+    used: np.ndarray | None,
+    count: int,
+    step: float | np.ndarray,
 ) -> np.ndarray | None:
     """Weights 1 .. 16 of the pixels of a pass in the fit: what looks quiet counts more.
 
@@ -295,7 +337,7 @@ class PlaneCoder:
         shape: tuple[int, int],
         valid: np.ndarray | None,
         references: list[Reference],
-        bound: int,
+        bound: int | np.ndarray,
         limits: tuple[int, int],
         target: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -309,8 +351,8 @@ class PlaneCoder:
             bool (H, W); pixels that are False cost nothing and decode to a prediction.
         references : list of Reference
             Decoded planes of this shape, most useful first.
-        bound : int
-            Largest allowed error, DN.
+        bound : int or ndarray
+            Largest allowed error, DN; of every pixel or of each, float64 integers (H, W).
         limits : (int, int)
             Smallest and largest valid value of the plane, DN.
         target : ndarray or None
@@ -327,7 +369,7 @@ class PlaneCoder:
         spread = np.zeros(shape)
         if low == high:
             return decoded, spread
-        thresholds = scale_thresholds(float((2 * bound + 1) * _SPREAD_UNIT))
+        quantiser = _Quantiser.of(bound)
         for pass_ in passes(*shape):
             _, spacing, row, column = pass_
             place = (slice(row, None, spacing), slice(column, None, spacing))
@@ -336,9 +378,8 @@ class PlaneCoder:
             values, sizes = self._pass(
                 _regressors(decoded, spread, references, pass_, middle),
                 used,
-                bound,
+                quantiser.at(place),
                 (low, high),
-                thresholds,
                 pass_,
                 wanted,
             )
@@ -350,39 +391,42 @@ class PlaneCoder:
         self,
         given: _Regressors,
         used: np.ndarray | None,
-        bound: int,
+        quantiser: _Quantiser,
         limits: tuple[float, float],
-        thresholds: np.ndarray,
         pass_: tuple[int, int, int, int],
         wanted: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Code one pass; returns its decoded values and spreads, each float64 (n,)."""
         low, high = limits
-        step = 2.0 * bound + 1.0
         count = len(given.level) if used is None else len(used)
         predicted = given.level
         keep = min(len(given.columns), count // 8)
         if keep:
-            predicted = predicted + self._regression(given, used, keep, count, step, pass_, wanted)
+            predicted = predicted + self._regression(
+                given, used, keep, count, quantiser.step, pass_, wanted
+            )
         predicted = np.clip(_quarter(predicted), low, high)
         sizes = np.zeros(len(predicted))
         if not count:
             return predicted, sizes
         chosen = slice(None) if used is None else used
         base = predicted[chosen]
+        quantiser = quantiser.at(used)
+        step = quantiser.step
         steps = None
         if wanted is not None:
             wanted = wanted[chosen]
-            steps = np.floor((wanted - base + bound) / step).astype(np.int64)
+            steps = np.floor((wanted - base + quantiser.half) / step).astype(np.int64)
         activity = [a[chosen] for a in given.activity] if count >= _FEW else []
-        mode, expected, scales = self._spread_model(
-            steps, activity, count, step, thresholds, limits
-        )
+        mode, expected, scales = self._spread_model(steps, activity, count, quantiser, limits)
         if mode == _RAW:
-            levels = int((high - low) // step) + 1
-            index = None if wanted is None else np.floor((wanted - low) / step).astype(np.int64)
-            index = self._coder.uniform(index, count, levels)
-            restored = np.minimum(low + index * step + bound, high)
+            index = np.empty(count)
+            for size, where, amount in quantiser.groups(count):
+                known = None
+                if wanted is not None:
+                    known = np.floor((wanted[where] - low) / size).astype(np.int64)
+                index[where] = self._coder.uniform(known, amount, int((high - low) // size) + 1)
+            restored = np.minimum(low + index * step + quantiser.half, high)
             sizes[chosen] = np.abs(restored - base) * _SPREAD_UNIT
         else:
             if mode == _SKIP:
@@ -402,7 +446,7 @@ class PlaneCoder:
         used: np.ndarray | None,
         keep: int,
         count: int,
-        step: float,
+        step: float | np.ndarray,
         pass_: tuple[int, int, int, int],
         wanted: np.ndarray | None,
     ) -> np.ndarray:
@@ -428,7 +472,7 @@ class PlaneCoder:
                 rest[j + 1 :] -= factor[j + 1 :, j] * whitened[j]
             left = max(float(error @ error) - float(whitened @ whitened), 0.0) / count
             power = 1.0 if trust is None else float(np.mean(trust * trust))
-            noise = np.sqrt(left + power * 16.0 * step * step / 12.0)
+            noise = np.sqrt(left + np.mean(power * 16.0 * step * step / 12.0))
             grain = int(np.clip(np.rint(4.0 * np.log2(3.0 * noise)), 0, 255))
         grain = self._coder.number(grain, 256)
         width = quarter_octave(grain)
@@ -463,14 +507,13 @@ class PlaneCoder:
         steps: np.ndarray | None,
         activity: list[np.ndarray],
         count: int,
-        step: float,
-        thresholds: np.ndarray,
+        quantiser: _Quantiser,
         limits: tuple[float, float],
     ) -> tuple[int, np.ndarray | None, np.ndarray | None]:
         """Code how large residuals are; returns (mode, expected size, scale indexes)."""
         mode = floor = parts = None
         if steps is not None:
-            mode, floor, parts = _choose_spread(steps, activity, step, thresholds, limits)
+            mode, floor, parts = _choose_spread(steps, activity, quantiser, limits)
         mode = self._coder.number(mode, _MODES)
         if mode == _RAW:
             return mode, None, None
@@ -481,7 +524,7 @@ class PlaneCoder:
             parts = self._coder.uniform(parts, len(activity), len(_SPREAD_WEIGHTS))
         else:
             parts = np.zeros(0, np.int64)
-        expected, scales = _expected(floor, parts, activity, count, thresholds)
+        expected, scales = _expected(floor, parts, activity, count, quantiser)
         return mode, expected, scales
 
 
@@ -490,30 +533,33 @@ def _expected(
     parts: np.ndarray,
     activity: list[np.ndarray],
     count: int,
-    thresholds: np.ndarray,
+    quantiser: _Quantiser,
 ) -> tuple[np.ndarray, np.ndarray]:
-    total = np.full(count, thresholds[min(floor, SCALES - 2)])
+    thresholds = quantiser.thresholds
+    coarser = quantiser.step / quantiser.unit
+    total = np.full(count, thresholds[min(floor, SCALES - 2)] * coarser)
     for part, column in zip(parts.tolist(), activity, strict=True):
         if part:
             total = total + column * _SPREAD_WEIGHTS[part]
-    return total, np.searchsorted(thresholds, total).astype(np.int64)
+    relative = total / coarser if np.ndim(coarser) else total
+    return total, np.searchsorted(thresholds, relative).astype(np.int64)
 
 
 def _choose_spread(
     steps: np.ndarray,
     activity: list[np.ndarray],
-    step: float,
-    thresholds: np.ndarray,
+    quantiser: _Quantiser,
     limits: tuple[float, float],
 ) -> tuple[int, int, np.ndarray]:
     """Encoder only: fit the expected size of residuals, and pick the cheapest mode."""
     none = np.zeros(len(activity), np.int64)
+    step = quantiser.step
     if not steps.any():
         return _SKIP, 0, none
     size = np.abs(steps) * (step * _SPREAD_UNIT)
     columns = np.stack([*activity, np.full(len(size), step * _SPREAD_UNIT)])
     active = np.ones(len(columns), bool)
-    expected = np.full(len(size), max(size.mean(), 0.01 * step))
+    expected = np.full(len(size), np.maximum(size.mean(), 0.01 * step))
     for _ in range(4):
         weight = 1.0 / np.maximum(expected, step) ** 2
         while True:
@@ -533,15 +579,16 @@ def _choose_spread(
         expected = np.maximum(fitted @ columns, 0.01 * step + 0.01 * size.mean())
     between = 0.5 * (_SPREAD_WEIGHTS[1:] + _SPREAD_WEIGHTS[:-1])
     parts = np.searchsorted(between, fitted[:-1]).astype(np.int64)
-    floor = int(np.searchsorted(thresholds, max(fitted[-1] * step * _SPREAD_UNIT, 0.0)))
-    _, scales = _expected(floor, parts, activity, len(steps), thresholds)
+    constant = max(fitted[-1] * quantiser.unit * _SPREAD_UNIT, 0.0)
+    floor = int(np.searchsorted(quantiser.thresholds, constant))
+    _, scales = _expected(floor, parts, activity, len(steps), quantiser)
     shift = SHIFTS[scales]
     half = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0)
     magnitude = np.minimum(np.abs((steps + half) >> shift), 128)
     joint = np.bincount(scales * 129 + magnitude, minlength=SCALES * 129)
     costs = [float(joint @ code_lengths(s).ravel()) for s in range(SHAPES)]
     best = int(np.argmin(costs))
-    raw = len(steps) * np.log2((limits[1] - limits[0]) // step + 1.0)
+    raw = len(steps) * np.mean(np.log2((limits[1] - limits[0]) // step + 1.0))
     if raw < costs[best] + 8.0 + 4.0 * len(activity):
         return _RAW, 0, none
     return best, floor, parts

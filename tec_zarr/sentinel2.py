@@ -23,6 +23,7 @@ __all__ = [
     "L1C_BANDS",
     "L2A_BANDS",
     "NODATA",
+    "NORMALISED_DIFFERENCES",
     "SCL_CLASSES",
     "Band",
     "UnknownBandError",
@@ -99,6 +100,20 @@ Their metadata says ``RADIO_ADD_OFFSET`` (L1C) or ``BOA_ADD_OFFSET`` (L2A) = -10
 
 BASELINE_0400_DATE = "2022-01-25"
 """First day on which ESA produced baseline 04.00; older days may have been reprocessed."""
+
+NORMALISED_DIFFERENCES: dict[str, tuple[str, str]] = {
+    "ndvi": ("B08", "B04"),
+    "gndvi": ("B08", "B03"),
+    "ndwi": ("B03", "B08"),
+    "mndwi": ("B03", "B11"),
+    "ndmi": ("B08", "B11"),
+    "ndsi": ("B03", "B11"),
+    "ndbi": ("B11", "B08"),
+    "nbr": ("B08", "B12"),
+    "nbr2": ("B11", "B12"),
+    "ndci": ("B05", "B04"),
+}
+"""Indices ``(first - second) / (first + second)`` by their usual names."""
 
 SCL_CLASSES: dict[int, str] = {
     0: "no_data",
