@@ -15,7 +15,7 @@ wheel of PyAV or imagecodecs has an encoder of VVC, or one of AV1 for 12 bit ove
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -25,9 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tec_zarr import metrics
-
-Cube = NDArray[np.uint16]
-Coded = tuple[int, Cube]
+from tec_zarr.classical import (
+    KLT,
+    MIDDLE,
+    Coded,
+    Cube,
+    centred_uint16,
+    jpeg2000,
+    jpegxl,
+    klt_jpeg2000_joint,
+    planes,
+    to_dn,
+)
 
 
 @dataclass(frozen=True)
@@ -42,53 +51,18 @@ class Classical:
     """Without several dates there is nothing that this codec could do better than others."""
 
 
-def jpeg2000(cube: Cube, level: float) -> Coded:
-    """OpenJPEG, bare codestream per date and band, 9-7, ``level`` dB of a 65,535 peak."""
-    streams = encode_jpeg2000(cube, level)
-    return sum(map(len, streams)), decode_jpeg2000(streams, cube.shape)
-
-
-def encode_jpeg2000(cube: Cube, level: float) -> list[bytes]:
-    """The streams of `jpeg2000`, band by band."""
-    return [
-        imagecodecs.jpeg2k_encode(band, level=level, codecformat="J2K", reversible=False)
-        for band in _planes(cube)
-    ]
-
-
-def decode_jpeg2000(streams: Sequence[bytes], shape: tuple[int, ...]) -> Cube:
-    """The cube of `encode_jpeg2000`'s streams."""
-    return np.stack([imagecodecs.jpeg2k_decode(data) for data in streams]).reshape(shape)
-
-
-def jpegxl(cube: Cube, level: float) -> Coded:
-    """libjxl per date and band, effort 7, 16-bit greyscale, butteraugli distance ``level``."""
-    streams = encode_jpegxl(cube, level)
-    return sum(map(len, streams)), decode_jpegxl(streams, cube.shape)
-
-
-def encode_jpegxl(cube: Cube, level: float) -> list[bytes]:
-    """The streams of `jpegxl`, band by band."""
-    return [imagecodecs.jpegxl_encode(band, distance=level, effort=7) for band in _planes(cube)]
-
-
-def decode_jpegxl(streams: Sequence[bytes], shape: tuple[int, ...]) -> Cube:
-    """The cube of `encode_jpegxl`'s streams."""
-    return np.stack([imagecodecs.jpegxl_decode(data) for data in streams]).reshape(shape)
-
-
 def webp(cube: Cube, level: float) -> Coded:
     """libwebp per date and band, method 6, quality ``level``; 8 bits are all it has."""
     scale = max(float(cube.max()), 1.0) / 255
-    size, decoded = 2, np.empty(_planes(cube).shape)
-    for index, plane in enumerate(_planes(cube)):
+    size, decoded = 2, np.empty(planes(cube).shape)
+    for index, plane in enumerate(planes(cube)):
         grey = np.rint(plane / scale).astype(np.uint8)
         data = imagecodecs.webp_encode(
             np.stack([grey] * 3, axis=-1), level=level, lossless=False, method=6
         )
         size += len(data)
         decoded[index] = imagecodecs.webp_decode(data)[..., 1] * scale
-    return size, _to_dn(decoded.reshape(cube.shape))
+    return size, to_dn(decoded.reshape(cube.shape))
 
 
 def avif(cube: Cube, level: float) -> Coded:
@@ -115,25 +89,25 @@ def vvc_time(cube: Cube, level: float) -> Coded:
     for band in range(cube.shape[1]):
         data, decoded[:, band] = _vvc(cube[:, band] / scale, level)
         size += data
-    return size, _to_dn(decoded * scale)
+    return size, to_dn(decoded * scale)
 
 
 def klt_vvc(cube: Cube, level: float) -> Coded:
     """The cube's own KLT, then vvenc 10-bit over the dates, a stream a component, one scale."""
-    klt = _KLT.of(cube)
+    klt = KLT.of(cube)
     components = klt.forward(cube)
     low, scale = components.min(), max(float(np.ptp(components)), 1.0) / _PEAK10
     size, decoded = klt.n_bytes + 8, np.empty(components.shape)
     for number in range(components.shape[1]):
         data, decoded[:, number] = _vvc((components[:, number] - low) / scale, level)
         size += data
-    return size, _to_dn(klt.inverse(decoded * scale + low))
+    return size, to_dn(klt.inverse(decoded * scale + low))
 
 
 def sz3(cube: Cube, level: float) -> Coded:
     """SZ3 per date and band, absolute bound ``level`` DN (better than over bands or dates)."""
     return _each(
-        _planes(cube),
+        planes(cube),
         cube.shape,
         lambda plane: imagecodecs.sz3_encode(plane.astype(np.float32), mode="abs", abs=level),
         lambda data: imagecodecs.sz3_decode(data, shape=cube.shape[-2:], dtype="f4"),
@@ -153,7 +127,7 @@ def sperr(cube: Cube, level: float) -> Coded:
 def zfp(cube: Cube, level: float) -> Coded:
     """ZFP per date and band, fixed accuracy (better than over bands or dates)."""
     return _each(
-        _planes(cube),
+        planes(cube),
         cube.shape,
         lambda plane: imagecodecs.zfp_encode(plane.astype(np.float32), level, mode="a"),
         imagecodecs.zfp_decode,
@@ -163,7 +137,7 @@ def zfp(cube: Cube, level: float) -> Coded:
 def lerc(cube: Cube, level: float) -> Coded:
     """LERC per date and band, bound ``level`` DN."""
     return _each(
-        _planes(cube),
+        planes(cube),
         cube.shape,
         lambda plane: imagecodecs.lerc_encode(np.ascontiguousarray(plane), level),
         imagecodecs.lerc_decode,
@@ -179,7 +153,7 @@ def bitround_zstd(cube: Cube, level: float) -> Coded:
 def quantize_zstd(cube: Cube, level: float) -> Coded:
     """Uniform steps of ``level`` DN, then Blosc zstd 9 with bitshuffle, per date and band."""
     size, steps = _blosc(np.rint(cube / level).astype(np.uint16), cube.shape)
-    return size, _to_dn(steps * level)
+    return size, to_dn(steps * level)
 
 
 def hevc_time(cube: Cube, level: float) -> Coded:
@@ -194,7 +168,7 @@ def hevc_time(cube: Cube, level: float) -> Coded:
         data, frames = _x265(((plane - low) / scale)[:, None], f"qp={level:g}")
         size += data + 4  # low and high of the stretch, uint16 each
         decoded[:, band] = frames[:, 0] * scale + low
-    return size, _to_dn(decoded)
+    return size, to_dn(decoded)
 
 
 def hevc_time_tuned(cube: Cube, level: float) -> Coded:
@@ -205,7 +179,7 @@ def hevc_time_tuned(cube: Cube, level: float) -> Coded:
         data, frames = _x265((cube[:, band] / scale)[:, None], f"qp={level:g}:{_TUNED}")
         size += data
         decoded[:, band] = frames[:, 0] * scale
-    return size, _to_dn(decoded)
+    return size, to_dn(decoded)
 
 
 def klt_jpeg2000(cube: Cube, level: float) -> Coded:
@@ -214,38 +188,17 @@ def klt_jpeg2000(cube: Cube, level: float) -> Coded:
     ``level`` is the target RMSE in DN. Only the packets are counted (from SOD to before
     EOC): the about 150 bytes of codestream header per component are left out.
     """
-    klt = _KLT.of(cube)
-    planes = _centred_uint16(klt.forward(cube))
+    klt = KLT.of(cube)
+    components = centred_uint16(klt.forward(cube))
     target = 20 * np.log10(65535 / level)
-    size, decoded = klt.n_bytes, np.empty(planes.shape)
-    for index in np.ndindex(planes.shape[:2]):
+    size, decoded = klt.n_bytes, np.empty(components.shape)
+    for index in np.ndindex(components.shape[:2]):
         data = imagecodecs.jpeg2k_encode(
-            planes[index], level=target, codecformat="J2K", reversible=False
+            components[index], level=target, codecformat="J2K", reversible=False
         )
         size += len(data) - (data.index(b"\xff\x93") + 2) - 2
         decoded[index] = imagecodecs.jpeg2k_decode(data)
-    return size, _to_dn(klt.inverse(decoded - _MIDDLE))
-
-
-def klt_jpeg2000_joint(cube: Cube, level: float) -> Coded:
-    """The cube's own KLT, then one JPEG 2000 codestream of all components and dates.
-
-    OpenJPEG shares one rate-distortion slope over all components (they are its image
-    components), which is what the orthonormal KLT asks for; ``level`` is dB of a 65,535
-    peak over all of them. Everything is counted, with the one header.
-    """
-    klt = _KLT.of(cube)
-    planes = _centred_uint16(klt.forward(cube))
-    data = imagecodecs.jpeg2k_encode(
-        planes.reshape(-1, *planes.shape[-2:]),
-        level=level,
-        codecformat="J2K",
-        reversible=False,
-        mct=False,
-        planar=True,
-    )
-    decoded = imagecodecs.jpeg2k_decode(data, planar=True).reshape(planes.shape)
-    return len(data) + klt.n_bytes, _to_dn(klt.inverse(decoded.astype(np.float64) - _MIDDLE))
+    return size, to_dn(klt.inverse(decoded - MIDDLE))
 
 
 def klt_x265(cube: Cube, level: float) -> Coded:
@@ -386,43 +339,14 @@ CODECS: tuple[Classical, ...] = (
 """All of them, in the order of the tables."""
 
 _PEAK10, _PEAK12 = 1023.0, 4095.0
-_MIDDLE = 32768.0
 # info=0 leaves out a 2 kB text message per stream, a third of the bytes at low rates. The rest
 # turns off what trades squared error for looks, and lets B and P frames be as good as I frames,
 # because dates are months apart.
 _TUNED = "psy-rd=0:psy-rdoq=0:aq-mode=0:rd=6:info=0:keyint=-1:ipratio=1.0:pbratio=1.0"
 
 
-@dataclass(frozen=True)
-class _KLT:
-    """Principal components of the bands over all dates and pixels of a cube."""
-
-    basis: NDArray[np.float32]
-    mean: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, cube: Cube) -> _KLT:
-        flat = np.moveaxis(cube, 1, 0).reshape(cube.shape[1], -1).astype(np.float64)
-        mean = flat.mean(axis=1)
-        flat -= mean[:, None]
-        _, vectors = np.linalg.eigh(flat @ flat.T)
-        return cls(vectors[:, ::-1].T.astype(np.float32), mean.astype(np.float32))
-
-    @property
-    def n_bytes(self) -> int:
-        return self.basis.nbytes + self.mean.nbytes
-
-    def forward(self, cube: Cube) -> NDArray[np.float64]:
-        centred = cube - self.mean[:, None, None].astype(np.float64)
-        return np.einsum("kc,tcyx->tkyx", self.basis.astype(np.float64), centred)
-
-    def inverse(self, components: NDArray[np.float64]) -> NDArray[np.float64]:
-        spectra = np.einsum("kc,tkyx->tcyx", self.basis.astype(np.float64), components)
-        return spectra + self.mean[:, None, None]
-
-
 def _klt_x265(cube: Cube, params: str) -> Coded:
-    klt = _KLT.of(cube)
+    klt = KLT.of(cube)
     components = klt.forward(cube)
     low, scale = components.min(), max(float(np.ptp(components)), 1.0) / _PEAK12
     planes = (components - low) / scale
@@ -435,7 +359,7 @@ def _klt_x265(cube: Cube, params: str) -> Coded:
         data, frames = _x265(planes[:, group], params)
         size += data
         decoded[:, group] = frames
-    return size, _to_dn(klt.inverse(decoded * scale + low))
+    return size, to_dn(klt.inverse(decoded * scale + low))
 
 
 def _each(
@@ -447,14 +371,14 @@ def _each(
     """Every part through a codec of float images."""
     streams = [encode(part) for part in parts]
     decoded = np.concatenate([np.ravel(decode(data)) for data in streams])
-    return sum(map(len, streams)), _to_dn(decoded.reshape(shape).astype(np.float64))
+    return sum(map(len, streams)), to_dn(decoded.reshape(shape).astype(np.float64))
 
 
 def _blosc(values: NDArray, shape: tuple[int, ...]) -> Coded:
     blosc = numcodecs.Blosc("zstd", clevel=9, shuffle=numcodecs.Blosc.BITSHUFFLE)
     streams = [blosc.encode(plane) for plane in values.reshape(-1, *shape[-2:])]
     decoded = np.concatenate([np.frombuffer(blosc.decode(d), values.dtype) for d in streams])
-    return sum(map(len, streams)), _to_dn(decoded.reshape(shape).astype(np.float64))
+    return sum(map(len, streams)), to_dn(decoded.reshape(shape).astype(np.float64))
 
 
 def _av1(cube: Cube, streams: Iterable[NDArray], arguments: list[str]) -> Coded:
@@ -472,7 +396,7 @@ def _av1(cube: Cube, streams: Iterable[NDArray], arguments: list[str]) -> Coded:
         size += len(data)
         back = _ffmpeg(["-f", "obu", "-i", "-", *raw, "-"], data)
         decoded.append(np.frombuffer(back, "<u2").reshape(frames.shape) * scale)
-    return size, _to_dn(np.concatenate(decoded).reshape(cube.shape))
+    return size, to_dn(np.concatenate(decoded).reshape(cube.shape))
 
 
 def _vvc(frames: NDArray[np.float64], qp: float) -> tuple[int, NDArray[np.float64]]:
@@ -500,22 +424,6 @@ def _ffmpeg(arguments: list[str], data: bytes) -> bytes:
 
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", *arguments]
     return subprocess.run(command, input=data, capture_output=True, check=True).stdout
-
-
-def _planes(cube: Cube) -> Cube:
-    return np.ascontiguousarray(cube).reshape(-1, *cube.shape[-2:])
-
-
-def _centred_uint16(components: NDArray[np.float64]) -> NDArray[np.uint16]:
-    """Components, which have mean 0, as uint16 in steps of 1 DN.
-
-    JPEG 2000 decodes a component that got no bits to exactly 32768: that must mean 0.
-    """
-    return np.clip(np.rint(components) + _MIDDLE, 0, 65535).astype(np.uint16)
-
-
-def _to_dn(values: NDArray[np.float64]) -> Cube:
-    return np.clip(np.rint(values), 0, 65535).astype(np.uint16)
 
 
 def _x265(planes: NDArray[np.float64], params: str) -> tuple[int, NDArray[np.float64]]:

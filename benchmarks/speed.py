@@ -21,11 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import classical
 import numpy as np
 from environment import DATA, ROOT, Scene, commit, environment, scenes
 
-from tec_zarr import metrics
+from tec_zarr import classical, metrics
 from tec_zarr.models.registry import find_model
 
 PSNRS = (36, 40, 42, 44, 46)

@@ -84,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("a", type=Path, metavar="A")
     verify.add_argument("b", type=Path, metavar="B")
 
+    page = command(_report, "report", "one HTML page about what was lost, to look at")
+    page.add_argument("a", type=Path, metavar="A", help="the original")
+    page.add_argument("b", type=Path, metavar="B", nargs="?",
+                      help="a store made of it (default: made now, with TEC)")  # fmt: skip
+    page.add_argument("--html", type=Path, default=Path("report.html"), help="the page to write")
+    coding(page)
+    targets(page)
+
     stac = command(_from_stac, "from-stac", "an area and a period of a STAC catalogue to TEC")
     stac.add_argument("target", type=Path, metavar="OUT")
     stac.add_argument("--bbox", type=float, nargs=4, required=True,
@@ -139,19 +147,26 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _encode(arguments: argparse.Namespace) -> None:
     """Write a cube into a Zarr store: reflectance with TEC, everything else lossless."""
-    from tec_zarr.inputs import open_cube
     from tec_zarr.report import stored_arrays
-    from tec_zarr.store import decode, encoding, rechunk
 
     _make_room(arguments.target, arguments.overwrite)
-    ds = rechunk(open_cube(arguments.source))
+    ds, settings = _settings(arguments.source, arguments, arguments.zarr_format)
+    _to_zarr(ds, arguments.target, encoding=settings, zarr_format=arguments.zarr_format)
+    _print_arrays(stored_arrays(arguments.target))
+
+
+def _settings(source: Path, arguments: argparse.Namespace, zarr_format: int) -> tuple:
+    """A cube ready to write, and its encoding by the arguments of ``coding`` and ``targets``."""
+    from tec_zarr.inputs import open_cube
+    from tec_zarr.store import decode, encoding, rechunk
+
+    ds = rechunk(open_cube(source))
     settings = encoding(
         ds, quality=arguments.quality, model=arguments.model, scale=arguments.scale,
-        zarr_format=arguments.zarr_format, max_error=arguments.max_error, psnr=arguments.psnr,
+        zarr_format=zarr_format, max_error=arguments.max_error, psnr=arguments.psnr,
         max_bytes=arguments.max_bytes,
     )  # fmt: skip
-    _to_zarr(decode(ds), arguments.target, encoding=settings, zarr_format=arguments.zarr_format)
-    _print_arrays(stored_arrays(arguments.target))
+    return decode(ds), settings
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -202,6 +217,28 @@ def _verify(arguments: argparse.Namespace) -> None:
     rows: list = []
     _with_bar("compare", lambda: rows.extend(error_rows(as_dn(a), as_dn(b), band_labels(a))))
     print(table(ERROR_COLUMNS, rows))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    """Write a page that needs no network: pictures, error maps, tables, other codecs, provenance.
+
+    ``tec-zarr report A B --html page.html`` compares a store B with the original A;
+    ``tec-zarr report A page.html`` shows what TEC would make of A.
+    """
+    import tempfile
+
+    from tec_zarr.html_report import write_page
+
+    b, target = arguments.b, arguments.html
+    if b is not None and b.suffix == ".html":
+        b, target = None, b
+    with tempfile.TemporaryDirectory() as folder:
+        if b is None:
+            b = Path(folder) / "report.zarr"
+            ds, settings = _settings(arguments.a, arguments, zarr_format=3)
+            _to_zarr(ds, b, encoding=settings, zarr_format=3)
+        _with_bar("report", lambda: write_page(target, arguments.a, b))
+    print(f"wrote {target}")
 
 
 def _recompress(arguments: argparse.Namespace) -> int:
