@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +67,28 @@ MAX_NODATA = 16
 if TYPE_CHECKING:
     from typing import Self
 
-_model_slots = threading.BoundedSemaphore(config.MAX_CONCURRENT_CHUNKS)
+_SLOTS = config.MAX_CONCURRENT_CHUNKS
+_model_slots = threading.BoundedSemaphore(_SLOTS)
+_forking = threading.Lock()
+
+
+def _wait_for_models() -> None:
+    """Before a fork: a thread inside BLAS or torch would leave their locks taken in the child."""
+    _forking.acquire()
+    for _ in range(_SLOTS):
+        _model_slots.acquire()
+
+
+def _go_on() -> None:
+    for _ in range(_SLOTS):
+        _model_slots.release()
+    _forking.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_wait_for_models, after_in_parent=_go_on, after_in_child=_go_on
+    )
 
 
 @dataclass(frozen=True)
@@ -122,6 +147,7 @@ class ChunkSpec:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        _check_types(self)
         low, high = QUALITY_RANGE
         if not low <= self.quality <= high:
             raise UnsupportedArrayError(
@@ -140,8 +166,8 @@ class ChunkSpec:
         if len(given) > 1:
             raise UnsupportedArrayError(f"{' and '.join(given)} were given, take one of them")
         for name in given:
-            least = np.min(targets[name])
-            if not (np.isfinite(least) and least >= 0):
+            values = np.atleast_1d(np.asarray(targets[name], np.float64))
+            if not (values.size and np.isfinite(values).all() and (values >= 0).all()):
                 raise UnsupportedArrayError(f"{name} is {targets[name]}, it must be 0 or more")
         if self.max_error is not None and np.ndim(self.max_error):
             object.__setattr__(self, "max_error", tuple(float(v) for v in self.max_error))
@@ -151,15 +177,18 @@ class ChunkSpec:
             ("bands", None if self.bands is None else band_names(self.bands)),
             ("nodata", self.fill_values),
             ("offset", float(self.offset)),
+            ("scale", None if self.scale is None else float(self.scale)),
+            ("psnr", None if self.psnr is None else float(self.psnr)),
+            ("max_bytes", None if self.max_bytes is None else int(self.max_bytes)),
             ("weights_sha256", weights),
         ):
             object.__setattr__(self, name, value)
 
     @property
     def fill_values(self) -> tuple[float, ...]:
-        """``nodata`` as a tuple, without NaN."""
+        """``nodata`` as a tuple, without NaN and infinities, which are kept exactly anyway."""
         nodata = () if self.nodata is None else tuple(np.atleast_1d(self.nodata).tolist())
-        return tuple(dict.fromkeys(v for v in nodata if v == v))
+        return tuple(dict.fromkeys(v for v in nodata if math.isfinite(v)))
 
     @classmethod
     def from_config(cls, configuration: dict[str, Any]) -> Self:
@@ -467,11 +496,12 @@ def _samples(frame: Frame) -> np.ndarray:
     residuals = _single(frame.payloads(SectionKind.BOUND), SectionKind.BOUND)
     if bool(residuals) != (header.bounds is not None):
         raise FormatError("TEC frame damaged: bounds without a bound layer, or the reverse")
-    tiles = [] if header.bounds is not None else list(_coded_tiles(header.shape4, mask))
+    coded = iter(()) if header.bounds is not None else _coded_tiles(header.shape4, mask)
+    tiles = list(islice(coded, len(latents) + 1))  # each has a section at least
     if len(latents) != sum(len(dates) for _, dates in tiles):
         raise FormatError(
             f"TEC frame damaged: {len(latents)} latent sections for a chunk of shape "
-            f"{header.shape} whose mask asks for {sum(len(dates) for _, dates in tiles)}"
+            f"{header.shape}, whose mask asks for another number"
         )
     samples = np.empty(header.shape4, native)
     latents_crc = 0
@@ -494,6 +524,50 @@ def _samples(frame: Frame) -> np.ndarray:
     if mask is not None:
         mask.restore(samples)
     return samples
+
+
+def _check_types(spec: ChunkSpec) -> None:
+    """Refuse what JSON can hold and no argument can be: metadata may come from a stranger."""
+    for name, expected, fits in (
+        ("model", "a name", lambda v: isinstance(v, str)),
+        ("quality", "a number", _is_number),
+        ("offset", "a number", _is_number),
+        ("scale", "a number or None", lambda v: v is None or _is_number(v)),
+        ("psnr", "a number or None", lambda v: v is None or _is_number(v)),
+        ("max_bytes", "a number or None", lambda v: v is None or _is_number(v)),
+        ("nodata", "a number or a list of numbers", lambda v: v is None or _are_numbers(v)),
+        ("max_error", "a number or a list of numbers", lambda v: v is None or _are_numbers(v)),
+        ("bands", "a list of band names", lambda v: v is None or _is_listing(v)),
+        ("weights_sha256", "64 hex digits", lambda v: v is None or _is_sha256(v)),
+    ):
+        value = getattr(spec, name)
+        if not fits(value):
+            raise UnsupportedArrayError(f"{name} is {value!r:.80}, it must be {expected}")
+
+
+def _is_number(value: object) -> bool:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:  # JSON has integers of any length
+        return False
+    return True
+
+
+def _are_numbers(value: object) -> bool:
+    plain = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(plain, list | tuple):
+        return all(map(_is_number, plain))
+    return _is_number(plain)
+
+
+def _is_listing(value: object) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str)
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def check_array(dtype: np.dtype, ndim: int) -> None:
@@ -539,6 +613,8 @@ def _coded_tiles(
 ) -> Iterator[tuple[tuple[slice, slice], list[int]]]:
     """Tiles row by row, with the dates that the model codes in each; tiles without any, not."""
     t, _, h, w = shape
+    if mask is not None and mask.labels.all():
+        return
     for y in _cuts(h):
         for x in _cuts(w):
             coded = list(range(t))
@@ -572,13 +648,14 @@ def _from_dn(
 ) -> np.ndarray:
     """Whole DN to the array's own values; what was measured never becomes nodata."""
     values = np.rint(dn)
-    if (scale, offset) != (1.0, 0.0):
-        values = (values.astype(np.float64) + offset) * scale
     native = dtype.newbyteorder("=")
-    if native.kind in "iu":
-        limits = np.iinfo(native)
-        values = np.clip(np.rint(values), limits.min, limits.max)
-    values = values.astype(native)
+    with np.errstate(over="ignore", invalid="ignore"):  # a forged scale, a stranger's weights
+        if (scale, offset) != (1.0, 0.0):
+            values = (values.astype(np.float64) + offset) * scale
+        if native.kind in "iu":
+            limits = np.iinfo(native)
+            values = np.clip(np.rint(values), limits.min, limits.max)
+        values = values.astype(native)
     for wrong, right in _substitutes(native, scale, nodata).items():
         values[values == wrong] = right
     return values
@@ -592,9 +669,13 @@ def _substitutes(
     limits = np.iinfo(native) if whole else np.finfo(native)
     out = {}
     for value in nodata:
-        step = 1 if whole else max(scale, float(np.spacing(native.type(abs(value)))))
-        near = (value + sign * k * step for k in range(1, MAX_NODATA + 3) for sign in (1, -1))
-        inside = (v for v in near if limits.min <= v <= limits.max)
+        step: float = 1
+        if not whole:  # the last value has no neighbour above it, so no spacing of its own
+            largest = np.nextafter(limits.max, native.type(0))
+            step = max(scale, float(np.spacing(min(native.type(abs(value)), largest))))
+        # Two steps may round to one float, so twice as many as there are values to avoid.
+        near = (value + sign * k * step for k in range(1, 2 * len(nodata) + 2) for sign in (1, -1))
+        inside = (v for v in near if float(limits.min) <= v <= float(limits.max))
         out[value] = next(v for v in inside if native.type(v) not in nodata)
     return out
 
@@ -602,7 +683,9 @@ def _substitutes(
 def _possible(values: Sequence[float] | dict, dtype: np.dtype) -> tuple[float, ...]:
     """Those of ``values`` that an array of ``dtype`` can hold, as it holds them; no NaN."""
     if dtype.kind == "f":
-        return tuple(dtype.type(v).item() for v in values if v == v)
+        with np.errstate(over="ignore"):  # too large for the dtype
+            held = [dtype.type(float(v)).item() for v in values]
+        return tuple(dict.fromkeys(v for v in held if math.isfinite(v)))
     limits = np.iinfo(dtype)
     return tuple(int(v) for v in values if v == v and limits.min <= v <= limits.max and v == int(v))
 

@@ -1,21 +1,28 @@
 """Limits that keep a damaged or hostile frame from taking the machine down.
 
 They are read at every call, so a program that needs more can set them once, at its start:
-``tec_zarr.config.MAX_CHUNK_SAMPLES = 2**32``.
+``tec_zarr.config.MAX_CHUNK_SAMPLES = 2**32``. What a decoder allocates follows from them, see
+``docs/robustness.md``.
 """
 
 from __future__ import annotations
 
 import os
 
-MAX_CHUNK_SAMPLES: int = 2**30
-"""Largest product of a chunk's shape: 1,073,741,824 samples, 2 GiB of uint16."""
+MAX_CHUNK_SAMPLES: int = 2**28
+"""Largest product of a chunk's shape: 268,435,456 samples, 512 MiB of uint16."""
 
 MAX_HEADER_BYTES: int = 2**20
 """Longest frame header; one of 1 MiB lists some 170,000 sections."""
 
+MAX_LATENTS_BYTES: int = 2**30
+"""Most bytes that the latents and the bound layer of one frame may have, as they are stored."""
+
+MAX_MASK_BYTES: int = 2**31
+"""Most bytes that the mask and the exact values of one chunk may inflate to, each."""
+
 MAX_WEIGHTS_BYTES: int = 2**31
-"""Largest weights that are read from a store; TEC-TT's take 0.5 GB."""
+"""Largest weights that are read from a store, all of its models together; TEC-TT's take 0.5 GB."""
 
 MAX_CONCURRENT_CHUNKS: int = max(1, os.cpu_count() or 1)
 """Chunks that may be inside a model at once; read when :mod:`tec_zarr.chunk` is imported.

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +33,8 @@ GROUP = "tec_weights"
 """Name of the group in the store; its arrays are named by the SHA-256 of what they hold."""
 
 _CHUNK_BYTES = 8 * 2**20
+_MAX_CHUNKS = 4096
+"""Objects that one model's weights may lie in; 2 GiB written here take 256."""
 
 
 def embed_weights(store: Any) -> tuple[str, ...]:
@@ -112,14 +113,17 @@ def use_embedded_weights(store: Any) -> tuple[str, ...]:
     group = root.get(GROUP)
     if not isinstance(group, zarr.Group):
         return ()
-    added = []
+    added: list[str] = []
+    left = config.MAX_WEIGHTS_BYTES
     for name, sha256 in sorted(_needed(root)):
         try:
             file = weights_file(name, sha256)
         except UnknownModelError:
             continue  # a model of somebody's own; whoever registers it brings its weights
         if sha256 in group and not file.is_file():
-            _keep(_read(group[sha256], sha256), sha256, file)
+            data = _read(group[sha256], sha256, left)
+            left -= len(data)
+            _keep(data, sha256, file)
             added.append(sha256)
     return tuple(added)
 
@@ -134,11 +138,7 @@ def _open(store: Any, mode: Any) -> zarr.Group:
 def _needed(root: zarr.Group) -> set[tuple[str, str]]:
     """(model, weights) of every TEC array below ``root``."""
     arrays = (node for _, node in root.members(max_depth=None) if isinstance(node, zarr.Array))
-    named = {
-        (spec.model, spec.weights_sha256 or "") for array in arrays for spec in _specs(array)
-    }
-    # The hash becomes a file name.
-    return {(name, sha256) for name, sha256 in named if re.fullmatch("[0-9a-f]{64}", sha256)}
+    return {(spec.model, spec.weights_sha256 or "") for array in arrays for spec in _specs(array)}
 
 
 def _specs(array: zarr.Array) -> Iterator[ChunkSpec]:
@@ -151,7 +151,7 @@ def _specs(array: zarr.Array) -> Iterator[ChunkSpec]:
         codecs += getattr(codec, "codecs", ())
 
 
-def _read(array: Any, sha256: str) -> bytes:
+def _read(array: Any, sha256: str, left: int) -> bytes:
     where = f"the embedded weights {GROUP}/{sha256}"
     plain = (
         isinstance(array, zarr.Array)
@@ -164,11 +164,14 @@ def _read(array: Any, sha256: str) -> bytes:
     if not plain:
         raise FormatError(f"{where} are not an array of plain bytes; embed them again")
     largest = max(array.nbytes, *array.chunks)
-    if largest > config.MAX_WEIGHTS_BYTES:
+    if largest > left:
         raise LimitError(
-            f"{where} take {largest} bytes, more than tec_zarr.config.MAX_WEIGHTS_BYTES = "
-            f"{config.MAX_WEIGHTS_BYTES}: raise that limit if you trust the store"
+            f"{where} take {largest} bytes, and all weights of a store together may take "
+            f"tec_zarr.config.MAX_WEIGHTS_BYTES = {config.MAX_WEIGHTS_BYTES}: raise that limit if "
+            "you trust the store"
         )
+    if array.nchunks > _MAX_CHUNKS:
+        raise FormatError(f"{where} are scattered over {array.nchunks} chunks; embed them again")
     return np.asarray(array[:]).tobytes()
 
 

@@ -9,6 +9,7 @@ fingerprints of some stretches of the chunks decoded last are kept.
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections import OrderedDict
@@ -26,6 +27,16 @@ _KEPT_SEGMENTS = 2**16
 
 _decoded: OrderedDict[int, None] = OrderedDict()
 _lock = threading.Lock()
+
+
+def _new_lock() -> None:
+    """After a fork: the thread that held the lock is not there to give it back."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def remember_decoded(samples: np.ndarray) -> None:

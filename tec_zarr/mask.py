@@ -13,10 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tec_zarr.errors import FormatError
+from tec_zarr import config
+from tec_zarr.errors import FormatError, LimitError
 
 MAX_VALUES = 32
 """Longest table of a mask."""
+
+_BLOCK = 2**20
+"""Samples restored at once: comparisons of labels take memory of their own."""
 
 _PLAIN, _DEFLATED = 0, 1
 _DATE_CLEAR, _DATE_UNIFORM, _DATE_SHARED, _DATE_PER_BAND, _DATE_AS_BEFORE = range(5)
@@ -42,10 +46,16 @@ class Mask:
 
     def restore(self, samples: np.ndarray) -> None:
         """Write the exact values into decoded ``samples`` (T, C, H, W), in place."""
-        for k, value in enumerate(self.values, start=1):
-            samples[self.labels == k] = value
-        if self.listed.size:
-            samples[self.labels == len(self.values) + 1] = self.listed
+        flat, labels = samples.reshape(-1), self.labels.reshape(-1)
+        done = 0
+        for start in range(0, len(flat), _BLOCK):
+            part, part_labels = flat[start : start + _BLOCK], labels[start : start + _BLOCK]
+            for k, value in enumerate(self.values, start=1):
+                part[part_labels == k] = value
+            listed = part_labels == len(self.values) + 1
+            count = int(np.count_nonzero(listed))
+            part[listed] = self.listed[done : done + count]
+            done += count
 
 
 def find_mask(
@@ -133,6 +143,8 @@ def unpack_mask(
     ------
     FormatError
         The sections contradict the shape or one another.
+    LimitError
+        They inflate to more than ``tec_zarr.config.MAX_MASK_BYTES``.
     """
     t, c, h, w = shape
     dtype = dtype.newbyteorder("=")
@@ -154,6 +166,7 @@ def unpack_mask(
     counts = [{_DATE_SHARED: 1, _DATE_PER_BAND: c}.get(m[0], 0) for m in modes]
     depth = _depth(n)
     size = sum(counts) * depth * -(-h * w // 8)
+    _check_size("mask", size, shape)
     planes = _unpack_planes(_unsqueeze(packed[at:], size), (sum(counts), h, w), depth)
     labels = np.zeros(shape, np.uint8)
     start = 0
@@ -165,11 +178,22 @@ def unpack_mask(
             labels[i] = mode[1] if len(mode) == 2 else 0
         elif mode[0] == _DATE_AS_BEFORE:
             labels[i] = labels[i - 1]
+    del planes  # as large as the labels
     if labels.max(initial=0) > n + 1:
         raise FormatError(f"TEC frame damaged: the mask has a label beyond {n + 1}")
     m = int(np.count_nonzero(labels == n + 1))
+    _check_size("exact values", m * dtype.itemsize, shape)
     listed = _unshuffle(_unsqueeze(exact, m * dtype.itemsize), dtype) if m or exact else values[:0]
     return Mask(labels, values, listed)
+
+
+def _check_size(what: str, size: int, shape: tuple[int, ...]) -> None:
+    if size > config.MAX_MASK_BYTES:
+        raise LimitError(
+            f"the {what} of a chunk of shape {shape} inflate to {size} bytes, more than "
+            f"tec_zarr.config.MAX_MASK_BYTES = {config.MAX_MASK_BYTES}: raise that limit if you "
+            "trust the source of this frame"
+        )
 
 
 def _depth(n_values: int) -> int:
@@ -189,10 +213,11 @@ def _pack_planes(labels: np.ndarray, depth: int) -> bytes:
 def _unpack_planes(bits: bytes, shape: tuple[int, int, int], depth: int) -> np.ndarray:
     n, h, w = shape
     packed = np.frombuffer(bits, np.uint8).reshape(n, depth, -(-h * w // 8))
-    flat = np.unpackbits(packed, axis=-1, count=h * w)
-    flat <<= np.arange(depth, dtype=np.uint8)[:, None]
-    rows = np.bitwise_or.reduce(flat, axis=1).reshape(shape)
-    return np.bitwise_xor.accumulate(rows, axis=1, out=rows)
+    labels = np.zeros(shape, np.uint8)
+    for plane, bit_planes in zip(labels.reshape(n, h * w), packed, strict=True):
+        for k, bit_plane in enumerate(bit_planes):
+            plane |= np.unpackbits(bit_plane, count=h * w) << np.uint8(k)
+    return np.bitwise_xor.accumulate(labels, axis=1, out=labels)
 
 
 def _little(values: np.ndarray) -> np.ndarray:
@@ -207,7 +232,9 @@ def _shuffle(values: np.ndarray) -> bytes:
 
 def _unshuffle(raw: bytes, dtype: np.dtype) -> np.ndarray:
     columns = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1)
-    return np.frombuffer(columns.T.tobytes(), dtype.newbyteorder("<")).astype(dtype)
+    values = np.empty(columns.shape[1], dtype.newbyteorder("<"))
+    values.view(np.uint8).reshape(-1, dtype.itemsize)[:] = columns.T
+    return values.astype(dtype, copy=False)
 
 
 def _squeeze(raw: bytes) -> bytes:

@@ -69,6 +69,9 @@ class SectionKind(enum.IntEnum):
     BOUND = 5
 
 
+_CODED = (SectionKind.LATENTS, SectionKind.LEDGER, SectionKind.BOUND)
+
+
 @dataclass(frozen=True)
 class Section:
     """One checked part of a frame."""
@@ -212,6 +215,13 @@ def read_frame(data: bytes | memoryview) -> Frame:
         raise FormatError(
             f"TEC frame {state}: its header announces {expected} bytes, {len(data)} are here; "
             "fetch the chunk again or restore it from the source"
+        )
+    coded = sum(length for kind, length, _ in table if kind in _CODED)
+    if coded > config.MAX_LATENTS_BYTES:
+        raise LimitError(
+            f"a chunk of shape {header.shape} with {coded} bytes of latents, more than "
+            f"tec_zarr.config.MAX_LATENTS_BYTES = {config.MAX_LATENTS_BYTES}: raise that limit if "
+            "you trust the source of this frame"
         )
     sections, start = [], header_bytes
     for kind, length, crc in table:
@@ -375,6 +385,8 @@ def _parse_fields(c: _Cursor) -> Header:
     if flags & _HAS_NODATA:
         raw = c.take(c.byte() * dtype.itemsize)
         nodata = tuple(np.frombuffer(raw, dtype=dtype.newbyteorder("<")).tolist())
+        if not all(map(math.isfinite, nodata)):
+            raise FormatError(f"TEC frame damaged: nodata values {nodata}")
     scale, offset = c.unpack("dd") if flags & _HAS_SCALING else (default_scale(dtype), 0.0)
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(offset)):
         raise FormatError(f"TEC frame damaged: scale {scale}, offset {offset}")

@@ -12,7 +12,13 @@ from test_family_codec import make
 import tec_zarr
 from tec_zarr import config, synthetic
 from tec_zarr.embed import GROUP
-from tec_zarr.errors import FormatError, LimitError, UnknownModelError, WeightsMismatchError
+from tec_zarr.errors import (
+    FormatError,
+    LimitError,
+    UnknownModelError,
+    UnsupportedArrayError,
+    WeightsMismatchError,
+)
 from tec_zarr.models import hub, registry
 from tec_zarr.zarr3 import TECCodec
 
@@ -195,15 +201,14 @@ def test_weights_that_are_not_safetensors_are_refused(cube, tmp_path, cache):
 
 def test_a_name_that_would_be_a_path_is_not_followed(cube, tmp_path):
     path = tmp_path / "store.zarr"
-    zarr.open_group(path, mode="w").create_array(
-        "dn",
-        shape=cube.shape,
-        dtype=cube.dtype,
-        serializer=TECCodec(weights_sha256="../../etc/passwd"),
-        compressors=None,
+    array = zarr.open_group(path, mode="w").create_array(
+        "dn", shape=cube.shape, dtype=cube.dtype, serializer=TECCodec(), compressors=None
     )
-    assert tec_zarr.embed_weights(path) == ()
-    assert tec_zarr.use_embedded_weights(path) == ()
+    metadata = path / "dn" / "zarr.json"
+    sha256 = array.serializer.weights_sha256
+    metadata.write_text(metadata.read_text().replace(sha256, "../../etc/passwd"))
+    with pytest.raises(UnsupportedArrayError, match="64 hex digits"):
+        zarr.open_array(path / "dn")
 
 
 def test_the_size_limit_is_read_at_every_call(hostile, monkeypatch):

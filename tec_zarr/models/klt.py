@@ -21,6 +21,9 @@ SPREAD_LOW, SPREAD_HIGH = -24, 47
 ACTIVE_SPREAD = -20
 #: What the networks take, and what the header can count.
 MOST_COMPONENTS, MOST_BANDS = 12, 31
+#: Bytes that a header cannot exceed (31 means and 12 spreads of 56 bits, 294 angles of 17): one
+#: long integer of a whole section would make each of its bits as dear as the section is long.
+_LONGEST_HEADER = 1024
 
 
 class BitWriter:
@@ -64,10 +67,6 @@ class BitReader:
             high += 1
         mapped = self.get(32) if high == 24 else high << rice | self.get(rice)
         return mapped >> 1 if mapped % 2 == 0 else -(mapped + 1 >> 1)
-
-    def rest(self, data: bytes) -> bytes:
-        """Bytes after the last one that was touched."""
-        return data[len(data) - self.left // 8 :]
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,8 @@ def read(data: bytes, count: int, step: float) -> tuple[Klt, bytes]:
     FormatError
         The bytes end too soon or are not a KLT.
     """
-    bits = BitReader(data)
+    head = data[:_LONGEST_HEADER]
+    bits = BitReader(head)
     digits = _mean_digits(step)
     whole = np.cumsum([bits.get_signed(8 - digits) for _ in range(count)])
     active = bits.get(5)
@@ -189,4 +189,4 @@ def read(data: bytes, count: int, step: float) -> tuple[Klt, bytes]:
         size = _angle_bits(int(spread[column])) + turn
         angles.append((row, bits.get(size) * math.pi / 2 ** (size - turn)))
     klt = Klt(whole * 2.0**digits, _basis(count, angles), _padded(spread, count))
-    return klt, bits.rest(data)
+    return klt, data[len(head) - bits.left // 8 :]

@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from tec_zarr.errors import UnknownModelError, WeightsMismatchError
+from tec_zarr.errors import FormatError, TecError, UnknownModelError, WeightsMismatchError
 from tec_zarr.models import hub
 from tec_zarr.stream import NAMED_MODEL
 
@@ -93,6 +95,22 @@ class Entry:
 _registered: dict[str, Entry] = {}
 _loaded: dict[tuple[str, str], Model] = {}
 _lock = threading.Lock()
+
+
+def _start_anew_after_fork() -> None:
+    """Neither the thread that held the lock nor OpenMP's threads are there in a forked child.
+
+    OpenMP waits for its own for ever; with one thread it needs none.
+    """
+    global _lock
+    _lock = threading.Lock()
+    torch = sys.modules.get("torch")
+    if _loaded and torch is not None:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew_after_fork)
 
 
 def register_model(name: str, load: Callable[[], Model], weights_sha256: str) -> None:
@@ -240,6 +258,15 @@ def _entry(name: str, item: dict) -> Entry:
                 "pip install --force-reinstall tec_zarr, or delete it if it is in the cache"
             )
         module, _, function = item["loader"].partition(":")
-        return getattr(importlib.import_module(module), function)(path)
+        read = getattr(importlib.import_module(module), function)
+        try:
+            return read(path)
+        except TecError:
+            raise
+        except Exception as error:  # embedded by somebody: any tensors under any names
+            raise FormatError(
+                f"{path} does not hold weights of model {name!r} ({type(error).__name__}: {error})"
+                ": delete it and get the store's weights again"
+            ) from error
 
     return Entry(name, item["id"], tuple(_released(name)), load)
