@@ -2,6 +2,7 @@
 
     python stac_odc.py                     # Earth Search, online
     python stac_odc.py path/catalog.json   # a catalogue on disk
+    python stac_odc.py https://...         # another STAC API
 """
 
 import sys
@@ -27,8 +28,8 @@ for date, item, offset in zip(
 ):
     print(str(date)[:10], item, f"-{offset} DN")
 
-# It is a cube as any other: lazy, labelled, with its CRS.
-ndvi = (cube.reflectance.sel(band="B08") * 1.0 - cube.reflectance.sel(band="B04")) / (
-    cube.reflectance.sel(band="B08") * 1.0 + cube.reflectance.sel(band="B04")
-)
+# It is a cube as any other: lazy, labelled, with its CRS. 0 is nodata.
+dn = cube.reflectance.where(cube.reflectance > 0).astype("float32")
+red, infrared = dn.sel(band="B04"), dn.sel(band="B08")
+ndvi = (infrared - red) / (infrared + red)
 print("median NDVI:", ndvi.median(("y", "x")).round(2).values)

@@ -1,6 +1,6 @@
 """The same with stackstac, step by step, for those who load and look before they write.
 
-    python stac_stackstac.py [path/catalog.json]
+    python stac_stackstac.py [path/catalog.json or URL]
 """
 
 import sys
@@ -29,4 +29,4 @@ for quality in (2, 5, 8):
     ratio = cube.reflectance.nbytes / size
     print(f"quality {quality}: {table.loc['all', 'psnr']:.1f} dB, {ratio:.0f} : 1")
 
-write(cube, "kaufbeuren.zarr", quality=5)
+write(cube, "kaufbeuren-stackstac.zarr", quality=5)

@@ -86,6 +86,7 @@ def prepare(
         "long_name": "surface reflectance x 10000",
         "units": "1e-4",
         "source": "Copernicus Sentinel-2",
+        "nodata": NODATA,  # what odc-stac, rioxarray and titiler look for
     }
     if "scl" in ds:
         ds.scl.attrs = {"long_name": "scene classification"}
@@ -108,7 +109,8 @@ def harmonize(obj: xr.DataArray | xr.Dataset, *, items: Iterable[Any] | None = N
 def to_reflectance(cube: xr.DataArray) -> xr.DataArray:
     """DN to float32 reflectance with NaN for nodata: the way back from the canonical cube."""
     out = (cube.where(cube != NODATA) / np.float32(DN_PER_REFLECTANCE)).astype("float32")
-    out.attrs = {k: v for k, v in cube.attrs.items() if k != "units"} | {"units": "1"}
+    out.attrs = {k: v for k, v in cube.attrs.items() if k not in ("units", "nodata")}
+    out.attrs["units"] = "1"
     out.encoding = {k: v for k, v in cube.encoding.items() if k == "grid_mapping"}
     return out
 
@@ -278,9 +280,9 @@ def _clean(ds: xr.Dataset, records: list[dict[str, Any]], said: list[str]) -> xr
 def _crs(image: xr.DataArray, obj: Any) -> Any:
     """What the data say about their coordinate reference system."""
     if "spatial_ref" in image.coords and image.spatial_ref.attrs:
-        return dict(image.spatial_ref.attrs)
+        return image.spatial_ref
     if isinstance(obj, xr.Dataset) and "spatial_ref" in obj and obj.spatial_ref.attrs:
-        return dict(obj.spatial_ref.attrs)
+        return obj.spatial_ref
     if image.attrs.get("crs"):
         return str(image.attrs["crs"])
     for key in ("epsg", "proj:epsg"):
@@ -298,16 +300,23 @@ def _crs(image: xr.DataArray, obj: Any) -> Any:
 
 
 def _with_crs(ds: xr.Dataset, crs: Any) -> xr.Dataset:
-    if not isinstance(crs, dict):
+    """With ``spatial_ref``, whose value is the EPSG code as odc-stac has it.
+
+    A value of 0 would be Zarr's fill value: not stored, and VirtualiZarr 2.5 fails on that.
+    """
+    if isinstance(crs, xr.DataArray):
+        code, attrs = int(crs) if crs.dtype.kind in "iu" else 0, crs.attrs
+    else:
         try:
             from pyproj import CRS
         except ImportError as error:
             raise UnsupportedArrayError(
                 f"reading the CRS {crs!r} needs pyproj: pip install 'tec_zarr[stac]'"
             ) from error
-        crs = CRS.from_user_input(crs).to_cf()
-    plain = {k: v for k, v in crs.items() if isinstance(v, str | int | float | list | tuple)}
-    ds = ds.assign_coords(spatial_ref=xr.DataArray(np.int32(0), attrs=plain))
+        known = CRS.from_user_input(crs)
+        code, attrs = known.to_epsg() or 0, known.to_cf()
+    plain = {k: v for k, v in attrs.items() if isinstance(v, str | int | float | list | tuple)}
+    ds = ds.assign_coords(spatial_ref=xr.DataArray(np.int32(code), attrs=plain))
     for da in ds.data_vars.values():
         da.encoding["grid_mapping"] = "spatial_ref"
     return ds
