@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from html import escape
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -36,6 +36,9 @@ from tec_zarr.inputs import open_cube, single_array
 from tec_zarr.report import size, tec_spec
 from tec_zarr.sentinel2 import BANDS, UnknownBandError, band_name
 from tec_zarr.store import TIME, find_dim, reflectance_names
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["MAX_SAMPLES", "Stored", "page", "write_page"]
 
@@ -58,7 +61,8 @@ COMPOSITES = (
 RATE_WINDOW = 256
 """Side in pixels, and 4 dates, of the part on which other codecs are tried."""
 
-QUALITIES = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+QUALITIES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+"""Of TEC's curve."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,9 @@ def _shard_lengths(path: StorePath, inside: tuple[int, ...]) -> np.ndarray:
     return np.where(absent, 0, lengths).astype(np.int64).reshape(inside)
 
 
-def write_page(target: str | Path, a: str | Path, b: str | Path) -> None:
+def write_page(
+    target: str | Path, a: str | Path, b: str | Path, facts: Mapping[str, str] | None = None
+) -> None:
     """Compare the reflectance of two cubes on disk and write the page.
 
     Parameters
@@ -145,6 +151,8 @@ def write_page(target: str | Path, a: str | Path, b: str | Path) -> None:
     a, b : str or Path
         Original and decoded, as `tec_zarr.inputs.open_cube` takes them. Where ``b`` is a Zarr
         store, the page tells its size, settings and bits per chunk.
+    facts : mapping of str to str, optional
+        As in `page`; default: the two paths.
 
     Raises
     ------
@@ -160,7 +168,7 @@ def write_page(target: str | Path, a: str | Path, b: str | Path) -> None:
         single_array(after, set(inside)),
         title=f"{Path(a).name}: what TEC keeps",
         stored=Stored.of(b, inside) if is_zarr else None,
-        facts={"original": str(a), "decoded": str(b)},
+        facts=facts or {"original": str(a), "decoded": str(b)},
     )
     Path(target).write_text(text, encoding="utf-8")
 
@@ -169,6 +177,7 @@ def page(
     original: xr.DataArray,
     decoded: xr.DataArray,
     *,
+    table: pd.DataFrame | None = None,
     title: str = "TEC report",
     stored: Stored | None = None,
     facts: Mapping[str, str] | None = None,
@@ -180,6 +189,8 @@ def page(
     original, decoded : DataArray
         (time, band, y, x), time and band optional; DN (integers) or reflectance (floats). Same
         dates, bands and pixels.
+    table : DataFrame, optional
+        Of `tec_zarr.accessor.report`, where it was made already.
     title : str
         Heading.
     stored : Stored, optional
@@ -209,7 +220,7 @@ def page(
             f"a cube of {original.size} samples is too large for one page, at most {MAX_SAMPLES}: "
             "take a part of both cubes, such as .isel(x=slice(0, 1024), y=slice(0, 1024))"
         )
-    table = report(decoded, original)
+    table = report(decoded, original) if table is None else table
     before, after = as_dn(original), as_dn(decoded)
     if min(before.shape[-2:]) < 11:
         raise UnsupportedArrayError(f"{before.shape[-2:]} pixels are too few for a report")
@@ -268,7 +279,11 @@ def _subtitle(cube: np.ndarray, dates: Sequence[str], original: xr.DataArray) ->
 
 
 def _tiles(
-    table: Any, before: np.ndarray, after: np.ndarray, original: xr.DataArray, stored: Stored | None
+    table: pd.DataFrame,
+    before: np.ndarray,
+    after: np.ndarray,
+    original: xr.DataArray,
+    stored: Stored | None,
 ) -> str:
     whole = table.loc["all"]
     lost = int((np.isnan(before) != np.isnan(after)).sum())
@@ -377,9 +392,7 @@ def _png(image: np.ndarray) -> str:
     height, width, _ = image.shape
     differences = image.copy()
     differences[:, 1:] -= image[:, :-1]
-    rows = np.concatenate(
-        [np.ones((height, 1), np.uint8), differences.reshape(height, -1)], axis=1
-    )
+    rows = np.concatenate([np.ones((height, 1), np.uint8), differences.reshape(height, -1)], axis=1)
 
     def block(kind: bytes, content: bytes) -> bytes:
         checked = kind + content
@@ -478,23 +491,24 @@ def _is_index(row: Any) -> bool:
     return math.isnan(row["psnr"]) and math.isfinite(row["mean_error"])
 
 
-def _band_table(table: Any) -> str:
+def _band_table(table: pd.DataFrame) -> str:
     rows = [
         (
             str(name),
             [
-                _decibel(row["psnr"]), f"{row['ssim']:.4f}", f"{row['mean_error']:+.2f}",
+                _decibel(row["psnr"]).removesuffix(" dB"), f"{row['ssim']:.4f}",
+                f"{row['mean_error']:+.2f}",
                 f"{row['mean_abs_error']:.1f}", f"{row['max_error']:.0f}",
             ],
         )
         for name, row in table.iterrows()
         if not _is_index(row)
     ]  # fmt: skip
-    head = ("band", "PSNR", "SSIM", "mean error", "mean |error|", "largest")
+    head = ("band", "PSNR, dB", "SSIM", "mean error", "mean |error|", "largest")
     return _html_table(head, rows)
 
 
-def _index_card(table: Any) -> str:
+def _index_card(table: pd.DataFrame) -> str:
     rows = [
         (
             str(name),
@@ -546,7 +560,7 @@ def _facts(original: xr.DataArray, stored: Stored | None, more: Mapping[str, str
 def _rate_card(
     before: np.ndarray,
     bands: Sequence[str],
-    table: Any,
+    table: pd.DataFrame,
     original: xr.DataArray,
     stored: Stored | None,
 ) -> str:
@@ -601,7 +615,7 @@ def _rate_svg(
     curves: Mapping[str, Sequence[tuple[float, float]]], here: tuple[float, float] | None
 ) -> str:
     """Bits on a logarithmic axis, PSNR upwards."""
-    wide, high, left, bottom = 640, 330, 44, 290
+    wide, high, left, bottom = 480, 360, 40, 316
     points = [p for curve in curves.values() for p in curve if math.isfinite(p[1])]
     points += [here] if here else []
     bits, psnrs = [p[0] for p in points], [p[1] for p in points]
@@ -614,7 +628,7 @@ def _rate_svg(
 
     parts = [
         f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="rate and distortion" '
-        'style="min-width:420px;max-width:900px">'
+        'style="max-width:760px">'
     ]
     for psnr in range(low - low % 4 + 4, top, 4):
         y = at(bits[0], psnr)[1]
@@ -626,11 +640,9 @@ def _rate_svg(
             if first <= math.log10(bit) <= last:
                 x = at(bit, low)[0]
                 parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="10" y2="{bottom}"/>')
-                parts.append(
-                    f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{bit:g}</text>'
-                )
+                parts.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{bit:g}</text>')
     parts.append(
-        f'<text x="{wide - 4}" y="{high - 6}" text-anchor="end">bits per pixel and band</text>'
+        f'<text x="{wide - 2}" y="{high - 6}" text-anchor="end">bits per pixel and band</text>'
         f'<text x="{left + 6}" y="22">PSNR, dB</text>'
     )
     legend = []
@@ -650,8 +662,8 @@ def _rate_svg(
 def _chunks(
     stored: Stored, shape: tuple[int, ...], dates: Sequence[str]
 ) -> dict[str, object] | None:
-    """Bits per sample of every chunk, as one image for each chunk of dates."""
-    if stored.chunk_bytes is None:
+    """Bits per sample of every chunk, an image for each chunk of dates; None of one chunk."""
+    if stored.chunk_bytes is None or math.prod(stored.chunk_bytes.shape[-2:]) == 1:
         return None
     lengths = [
         [min(chunk, total - start) for start in range(0, total, chunk)]
