@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-try:
-    import imagecodecs
-except ImportError:  # optional: a report without it has TEC's curve only
-    imagecodecs = None
+# Optional: a report without it has TEC's curve only.
+imagecodecs: Any = import_module("imagecodecs") if find_spec("imagecodecs") else None
 
 Cube = NDArray[np.uint16]
 Coded = tuple[int, Cube]
@@ -87,6 +88,12 @@ def klt_jpeg2000_joint(cube: Cube, level: float) -> Coded:
     components), which is what the orthonormal KLT asks for; ``level`` is dB of a 65,535
     peak over all of them. Everything is counted, with the one header.
     """
+    data, klt = encode_klt_jpeg2000(cube, level)
+    return len(data) + klt.n_bytes, decode_klt_jpeg2000(data, klt, cube.shape)
+
+
+def encode_klt_jpeg2000(cube: Cube, level: float) -> tuple[bytes, KLT]:
+    """The codestream and the basis of `klt_jpeg2000_joint`."""
     klt = KLT.of(cube)
     components = centred_uint16(klt.forward(cube))
     data = imagecodecs.jpeg2k_encode(
@@ -97,8 +104,13 @@ def klt_jpeg2000_joint(cube: Cube, level: float) -> Coded:
         mct=False,
         planar=True,
     )
-    decoded = imagecodecs.jpeg2k_decode(data, planar=True).reshape(components.shape)
-    return len(data) + klt.n_bytes, to_dn(klt.inverse(decoded.astype(np.float64) - MIDDLE))
+    return data, klt
+
+
+def decode_klt_jpeg2000(data: bytes, klt: KLT, shape: tuple[int, ...]) -> Cube:
+    """The cube of `encode_klt_jpeg2000`'s codestream."""
+    components = imagecodecs.jpeg2k_decode(data, planar=True).reshape(shape)
+    return to_dn(klt.inverse(components.astype(np.float64) - MIDDLE))
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def chunk_bytes(array: zarr.Array) -> np.ndarray:
 
 def _shard_lengths(path: StorePath, inside: tuple[int, ...]) -> np.ndarray:
     """Lengths of a shard's chunks, from the index at its end: offset and length of each, CRC32C."""
-    index = sync(path.get(byte_range=SuffixByteRequest(16 * math.prod(inside) + 4)))
+    index: Any = sync(path.get(byte_range=SuffixByteRequest(16 * math.prod(inside) + 4)))
     lengths = np.frombuffer(index.to_bytes()[:-4], "<u8").reshape(-1, 2)[:, 1]
     absent = lengths == np.iinfo(np.uint64).max  # never written
     return np.where(absent, 0, lengths).astype(np.int64).reshape(inside)
@@ -323,7 +323,7 @@ def _pictures(
     bands: Sequence[str],
     dates: Sequence[str],
     shown: Sequence[int],
-) -> tuple[list[dict[str, object]], list[dict[str, object]], str]:
+) -> tuple[list[str], list[dict[str, object]], str]:
     """Composites, pictures of every shown date, and the sentence that says which part it is."""
     named = [(n, [bands.index(b) for b in bs]) for n, bs in COMPOSITES if set(bs) <= set(bands)]
     named = named or [(f"{bands[0]} only", [0, 0, 0])]
@@ -334,27 +334,17 @@ def _pictures(
         _worst(np.nan_to_num(np.square(error).mean(axis=(0, 1), dtype=np.float64)), axis, side)
         for axis in (0, 1)
     )
-    composites, stretches = [], []
-    for name, index in named:
-        values = before[:, index][:, :, rows, columns]
-        finite = values[np.isfinite(values)]
-        low, high = np.percentile(finite, [1, 99]) if finite.size else (0.0, 1.0)
-        high = max(high, low + 1)
-        stretches.append((index, low, high))
-        composites.append({"name": name, "step": round(float(high - low) / 255, 1)})
-    pictures = [
-        {
-            "date": dates[date],
-            "images": [
-                [
-                    _png(_stretch(cube[date][index][:, rows, columns], low, high))
-                    for cube in (before, after)
-                ]
-                for index, low, high in stretches
-            ],
-        }
-        for date in shown
-    ]
+    pictures: list[dict[str, object]] = []
+    for date in shown:
+        images, steps = [], []
+        for _, index in named:
+            pair = [cube[date][index][:, rows, columns] for cube in (before, after)]
+            finite = pair[0][np.isfinite(pair[0])]
+            low, high = np.percentile(finite, [1, 99]) if finite.size else (0.0, 1.0)
+            high = max(high, low + 1)
+            images.append([_png(_stretch(part, low, high)) for part in pair])
+            steps.append(round(float(high - low) / 255, 1))
+        pictures.append({"date": dates[date], "images": images, "steps": steps})
     height, width = before.shape[-2:]
     whole = rows == slice(0, height) and columns == slice(0, width)
     where = (
@@ -365,7 +355,7 @@ def _pictures(
     )
     some = "" if len(shown) == len(dates) else f" {len(shown)} of {len(dates)} dates."
     return (
-        composites,
+        [name for name, _ in named],
         pictures,
         f"{where}, at full resolution.{some} Drag over the picture, or move the slider.",
     )
@@ -628,7 +618,7 @@ def _rate_svg(
 
     parts = [
         f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="rate and distortion" '
-        'style="max-width:760px">'
+        'style="max-width:640px">'
     ]
     for psnr in range(low - low % 4 + 4, top, 4):
         y = at(bits[0], psnr)[1]
