@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import zarr
 from distributed import Worker, WorkerPlugin
@@ -12,10 +12,11 @@ from distributed import Worker, WorkerPlugin
 from tec_zarr.batch import set_torch_threads
 from tec_zarr.models.registry import get_model
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_DASK_TRIM, _GLIBC_MMAP = 64 * 2**10, 128 * 2**10
-_KEPT = 32 * 2**20
-"""Where glibc's own thresholds end up in a process that frees arrays of a model's size."""
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+_DASK = {_TRIM_THRESHOLD: 64 * 2**10, _TOP_PAD: 128 * 2**10, _MMAP_THRESHOLD: 128 * 2**10}
+_KEPT = {_TRIM_THRESHOLD: 64 * 2**20, _TOP_PAD: 64 * 2**20, _MMAP_THRESHOLD: 32 * 2**20}
+"""The thresholds are where glibc's own end up in a process that frees arrays of a model's size; a
+pad as large as the heap of a thread keeps glibc from unmapping that whenever it is empty."""
 
 
 class WarmUp(WorkerPlugin):
@@ -23,8 +24,8 @@ class WarmUp(WorkerPlugin):
 
     Dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``, which makes glibc return every
     larger array to the system at once. A model allocates such arrays for each of its steps, and
-    encoding then takes 2.9 times the processor time (``docs/scaling.md``); so the thresholds are
-    raised while a recompression runs.
+    encoding then takes 2.9 times the processor time (``docs/scaling.md``); so memory that was
+    freed is kept while a recompression runs.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ class WarmUp(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Load, and remember what was set."""
-        _keep_freed_memory(2 * _KEPT, _KEPT)
+        _set_malloc(_KEPT)
         for name, weights in self.models:
             get_model(name, weights)
         self._torch_threads = set_torch_threads(1)
@@ -46,14 +47,14 @@ class WarmUp(WorkerPlugin):
 
     def teardown(self, worker: Worker) -> None:
         """Put it back, for whoever uses the worker next."""
-        _keep_freed_memory(_DASK_TRIM, _GLIBC_MMAP)
+        _set_malloc(_DASK)
         set_torch_threads(self._torch_threads)
         zarr.config.set({"async.concurrency": self._concurrency})
 
 
-def _keep_freed_memory(trim: int, mmap: int) -> None:
-    """Set glibc's thresholds; other C libraries have none of this and need none of it."""
+def _set_malloc(parameters: Mapping[int, int]) -> None:
+    """Set glibc's parameters; other C libraries have none of this and need none of it."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_TRIM_THRESHOLD, trim)
-        mallopt(_M_MMAP_THRESHOLD, mmap)
+        for parameter, value in parameters.items():
+            mallopt(parameter, value)
