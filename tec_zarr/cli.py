@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
     try:
         return int(arguments.run(arguments) or 0)
-    except TecError as error:
+    except (TecError, OSError) as error:  # OSError: what is read or written may go away meanwhile
         print(f"tec-zarr: {error}", file=sys.stderr)
         return 1
 
@@ -194,9 +194,12 @@ def _decode(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     """List the arrays of a store: codec, model, quality, size and ratio. Decodes nothing."""
+    from tec_zarr.inputs import readable
     from tec_zarr.report import stored_arrays
 
-    _print_arrays(stored_arrays(arguments.path))
+    with readable(arguments.path):
+        arrays = stored_arrays(arguments.path)
+    _print_arrays(arrays)
 
 
 def _verify(arguments: argparse.Namespace) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import xarray as xr
 
-from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.sentinel2 import L2A_BANDS, UnknownBandError, band_names
 from tec_zarr.store import BAND, TIME, X, Y, find_dim
 
@@ -38,11 +40,29 @@ def open_cube(path: str | Path) -> xr.Dataset:
     Raises
     ------
     UnsupportedArrayError
-        Not one of those.
+        Not one of those, or damaged.
     """
     path = Path(path)
     if not path.exists():
         raise UnsupportedArrayError(f"{path} does not exist")
+    with readable(path):
+        return _open(path)
+
+
+@contextlib.contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Say which file it was when the library that reads it fails, whatever that raises."""
+    try:
+        yield
+    except TecError:
+        raise
+    except Exception as error:
+        raise UnsupportedArrayError(
+            f"{path} cannot be read, is it damaged? ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _open(path: Path) -> xr.Dataset:
     if path.suffix == ".npz":
         return _open_npz(path)
     if path.suffix in _NETCDF:

@@ -132,17 +132,16 @@ class Manifest:
         async def one(key: str) -> Done | None:
             async with slots:
                 data = await self.store.get(key, default_buffer_prototype())
-                item = None if data is None else _checked(data.to_bytes())
-                if item is None:
+                done = None if data is None else _as_done(_checked(data.to_bytes()))
+                if done is None:
                     return None
-                objects = {key: (int(n), int(crc)) for key, (n, crc) in item["objects"].items()}
-                for key, (length, _) in objects.items():
+                for key, (length, _) in done.objects.items():
                     try:
                         if await self.store.getsize(key) != length:
                             return None
                     except FileNotFoundError:
                         return None
-                return Done(**{**item, "objects": objects})
+                return done
 
         return await asyncio.gather(*map(one, keys))
 
@@ -183,7 +182,21 @@ def _checked(data: bytes) -> dict[str, Any] | None:
     """Content of what :func:`_sealed` made, None when it is torn or damaged."""
     try:
         document = json.loads(data)
-        body = json.dumps(document["item"], sort_keys=True)
-        return document["item"] if zlib.crc32(body.encode()) == document["crc32"] else None
-    except (ValueError, KeyError, TypeError):
+        item = document["item"]
+        body = json.dumps(item, sort_keys=True)
+        sound = isinstance(item, dict) and zlib.crc32(body.encode()) == document["crc32"]
+        return item if sound else None
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _as_done(item: dict[str, Any] | None) -> Done | None:
+    """What :meth:`Manifest.mark` recorded; None when it is something else."""
+    try:
+        objects = {key: (int(n), int(crc)) for key, (n, crc) in (item or {})["objects"].items()}
+        done = Done(**{**(item or {}), "objects": objects})
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return None
+    numbers = (value for name, value in vars(done).items() if name != "objects")
+    inside = (".." not in key.split("/") and "\0" not in key for key in objects)
+    return done if all(isinstance(n, int | float) for n in numbers) and all(inside) else None

@@ -40,7 +40,12 @@ class TECCodec(ChunkSpec, ArrayBytesCodec):
         """Build from the metadata of an array."""
         if data.get("name") != NAME:
             raise UnsupportedArrayError(f"codec {data.get('name')!r} is not {NAME!r}")
-        return cls.from_config(dict(data.get("configuration") or {}))
+        configuration = data.get("configuration") or {}
+        if not isinstance(configuration, dict):
+            raise UnsupportedArrayError(
+                f"codec {NAME!r} has the configuration {configuration!r:.80}, it must be an object"
+            )
+        return cls.from_config(configuration)
 
     def to_dict(self) -> dict[str, Any]:
         """Metadata of an array: ``{"name": "tec", "configuration": {...}}``."""
