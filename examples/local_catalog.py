@@ -72,6 +72,15 @@ ARCHIVE = (
 )
 """Six dates of one place, before and after baseline 04.00, as Planetary Computer has them."""
 
+EARTH_SEARCH_ARCHIVE = tuple(
+    Scene(
+        scene.date, scene.baseline, pixels_carry=0, raster_offset=-0.1,
+        properties={"earthsearch:boa_offset_applied": scene.baseline >= "04.00"},
+    )
+    for scene in ARCHIVE
+)  # fmt: skip
+"""The same as Earth Search has them: the offset taken out, ``raster:bands`` unaware of it."""
+
 
 def make_catalog(
     folder: Path | str,

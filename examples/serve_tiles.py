@@ -24,7 +24,8 @@ ask = {
     "variable": "reflectance",
     "sel": f"time=nearest::{cube.time.values[-1]}",
     "bidx": [red, green, blue],
-    "rescale": "1,2500",  # DN from black to white; nodata is transparent
+    "nodata": 0,  # transparent
+    "rescale": "1,2500",  # DN from black to white
 }
 
 with serving(app) as titiler:

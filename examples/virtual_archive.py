@@ -26,7 +26,7 @@ years = ("2021", "2023")
 for year in years:
     items = search(catalog, bbox=area, datetime=f"{year}-06-01/{year}-06-30")
     cube = tec_zarr.prepare(load(items, bbox=area, bands=["B04", "B08"]), items=items)
-    cube = cube.chunk({"time": 1})
+    cube = cube.chunk({"time": 1}).assign_coords(item_id=cube.item_id)  # names stay in memory
     cube.to_zarr(f"{year}.zarr", encoding=cube.tec.encoding(quality=5))
 
 # Where their chunks are: coordinates are read, images only pointed at.
