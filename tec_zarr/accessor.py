@@ -21,7 +21,8 @@ from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.inpaint import DILATE, Mask, inpaint_clouds
 from tec_zarr.inputs import single_array
-from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, NODATA, band_name
+from tec_zarr.provenance import describe, record
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, NODATA, NORMALISED_DIFFERENCES, band_name
 from tec_zarr.store import BAND, TIME, X, Y, decode, encoding, find_dim, reflectance_names
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
 
-INDICES = {"NDVI": ("B08", "B04"), "NDWI": ("B03", "B08"), "NBR": ("B08", "B12")}
+INDICES = {name.upper(): NORMALISED_DIFFERENCES[name] for name in ("ndvi", "ndwi", "nbr")}
 """Normalised differences ``(a - b) / (a + b)`` that `report` compares."""
 
 
@@ -41,8 +42,9 @@ def canonical_order(obj: XrObject) -> XrObject:
 
 
 def to_zarr(obj: xr.DataArray | xr.Dataset, store: Any, *, zarr_format: int = 3,
-            mode: str = "w-", compute: bool = True, **options: Any) -> Any:  # fmt: skip
-    """Write with TEC what is reflectance, losslessly what is not.
+            mode: str = "w-", compute: bool = True, measure: bool = False,
+            **options: Any) -> Any:  # fmt: skip
+    """Write with TEC what is reflectance, losslessly what is not, and say so in attributes.
 
     Parameters
     ----------
@@ -52,18 +54,31 @@ def to_zarr(obj: xr.DataArray | xr.Dataset, store: Any, *, zarr_format: int = 3,
         As for ``xarray.Dataset.to_zarr``.
     zarr_format, mode, compute
         As there. ``mode="w-"`` refuses to overwrite.
+    measure : bool
+        Read the store back and write the PSNR of every band into the attributes.
     **options
         Of `tec_zarr.encoding`: ``quality``, ``model``, ``nodata``, ``chunks``, ...
 
     Returns
     -------
     The store, or with ``compute=False`` a Dask Delayed.
+
+    Notes
+    -----
+    The attributes are those of `tec_zarr.provenance`: model, weights, quality or bound, version,
+    and, of arrays with ``max_error``, the largest error of each band (not with
+    ``compute=False``, when there is none yet).
     """
+    if measure and not compute:
+        raise UnsupportedArrayError("nothing can be measured before it is written: compute=True")
     ordered: Any = canonical_order(obj)  # type: ignore[type-var]
     settings = encoding(ordered, zarr_format=zarr_format, **options)
-    return decode(ordered).to_zarr(
+    written = describe(decode(ordered), settings).to_zarr(
         store, mode=mode, encoding=settings, zarr_format=zarr_format, compute=compute
     )
+    if measure or (compute and options.get("max_error") is not None):
+        record(store, ordered if measure else None)
+    return written
 
 
 def simulate(obj: XrObject, *, quality: float = 4.0, **options: Any) -> XrObject:
@@ -313,6 +328,8 @@ def _plan(
         model=codec.model, quality=codec.quality, bands=codec.bands, nodata=codec.nodata,
         scale=options.get("scale") if floats else codec.scale,
         offset=0.0 if floats else codec.offset, weights_sha256=codec.weights_sha256,
+        max_error=options.get("max_error") if floats else codec.max_error, psnr=codec.psnr,
+        max_bytes=codec.max_bytes,
     )  # fmt: skip
     fill = np.nan if floats else da.encoding.get("_FillValue", da.attrs.get("_FillValue", 0))
     lazy = ordered if ordered.chunks is not None else ordered.chunk(

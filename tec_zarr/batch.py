@@ -31,6 +31,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
+from tec_zarr.chunk import ChunkSpec, within_bounds
 from tec_zarr.manifest import Done, Manifest, RecompressError, list_keys, write
 from tec_zarr.metrics import PEAK
 from tec_zarr.models.registry import get_model
@@ -39,8 +40,6 @@ from tec_zarr.stream import default_scale
 
 if TYPE_CHECKING:
     from distributed import Client
-
-    from tec_zarr.chunk import ChunkSpec
 
 Verify = Literal["sample", "full", "none"]
 
@@ -505,10 +504,8 @@ def _dn_errors(
     error = np.subtract(after, before, where=~exact, out=np.zeros(before.shape))
     scale = spec.scale or default_scale(reference.dtype)
     if spec.max_error is not None:
-        bound = np.asarray(spec.max_error, np.float64)
-        bound = bound.reshape(-1, 1, 1) if bound.size > 1 else bound
-        last_place = 0 if reference.dtype.kind != "f" else np.spacing(np.abs(decoded))
-        if (np.abs(error) > bound + last_place).any():
+        known = ~missing & np.isfinite(reference)
+        if not within_bounds(spec, reference, decoded, known):
             raise VerificationError(f"errors reach {np.abs(error).max():g}, over the bound")
     clipped = [np.clip(a / scale - spec.offset, 0, PEAK)[~missing] for a in (after, before)]
     return _Errors(clipped[0] - clipped[1], float(np.abs(error).max(initial=0) / scale))

@@ -13,8 +13,8 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -31,19 +31,31 @@ from tec_zarr.errors import (
     WeightsMismatchError,
 )
 from tec_zarr.fill import fill_unknown
+from tec_zarr.limits import (
+    Limits,
+    NamedBounds,
+    block_bounds,
+    block_levels,
+    blocks_with,
+    exceeded,
+    resolve,
+)
 from tec_zarr.mask import Mask, find_mask, list_exactly, pack_mask, unpack_mask
 from tec_zarr.models.registry import Model, find_model, get_model, name_of
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS, band_names
 from tec_zarr.stream import (
     NAMED_MODEL,
+    NO_BOUND,
     QUALITY_STEPS,
     WEIGHTS_PREFIX_BYTES,
     Axes,
     Frame,
     Header,
+    IndexBound,
     Section,
     SectionKind,
     default_scale,
+    mapped_bands,
     read_frame,
     write_frame,
 )
@@ -116,11 +128,14 @@ class ChunkSpec:
     weights_sha256 : str, optional
         Weights to use. None: the newest of the model; filled in at once, so that the
         configuration names them.
-    max_error : number or sequence of numbers, optional
+    max_error : number, sequence of numbers or mapping, optional
         Largest absolute error of every measured sample, in the units of the array, for all bands
-        or one for each; 0 is lossless. Such chunks are coded by the bound layer
-        (``docs/error-bounds.md``), whatever ``quality`` says. For floating-point arrays the bound
-        holds up to the last place of the dtype; 0 is bit for bit.
+        or one for each; 0 is lossless. For floating-point arrays the bound holds up to the last
+        place of the dtype; 0 is bit for bit. A mapping has bounds by name: of bands, of all of
+        them (``"all"``), of normalised differences by their usual names (``"ndvi"``, ``"ndwi"``,
+        see `tec_zarr.sentinel2.NORMALISED_DIFFERENCES`) or as ``"nd:B08,B04"``; a band that
+        nothing names is coded at ``quality``. The others are coded by the bound layer
+        (``docs/error-bounds.md``), whatever ``quality`` says.
     psnr : float, optional
         Reach this PSNR (dB, peak 10,000 DN, over the measured samples of the chunk, clipped to
         0 .. 10,000 DN) with the lowest quality that does, instead of ``quality``.
@@ -142,7 +157,7 @@ class ChunkSpec:
     scale: float | None = None
     offset: float = 0.0
     weights_sha256: str | None = None
-    max_error: Sequence[float] | float | None = None
+    max_error: Mapping[str, float] | Sequence[float] | float | None = None
     psnr: float | None = None
     max_bytes: int | None = None
 
@@ -165,6 +180,11 @@ class ChunkSpec:
         given = [name for name, value in targets.items() if value is not None]
         if len(given) > 1:
             raise UnsupportedArrayError(f"{' and '.join(given)} were given, take one of them")
+        if isinstance(self.max_error, Mapping):
+            object.__setattr__(self, "max_error", NamedBounds(self.max_error))
+            given.remove("max_error")
+            if self.bands is not None:  # say at once which of them are not there
+                resolve(self.max_error, len(tuple(self.bands)), band_names(self.bands))
         for name in given:
             values = np.atleast_1d(np.asarray(targets[name], np.float64))
             if not (values.size and np.isfinite(values).all() and (values >= 0).all()):
@@ -252,7 +272,10 @@ def encode_chunk(
     generation.warn_if_decoded_before(samples)
     nodata = _possible(dict.fromkeys((*spec.fill_values, *padding)), native)
     scale = spec.scale or default_scale(native)
-    dn_range = DN_RANGE if spec.max_error is None else BOUND_RANGE
+    limits = None
+    if spec.max_error is not None:
+        limits = resolve(spec.max_error, samples.shape[1], bands)
+    dn_range = DN_RANGE if limits is None or limits.free else BOUND_RANGE
     low, high = ((dn + spec.offset) * scale for dn in dn_range)
     mask = find_mask(samples, nodata, low, high)
     if spec.scale is None and native.kind == "f":
@@ -282,12 +305,14 @@ def encode_chunk(
             scale=scale,
             offset=spec.offset,
             bounds=coded.bounds,
+            errors=coded.errors,
+            indices=coded.indices,
             latents_crc=coded.latents_crc,
         )
         return write_frame(header, sections + coded.sections)
 
-    if spec.max_error is not None:
-        return frame(_bounded(part, spec.max_error))
+    if limits is not None:
+        return frame(_bounded(part, limits))
     if spec.psnr is not None:
         return frame(_for_psnr(part, spec.psnr, frame))
     if spec.max_bytes is not None:
@@ -312,6 +337,20 @@ class _Part:
         """Samples that the model or the bound layer codes, bool (T, C, H, W)."""
         return np.ones(self.samples.shape, bool) if self.mask is None else self.mask.labels == 0
 
+    @property
+    def known(self) -> np.ndarray:
+        """Samples that are no nodata, no NaN and not infinite, bool (T, C, H, W)."""
+        return np.isfinite(self.samples) & ~np.isin(self.samples, self.nodata)
+
+    def of(self, bands: Sequence[int]) -> _Part:
+        """Some of the bands."""
+        return replace(
+            self,
+            samples=self.samples[:, bands],
+            mask=_mask_of(self.mask, bands),
+            bands=None if self.bands is None else tuple(self.bands[c] for c in bands),
+        )
+
     def values(self, dn: np.ndarray) -> np.ndarray:
         """The array's own values of decoded DN."""
         return _from_dn(dn, self.scale, self.spec.offset, self.dtype, self.nodata)
@@ -326,6 +365,8 @@ class _Coded:
     quality: float
     latents_crc: int = 0
     bounds: tuple[int, ...] | None = None
+    errors: tuple[float, ...] | None = None
+    indices: tuple[IndexBound, ...] = ()
 
 
 def _at_quality(part: _Part, quality: float) -> _Coded:
@@ -382,7 +423,8 @@ def _for_psnr(part: _Part, psnr: float, frame: Callable[[_Coded], bytes]) -> _Co
 
     found = _lowest(good)
     # Noise and the like are beyond the model: hold the error itself instead.
-    return found or _bounded(part, math.floor(math.sqrt(limit)) * part.scale)
+    held = math.floor(math.sqrt(limit)) * part.scale
+    return found or _bounded(part, Limits((held,) * part.samples.shape[1]))
 
 
 def _for_size(part: _Part, max_bytes: int, frame: Callable[[_Coded], bytes]) -> bytes:
@@ -410,40 +452,123 @@ def _clipped_dn(samples: np.ndarray, part: _Part) -> np.ndarray:
     return np.clip(dn.astype(np.float64), 0, PEAK_DN)
 
 
-def _bounded(part: _Part, max_error: Sequence[float] | float) -> _Coded:
-    """Code by the bound layer; samples that it cannot hold to the bound are listed exactly."""
-    samples, mask = part.samples, part.mask
-    count = samples.shape[1]
-    if np.size(max_error) not in (1, count):
-        raise UnsupportedArrayError(
-            f"max_error has {np.size(max_error)} values for the {count} bands of a chunk of shape "
-            f"{samples.shape}: give one, or one for each band"
-        )
-    allowed = np.broadcast_to(np.asarray(max_error, np.float64), (count,))
-    measured = part.measured
-    values = samples.astype(np.float64) / part.scale - part.spec.offset
-    values[~measured] = 0
-    dn = np.rint(values)
+def _bounded(part: _Part, limits: Limits) -> _Coded:
+    """Code by the bound layer; samples that it cannot hold to a bound are listed exactly.
+
+    Bands that no bound names are coded by the model.
+    """
+    samples, mask, scale = part.samples, part.mask, part.scale
+    free = limits.free
+    held = [c for c in range(samples.shape[1]) if c not in free]
+    rest = _at_quality(part.of(free), part.spec.quality) if free else None
+    measured, known = part.measured, part.known
+    values = np.where(known, samples, 0).astype(np.float64) / scale - part.spec.offset
+    dn = np.where(measured, np.rint(values), 0)
     # What rounding floats to whole DN already takes of the bound.
-    taken = np.abs(values - dn).max(axis=(0, 2, 3))
-    room = np.floor(allowed / part.scale - taken + 1e-3)
-    bounds = tuple(int(b) for b in np.clip(room, 0, np.iinfo(np.uint16).max))
+    taken = np.where(measured, np.abs(values - dn), 0)
+    allowed = np.array(limits.bands)[:, None, None]
+    room = np.floor(allowed[:, 0, 0] / scale - taken.max(axis=(0, 2, 3)) + 1e-3)
+    bounds = [int(b) for b in np.where(np.isinf(room), NO_BOUND, np.clip(room, 0, NO_BOUND - 1))]
+    levels = None
+    if limits.indices:
+        precision = float(np.finfo(samples.dtype).eps) if samples.dtype.kind == "f" else 0.0
+        levels = block_levels(values, taken, known, measured, limits, bounds, precision)
     dn = dn.astype(np.int32)
-    slack = np.spacing(np.abs(samples)) if samples.dtype.kind == "f" else 0
-    limit = (allowed[:, None, None] + slack) * (allowed[:, None, None] > 0)
-    for attempt in range(4):
-        limits = bounds if attempt < 3 else (0,) * count
-        data = bound.encode(dn, None, measured, limits)
-        decoded = part.values(bound.decode(data, None, measured, dn.shape, limits))
-        with np.errstate(invalid="ignore", over="ignore"):
-            missed = np.abs(decoded.astype(np.float64) - samples.astype(np.float64)) > limit
+    for less in (0, 1, 2, NO_BOUND):  # tighter, or new samples would miss in each attempt
+        bounds = [b if b == NO_BOUND and c in limits.mapped + free else max(b - less, 0)
+                  for c, b in enumerate(bounds)]  # fmt: skip
+        levels = None if levels is None else np.maximum(levels - less, 0).astype(np.int32)
+        sections = []
+        if levels is not None:
+            packed, levels = _packed_levels(levels, measured[:, limits.mapped])
+            sections.append(Section(SectionKind.BOUND_MAP, packed))
+        steps = _steps(bounds, held, limits.mapped, levels, samples.shape)
+        data = bound.encode(dn[:, held], None, measured[:, held], steps)
+        sections.append(Section(SectionKind.BOUND, data))
+        shape = (len(dn), len(held), *dn.shape[2:])
+        back = part.values(bound.decode(data, None, measured[:, held], shape, steps))
+        decoded = samples.copy()
+        decoded[:, held] = np.where(measured[:, held], back, samples[:, held])
+        missed, indices = exceeded(limits, samples, decoded, known, part.spec.offset * scale)
         missed &= measured
         if not missed.any():
             break
         mask = list_exactly(mask, samples, missed)
         measured = mask.labels == 0
         dn[missed] = 0
-    return _Coded([Section(SectionKind.BOUND, data)], mask, part.spec.quality, 0, limits)
+    errors = _largest_errors(samples, decoded, measured)
+    errors[free] = np.nan
+    return _Coded(
+        sections if rest is None else rest.sections + sections,
+        mask,
+        part.spec.quality if rest is None else rest.quality,
+        0 if rest is None else rest.latents_crc,
+        tuple(bounds),
+        tuple(errors.tolist()),
+        indices,
+    )
+
+
+def _packed_levels(levels: np.ndarray, measured: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """Bytes of the map of bounds, and the map as the decoder will have it."""
+    with_samples, lossless = blocks_with(measured), (0,) * levels.shape[1]
+    data = bound.encode(levels, None, with_samples, lossless)
+    return data, bound.decode(data, None, with_samples, levels.shape, lossless)
+
+
+def _steps(
+    bounds: Sequence[int],
+    held: Sequence[int],
+    mapped: Sequence[int],
+    levels: np.ndarray | None,
+    shape: tuple[int, ...],
+) -> list[int | np.ndarray]:
+    """Bounds of the bands in the bound layer, as it takes them."""
+    return [
+        bounds[band]
+        if levels is None or band not in mapped
+        else block_bounds(levels[:, mapped.index(band)], bounds[band], shape[2:])
+        for band in held
+    ]
+
+
+def _largest_errors(
+    samples: np.ndarray, decoded: np.ndarray, measured: np.ndarray
+) -> np.ndarray:
+    """Largest error of each band as a frame can hold it, float64 (C,): float32 is rounded up."""
+    before, after = (np.where(measured, x, 0).astype(np.float64) for x in (samples, decoded))
+    errors = np.abs(after - before).max(axis=(0, 2, 3))
+    if samples.dtype != np.float32:
+        return errors
+    held = errors.astype(np.float32)
+    held = np.where(held < errors, np.nextafter(held, np.float32(np.inf)), held)
+    return held.astype(np.float64)
+
+
+def within_bounds(
+    spec: ChunkSpec, original: np.ndarray, decoded: np.ndarray, known: np.ndarray
+) -> bool:
+    """Whether decoded chunks keep the ``max_error`` of ``spec``.
+
+    Parameters
+    ----------
+    spec : ChunkSpec
+        With a ``max_error``.
+    original, decoded : ndarray
+        Of one shape and dtype, with axes as :func:`encode_chunk` takes them and all bands.
+    known : ndarray
+        bool, of the same shape: False for nodata, NaN and infinities.
+    """
+    assert spec.max_error is not None
+    axes, bands = _name_axes(original.shape, spec.bands and tuple(spec.bands))
+    shape = axes.to_4d(original.shape)
+    shift = spec.offset * (spec.scale or default_scale(original.dtype))
+    wrong, _ = exceeded(
+        resolve(spec.max_error, shape[1], bands),
+        *(a.reshape(shape) for a in (original, decoded, known)),
+        shift,
+    )
+    return not wrong.any()
 
 
 def decode_chunk(
@@ -494,9 +619,12 @@ def _samples(frame: Frame) -> np.ndarray:
     mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
     latents = frame.payloads(SectionKind.LATENTS)
     residuals = _single(frame.payloads(SectionKind.BOUND), SectionKind.BOUND)
-    if bool(residuals) != (header.bounds is not None):
+    levels = _single(frame.payloads(SectionKind.BOUND_MAP), SectionKind.BOUND_MAP)
+    bounded = header.bounded
+    if bool(residuals) != bool(bounded) or bool(levels) != bool(header.indices):
         raise FormatError("TEC frame damaged: bounds without a bound layer, or the reverse")
-    coded = iter(()) if header.bounds is not None else _coded_tiles(header.shape4, mask)
+    free = [c for c in range(header.shape4[1]) if c not in bounded]
+    coded = _coded_tiles(header.shape4, _mask_of(mask, free)) if free else iter(())
     tiles = list(islice(coded, len(latents) + 1))  # each has a section at least
     if len(latents) != sum(len(dates) for _, dates in tiles):
         raise FormatError(
@@ -506,15 +634,14 @@ def _samples(frame: Frame) -> np.ndarray:
     samples = np.empty(header.shape4, native)
     latents_crc = 0
     for tile, dates in tiles:
-        shape = (len(dates), *samples[:, :, *tile].shape[1:])
-        cube, crc = _decode_tile(header, latents[: len(dates)], shape)
+        shape = (len(dates), len(free), *samples[0, 0, *tile].shape)
+        cube, crc = _decode_tile(header, latents[: len(dates)], shape, free)
         del latents[: len(dates)]
         latents_crc = _chain(latents_crc, crc)
-        samples[:, :, *tile][dates] = _values(cube, header)
-    if header.bounds is not None:
-        measured = np.ones(header.shape4, bool) if mask is None else mask.labels == 0
-        dn = bound.decode(residuals, None, measured, header.shape4, header.bounds)
-        samples[:] = _values(dn, header)
+        view = samples[:, :, *tile]
+        view[np.ix_(dates, free)] = _values(cube, header)
+    if bounded:
+        samples[:, bounded] = _values(_bound_layer(header, residuals, levels, mask), header)
     if latents_crc != header.latents_crc:
         raise ChecksumError(
             f"model {_model_name(header)!r} decoded other latents than were encoded, for a chunk "
@@ -524,6 +651,31 @@ def _samples(frame: Frame) -> np.ndarray:
     if mask is not None:
         mask.restore(samples)
     return samples
+
+
+def _bound_layer(
+    header: Header, residuals: bytes, packed: bytes, mask: Mask | None
+) -> np.ndarray:
+    """Decode the bands of the bound layer: int32 (T, bands, H, W), DN."""
+    assert header.bounds is not None
+    t, _, h, w = header.shape4
+    bounded, mapped = header.bounded, mapped_bands(header.indices)
+    measured = np.ones(header.shape4, bool) if mask is None else mask.labels == 0
+    levels = None
+    if mapped:
+        with_samples = blocks_with(measured[:, mapped])
+        lossless = (0,) * len(mapped)
+        levels = bound.decode(packed, None, with_samples, with_samples.shape, lossless)
+    steps = _steps(header.bounds, bounded, mapped, levels, header.shape4)
+    some = measured if len(bounded) == len(header.bounds) else measured[:, bounded]
+    return bound.decode(residuals, None, some, (t, len(bounded), h, w), steps)
+
+
+def _mask_of(mask: Mask | None, bands: Sequence[int]) -> Mask | None:
+    """Labels of some of the bands; without the values, which go by all of them."""
+    if mask is None or len(bands) == mask.labels.shape[1]:
+        return mask
+    return Mask(mask.labels[:, bands], mask.values, mask.listed[:0])
 
 
 def _check_types(spec: ChunkSpec) -> None:
@@ -536,7 +688,8 @@ def _check_types(spec: ChunkSpec) -> None:
         ("psnr", "a number or None", lambda v: v is None or _is_number(v)),
         ("max_bytes", "a number or None", lambda v: v is None or _is_number(v)),
         ("nodata", "a number or a list of numbers", lambda v: v is None or _are_numbers(v)),
-        ("max_error", "a number or a list of numbers", lambda v: v is None or _are_numbers(v)),
+        ("max_error", "a number, a list of numbers or a mapping of names to numbers",
+         lambda v: v is None or isinstance(v, Mapping) or _are_numbers(v)),
         ("bands", "a list of band names", lambda v: v is None or _is_listing(v)),
         ("weights_sha256", "64 hex digits", lambda v: v is None or _is_sha256(v)),
     ):
@@ -704,12 +857,13 @@ def _check_reflectance(samples: np.ndarray, mask: Mask | None) -> None:
 
 
 def _decode_tile(
-    header: Header, sections: list[bytes], shape: tuple[int, int, int, int]
+    header: Header, sections: list[bytes], shape: tuple[int, int, int, int], bands: Sequence[int]
 ) -> tuple[np.ndarray, int]:
     model = _model_of(header)
+    names = None if header.bands is None else tuple(header.bands[c] for c in bands)
     try:
         with _model_slots:
-            return model.decode(sections, shape, header.quality, header.bands)
+            return model.decode(sections, shape, header.quality, names)
     except TecError:
         raise
     except Exception as error:

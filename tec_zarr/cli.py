@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 import threading
@@ -54,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def targets(sub: argparse.ArgumentParser) -> None:
         target = sub.add_mutually_exclusive_group()
-        target.add_argument("--max-error", type=float, help="bound in units of the data; 0: exact")
+        target.add_argument("--max-error", action=_Bounds, metavar="[NAME=]BOUND",
+                            help="bound in units of the data; 0: exact. Or by name, repeatedly: "
+                            "ndvi=0.01, B04=5, nd:B8A,B04=0.02, all=50")  # fmt: skip
         target.add_argument("--psnr", type=float, help="dB that every chunk reaches")
         target.add_argument("--max-bytes", type=int, help="bytes that no chunk exceeds")
 
@@ -132,6 +135,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Bounds(argparse.Action):
+    """Collects ``--max-error``: one number, or numbers by name."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        name, equals, number = values.rpartition("=")
+        before = getattr(namespace, self.dest)
+        if before is not None and not (equals and isinstance(before, dict)):
+            parser.error(f"{option_string} takes one number, or numbers by name (ndvi=0.01)")
+        try:
+            bound = float(number)
+        except ValueError:
+            parser.error(f"{option_string} {values}: {number!r} is not a number")
+        setattr(namespace, self.dest, {**(before or {}), name: bound} if equals else bound)
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     """Encode a cube, synthetic or your own, reopen it with xarray and report what was lost."""
     from tec_zarr.demo import run_demo
@@ -147,11 +171,15 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _encode(arguments: argparse.Namespace) -> None:
     """Write a cube into a Zarr store: reflectance with TEC, everything else lossless."""
+    from tec_zarr.provenance import describe, record
     from tec_zarr.report import stored_arrays
 
     _make_room(arguments.target, arguments.overwrite)
     ds, settings = _settings(arguments.source, arguments, arguments.zarr_format)
-    _to_zarr(ds, arguments.target, encoding=settings, zarr_format=arguments.zarr_format)
+    _to_zarr(describe(ds, settings), arguments.target, encoding=settings,
+             zarr_format=arguments.zarr_format)  # fmt: skip
+    if arguments.max_error is not None:
+        record(arguments.target)
     _print_arrays(stored_arrays(arguments.target))
 
 
@@ -193,7 +221,8 @@ def _decode(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    """List the arrays of a store: codec, model, quality, size and ratio. Decodes nothing."""
+    """List the arrays of a store: codec, model, quality, size, ratio, and bounds that were asked
+    for beside the largest errors that were measured. Decodes nothing."""
     from tec_zarr.inputs import readable
     from tec_zarr.report import stored_arrays
 
@@ -235,12 +264,13 @@ def _report(arguments: argparse.Namespace) -> None:
     b, target = arguments.b, arguments.html
     if b is not None and b.suffix == ".html":
         b, target = None, b
+    facts = {"original": str(arguments.a), "decoded": str(b or "made for this report")}
     with tempfile.TemporaryDirectory() as folder:
         if b is None:
             b = Path(folder) / "report.zarr"
             ds, settings = _settings(arguments.a, arguments, zarr_format=3)
             _to_zarr(ds, b, encoding=settings, zarr_format=3)
-        _with_bar("report", lambda: write_page(target, arguments.a, b))
+        _with_bar("report", lambda: write_page(target, arguments.a, b, facts))
     print(f"wrote {target}")
 
 
@@ -340,6 +370,12 @@ def _print_arrays(arrays: list) -> None:
     ]  # fmt: skip
     print(table(columns, rows))
     print("\nbits: stored bits per sample (pixel and band), metadata included")
+    kept = [
+        [a.path, b.name, "" if math.isinf(b.asked) else f"{b.asked:g}", f"{b.error:g}"]
+        for a in arrays for b in a.bounds
+    ]  # fmt: skip
+    if kept:
+        print("\n" + table(("array", "bound on", "max error asked", "measured on writing"), kept))
 
 
 def _make_room(target: Path, overwrite: bool) -> None:

@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import zarr
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
+from zarr.codecs import ShardingCodec
+from zarr.core.sync import sync
+from zarr.storage import StorePath
 
 from tec_zarr import metrics
 from tec_zarr.chunk import ChunkSpec
+from tec_zarr.errors import FormatError
+from tec_zarr.limits import NamedBounds, index_name, resolve
+from tec_zarr.stream import Header, read_header
 
 Row = Sequence[object]
+_HEADER_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class KeptBound:
+    """A bound of an array, and how far its chunks are from it.
+
+    Attributes
+    ----------
+    name : str
+        Of a band or of an index.
+    asked, error : float
+        Largest absolute error that was asked for, and that was measured when the chunks were
+        written: in the units of the stored array, or of the index. Infinity if only an index of
+        the band has a bound.
+    is_index : bool
+        Whether it is an index.
+    """
+
+    name: str
+    asked: float
+    error: float
+    is_index: bool
 
 
 @dataclass(frozen=True)
@@ -30,6 +62,8 @@ class StoredArray:
         What its chunks are encoded with.
     raw_bytes, stored_bytes : int
         Size in memory, and all bytes under its path in the store, metadata included.
+    bounds : tuple of KeptBound
+        Of arrays that were written with ``max_error``.
     """
 
     path: str
@@ -39,6 +73,7 @@ class StoredArray:
     codec: str
     raw_bytes: int
     stored_bytes: int
+    bounds: tuple[KeptBound, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -65,6 +100,76 @@ def tec_spec(array: zarr.Array) -> ChunkSpec | None:
     return next((c for c in _codecs(array) if isinstance(c, ChunkSpec)), None)
 
 
+def kept_bounds(array: zarr.Array) -> tuple[KeptBound, ...]:
+    """Bounds of an array and the errors that the headers of its chunks list. Decodes nothing.
+
+    Empty for arrays without ``max_error``, and where a chunk does not say: it was written before
+    frames did, or another codec comes after TEC.
+    """
+    spec = tec_spec(array)
+    if spec is None or spec.max_error is None:
+        return ()
+    worst: dict[tuple[int, ...], tuple[float, float]] = {}
+    names: Sequence[str] | None = spec.bands
+    for header in frame_headers(array):
+        if header.errors is None:
+            return ()
+        names = names or header.bands
+        limits = resolve(spec.max_error, len(header.errors), names)
+        kept: list[tuple[tuple[int, ...], float, float]] = [
+            ((band,), limits.bands[band], header.errors[band]) for band in header.bounded
+        ]
+        kept += [((i.first, i.second), i.bound, i.error) for i in header.indices]
+        for key, asked, error in kept:
+            worst[key] = asked, max(error, worst.get(key, (0.0, 0.0))[1])
+    keys = sorted(worst, key=lambda bands: (len(bands), bands))
+    return tuple(KeptBound(_label(k, names), *worst[k], is_index=len(k) > 1) for k in keys)
+
+
+def frame_headers(array: zarr.Array) -> Iterator[Header]:
+    """Headers of all TEC chunks that are stored, also inside shards, by reading nothing else."""
+    codecs = _codecs(array)
+    store = array.store_path
+    sharding = codecs[0] if isinstance(codecs[0], ShardingCodec) else None
+    alone = len(codecs) == 1 and (sharding is None or len(sharding.codecs) == 1)
+    if not alone or (sharding is not None and sharding.index_location.value != "end"):
+        return
+    whole = array.chunks if array.shards is None else array.shards
+    grid = [range(-(-n // step)) for n, step in zip(array.shape, whole, strict=True)]
+    entries = math.prod(s // c for s, c in zip(whole, array.chunks, strict=True))
+    for place in itertools.product(*grid):
+        path = store / array.metadata.encode_chunk_key(place)
+        spans = [(0, None)] if sharding is None else _shard_spans(path, entries)
+        for start, length in spans:
+            head = _get(path, start, min(length or _HEADER_BYTES, _HEADER_BYTES))
+            if head is None:  # a chunk of nothing but the fill value
+                continue
+            try:
+                yield read_header(head)
+            except FormatError:  # longer than usual, or damaged, which the whole of it says
+                yield read_header(_get(path, start, length) or b"")
+
+
+def _shard_spans(path: StorePath, entries: int) -> list[tuple[int, int | None]]:
+    """Start and length of the chunks in a shard, from the index at its end."""
+    index = sync(path.get(byte_range=SuffixByteRequest(16 * entries + 4)))
+    if index is None:
+        return []
+    table = np.frombuffer(index.to_bytes()[:-4], "<u8").reshape(-1, 2)
+    return [(int(at), int(n)) for at, n in table if at != np.iinfo(np.uint64).max]
+
+
+def _get(path: StorePath, start: int, length: int | None) -> bytes | None:
+    end = sys.maxsize if length is None else start + length
+    data = sync(path.get(byte_range=RangeByteRequest(start, end)))
+    return None if data is None else data.to_bytes()
+
+
+def _label(bands: tuple[int, ...], names: Sequence[str] | None) -> str:
+    known = [str(band) if names is None else names[band] for band in bands]
+    return known[0] if len(known) == 1 else index_name(*known)
+
+
 def _codecs(array: zarr.Array) -> list[object]:
     if array.metadata.zarr_format == 2:
         return [*array.filters, *array.compressors]
@@ -76,11 +181,21 @@ def _stored(path: str, array: zarr.Array) -> StoredArray:
     if spec is None:
         codec = ", ".join(type(c).__name__.removesuffix("Codec").lower() for c in _codecs(array))
     else:
-        codec = f"TEC {spec.model} q={spec.quality:g} weights {str(spec.weights_sha256)[:8]}"
+        codec = f"TEC {spec.model} {_target(spec)} weights {str(spec.weights_sha256)[:8]}"
     return StoredArray(
         path, array.shape, str(array.dtype), array.chunks, codec, array.nbytes,
-        array.nbytes_stored(),
+        array.nbytes_stored(), kept_bounds(array),
     )  # fmt: skip
+
+
+def _target(spec: ChunkSpec) -> str:
+    if isinstance(spec.max_error, NamedBounds):
+        return "max_error " + ", ".join(f"{name} {v:g}" for name, v in spec.max_error.items())
+    if spec.max_error is not None:
+        return "max_error " + ", ".join(f"{v:g}" for v in np.unique(spec.max_error))
+    if spec.psnr is not None:
+        return f"psnr={spec.psnr:g}"
+    return f"q={spec.quality:g}" if spec.max_bytes is None else f"max_bytes={spec.max_bytes}"
 
 
 def error_rows(

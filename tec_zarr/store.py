@@ -18,6 +18,7 @@ import xarray as xr
 
 from tec_zarr.chunk import DTYPES, ChunkSpec
 from tec_zarr.errors import SecondGenerationWarning, UnsupportedArrayError
+from tec_zarr.limits import NamedBounds
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, UnknownBandError, band_name, band_names
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
@@ -48,7 +49,7 @@ def encoding(
     bands: Iterable[str] | None = None,
     nodata: float | Sequence[float] | None = 0,
     scale: float | None = None,
-    max_error: float | Sequence[float] | None = None,
+    max_error: float | Sequence[float] | Mapping[str, float] | None = None,
     psnr: float | None = None,
     max_bytes: int | None = None,
     chunks: Mapping[str, int] | None = None,
@@ -74,9 +75,11 @@ def encoding(
         Values besides NaN that mean "nothing measured"; None for no such value.
     scale : float, optional
         Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN.
-    max_error : number or sequence of numbers, optional
+    max_error : number, sequence of numbers or mapping, optional
         Largest absolute error of every sample, in the units of the data (DN, or reflectance for
-        floats), for all bands or for each; 0 is lossless. Instead of ``quality``.
+        floats), for all bands or for each; 0 is lossless. A mapping names them, and indices:
+        ``{"ndvi": 0.01}``, ``{"nd:B8A,B04": 0.02, "B02": 5, "all": 50}``. Instead of
+        ``quality``, at which only bands are coded that no name stands for.
     psnr, max_bytes : number, optional
         PSNR (dB) that every chunk reaches, or bytes that no chunk exceeds, with the quality
         chosen for each chunk. Instead of ``quality``.
@@ -308,6 +311,8 @@ def _bounds_in(factor: float, spec: ChunkSpec) -> ChunkSpec:
     """The same bounds for data that are packed with this scale factor."""
     if spec.max_error is None:
         return spec
+    if isinstance(spec.max_error, NamedBounds):
+        return replace(spec, max_error=spec.max_error.scaled(factor))
     packed = np.round(np.asarray(spec.max_error) / factor, 6).tolist()
     return replace(spec, max_error=packed)
 

@@ -12,7 +12,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -30,12 +30,15 @@ WEIGHTS_PREFIX_BYTES = 8
 NAMED_MODEL = 0
 """Model id of a model that has no registered number: its name follows."""
 
+NO_BOUND = 0xFFFF
+"""Bound of a band that has none of its own."""
+
 _DTYPES = ("u2", "i2", "f4", "f8")
 _BAND_LISTS: dict[int, tuple[str, ...] | None] = {0: None, 1: L2A_BANDS, 2: L1C_BANDS}
 _EXPLICIT_BANDS = 255
 _BAND_IDS = tuple(BANDS)
 
-_HAS_NODATA, _HAS_SCALING, _HAS_BOUNDS, _HAS_PARAMETERS = 1, 2, 4, 8
+_HAS_NODATA, _HAS_SCALING, _HAS_BOUNDS, _HAS_PARAMETERS, _HAS_ERRORS = 1, 2, 4, 8, 16
 _BIG_ENDIAN, _FORTRAN, _RESERVED = 0x20, 0x40, 0x80
 
 
@@ -67,9 +70,10 @@ class SectionKind(enum.IntEnum):
     LATENTS = 3
     LEDGER = 4
     BOUND = 5
+    BOUND_MAP = 6
 
 
-_CODED = (SectionKind.LATENTS, SectionKind.LEDGER, SectionKind.BOUND)
+_CODED = (SectionKind.LATENTS, SectionKind.LEDGER, SectionKind.BOUND, SectionKind.BOUND_MAP)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,31 @@ class Section:
 
     kind: SectionKind
     data: bytes
+
+
+@dataclass(frozen=True)
+class IndexBound:
+    """A bound on a normalised difference of two bands, ``(first - second) / (first + second)``.
+
+    Attributes
+    ----------
+    first, second : int
+        Positions of the bands along the band axis.
+    bound : float
+        Largest absolute error that was asked for.
+    error : float
+        Largest absolute error that the encoder measured.
+    """
+
+    first: int
+    second: int
+    bound: float
+    error: float = math.nan
+
+
+def mapped_bands(indices: Iterable[IndexBound]) -> list[int]:
+    """Bands of some index, in rising order: their bounds differ from block to block."""
+    return sorted({band for index in indices for band in (index.first, index.second)})
 
 
 @dataclass(frozen=True)
@@ -109,7 +138,14 @@ class Header:
     scale, offset : float
         ``value = (DN + offset) * scale``.
     bounds : tuple of int or None
-        Largest absolute error per band in DN, when a bound layer is there.
+        Largest absolute error per band in DN, when a bound layer is there. ``NO_BOUND`` for a
+        band that has none of its own: those of `indices` are in the bound layer all the same,
+        the others are coded by the model.
+    errors : tuple of float or None
+        Largest absolute error that the encoder measured in each band of the bound layer, in the
+        units of the array, and NaN in the others. None in frames that do not say.
+    indices : tuple of IndexBound
+        Bounds and errors of indices.
     parameters : bytes
         Extension for later models; empty so far.
     latents_crc : int
@@ -129,6 +165,8 @@ class Header:
     scale: float = 1.0
     offset: float = 0.0
     bounds: tuple[int, ...] | None = None
+    errors: tuple[float, ...] | None = None
+    indices: tuple[IndexBound, ...] = ()
     parameters: bytes = b""
     latents_crc: int = 0
 
@@ -136,6 +174,17 @@ class Header:
     def shape4(self) -> tuple[int, int, int, int]:
         """Shape as (time, band, y, x)."""
         return self.axes.to_4d(self.shape)
+
+    @property
+    def bounded(self) -> list[int]:
+        """Bands of the bound layer."""
+        if self.bounds is None:
+            return []
+        every = range(len(self.bounds))
+        if self.errors is None:
+            return list(every)
+        mapped = set(mapped_bands(self.indices))
+        return [c for c in every if self.bounds[c] != NO_BOUND or c in mapped]
 
 
 @dataclass(frozen=True)
@@ -237,6 +286,18 @@ def read_frame(data: bytes | memoryview) -> Frame:
     return Frame(header, tuple(sections), header_bytes)
 
 
+def read_header(data: bytes | memoryview) -> Header:
+    """Parse the header of a frame from its first bytes, without the sections.
+
+    Raises
+    ------
+    FormatError, VersionError, ChecksumError, LimitError
+        As :func:`read_frame`; FormatError also if more bytes are needed.
+    """
+    cursor, _ = _checked_header(memoryview(data).cast("B"))
+    return _parse_fields(cursor)
+
+
 def _varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:
@@ -290,6 +351,7 @@ def _header_fields(h: Header) -> bytes:
         | _HAS_SCALING * ((h.scale, h.offset) != (default_scale(h.dtype), 0.0))
         | _HAS_BOUNDS * (h.bounds is not None)
         | _HAS_PARAMETERS * bool(h.parameters)
+        | _HAS_ERRORS * (h.errors is not None)
     )
     array = h.axes | _DTYPES.index(h.dtype.str[1:]) << 2
     array |= _BIG_ENDIAN * (h.dtype.newbyteorder("=").str != h.dtype.str) | _FORTRAN * h.fortran
@@ -314,6 +376,12 @@ def _header_fields(h: Header) -> bytes:
         out.append(struct.pack(f"<{len(h.bounds)}H", *h.bounds))
     if h.parameters:
         out.append(_varint(len(h.parameters)) + h.parameters)
+    if h.errors is not None:
+        out.append(bytes([len(h.indices)]))
+        for index in h.indices:
+            out.append(struct.pack("<BBdd", index.first, index.second, index.bound, index.error))
+        found = [h.errors[band] for band in h.bounded]
+        out.append(np.array(found, _error_dtype(h.dtype)).tobytes())
     return b"".join(out)
 
 
@@ -358,7 +426,7 @@ def _checked_header(data: memoryview) -> tuple[_Cursor, int]:
 
 def _parse_fields(c: _Cursor) -> Header:
     flags, array, model_id = c.unpack("BBB")
-    newer = flags & ~(_HAS_NODATA | _HAS_SCALING | _HAS_BOUNDS | _HAS_PARAMETERS)
+    newer = flags & ~(_HAS_NODATA | _HAS_SCALING | _HAS_BOUNDS | _HAS_PARAMETERS | _HAS_ERRORS)
     if newer or array & _RESERVED or (array >> 2 & 7) >= len(_DTYPES):
         raise VersionError(
             f"TEC frame with features that this tec_zarr does not know (flags {flags:#04x}, array "
@@ -392,7 +460,7 @@ def _parse_fields(c: _Cursor) -> Header:
         raise FormatError(f"TEC frame damaged: scale {scale}, offset {offset}")
     bounds = c.unpack(f"{n_bands}H") if flags & _HAS_BOUNDS else None
     parameters = c.take(c.varint()) if flags & _HAS_PARAMETERS else b""
-    return Header(
+    header = Header(
         model_id=model_id,
         model_name=model_name,
         weights=weights,
@@ -409,6 +477,30 @@ def _parse_fields(c: _Cursor) -> Header:
         parameters=parameters,
         latents_crc=latents_crc,
     )
+    return _with_errors(c, header) if flags & _HAS_ERRORS else header
+
+
+def _with_errors(c: _Cursor, header: Header) -> Header:
+    """Parse what was measured; it stands behind everything else because older frames end there."""
+    if header.bounds is None:
+        raise FormatError("TEC frame damaged: measured errors without bounds")
+    n_bands, dtype = len(header.bounds), _error_dtype(header.dtype)
+    # Which bands have an error follows from the indices, so those come first.
+    indices = tuple(IndexBound(*c.unpack("BBdd")) for _ in range(c.byte()))
+    header = replace(header, errors=(math.nan,) * n_bands, indices=indices)
+    if any(max(i.first, i.second) >= n_bands or i.first == i.second for i in indices):
+        raise FormatError(f"TEC frame damaged: indices {indices} of {n_bands} bands")
+    bounded = header.bounded
+    found = np.frombuffer(c.take(len(bounded) * dtype.itemsize), dtype).tolist()
+    if not all(v >= 0 for v in (*found, *(v for i in indices for v in (i.bound, i.error)))):
+        raise FormatError("TEC frame damaged: negative errors")
+    errors = dict(zip(bounded, found, strict=True))
+    return replace(header, errors=tuple(errors.get(c, math.nan) for c in range(n_bands)))
+
+
+def _error_dtype(dtype: np.dtype) -> np.dtype:
+    """In what the errors of an array are written: exact for integers."""
+    return np.dtype("<u2") if dtype.kind in "iu" else dtype.newbyteorder("<")
 
 
 def _parse_bands(c: _Cursor) -> tuple[str, ...] | None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tec_zarr import bound
+from tec_zarr import ChunkSpec, bound, encode_chunk
 from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArrayError
 
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
@@ -86,6 +86,26 @@ def test_larger_bounds_make_smaller_sections():
     sizes = [len(round_trip(original, [b] * 3)[0]) for b in (0, 2, 10, 50)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 0.2 * sizes[0]
+
+
+def test_bounds_may_differ_from_pixel_to_pixel():
+    original = scene(shape=(2, 3, 60, 44))
+    rng = np.random.default_rng(11)
+    blocks = rng.choice([0, 1, 5, 40], (2, 15, 11)).repeat(4, 1).repeat(4, 2)
+    for valid in (None, rng.random(original.shape) > 0.2):
+        data = bound.encode(original, None, valid, [3, blocks, 0])
+        decoded = bound.decode(data, None, valid, original.shape, [3, blocks, 0])
+        error = np.abs(decoded - original) * (True if valid is None else valid)
+        assert (error[:, 1] <= blocks).all()
+        assert error[:, 1].max() > 5
+        assert error[:, 0].max() <= 3
+        assert error[:, 2].max() == 0
+    other = blocks.copy()
+    other[0, 0, 0] += 1
+    with pytest.raises(ChecksumError):
+        bound.decode(data, None, valid, original.shape, [3, other, 0])
+    with pytest.raises(UnsupportedArrayError, match="bounds of shape"):
+        bound.encode(original, None, None, [3, blocks[:1], 0])
 
 
 def test_bounds_are_per_band():
@@ -215,11 +235,14 @@ def test_impossible_bounds_are_refused(bounds):
 
 _DECODE = """
 import sys, numpy as np
-from tec_zarr import bound
+from tec_zarr import bound, decode_chunk
 with np.load(sys.argv[1]) as case:
     shape = tuple(case["original"].shape)
     decoded = bound.decode(case["data"].tobytes(), None, None, shape, case["bounds"])
     assert np.abs(decoded.astype(np.int64) - case["original"]).max() <= 3
+    a, b = decode_chunk(case["frame"].tobytes())[0].astype(float)
+    c, d = case["pair"][0].astype(float)
+    assert np.abs((a - b) / (a + b) - (c - d) / (c + d)).max() <= 0.01
 """
 
 
@@ -237,7 +260,13 @@ def test_other_instruction_sets_decode_the_same(setting, tmp_path):
     original = scene(shape=(2, 3, 160, 144))
     bounds = [0, 1, 3]
     data = np.frombuffer(bound.encode(original, None, None, bounds), np.uint8)
-    np.savez(tmp_path / "case.npz", original=original, data=data, bounds=bounds)
+    pair = original[:1, :2].astype("u2")
+    by_index = ChunkSpec(bands=["B08", "B04"], max_error={"ndvi": 0.01})
+    frame = np.frombuffer(encode_chunk(pair, by_index), np.uint8)
+    np.savez(
+        tmp_path / "case.npz",
+        original=original, data=data, bounds=bounds, pair=pair, frame=frame,
+    )  # fmt: skip
     # The section holds a checksum of what the encoder decoded, so that any other result raises.
     run = subprocess.run(
         [sys.executable, "-c", _DECODE, str(tmp_path / "case.npz")],
