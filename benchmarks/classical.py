@@ -255,7 +255,7 @@ CODECS: tuple[Classical, ...] = (
     Classical(
         "av1-time",
         "libaom AV1 12-bit 4:0:0 over the dates, per band on one DN scale, cpu-used 4",
-        (14, 22, 30, 38, 46, 54),
+        (20, 29, 38, 47),
         av1_time,
         over_time=True,
     ),
@@ -263,7 +263,7 @@ CODECS: tuple[Classical, ...] = (
         "vvc-time",
         "vvenc 10-bit over the dates, per band on one DN scale, preset medium, perceptual "
         "optimisation and temporal filter off, no intra offset",
-        (10, 14, 18, 22, 26, 30),
+        (12, 17, 22, 27),
         vvc_time,
         over_time=True,
     ),
@@ -282,20 +282,20 @@ CODECS: tuple[Classical, ...] = (
     Classical(
         "klt-x265",
         "cube KLT, x265 12-bit 4:4:4, three components a stream, psy off, over the dates",
-        (8, 12, 16, 20, 24, 28, 32, 36, 40, 44),
+        (10, 16, 22, 28, 34, 40),
         klt_x265,
     ),
     Classical(
         "klt-x265-tuned",
         "the same, adaptive quantisation off, equal frame types, rd=6, no SEI",
-        (8, 12, 16, 20, 24, 28, 32, 36, 40, 44),
+        (10, 16, 22, 28, 34, 40),
         klt_x265_tuned,
     ),
     Classical(
         "klt-vvc",
         "cube KLT, vvenc 10-bit over the dates, a stream a component, one scale, settings as "
         "vvc-time",
-        (6, 11, 16, 21, 26, 31),
+        (8, 13, 18, 23, 28),
         klt_vvc,
         over_time=True,
     ),
