@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint wheel-check conformance golden clean
+.PHONY: bench demo test lint wheel-check conformance golden clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tec-zarr demo --out demo-out
@@ -32,6 +32,24 @@ conformance: $(VENV)/.test
 golden: $(VENV)/.test
 	$(BIN)/python tests/make_golden.py
 
+# Everything that docs/benchmarks.md says, measured again (an hour on 2 idle cores), and the pages
+# made of it. QUICK=1: one cube and few levels, in minutes, into build/bench; no page changes.
+# The reference implementation's speed needs its environment: REFERENCE_PYTHON=REFENV/bin/python.
+ifdef QUICK
+BENCH := --out build/bench
+BENCH_QUICK := --quick
+endif
+bench: $(VENV)/.bench
+	mkdir -p build/bench
+	$(BIN)/python benchmarks/rate_distortion.py $(BENCH) $(BENCH_QUICK)
+	$(BIN)/python benchmarks/downstream.py $(BENCH) $(BENCH_QUICK)
+	$(BIN)/python benchmarks/speed.py $(BENCH) $(if $(QUICK),--repeats 2 --psnr 42)
+	$(BIN)/python benchmarks/system.py $(BENCH) $(BENCH_QUICK)
+	$(BIN)/python benchmarks/bounded.py $(if $(QUICK),--dates 1 --out build/bench/bounded.json)
+	$(if $(REFERENCE_PYTHON),$(BIN)/python benchmarks/reference_speed.py \
+	  --reference-python $(REFERENCE_PYTHON) $(BENCH))
+	$(if $(QUICK),,$(BIN)/python benchmarks/report.py)
+
 # torch comes first and alone: pip then takes a CPU build that is at hand (--find-links, or
 # https://download.pytorch.org/whl/cpu) and the package's own torch>=2.4 is already satisfied.
 $(VENV)/.torch:
@@ -45,6 +63,10 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[benchmarks]'
 	touch $@
 
 clean:
