@@ -57,6 +57,7 @@ def cases() -> dict[str, tuple[np.ndarray, ChunkSpec]]:
         "quality-8": (dn[:1, :, :16, :16], ChunkSpec(quality=8)),
         "saturated": (saturated, ChunkSpec(quality=6)),
         "max-error": (edge[:1], ChunkSpec(max_error=[5] * 11 + [40])),
+        "indices": (edge[:1], ChunkSpec(max_error={"ndvi": 0.01, "nd:B8A,B04": 0.02, "B02": 5})),
         "lossless": (dn[0], ChunkSpec(max_error=0)),
         "lossless-float": (reflectance[:, :2], ChunkSpec(max_error=0)),
         "psnr": (dn[:1], ChunkSpec(psnr=40)),

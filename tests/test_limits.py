@@ -8,10 +8,11 @@ import pickle
 import numpy as np
 import pytest
 import toy
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tec_zarr import ChunkSpec, bound, decode_chunk, encode_chunk, synthetic
+from tec_zarr import ChunkSpec, bound, decode_chunk, encode_chunk, recompress, synthetic
 from tec_zarr.chunk import within_bounds
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.sentinel2 import L2A_BANDS
@@ -143,6 +144,20 @@ def test_the_default_model_takes_what_is_left_of_the_bands(cube):
     back = decode_chunk(encode_chunk(cube[:1], ChunkSpec(max_error={"ndmi": 0.02})))
     original = np.where(cube[:1] == 0, np.nan, cube[:1])
     assert index_error(original, back, L2A_BANDS.index("B08"), L2A_BANDS.index("B11")) <= 0.02
+
+
+def test_simulation_and_recompression_keep_to_them_too(tmp_path):
+    ds = synthetic.dataset(dates=1, size=32)
+    bounds = {"ndvi": 0.02, "all": 30}
+    ds.to_zarr(tmp_path / "source.zarr")
+    done = recompress(tmp_path / "source.zarr", tmp_path / "tec.zarr", max_error=bounds,
+                      model=toy.NAME, verify="full")  # fmt: skip
+    assert done.complete
+    simulated = ds.tec.simulate(model=toy.NAME, max_error=bounds).reflectance.values
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "tec.zarr").reflectance, simulated)
+    original = np.where(ds.reflectance == 0, np.nan, ds.reflectance)
+    at = [L2A_BANDS.index(b) for b in PAIR]
+    assert 0 < index_error(original, simulated, *at) <= 0.02
 
 
 @pytest.mark.parametrize("dtype", ["u2", "f4"])

@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from tec_zarr import config
 from tec_zarr.errors import ChecksumError, FormatError, LimitError, TecError, VersionError
 from tec_zarr.sentinel2 import L2A_BANDS
-from tec_zarr.stream import Axes, Header, Section, SectionKind, read_frame, write_frame
+from tec_zarr.stream import (
+    NO_BOUND,
+    Axes,
+    Header,
+    IndexBound,
+    Section,
+    SectionKind,
+    read_frame,
+    read_header,
+    write_frame,
+)
 
 DEFAULT = Header(
     model_id=1,
@@ -47,6 +57,12 @@ def headers(draw):
     dtype = draw(st.sampled_from(["<u2", ">u2", "<i2", ">i2", "<f4", ">f4", "<f8", ">f8"]))
     nodata = draw(st.lists(st.integers(0, 1000), unique=True, max_size=5).map(tuple))
     model_id = draw(st.integers(0, 3))
+    bounds, errors, indices = draw(st.none() | st.just((5,) * n_bands)), None, ()
+    if bounds is not None and draw(st.booleans()):
+        error = st.integers(0, 65535) if dtype[1] in "ui" else st.floats(0, 1e6, width=32)
+        errors = tuple(draw(error) for _ in range(n_bands))
+        if n_bands > 1 and draw(st.booleans()):
+            indices = (IndexBound(0, n_bands - 1, 0.01, 0.009),)
     return Header(
         model_id=model_id,
         model_name="" if model_id else draw(st.sampled_from(["mine", "a-b.c"])),
@@ -60,7 +76,9 @@ def headers(draw):
         nodata=nodata,
         scale=draw(st.just(1.0) | number),
         offset=draw(st.just(0.0) | number),
-        bounds=draw(st.none() | st.just((5,) * n_bands)),
+        bounds=bounds,
+        errors=errors,
+        indices=indices,
         parameters=draw(st.binary(max_size=200)),
         latents_crc=draw(st.integers(0, 2**32 - 1)),
     )
@@ -74,6 +92,36 @@ def test_frames_come_back_as_written(header, sections):
     frame = read_frame(write_frame(header, sections))
     assert frame.header == header
     assert list(frame.sections) == sections
+
+
+def test_bands_without_a_bound_have_no_error_but_those_of_an_index():
+    bounds = (5, NO_BOUND, NO_BOUND, 0)
+    header = dataclasses.replace(
+        DEFAULT, shape=(1, 4, 8, 8), bands=None, bounds=bounds, errors=(4, 3, float("nan"), 0),
+        indices=(IndexBound(0, 1, 0.5, 0.25),),
+    )  # fmt: skip
+    assert header.bounded == [0, 1, 3]
+    back = read_header(write_frame(header, SECTIONS)[:200])
+    np.testing.assert_array_equal(back.errors, header.errors)
+    assert dataclasses.replace(back, errors=None) == dataclasses.replace(header, errors=None)
+    assert dataclasses.replace(header, errors=None, indices=()).bounded == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bounds": None},
+        {"indices": (IndexBound(0, 4, 0.5, 0.25),)},
+        {"indices": (IndexBound(1, 1, 0.5, 0.25),)},
+        {"indices": (IndexBound(0, 1, -0.5, 0.25),)},
+        {"indices": (IndexBound(0, 1, 0.5, float("nan")),)},
+    ],
+)
+def test_errors_that_cannot_be_are_refused(wrong):
+    fields = {"bounds": (5,) * 4, "errors": (5, 4, 3, 2), "shape": (1, 4, 8, 8), "bands": None}
+    frame = write_frame(dataclasses.replace(DEFAULT, **fields | wrong), SECTIONS)
+    with pytest.raises(FormatError):
+        read_frame(frame)
 
 
 def test_every_flipped_bit_is_noticed():
