@@ -1,19 +1,28 @@
 """Recompress a synthetic archive: throughput per core, memory, scaling, overhead.
 
     python benchmarks/recompress.py [--gigabytes 5] [--model tec-s2] [--quality 4]
-        [--workers 1 2] [--folder DIR] [--out DIR]
+        [--folder DIR] [--out DIR]
 
 Writes an archive of several v2 blosc arrays (2048 x 2048 pixels, 4 dates, 12 bands: 0.4 GB each,
-or smaller ones for less in all) and recompresses it to sharded v3 on a LocalCluster of each number
-of workers, one thread each. Before, the same chunks are encoded in one process without Dask, Zarr
-or files: the difference in processor time is the overhead. Verification is off, then measured
-alone in a run with the fewest workers ("sample", the default). ``parts`` are the steps around the
-encoding, each alone.
+or smaller ones for less in all) and recompresses it to sharded v3 on a LocalCluster, one thread
+for each worker: one worker, two workers, and one without verification.
 
-Throughput is raw MB (10**6 bytes) per second. ``cpu_*`` numbers divide by the processor seconds of
-all workers: on a busy machine they are still the work done, which wall-clock numbers are not.
-``wall`` scaling means something only on an idle machine with a core for each worker;
-``load_before`` says how busy it was. Writes ``recompress.json``.
+Bare encoding is ``encode_chunk`` in a loop, in a process that is set up like a worker (one thread,
+the same memory settings) and has no Dask, no Zarr and no files. Its chunks are those of the first
+512 x 512 pixels of every array, which the rest of the array repeats: each pixel that the workers
+encode is encoded here too. It runs before, between and after the runs on workers, so that a
+machine that becomes slower or faster does so for both. ``bare_with_reading`` adds reading these
+pixels from the archive. The overhead is what the processor seconds of all worker processes, with
+everything that runs in them, are more than those of bare encoding for as many bytes.
+
+``worker_cpu_s`` says where these seconds went: ``encode`` is measured inside ``encode_chunk`` on
+the worker, ``event_loop`` is Dask's main thread, ``rest`` is Zarr's pipeline and what else is left.
+``parts`` are the steps around the encoding, each alone.
+
+MB are 10**6 raw bytes. Numbers with ``cpu`` divide by processor seconds: on a busy machine they
+are still the work done. The others are of the wall clock, and mean something only when
+``others_cores``, the cores that other processes used meanwhile, is small. Writes
+``recompress.json``.
 """
 
 from __future__ import annotations
@@ -21,14 +30,20 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
+import multiprocessing
 import os
+import resource
 import shutil
 import tempfile
+import threading
 import time
 import zlib
-from dataclasses import replace
-from importlib import import_module
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numcodecs
 import numpy as np
@@ -38,15 +53,13 @@ from environment import ROOT, commit, environment
 from zarr.storage import LocalStore
 
 from tec_zarr import synthetic
-from tec_zarr.batch import RecompressReport, recompress
+from tec_zarr.batch import recompress
 from tec_zarr.chunk import ChunkSpec, encode_chunk
 from tec_zarr.manifest import Done, Manifest
 from tec_zarr.sentinel2 import L2A_BANDS
 
-SIDE, DATES, BANDS = 2048, 4, 12
+SIDE, TILE, CHUNK, DATES, BANDS = 2048, 512, 256, 4, 12
 SOURCE_CHUNK = (1, BANDS, 512, 512)
-BARE_CHUNKS = 24
-"""Chunks that are encoded without Dask; enough for a stable mean."""
 MARKERS = TASKS = 500
 """How often the small things are done, to see how long they take."""
 
@@ -54,53 +67,73 @@ MARKERS = TASKS = 500
 def write_archive(path: Path, gigabytes: float) -> int:
     """Several arrays, each another landscape, tiled to its size; returns the raw bytes."""
     raw_array = DATES * BANDS * SIDE * SIDE * 2
-    count = max(2, round(gigabytes * 1e9 / raw_array))
-    side = min(SIDE, int((gigabytes * 1e9 / count / (DATES * BANDS * 2)) ** 0.5) // 256 * 256)
+    count = max(2, math.ceil(gigabytes * 1e9 / raw_array))
+    side = SIDE
+    if count * raw_array > 2e9 * gigabytes:
+        side = max(1, int(SIDE * math.sqrt(gigabytes * 1e9 / count / raw_array)) // TILE) * TILE
     root = zarr.create_group(path, zarr_format=2)
     band = root.create_array("band", shape=(BANDS,), dtype="U3", chunks=(BANDS,))
     band[:] = np.array(L2A_BANDS)
     band.attrs["_ARRAY_DIMENSIONS"] = ["band"]
     for number in range(count):
-        tile = synthetic.cube(dates=DATES, size=min(512, side), seed=number).values
-        repeats = -(-side // tile.shape[-1])
+        tile = synthetic.cube(dates=DATES, size=TILE, seed=number).values
         array = root.create_array(
             f"tile_{number:02d}", shape=(DATES, BANDS, side, side), dtype="uint16",
             chunks=SOURCE_CHUNK, compressors=numcodecs.Blosc("zstd", 3), fill_value=0,
         )  # fmt: skip
         array.attrs["_ARRAY_DIMENSIONS"] = ["time", "band", "y", "x"]
-        array[:] = np.tile(tile, (1, 1, repeats, repeats))[..., :side, :side]
+        array[:] = np.tile(tile, (1, 1, side // TILE, side // TILE))
     return count * DATES * BANDS * side * side * 2
 
 
-def bare_encoding(path: Path, model: str, quality: float) -> float:
-    """Raw MB per processor second of encode_chunk alone, on chunks of (4, 12, 256, 256)."""
-    import torch
+@dataclass(frozen=True)
+class Bare:
+    """Sums over chunks that were encoded without Dask, Zarr or files."""
 
-    torch.set_num_threads(1)
+    megabytes: float
+    read_cpu_s: float
+    encode_cpu_s: float
+    encode_wall_s: float
+
+    def __add__(self, other: Bare) -> Bare:
+        return Bare(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(),
+                                            strict=True)))  # fmt: skip
+
+
+def bare(path: Path, model: str, quality: float) -> Bare:
+    """Encode what all of the archive consists of."""
+    from tec_zarr.dask_worker import WarmUp
+
     spec = ChunkSpec(model=model, quality=quality, bands=L2A_BANDS)
+    WarmUp([(model, str(spec.weights_sha256))]).setup(None)
+    warm(model, quality)
     root = zarr.open(path, mode="r")
-    names = [name for name in sorted(root.array_keys()) if name != "band"]
-    arrays = [root[name] for name in names]
-    side = arrays[0].shape[-1] // 256
-    cells = [(a, y, x) for a in arrays for y in range(side) for x in range(side)]
-    cells = cells[:: max(1, len(cells) // BARE_CHUNKS)]
-    blocks = [a[:, :, y * 256 : (y + 1) * 256, x * 256 : (x + 1) * 256] for a, y, x in cells]
-    encode_chunk(blocks[0], spec)
-    start = time.process_time()
-    for block in blocks:
-        encode_chunk(block, spec)
-    return sum(b.nbytes for b in blocks) / 1e6 / (time.process_time() - start)
+    total = Bare(0, 0, 0, 0)
+    for name in sorted(set(root.array_keys()) - {"band"}):
+        start = time.process_time()
+        block = root[name][:, :, :TILE, :TILE]
+        read = time.process_time() - start
+        chunks = [block[:, :, y : y + CHUNK, x : x + CHUNK]
+                  for y in range(0, TILE, CHUNK) for x in range(0, TILE, CHUNK)]  # fmt: skip
+        start, began = time.process_time(), time.perf_counter()
+        for chunk in chunks:
+            encode_chunk(chunk, spec, padding=(0,))
+        spent = time.process_time() - start, time.perf_counter() - began
+        total += Bare(block.nbytes / 1e6, read, *spent)
+    return total
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it where nothing else has run."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def parts(source: Path, folder: Path) -> dict[str, float]:
     """What stands around the encoding, each alone, in processor time of this process."""
-    root = zarr.open(source, mode="r")
-    array = root["tile_00"]
+    block = zarr.open(source, mode="r")["tile_00"][...]
     start = time.process_time()
-    block = array[...]
-    read = time.process_time() - start
-    start = time.process_time()
-    zlib.crc32(block.tobytes())
+    zlib.crc32(block.reshape(-1).view(np.uint8))
     checksum = time.process_time() - start
     manifest = Manifest(LocalStore(folder))
     done = Done(0, 0, 0, {"tile_00/c/0/0/0/0": (10**6, 0)}, 10**8, 10**7, 10**6, 0.0, 0, 0.0, 1.0)
@@ -120,7 +153,6 @@ def parts(source: Path, folder: Path) -> dict[str, float]:
         client.gather(client.map(abs, range(10, 10 + TASKS)))
         schedule = time.process_time() - start
     return {
-        "read_blosc_cpu_MB_per_s": round(block.nbytes / 1e6 / read, 1),
         "checksum_cpu_MB_per_s": round(block.nbytes / 1e6 / checksum, 1),
         "mark_region_cpu_ms": round(1e3 * mark / MARKERS, 3),
         "read_record_of_region_cpu_ms": round(1e3 * resume / MARKERS, 3),
@@ -128,59 +160,102 @@ def parts(source: Path, folder: Path) -> dict[str, float]:
     }
 
 
-def cpu_and_memory(client: Client) -> tuple[float, float]:
-    """Processor seconds of all workers so far, and the largest peak of resident memory (MB)."""
-    usage = client.run(worker_usage).values()
-    return sum(cpu for cpu, _ in usage), max(peak for _, peak in usage)
+# On the worker
+
+def warm(model: str, quality: float) -> None:
+    """Encode a chunk, so that imports and the model's start are not counted."""
+    noise = np.random.default_rng(0).integers(1, 3000, (1, BANDS, 64, 64)).astype("uint16")
+    encode_chunk(noise, ChunkSpec(model=model, quality=quality, bands=L2A_BANDS))
 
 
-def worker_usage() -> tuple[float, float]:
-    """Of the process that calls it."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return time.process_time(), int(status["VmHWM"].split()[0]) / 1024
+def install_stopwatch(model: str, quality: float, dask_worker: Any) -> None:
+    """Measure the steps of this worker from now on, in processor seconds."""
+    from tec_zarr import batch, zarr3
+
+    warm(model, quality)
+    seconds = dask_worker.stopwatch = dict.fromkeys(("encode", "read", "verify", "checksum"), 0.0)
+
+    def measured(name: str, function: Callable[..., Any], clock: Callable[[], float]) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = clock()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds[name] += clock() - start
+
+        return call
+
+    zarr3.encode_chunk = measured("encode", zarr3.encode_chunk, time.thread_time)
+    # These run in several threads, of which only they do anything then.
+    batch._read = measured("read", batch._read, time.process_time)
+    batch._verify = measured("verify", batch._verify, time.process_time)
+    batch._crc = measured("checksum", batch._crc, time.process_time)
+
+
+def read_stopwatch(dask_worker: Any) -> tuple[float, float, dict[str, float]]:
+    """Processor seconds of this worker so far, its peak of memory (MB), and the steps."""
+    main = threading.main_thread().native_id
+    fields = Path(f"/proc/self/task/{main}/stat").read_text().rpartition(")")[2].split()
+    loop = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return time.process_time(), peak, {**dask_worker.stopwatch, "event_loop": loop}
+
+
+def busy_cores_s() -> float:
+    """Core seconds that this machine has worked since it started, for whomever."""
+    user, nice, system, _, _, interrupts, soft, *_ = (
+        int(n) for n in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
 
 
 def run(
     source: Path, target: Path, workers: int, verify: str, model: str, quality: float
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """One recompression on a fresh cluster, whose start is not part of the time."""
     with (
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         client.wait_for_workers(workers)
-        client.run(warm, model, quality)
-        before, idle_peak = cpu_and_memory(client)
-        load = os.getloadavg()[0]
-        report: RecompressReport = recompress(
+        client.run(install_stopwatch, model, quality)
+        before = client.run(read_stopwatch)
+        busy, own = busy_cores_s(), time.process_time()
+        report = recompress(
             source, target, client=client, model=model, quality=quality, verify=verify,
             progress=False,
         )  # fmt: skip
-        after, peak = cpu_and_memory(client)
+        own, busy = time.process_time() - own, busy_cores_s() - busy
+        after = client.run(read_stopwatch)
     if not report.complete:
         raise SystemExit("\n".join(map(str, report.failures)))
     shutil.rmtree(target)
+    cpu = sum(after[w][0] - before[w][0] for w in after)
+    steps = {
+        name: sum(after[w][2][name] - before[w][2][name] for w in after)
+        for name in next(iter(after.values()))[2]
+    }
     megabytes = report.raw_bytes / 1e6
     return {
         "workers": workers,
         "verify": verify,
-        "load_before": round(load, 2),
         "regions": report.regions,
         "ratio": round(report.ratio, 2),
+        "psnr": round(report.psnr, 2) if report.verified else None,
+        "verified_share": round(report.verified / report.samples, 4),
         "wall_s": round(report.seconds, 1),
         "wall_MB_per_s": round(megabytes / report.seconds, 3),
-        "cpu_s": round(after - before, 1),
-        "cpu_MB_per_s": round(megabytes / (after - before), 3),
-        "worker_peak_MB": round(peak),
-        "worker_start_MB": round(idle_peak),
+        "cpu_s": round(cpu, 1),
+        "cpu_MB_per_s": round(megabytes / cpu, 3),
+        "client_and_scheduler_cpu_s": round(own, 1),
+        "others_cores": round((busy - cpu - own) / report.seconds, 2),
+        "worker_cpu_s": {
+            **{name: round(seconds, 2) for name, seconds in steps.items()},
+            "rest": round(cpu - sum(steps.values()), 2),
+        },
+        "worker_peak_MB": [round(peak) for _, peak, _ in after.values()],
+        "worker_start_MB": [round(peak) for _, peak, _ in before.values()],
     }
-
-
-def warm(model: str, quality: float) -> None:
-    """Encode a chunk, so that imports and the model's start are not counted, as in the bare run."""
-    import_module("tec_zarr.dask_worker")
-    noise = np.random.default_rng(0).integers(1, 3000, (1, BANDS, 64, 64)).astype("uint16")
-    encode_chunk(noise, ChunkSpec(model=model, quality=quality, bands=L2A_BANDS))
 
 
 def main() -> None:
@@ -189,19 +264,27 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=5)
     parser.add_argument("--model", default="tec-s2")
     parser.add_argument("--quality", type=float, default=4)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", type=Path, help="where the archive is written")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
+    # As Dask's nanny sets them for workers: bare encoding has one thread too.
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         source, target = Path(name) / "source.zarr", Path(name) / "tec.zarr"
         raw = write_archive(source, arguments.gigabytes)
         coding = (arguments.model, arguments.quality)
         around = parts(source, Path(name) / "manifest")
-        bare = bare_encoding(source, *coding)
-        runs = [run(source, target, n, "none", *coding) for n in sorted(arguments.workers)]
-        verified = run(source, target, min(arguments.workers), "sample", *coding)
-    first, last = runs[0], runs[-1]
+        alone, runs = [], []
+        for workers, verify in ((1, "sample"), (2, "sample"), (1, "none")):
+            alone.append(in_fresh_process(bare, source, *coding))
+            runs.append(run(source, target, workers, verify, *coding))
+            print(json.dumps([asdict(alone[-1]), runs[-1]]), flush=True)
+        alone.append(in_fresh_process(bare, source, *coding))
+    total = sum(alone[1:], alone[0])
+    encoding = total.megabytes / total.encode_cpu_s
+    with_reading = total.megabytes / (total.encode_cpu_s + total.read_cpu_s)
+    one, two, unverified = runs
     results = {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
@@ -210,17 +293,22 @@ def main() -> None:
         "raw_bytes": raw,
         "model": arguments.model,
         "quality": arguments.quality,
-        "bare_encoding_cpu_MB_per_s": round(bare, 3),
-        "overhead": round(bare / first["cpu_MB_per_s"] - 1, 4),
-        "overhead_with_verification": round(bare / verified["cpu_MB_per_s"] - 1, 4),
-        "scaling": {
-            "from": first["workers"],
-            "to": last["workers"],
-            "wall": round(last["wall_MB_per_s"] / first["wall_MB_per_s"], 3),
-            "cpu": round(last["cpu_MB_per_s"] / first["cpu_MB_per_s"], 3),
+        "bare_cpu_MB_per_s": round(encoding, 3),
+        "bare_cpu_MB_per_s_each_time": [round(b.megabytes / b.encode_cpu_s, 3) for b in alone],
+        "bare_wall_MB_per_s": round(total.megabytes / total.encode_wall_s, 3),
+        "bare_with_reading_cpu_MB_per_s": round(with_reading, 3),
+        "read_blosc_cpu_MB_per_s": round(total.megabytes / total.read_cpu_s, 1),
+        "overhead": {
+            "over_encoding": round(encoding / unverified["cpu_MB_per_s"] - 1, 4),
+            "over_reading_and_encoding": round(with_reading / unverified["cpu_MB_per_s"] - 1, 4),
+            "over_encoding_with_verification": round(encoding / one["cpu_MB_per_s"] - 1, 4),
+        },
+        "scaling_from_1_to_2": {
+            "wall": round(two["wall_MB_per_s"] / one["wall_MB_per_s"], 3),
+            "cpu": round(two["cpu_MB_per_s"] / one["cpu_MB_per_s"], 3),
         },
         "parts": around,
-        "runs": [*runs, verified],
+        "runs": runs,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1)

@@ -186,6 +186,28 @@ def test_strings_and_missing_chunks_are_copied(tmp_path):
     np.testing.assert_array_equal(new["B04"][:], scene_[:])
 
 
+def test_empty_chunks_are_left_out_as_zarr_does_it(tmp_path):
+    """Also one beside full ones, and not one that merely begins with nodata."""
+    dn = scene((2, 12, 90, 50)).astype("uint16")
+    dn[:, :, :20, :20] = 0
+    dn[:, :, 40:, 20] = 0
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
+    array = group.create_array("dn", data=dn, chunks=(1, 12, 20, 20), fill_value=0)
+    array.attrs["_ARRAY_DIMENSIONS"] = ["time", "band", "y", "x"]
+    settings = {"variables": ["dn"], "chunks": {"y": 20, "x": 20}, **TOY}
+    assert recompress(tmp_path / "a.zarr", tmp_path / "b.zarr", **settings).complete
+    new = zarr.open(tmp_path / "b.zarr")["dn"]
+    assert new.shards is not None
+    plain = zarr.from_array(tmp_path / "c.zarr", data=new, write_data=False)
+    plain[:] = dn
+    data = {name: b for name, b in tree(tmp_path / "c.zarr").items() if name.startswith("c/")}
+    assert data == {
+        name.removeprefix("dn/"): b
+        for name, b in tree(tmp_path / "b.zarr").items() if name.startswith("dn/c/")
+    }  # fmt: skip
+    np.testing.assert_array_equal(new[:] == 0, dn == 0)
+
+
 def test_regions_follow_the_chunks_of_the_source():
     """So that a source chunk is decoded once; EOPF's 5490 pixels have no multiple of 256."""
     for length in (512, 549, 1098, 5490, 10980):
