@@ -180,21 +180,24 @@ class ChunkSpec:
         given = [name for name, value in targets.items() if value is not None]
         if len(given) > 1:
             raise UnsupportedArrayError(f"{' and '.join(given)} were given, take one of them")
-        if isinstance(self.max_error, Mapping):
-            object.__setattr__(self, "max_error", NamedBounds(self.max_error))
+        bands = None if self.bands is None else band_names(self.bands)
+        max_error: Any = self.max_error
+        if isinstance(max_error, Mapping):
+            max_error = NamedBounds(max_error)
             given.remove("max_error")
-            if self.bands is not None:  # say at once which of them are not there
-                resolve(self.max_error, len(tuple(self.bands)), band_names(self.bands))
+            if bands is not None:  # say at once which of them are not there
+                resolve(max_error, len(bands), bands)
         for name in given:
             values = np.atleast_1d(np.asarray(targets[name], np.float64))
             if not (values.size and np.isfinite(values).all() and (values >= 0).all()):
                 raise UnsupportedArrayError(f"{name} is {targets[name]}, it must be 0 or more")
-        if self.max_error is not None and np.ndim(self.max_error):
-            object.__setattr__(self, "max_error", tuple(float(v) for v in self.max_error))
+        if max_error is not None and np.ndim(max_error):
+            max_error = tuple(float(v) for v in max_error)
         weights = self.weights_sha256 or find_model(self.model).weights[0]
         for name, value in (
             ("quality", float(self.quality)),
-            ("bands", None if self.bands is None else band_names(self.bands)),
+            ("bands", bands),
+            ("max_error", max_error),
             ("nodata", self.fill_values),
             ("offset", float(self.offset)),
             ("scale", None if self.scale is None else float(self.scale)),
@@ -474,7 +477,9 @@ def _bounded(part: _Part, limits: Limits) -> _Coded:
         precision = float(np.finfo(samples.dtype).eps) if samples.dtype.kind == "f" else 0.0
         levels = block_levels(values, taken, known, measured, limits, bounds, precision)
     dn = dn.astype(np.int32)
-    for less in (0, 1, 2, NO_BOUND):  # tighter, or new samples would miss in each attempt
+    # Tighter, or new samples would miss in each attempt. Without loss what misses is always the
+    # same, so that the last attempt has nothing to list.
+    for less in (0, 1, 2, NO_BOUND, NO_BOUND):
         bounds = [b if b == NO_BOUND and c in limits.mapped + free else max(b - less, 0)
                   for c, b in enumerate(bounds)]  # fmt: skip
         levels = None if levels is None else np.maximum(levels - less, 0).astype(np.int32)
@@ -496,6 +501,11 @@ def _bounded(part: _Part, limits: Limits) -> _Coded:
         mask = list_exactly(mask, samples, missed)
         measured = mask.labels == 0
         dn[missed] = 0
+    else:
+        raise TecError(
+            f"{missed.sum()} samples of a chunk of shape {samples.shape} would exceed their "
+            "bounds; this is a bug of tec_zarr, nothing was written, please report it"
+        )
     errors = _largest_errors(samples, decoded, measured)
     errors[free] = np.nan
     return _Coded(

@@ -19,6 +19,7 @@ from tec_zarr.sentinel2 import L2A_BANDS
 from tec_zarr.stream import SectionKind, read_frame, read_header
 
 PAIR = ("B08", "B04")
+KINDS = ["noise", "vegetation", "water", "dark", "hot", "checkerboard", "negative"]
 
 
 def spec(**arguments) -> ChunkSpec:
@@ -53,6 +54,7 @@ def picture(kind, rng, shape):
         "vegetation": lambda: np.stack([3000 * relief, 250 / relief])[None] * np.ones(shape)
         + rng.normal(0, 20, shape),
         "water": lambda: rng.integers(1, 60, shape),
+        "dark": lambda: 0.3 + 4 * rng.random(shape),
         "hot": lambda: 900 + 64000 * (rng.random(shape) < 0.01),
         "checkerboard": lambda: np.indices(shape).sum(0) % 2 * 9000 + 1,
         "negative": lambda: rng.integers(-300, 300, shape),
@@ -61,7 +63,7 @@ def picture(kind, rng, shape):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    kind=st.sampled_from(["noise", "vegetation", "water", "hot", "checkerboard", "negative"]),
+    kind=st.sampled_from(KINDS),
     dtype=st.sampled_from(["<u2", ">u2", "<i2", "<f4", "<f8"]),
     allowed=st.sampled_from([0, 0.0005, 0.01, 0.05, 0.4, 3]),
     every=st.sampled_from([None, 0, 1, 5, 10, 50, 200]),
@@ -236,4 +238,4 @@ def test_floats_that_are_no_dn_cost_no_more_than_their_bytes(monkeypatch):
     frame = encode_chunk(array, spec(nodata=None, max_error=0))
     np.testing.assert_array_equal(decode_chunk(frame), array)
     assert len(frame) <= 1.02 * array.nbytes + 200
-    assert len(calls) <= 4, "encoding takes a bounded number of attempts"
+    assert len(calls) <= 5, "encoding takes a bounded number of attempts"
