@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -119,13 +120,21 @@ def weigh(obj: xr.DataArray | xr.Dataset, *, quality: float = 4.0, **options: An
     return total
 
 
-def report(decoded: xr.DataArray | xr.Dataset, original: xr.DataArray | xr.Dataset) -> pd.DataFrame:
+def report(
+    decoded: xr.DataArray | xr.Dataset,
+    original: xr.DataArray | xr.Dataset,
+    *,
+    html: str | Path | None = None,
+) -> pd.DataFrame:
     """How far ``decoded`` is from ``original``, per band and per index.
 
     Parameters
     ----------
     decoded, original : DataArray or Dataset
         Same dates, bands and pixels; DN (integers) or reflectance (floats).
+    html : str or Path, optional
+        Write a page to look at, too: pictures, error maps, other codecs
+        (`tec_zarr.html_report.page`).
 
     Returns
     -------
@@ -174,7 +183,12 @@ def report(decoded: xr.DataArray | xr.Dataset, original: xr.DataArray | xr.Datas
             if error.size:
                 errors = error.mean(), np.abs(error).mean(), np.abs(error).max()
                 rows[index] = (math.nan, math.nan, math.nan, *errors)
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).astype(float)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).astype(float)
+    if html is not None:
+        from tec_zarr.html_report import page
+
+        Path(html).write_text(page(a, b, table=table), encoding="utf-8")
+    return table
 
 
 def preview(obj: xr.DataArray | xr.Dataset, time: int = 0) -> xr.DataArray:
@@ -233,9 +247,11 @@ class _TecAccessor:
         """Bytes that it will take: `tec_zarr.accessor.weigh`."""
         return weigh(self._obj, quality=quality, **options)
 
-    def report(self, original: xr.DataArray | xr.Dataset) -> pd.DataFrame:
+    def report(
+        self, original: xr.DataArray | xr.Dataset, *, html: str | Path | None = None
+    ) -> pd.DataFrame:
         """How far it is from ``original``: `tec_zarr.accessor.report`."""
-        return report(self._obj, original)
+        return report(self._obj, original, html=html)
 
     def preview(self, time: int = 0) -> xr.DataArray:
         """True-colour picture of one date: `tec_zarr.accessor.preview`."""
