@@ -38,7 +38,8 @@ class Tables:
     frequencies : (N, 2 R + 1) integer array
         Row i holds the frequencies of the symbols ``-r_i .. r_i`` around its centre column, zero
         beyond; every row sums to 2**16.  The two end symbols of a row are escapes.  A row with only
-        its centre says that the symbol is always zero: such symbols are not coded.
+        its centre says that the symbol is always zero: such symbols are not coded.  These rows
+        come first.
     """
 
     def __init__(self, frequencies: np.ndarray):
@@ -54,6 +55,10 @@ class Tables:
         ]
         if any((row == 0).any() for row in self.rows):
             raise FormatError("a probability table has a symbol of frequency zero inside its range")
+        #: How many tables code nothing; they come first.
+        self.silent = int((self.reach == 0).sum())
+        if self.reach[: self.silent].any():
+            raise FormatError("a probability table that codes nothing follows one that does")
 
     def cumulative(self, index: int) -> np.ndarray:
         """24-bit cumulative frequencies of the coder: each symbol also gets one unit of its own."""
@@ -194,29 +199,42 @@ class SymbolDecoder:
     def get(self, index: np.ndarray) -> np.ndarray:
         """Symbols (int32) of 1-D table indexes (uint8), in the order given.
 
+        Zero where the table codes nothing.
+
         Raises
         ------
         FormatError
             The bytes are not a stream of these tables.
         """
-        order = np.argsort(index, kind="stable")
-        counts = np.bincount(index, minlength=len(self.tables.rows))
+        tables, out = self.tables, np.zeros(len(index), np.int32)
+        # Most of a picture's symbols may be of tables that code nothing: leave them out of the
+        # sorting, unless they are few.
+        live = index >= tables.silent
+        count = np.count_nonzero(live)
+        if 2 * count > len(index):
+            places = np.argsort(index, kind="stable")[len(index) - count :]
+        else:
+            places = np.flatnonzero(live)
+            places = places[np.argsort(index[places], kind="stable")]
+        edges = np.searchsorted(index[places], np.arange(len(tables.rows) + 1, dtype=np.uint8))
+        counts = edges[1:] - edges[:-1]
         used = np.flatnonzero(counts)
-        symbols = np.empty(len(index), np.int32)
-        start = 0
         try:
-            for table, count in zip(used.tolist(), counts[used].tolist(), strict=True):
-                symbols[start : start + count] = self.source.take(self.tables, table, count)
-                start += count
-            reach = np.repeat(self.tables.reach[used], counts[used])
+            parts = [
+                self.source.take(tables, table, number)
+                for table, number in zip(used.tolist(), counts[used].tolist(), strict=True)
+            ]
+            if not parts:
+                return out
+            symbols = np.concatenate(parts)
+            reach = np.repeat(tables.reach[used], counts[used])
             symbols -= reach
             escaped = np.flatnonzero(np.abs(symbols) == reach)
             if len(escaped):
                 symbols[escaped] += np.sign(symbols[escaped]) * self.source.uniform(len(escaped))
         except (AssertionError, ValueError) as error:
             raise FormatError(f"the entropy-coded bytes are not a valid stream ({error})") from None
-        out = np.empty(len(index), np.int32)
-        out[order] = symbols
+        out[places] = symbols
         return out
 
 

@@ -142,6 +142,23 @@ def test_training_sees_the_networks_that_code():
         assert (step.index.transpose(1, 2) == index).float().mean() > 0.999
 
 
+@pytest.mark.parametrize(("quality", "size"), [(1.0, (200, 40)), (4.3, (40, 33)), (8.0, (136, 96))])
+@pytest.mark.parametrize("bands", [1, 12])
+@torch.no_grad()
+def test_training_sees_the_pixels_that_are_decoded(model, cube, quality, size, bands):
+    part = np.resize(cube[0], (bands, 200, 96))[:, : size[0], : size[1]]
+    encoded, decoded = roundtrip(model, part[None], quality)
+    latents, context = model.decode_latents(encoded.sections[0], part.shape, quality)
+    rows, columns = -(-size[0] // 8), -(-size[1] // 8)
+    steps = torch.from_numpy(latents.astype(np.float32) / 16).view(1, rows, columns, -1)
+    components = model.net.synthesise(
+        steps.permute(0, 3, 1, 2), context.quality.float(), context.condition
+    )[0, :, : size[0], : size[1]]
+    spectral = context.spectral
+    pixels = np.einsum("ck,kyx->cyx", spectral.basis[:, :12], components[:bands])
+    assert np.abs(pixels + spectral.mean[:, None, None] - decoded[0]).max() < 0.05
+
+
 def test_a_layer_that_float32_cannot_add_exactly_is_refused():
     conv = IntConv(1440, 2, 1, 32.0)
     weight, exponent, bias = (

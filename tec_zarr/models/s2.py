@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +30,7 @@ from tec_zarr.models.registry import Encoded
 from tec_zarr.models.s2_integer import IntegerModel
 from tec_zarr.models.s2_net import (
     BLOCK,
+    CHANNELS,
     COMPONENTS,
     COND_LOW,
     GROUPS,
@@ -38,12 +39,15 @@ from tec_zarr.models.s2_net import (
     S2Net,
     step_size,
 )
+from tec_zarr.models.s2_synthesis import Synthesis
 
 #: Rate-distortion trade of the quantiser: bits saved against squared error in steps (as in
 #: training).
 LAMBDA = 8.0
-#: A group whose latents all lie below this (in steps) is not coded at all.
+#: A group whose latents all lie below this (in steps) is not coded at all,
 SILENT = 0.6
+#: nor is one that gains less than its own bits and this share of all: decoding it takes time.
+WORTHWHILE = 0.005
 
 
 class SymbolSink(Protocol):
@@ -59,6 +63,7 @@ class _Context:
     spectral: klt.Klt
     condition: Tensor  # (1, 13) float32
     quality: Tensor  # (1,) float64
+    channels: int = CHANNELS  # latents from here on are zero
 
 
 class TecS2:
@@ -78,6 +83,7 @@ class TecS2:
         self.net = net.eval().requires_grad_(False)
         self.analysis = copy.deepcopy(self.net).double()
         self.entropy = IntegerModel(self.net)
+        self.synthesis = Synthesis(self.net)
         self.tables = tables
         self.weights_sha256 = weights_sha256
 
@@ -121,7 +127,9 @@ class TecS2:
         for date, section in zip(out, sections, strict=True):
             latents, context = self.decode_latents(section, shape[1:], quality)
             crc = zlib.crc32(_checked(latents), crc)
-            date[:] = self._pixels(latents, context, shape[1:])
+            self.synthesis(
+                latents, context.channels, quality, context.condition, context.spectral, date
+            )
         return out, crc
 
     # ---- one date
@@ -146,15 +154,30 @@ class TecS2:
         flat = latents.flatten(1).T.numpy()  # (positions, channels)
         weight = _lagrangian(quality) * np.exp2(2 * self._gain(context.quality))
         decoded = np.zeros(flat.shape, np.int32)
+        flags, passes, total, bits, worth = 0, [], 0.0, 0.0, 0.0
         for step in self.entropy.steps(context.condition, *latents.shape[1:], coded):
+            channels, places = step.channels, step.places.numpy()
+            part = np.ix_(places, np.arange(channels.start, channels.stop))
             mean, index = step.mean[0].numpy(), step.index[0].numpy()
-            part = np.ix_(step.places.numpy(), np.arange(step.channels.start, step.channels.stop))
-            symbols = self._quantise(flat[part] - mean / MEAN_GRID, index, weight[step.channels])
-            live = self.tables.coded[index]
-            coder.put(symbols[live], index[live])
+            symbols, spent, gained = self._quantise(
+                flat[part], mean / MEAN_GRID, index, weight[channels]
+            )
+            bits, worth = bits + spent, worth + gained
             step.write(torch.from_numpy(symbols)[None])
             decoded[part] = step.units[0]
-        flags = sum(on << i for i, on in enumerate(coded))
+            live = index >= self.tables.silent
+            passes.append((symbols[live], index[live]))
+            if not step.last:
+                continue
+            if step.group and worth < bits + WORTHWHILE * (total + bits):
+                step.discard()
+                decoded[:, channels] = 0
+            else:
+                flags |= 1 << step.group
+                total += bits
+                for coded_symbols, tables in passes:
+                    coder.put(coded_symbols, tables)
+            passes, bits, worth = [], 0.0, 0.0
         return header + bytes([flags]), _checked(decoded)
 
     @torch.inference_mode()
@@ -173,48 +196,45 @@ class TecS2:
         if rest[0] >> len(GROUPS):
             raise FormatError(f"a section flags channel groups that tec-s2 lacks ({rest[0]:#04x})")
         coded = tuple(bool(rest[0] >> i & 1) for i in range(len(GROUPS)))
-        context = _context(spectral, quality)
+        channels = sum(GROUPS[: 1 + max((i for i, on in enumerate(coded) if on), default=0)])
+        context = replace(_context(spectral, quality), channels=channels)
         decoder = SymbolDecoder(self.tables, rest[1:], reference)
         rows, columns = -(-height // BLOCK), -(-width // BLOCK)
         decoded = np.zeros((rows * columns, sum(GROUPS)), np.int32)
         for step in self.entropy.steps(context.condition, rows, columns, coded):
-            index = step.index[0].numpy()
-            live = self.tables.coded[index]
-            symbols = np.zeros(index.shape, np.int32)
-            symbols[live] = decoder.get(index[live])
-            step.write(torch.from_numpy(symbols)[None])
+            symbols = decoder.get(step.index.flatten().numpy())
+            step.write(torch.from_numpy(symbols).view(step.index.shape))
             decoded[step.places.numpy(), step.channels] = step.units[0]
         return decoded, context
-
-    @torch.inference_mode()
-    def _pixels(self, latents: np.ndarray, context: _Context, shape: tuple[int, ...]) -> np.ndarray:
-        _, height, width = shape
-        used = context.spectral.used
-        steps = torch.from_numpy(latents).float().div_(MEAN_GRID)
-        grid = steps.view(-(-height // BLOCK), -(-width // BLOCK), -1).permute(2, 0, 1)[None]
-        components = self.net.synthesise(grid, context.quality.float(), context.condition, used)
-        components = components[0, :, :height, :width]
-        basis = torch.from_numpy(context.spectral.basis[:, :used]).float()
-        mean = torch.from_numpy(context.spectral.mean).float()
-        return torch.addmm(mean[:, None], basis, components.reshape(used, -1)).view(shape).numpy()
 
     def _gain(self, quality: Tensor) -> np.ndarray:
         """log2 of each channel's step over the base step, (M,)."""
         steps = self.analysis.steps(quality)[0, :, 0, 0]
         return torch.log2(steps / step_size(float(quality[0]))).numpy()
 
-    def _quantise(self, residual: np.ndarray, index: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """Rate-distortion optimised rounding: the nearest integer or the one towards zero."""
+    def _quantise(
+        self, latents: np.ndarray, mean: np.ndarray, index: np.ndarray, weight: np.ndarray
+    ) -> tuple[np.ndarray, float, float]:
+        """Rate-distortion optimised rounding: the nearest integer or the one towards zero.
+
+        Returns the symbols (int32), their bits, and what they gain over zero latents, in bits.
+        """
+        residual = latents - mean
         nearest = np.rint(residual)
         lower = nearest - np.sign(nearest)
         bits, width = self.tables.bits, self.tables.bits.shape[1] // 2
         near = np.clip(nearest, -width, width).astype(np.intp) + width
         low = np.clip(lower, -width, width).astype(np.intp) + width
+        near_bits, low_bits = bits[index, near], bits[index, low]
         with np.errstate(invalid="ignore"):  # inf - inf where nothing is coded
-            saved = bits[index, near] - bits[index, low]
+            saved = near_bits - low_bits
         worse = weight * ((residual - lower) ** 2 - (residual - nearest) ** 2)
-        symbols = np.where(saved > worse, lower, nearest)
-        return np.where(self.tables.coded[index], symbols, 0).astype(np.int32)
+        pick = saved > worse
+        coded = index >= self.tables.silent
+        symbols = np.where(coded, np.where(pick, lower, nearest), 0)
+        spent = np.where(pick, low_bits, near_bits)[coded].sum()
+        gained = weight * (latents**2 - (residual - symbols) ** 2)
+        return symbols.astype(np.int32), float(spent), float(gained.sum())
 
 
 def _context(spectral: klt.Klt, quality: float) -> _Context:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -40,11 +39,15 @@ _PLUS = [(-1, 0), (0, -1), (0, 1), (1, 0)]
 _COMPAND_REACH = 1 << 15
 
 
-def _compand_table() -> Tensor:
-    """round_half_up(127 x / (8 + |x|)) for x in 1/16 steps, as int8, by integer division alone."""
-    units = torch.arange(-_COMPAND_REACH, _COMPAND_REACH + 1)
-    below = 8 * _UNITS + units.abs()
-    return torch.div(254 * units + below, 2 * below, rounding_mode="floor").to(torch.int8)
+def _companded(units: Tensor) -> Tensor:
+    """floor(127 u / (128 + |u|) + 1/2) of latents in 1/16 step, as int8.
+
+    The division is rounded once and the sum once, by 2**-17 in all at most; nothing that floor
+    could confuse is nearer than 1 / (2 (128 + 2**15)).
+    """
+    values = units.float().clamp_(-_COMPAND_REACH, _COMPAND_REACH)
+    size = values.abs().add_(8 * _UNITS)
+    return values.mul_(127).div_(size).add_(0.5).floor_().to(torch.int8)
 
 
 @cache
@@ -99,18 +102,49 @@ class _Hidden(_Layer):
 
     def __call__(self, rows: Tensor, extra: Tensor | None = None) -> Tensor:
         """``extra`` (P, N) or (1, N) float32, in sixteenths, is added before rounding."""
-        # Element by element, one IEEE operation after the other: the same everywhere.
-        out = self.sums(rows).float().mul_(self.scale).add_(self.shift)
+        # Element by element, one IEEE operation after the other (the product is exact, so that
+        # it does not matter whether it is fused with the sum): the same everywhere.
+        out = torch.addcmul(self.shift, self.sums(rows).float(), self.scale)
         if extra is not None:
             out += extra
         return out.floor_().clamp_(0, 255).sub_(_HALF).to(torch.int8)
 
 
 class _Head(_Layer):
-    """A layer without activation, in float64 (exact)."""
+    """A layer without activation: means in the first half of its outputs, scales in the second.
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        return (self.sums(rows).double() + self.offset) * self.unit
+    float32 is exact here: means have at most 24 bits. So have scales; with the prior they are
+    rounded once, and between 0 and ``SCALES``, where it matters, they need no more than 24 bits.
+    """
+
+    def __init__(self, conv: IntConv):
+        super().__init__(conv, [(0, 0)])
+        self.size = len(self.unit) // 2
+        unit = self.unit.clone()
+        unit[: self.size] *= MEAN_GRID
+        shift = self.offset * unit
+        shift[: self.size] += 0.5
+        largest = 128 * self.float_matrix.abs().sum(0) + self.offset.abs() + 0.5 / unit
+        fine = float(self.unit.min()) >= 2.0**-18 and float(unit.max()) <= 0.5
+        exact = fine and float(largest.max()) < 2**24
+        self.dtype = torch.float32 if exact else torch.float64
+        self.scale, self.shift = unit.to(self.dtype), shift.to(self.dtype)
+
+    def __call__(
+        self, rows: Tensor, prior: Tensor, extra: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Means in 1/16 step, int32, and table indexes, uint8, (B, P, N) both.
+
+        ``prior`` (B, 1, N) float32 holds the prior scale plus one half; ``extra`` (B P, N) float64
+        is added to the means, in 1/16 step.
+        """
+        out = torch.addcmul(self.shift, self.sums(rows).to(self.dtype), self.scale)
+        mean, scale = out[:, : self.size], out[:, self.size :]
+        if extra is not None:
+            mean = mean + extra
+        shape = len(prior), -1, self.size
+        index = scale.view(*shape).add_(prior).clamp_(0, SCALES - 1).to(torch.int8)
+        return mean.floor_().int().view(shape), index.view(torch.uint8)
 
 
 class _Coarse:
@@ -118,25 +152,24 @@ class _Coarse:
         self.offsets = offsets
         self.first = _Hidden(module.first, offsets)
         self.second = _Hidden(module.second, [(0, 0)])
-        self.head = _Head(module.head, [(0, 0)])
-        self.condition = module.condition
+        self.head = _Head(module.head)
         linear = torch.floor(module.integer_linear().detach() * 512 + 0.5)
         self.linear = (
             torch.cat([linear[:, :, r + 2, c + 2] for r, c in offsets], 1).T.double().contiguous()
         )
         if float(self.linear.abs().sum(0).max()) * 2047 >= 2**24:
             raise ValueError("a coarse predictor can leave the exact range of float32")
+        self.linear *= MEAN_GRID / 512
 
 
 class _Fine:
     def __init__(self, module: torch.nn.Module):
         self.first = _Hidden(module.first, _SQUARE)
         self.second = _Hidden(module.second, _SQUARE)
-        self.anchors = _Head(module.anchors, [(0, 0)])
+        self.anchors = _Head(module.anchors)
         self.neighbours = _Hidden(module.neighbours, _PLUS)
         self.third = _Hidden(module.third, [(0, 0)])
-        self.others = _Head(module.others, [(0, 0)])
-        self.condition = module.condition
+        self.others = _Head(module.others)
 
 
 class Step:
@@ -144,8 +177,12 @@ class Step:
 
     Attributes
     ----------
+    group : int
+        Number of the channel group.
+    last : bool
+        Whether this is the group's last pass.
     channels : slice
-        The pass's latent channels.
+        The group's latent channels.
     places : (P,) int64
         Its positions, flattened over (h, w); the same in every date.
     mean : (B, P, N) int32
@@ -154,9 +191,17 @@ class Step:
         Table of each symbol.
     """
 
-    def __init__(self, channels: slice, places: Tensor, mean: Tensor, index: Tensor):
-        self.channels, self.places, self.mean, self.index = channels, places, mean, index
+    def __init__(self, group: int, last: bool, places: Tensor, mean: Tensor, index: Tensor):
+        self.group, self.last = group, last
+        start = sum(GROUPS[:group])
+        self.channels = slice(start, start + GROUPS[group])
+        self.places, self.mean, self.index = places, mean, index
         self.units: Tensor | None = None
+        self.discarded = False
+
+    def discard(self) -> None:
+        """In the last pass of a group after the first: the group is not coded after all."""
+        self.discarded = True
 
     def write(self, symbols: Tensor) -> None:
         """Store decoded ``symbols`` (B, P, N) int32."""
@@ -172,9 +217,11 @@ class _Geometry:
         self.area = (height + 2 * _MARGIN) * self.columns
         anchors = anchor_mask(height, width).flatten()
         masks = [coarse_mask(n, height, width).flatten() for n in range(len(COARSE_PASSES))]
-        self.everywhere = torch.arange(height * width)
+        everywhere = torch.arange(height * width)
         self.coarse = [mask.nonzero()[:, 0] for mask in masks]
         self.anchors, self.others = anchors.nonzero()[:, 0], (~anchors).nonzero()[:, 0]
+        #: All positions, row by row; and those of one checkerboard pass after the other.
+        self.everywhere, self.by_pass = everywhere, torch.cat([self.anchors, self.others])
         self._rows: dict[tuple[int, tuple[tuple[int, int], ...]], Tensor] = {}
 
     def rows(self, places: Tensor, offsets: Sequence[tuple[int, int]] = ((0, 0),)) -> Tensor:
@@ -202,6 +249,12 @@ class _Grid:
     def write(self, places: Tensor, rows: Tensor) -> None:
         self.cells[self.geometry.rows(places)] = rows
 
+    def write_everywhere(self, rows: Tensor) -> None:
+        size = self.geometry.height, self.geometry.width
+        padded = self.cells.view(self.geometry.batch, -1, self.geometry.columns, rows.shape[1])
+        inside = padded[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+        inside.copy_(rows.view(len(inside), *size, -1))
+
     def joined(self, other: _Grid) -> _Grid:
         """Both grids' channels, side by side."""
         out = copy.copy(self)
@@ -224,9 +277,13 @@ class IntegerModel:
             for module, (_, offsets) in zip(net.coarse, COARSE_PASSES[1:], strict=True)
         ]
         self.fine = [_Fine(module) for module in net.fine]
-        self.compand = _compand_table()
-        self.prior = _in_256ths(net.prior).T.contiguous()
-        self.prior_bias = _in_256ths(net.prior_bias)
+        # What follows from the condition: the prior, then every network's bias.
+        conditions = [module.condition.weight for module in (*net.coarse, *net.fine)]
+        self.condition = torch.cat(
+            [_in_256ths(net.prior), *(ACT_GRID * _in_256ths(weight) for weight in conditions)]
+        ).T.contiguous()
+        self.condition_sizes = [len(net.prior), *(len(weight) for weight in conditions)]
+        self.prior_bias = _in_256ths(net.prior_bias) + 0.5
 
     def steps(
         self, condition: Tensor, height: int, width: int, coded: tuple[bool, ...]
@@ -236,83 +293,64 @@ class IntegerModel:
         Groups that are not ``coded`` are zero in every date and are walked past.
         """
         batch = len(condition)
-        condition = condition.double()
-        prior = (condition @ self.prior + self.prior_bias)[:, None]
-        bounds = [0, *(sum(GROUPS[: i + 1]) for i in range(len(GROUPS)))]
-        slices = [slice(a, b) for a, b in pairwise(bounds)]
+        prior, *biases = (condition.double() @ self.condition).split(self.condition_sizes, -1)
+        priors = (prior + self.prior_bias).float()[:, None].split(GROUPS, -1)
+        biases = [bias.float() for bias in biases]
         geometry = _geometry(batch, height, width)
-        first = _Grid(geometry, GROUPS[0], torch.int8, 0)
+        before = _Grid(geometry, GROUPS[0], torch.int8, 0)
         if coded[0]:
-            whole = _Grid(geometry, GROUPS[0], torch.float32, 0)
-            for number, places in enumerate(geometry.coarse):
-                if len(places) == 0:
-                    continue
+            whole = _Grid(geometry, GROUPS[0], torch.float64, 0)
+            passes = [(n, places) for n, places in enumerate(geometry.coarse) if len(places)]
+            for number, places in passes:
                 if number == 0:
-                    mean = torch.zeros(batch, len(places), GROUPS[0], dtype=torch.float64)
-                    scale = torch.zeros_like(mean)
+                    shape = batch, len(places), GROUPS[0]
+                    index = priors[0].clamp(0, SCALES - 1).to(torch.uint8).expand(shape)
+                    mean, index = torch.zeros(shape, dtype=torch.int32), index.contiguous()
                 else:
-                    mean, scale = self._coarse(
-                        self.coarse[number - 1], first, whole, places, condition
-                    )
-                step = self._step(slices[0], places, mean, scale + prior[:, :, slices[0]])
+                    layers, bias = self.coarse[number - 1], biases[number - 1]
+                    near = before.gather(places, layers.offsets)
+                    hidden = layers.second(layers.first(near, _each(bias, len(places))))
+                    linear = whole.gather(places, layers.offsets) @ layers.linear
+                    mean, index = layers.head(hidden, priors[0], linear)
+                step = Step(0, number == passes[-1][0], places, mean, index)
                 yield step
                 units = _written(step)
-                first.write(places, self._companded(units))
-                whole.write(places, torch.floor((units + _UNITS // 2) / _UNITS).clamp(-2047, 2047))
-        before = first
+                before.write(places, _companded(units))
+                rounded = torch.floor((units + _UNITS // 2) / _UNITS).clamp_(-2047, 2047)
+                whole.write(places, rounded.double())
         for group, layers in enumerate(self.fine, start=1):
-            size = GROUPS[group]
-            mine = _Grid(geometry, size, torch.int8, 0)
+            mine = _Grid(geometry, GROUPS[group], torch.int8, 0)
             if coded[group]:
-                context = self._context(layers, before, condition)
-                for places in (geometry.anchors, geometry.others):
-                    if len(places) == 0:
-                        continue
-                    rows = context.view(batch, height * width, -1)[:, places].flatten(0, 1)
+                bias = biases[len(self.coarse) + group - 1]
+                context = self._context(layers, before, bias).view(batch, height * width, -1)
+                passes = [geometry.anchors, geometry.others][: 1 + bool(len(geometry.others))]
+                for places in passes:
                     if places is geometry.anchors:
-                        out = layers.anchors(rows)
+                        rows = context[:, : len(places)].flatten(0, 1)
+                        mean, index = layers.anchors(rows, priors[group])
                     else:
-                        rows = layers.neighbours(
-                            mine.gather(places, _PLUS), rows.float().add_(_HALF)
-                        )
-                        out = layers.others(layers.third(rows))
-                    mean, scale = out.view(batch, len(places), 2 * size).chunk(2, -1)
-                    step = self._step(
-                        slices[group], places, mean, scale + prior[:, :, slices[group]]
-                    )
+                        rows = context[:, -len(places) :].flatten(0, 1).float().add_(_HALF)
+                        rows = layers.neighbours(mine.gather(places, _PLUS), rows)
+                        mean, index = layers.others(layers.third(rows), priors[group])
+                    step = Step(group, places is passes[-1], places, mean, index)
                     yield step
-                    mine.write(places, self._companded(_written(step)))
+                    mine.write(places, _companded(_written(step)))
+                if step.discarded:
+                    mine.cells.zero_()
             before = before.joined(mine)
 
-    def _coarse(
-        self, layers: _Coarse, fine: _Grid, whole: _Grid, places: Tensor, condition: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        batch = len(condition)
-        bias = _sixteenths(layers.condition, condition, len(places))
-        hidden = layers.second(layers.first(fine.gather(places, layers.offsets), bias))
-        mean, scale = layers.head(hidden).view(batch, len(places), -1).chunk(2, -1)
-        linear = whole.gather(places, layers.offsets).double() @ layers.linear
-        return mean + linear.view_as(mean) / 512, scale
-
-    def _context(self, layers: _Fine, before: _Grid, condition: Tensor) -> Tensor:
-        everywhere = before.geometry.everywhere
-        bias = _sixteenths(layers.condition, condition, len(everywhere))
-        hidden = layers.first(before.gather(everywhere, _SQUARE), bias)
-        grid = _Grid(before.geometry, hidden.shape[1], torch.int8, -_HALF)
-        grid.write(everywhere, hidden)
-        return layers.second(grid.gather(everywhere, _SQUARE))
-
-    def _companded(self, units: Tensor) -> Tensor:
-        return self.compand[units.clamp(-_COMPAND_REACH, _COMPAND_REACH).add_(_COMPAND_REACH)]
-
-    def _step(self, channels: slice, places: Tensor, mean: Tensor, scale: Tensor) -> Step:
-        index = torch.floor(scale + 0.5).clamp_(0, SCALES - 1).to(torch.uint8)
-        return Step(channels, places, torch.floor(mean * MEAN_GRID + 0.5).int(), index)
+    def _context(self, layers: _Fine, before: _Grid, bias: Tensor) -> Tensor:
+        """What the earlier groups say about every position, in order of the passes."""
+        geometry = before.geometry
+        near = before.gather(geometry.everywhere, _SQUARE)
+        hidden = layers.first(near, _each(bias, len(geometry.everywhere)))
+        grid = _Grid(geometry, hidden.shape[1], torch.int8, -_HALF)
+        grid.write_everywhere(hidden)
+        return layers.second(grid.gather(geometry.by_pass, _SQUARE))
 
 
-def _sixteenths(condition_layer: torch.nn.Module, condition: Tensor, places: int) -> Tensor:
-    """A layer's condition bias in units of its activation: a row each position, or one for all."""
-    bias = (condition @ _in_256ths(condition_layer.weight).T * ACT_GRID).float()
+def _each(bias: Tensor, places: int) -> Tensor:
+    """The dates' biases (B, N) for ``places`` rows each; one row for all of a single date."""
     return bias if len(bias) == 1 else bias.repeat_interleave(places, 0)
 
 
