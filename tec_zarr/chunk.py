@@ -264,6 +264,11 @@ def encode_chunk(
     spec = ChunkSpec() if spec is None else spec
     check_array(array.dtype, array.ndim)
     axes, bands = _name_axes(array.shape, spec.bands and tuple(spec.bands))
+    if axes.to_4d(array.shape)[1] > config.MAX_BANDS:
+        raise LimitError(
+            f"a chunk of shape {array.shape} has more bands than tec_zarr.config.MAX_BANDS = "
+            f"{config.MAX_BANDS}: use smaller chunks"
+        )
     if not 0 < array.size <= config.MAX_CHUNK_SAMPLES:
         raise LimitError(
             f"a chunk of shape {array.shape} has {array.size} samples; 1 to "
@@ -788,11 +793,11 @@ def _coded_tiles(
                 yield (y, x), coded
 
 
-def _cuts(size: int) -> list[slice]:
+def _cuts(size: int) -> Iterator[slice]:
     """Nearly equal parts of at most ``TILE`` pixels, starting at multiples of 8."""
     parts = -(-size // TILE)
     step = 8 * -(-size // (8 * parts))
-    return [slice(i, min(i + step, size)) for i in range(0, size, step)]
+    return (slice(i, min(i + step, size)) for i in range(0, size, step))
 
 
 def _to_dn(values: np.ndarray, scale: float, offset: float) -> np.ndarray:
@@ -835,7 +840,8 @@ def _substitutes(
         step: float = 1
         if not whole:  # the last value has no neighbour above it, so no spacing of its own
             largest = np.nextafter(limits.max, native.type(0))
-            step = max(scale, float(np.spacing(min(native.type(abs(value)), largest))))
+            unit = scale if scale < float(limits.max) / 1024 else 0.0  # forged, beyond the dtype
+            step = max(unit, float(np.spacing(min(native.type(abs(value)), largest))))
         # Two steps may round to one float, so twice as many as there are values to avoid.
         near = (value + sign * k * step for k in range(1, 2 * len(nodata) + 2) for sign in (1, -1))
         inside = (v for v in near if float(limits.min) <= v <= float(limits.max))

@@ -12,6 +12,9 @@ import os
 MAX_CHUNK_SAMPLES: int = 2**28
 """Largest product of a chunk's shape: 268,435,456 samples, 512 MiB of uint16."""
 
+MAX_BANDS: int = 2**12
+"""Longest band axis of a chunk."""
+
 MAX_HEADER_BYTES: int = 2**20
 """Longest frame header; one of 1 MiB lists some 170,000 sections."""
 

@@ -447,6 +447,11 @@ def _parse_fields(c: _Cursor) -> Header:
             "if you trust the source of this frame"
         )
     n_bands = axes.to_4d(shape)[1]
+    if n_bands > config.MAX_BANDS:
+        raise LimitError(
+            f"a chunk of shape {shape} has {n_bands} bands, more than tec_zarr.config.MAX_BANDS = "
+            f"{config.MAX_BANDS}: raise that limit if you trust the source of this frame"
+        )
     if samples == 0 or (bands is not None and len(bands) != n_bands):
         raise FormatError(f"TEC frame damaged: shape {shape} with bands {bands}")
     nodata: tuple[float, ...] = (0,)
