@@ -578,11 +578,9 @@ def within_bounds(
     axes, bands = _name_axes(original.shape, spec.bands and tuple(spec.bands))
     shape = axes.to_4d(original.shape)
     shift = spec.offset * (spec.scale or default_scale(original.dtype))
-    wrong, _ = exceeded(
-        resolve(spec.max_error, shape[1], bands),
-        *(a.reshape(shape) for a in (original, decoded, known)),
-        shift,
-    )
+    limits = resolve(spec.max_error, shape[1], bands)
+    before, after, there = (a.reshape(shape) for a in (original, decoded, known))
+    wrong, _ = exceeded(limits, before, after, there, shift)
     return not wrong.any()
 
 

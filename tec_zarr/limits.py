@@ -46,12 +46,18 @@ class NamedBounds(dict):
         for name, value in bounds.items():
             key = _canonical(name)
             if not isinstance(value, Real) or isinstance(value, bool):
-                raise UnsupportedArrayError(f"max_error of {key} is {value!r}, it must be a number")
-            if not (math.isfinite(value) and value >= 0):
-                raise UnsupportedArrayError(f"max_error of {key} is {value}, it must be 0 or more")
+                raise UnsupportedArrayError(
+                    f"max_error of {key} is {value!r:.80}, it must be a number"
+                )
+            try:
+                number = float(value)
+            except OverflowError:  # JSON has integers of any length
+                number = math.inf
+            if not (math.isfinite(number) and number >= 0):
+                raise UnsupportedArrayError(f"max_error of {key} is {number}, it must be 0 or more")
             if key in self:
                 raise UnsupportedArrayError(f"max_error names {key} twice in {list(bounds)}")
-            self[key] = float(value)
+            self[key] = number
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self.items()))
@@ -275,7 +281,7 @@ def block_levels(
         room = np.where(measured[:, band], np.floor(room), np.inf)
         smallest = np.maximum(_block_minimum(room), 0)
         level = np.searchsorted(LEVELS, smallest, side="right") - 1
-        top = min(np.searchsorted(LEVELS, caps[band]), len(LEVELS) - 1)
+        top = min(int(np.searchsorted(LEVELS, caps[band])), len(LEVELS) - 1)
         levels[:, mapped.index(band)] = np.where(smallest >= caps[band], top, level)
         allowed = block_bounds(levels[:, mapped.index(band)], caps[band], shape[1:])
         errors[band] = np.where(measured[:, band], allowed + taken[:, band], 0)
@@ -362,6 +368,6 @@ def _canonical(name: object) -> str:
         if first != second:
             return f"{PAIR}{first},{second}"
     raise UnsupportedArrayError(
-        f"max_error names {name!r}, which is none of {', '.join(NORMALISED_DIFFERENCES)}, no pair "
-        f"of bands such as {PAIR}B08,B04, no Sentinel-2 band, and not {ALL!r}"
+        f"max_error names {name!r:.80}, which is none of {', '.join(NORMALISED_DIFFERENCES)}, no "
+        f"pair of bands such as {PAIR}B08,B04, no Sentinel-2 band, and not {ALL!r}"
     )

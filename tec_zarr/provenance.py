@@ -126,7 +126,7 @@ def _codecs(settings: Mapping[str, Any]) -> list[Any]:
 
 
 def _is_lossless(spec: ChunkSpec) -> bool:
-    if isinstance(spec.max_error, NamedBounds):
+    if isinstance(spec.max_error, Mapping):
         return spec.max_error.get(ALL) == 0 and not any(spec.max_error.values())
     return spec.max_error is not None and not np.any(spec.max_error)
 

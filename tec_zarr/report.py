@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from zarr.storage import StorePath
 from tec_zarr import metrics
 from tec_zarr.chunk import ChunkSpec
 from tec_zarr.errors import FormatError
-from tec_zarr.limits import NamedBounds, index_name, resolve
+from tec_zarr.limits import index_name, resolve
 from tec_zarr.stream import Header, read_header
 
 Row = Sequence[object]
@@ -189,7 +189,7 @@ def _stored(path: str, array: zarr.Array) -> StoredArray:
 
 
 def _target(spec: ChunkSpec) -> str:
-    if isinstance(spec.max_error, NamedBounds):
+    if isinstance(spec.max_error, Mapping):
         return "max_error " + ", ".join(f"{name} {v:g}" for name, v in spec.max_error.items())
     if spec.max_error is not None:
         return "max_error " + ", ".join(f"{v:g}" for v in np.unique(spec.max_error))
