@@ -111,7 +111,8 @@ def make_catalog(
     for number, scene in enumerate(scenes):
         images = folder / "images" / scene.item_id
         images.mkdir(parents=True, exist_ok=True)
-        west, north = (600_000, 5_300_040) if scene.epsg == 32632 else (155_000, 5_310_000)
+        # Places that overlap, each in its own zone.
+        west, north = (600_000, 5_300_040) if scene.epsg == 32632 else (151_400, 5_309_680)
         item = _item(scene, west, north, size)
         for band, dn in zip(bands, place.reflectance[number].values, strict=True):
             step = BANDS[band].gsd // 10 if size % (BANDS[band].gsd // 10) == 0 else 1

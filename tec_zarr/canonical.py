@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.offset import item_record, items_of_date, known_band, remove_offset
+from tec_zarr.offset import REMOVED, item_record, items_of_date, known_band, remove_offset
 from tec_zarr.sentinel2 import BANDS, DN_PER_REFLECTANCE, NODATA, band_names
 from tec_zarr.store import BAND, TIME, X, Y, find_dim, rechunk
 
@@ -248,24 +248,21 @@ def _classes(scl: xr.DataArray) -> xr.DataArray:
 
 
 def _clean(ds: xr.Dataset, records: list[dict[str, Any]], said: list[str]) -> xr.Dataset:
-    """Only coordinates that Zarr can store; strings of any length, so that dates can follow."""
+    """Only coordinates that Zarr can store, in types and dimensions that later dates have too."""
     dropped = []
     for name, coord in ds.coords.items():
-        if name in ds.dims or name == "spatial_ref":
+        if name in (*ds.dims, "spatial_ref", REMOVED):
             continue
-        values = coord.values
-        if values.dtype.kind in "biufM" and name != "raster:bands":
-            continue
-        texts = values.dtype.kind in "UT" or (
-            values.dtype == object and all(isinstance(v, str) for v in values.ravel())
-        )
-        if texts:
-            ds = ds.assign_coords({name: (coord.dims, values.astype(object))})
-        else:
+        values = None if _of_source_grid(str(name)) else _storable(coord.values)
+        if values is None:
             dropped.append(str(name))
             ds = ds.drop_vars([name])
+        elif coord.ndim == 0:  # one value for all these dates: others may differ
+            ds = ds.assign_coords({name: ("time", np.full(ds.sizes["time"], values))})
+        else:
+            ds = ds.assign_coords({name: (coord.dims, values)})
     if dropped:
-        said.append(f"coordinates that Zarr cannot store left out: {', '.join(sorted(dropped))}")
+        said.append(f"coordinates left out: {', '.join(sorted(dropped))}")
     if records:
         ids = [
             ",".join(sorted(r["id"] for r in items_of_date(records, ds, i)))
@@ -275,6 +272,30 @@ def _clean(ds: xr.Dataset, records: list[dict[str, Any]], said: list[str]) -> xr
     elif "id" in ds.coords and ds["id"].dims == ("time",):
         ds = ds.rename({"id": "item_id"})
     return ds.drop_vars("id", errors="ignore")
+
+
+def _of_source_grid(name: str) -> bool:
+    """Says how the files lie, not how the cube does: that is in ``spatial_ref``."""
+    return name == "epsg" or name.startswith("proj:")
+
+
+def _storable(values: np.ndarray) -> np.ndarray | None:
+    """Numbers as floats and strings of any length, with NaN and "" for None; None for objects."""
+    if values.dtype.kind in "iu":
+        return values.astype(np.float64)
+    if values.dtype.kind in "bfM":
+        return values
+    cells = values.astype(object).ravel()
+    there = [c for c in cells if c is not None and c == c]
+    filled: list[Any]
+    if all(isinstance(c, str) for c in there):
+        filled = [c if isinstance(c, str) else "" for c in cells]
+        out = np.array(filled, dtype=object)
+    elif all(isinstance(c, int | float) and not isinstance(c, bool) for c in there):
+        out = np.array([np.nan if c is None else c for c in cells], dtype=np.float64)
+    else:
+        return None
+    return out.reshape(values.shape)
 
 
 def _crs(image: xr.DataArray, obj: Any) -> Any:
@@ -323,8 +344,8 @@ def _with_crs(ds: xr.Dataset, crs: Any) -> xr.Dataset:
 
 
 def rechunk_images(ds: xr.Dataset) -> xr.Dataset:
-    """Images in chunks for TEC; coordinates stay in memory."""
-    coords = {n: c for n, c in ds.coords.items() if n not in ds.dims}
+    """Images in chunks for TEC; coordinates in memory."""
+    coords = {n: c.compute() for n, c in ds.coords.items() if n not in ds.dims}
     return rechunk(ds).assign_coords(coords)
 
 

@@ -46,6 +46,8 @@ _PROOF_SHARE = 0.02
 
 _SAMPLE_SIDE = 512
 
+_REFLECTANCE_LIMIT = 5  # nothing reflects that much; DN are above
+
 
 class OffsetError(TecError):
     """What is said about the +1000 DN offset contradicts itself, or nothing is said."""
@@ -199,7 +201,8 @@ def _undo_scaling(
     measured = sample[np.isfinite(sample)]
     if not measured.any():  # nothing in the middle: look everywhere
         measured = np.atleast_1d(np.nan_to_num(np.abs(image).max().values))
-    if np.percentile(np.abs(measured), 99) > 5:  # no reflectance is that high
+    if np.percentile(np.abs(measured), 99) > _REFLECTANCE_LIMIT:
+        _refuse_mixed_units(image, sample, records)
         return image, raster, False
     rescaled = False
     if factor is not None:
@@ -222,16 +225,21 @@ def _undo_scaling(
 def _declared(
     image: xr.DataArray, date: int, records: list[dict[str, Any]]
 ) -> tuple[float, float] | None:
-    """Scale and offset in ``raster:bands`` of one date, from its items or its coordinates."""
+    """Scale and offset in ``raster:bands`` of one date, from its items.
+
+    The coordinate only speaks where no items do: stackstac makes one for all dates of what some
+    items have.
+    """
     found = set()
-    for record in items_of_date(records, image, date):
+    known = items_of_date(records, image, date)
+    for record in known:
         for name, asset in record["assets"].items():
             entry = _first_mapping(asset.get("raster:bands"))
             if entry is None and "raster:scale" in asset:  # version 2 of the raster extension
                 entry = {k: asset.get(f"raster:{k}", 0) for k in ("scale", "offset")}
             if entry and known_band(name) in image.band.values and "scale" in entry:
                 found.add((float(entry["scale"]), float(entry.get("offset", 0))))
-    if not found and "raster:bands" in image.coords:
+    if not known and "raster:bands" in image.coords:
         coord = image["raster:bands"]
         cells = (coord.isel(time=date) if "time" in coord.dims else coord).values
         for cell in np.ravel(np.asarray(cells, dtype=object)):
@@ -244,6 +252,19 @@ def _declared(
             f"{sorted(found)}. Load the bands without rescaling and pass offset=0 or offset=1000"
         )
     return found.pop() if found else None
+
+
+def _refuse_mixed_units(
+    image: xr.DataArray, sample: np.ndarray, records: list[dict[str, Any]]
+) -> None:
+    """stackstac rescales those items that have ``raster:bands`` and leaves the others as DN."""
+    for date, values in enumerate(np.abs(sample)):
+        measured = values[np.isfinite(values) & (values > 0)]
+        if measured.size >= 50 and np.percentile(measured, 99) <= _REFLECTANCE_LIMIT:
+            raise OffsetError(
+                f"{_label(image, date, records)} looks like reflectance, other dates like DN: load "
+                "all of them without rescaling (rescale=False)"
+            )
 
 
 def _first_mapping(value: Any) -> Mapping[str, Any] | None:

@@ -33,6 +33,9 @@ EARTH_SEARCH = "https://earth-search.aws.element84.com/v1"
 
 _TIME_UNITS = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
 
+_NOT_SAID = {"f": np.nan, "O": "", "T": "", "U": ""}
+"""What stands, by kind of dtype, in a coordinate that the items of later dates do not have."""
+
 _PROJECTION = "https://stac-extensions.github.io/projection/v1.1.0/schema.json"
 
 
@@ -193,7 +196,7 @@ def write(
     Parameters
     ----------
     cube : Dataset
-        From `prepare`.
+        From `prepare`, in any Dask chunks.
     out : str or Path
         A Zarr v3 store that does not exist yet.
     quality, model
@@ -208,6 +211,7 @@ def write(
     out = Path(out)
     if out.exists():
         raise UnsupportedArrayError(f"{out} exists: choose another name, or append to it")
+    cube = rechunk_images(cube)
     settings = encoding(cube, quality=quality, model=model, chunks={"time": CHUNK["time"]})
     for name, da in cube.data_vars.items():
         if "chunks" not in settings[str(name)]:
@@ -269,11 +273,16 @@ def append(cube: xr.Dataset, out: str | Path) -> int:
             f"{np.datetime_as_string(new.time.values.min(), 's')} on: only later ones can follow"
         )
     new = _on_grid_of(old, new, out)
-    names = [n for n in ("time", *new.variables) if n in old.variables]
-    new = new[[n for n in old.data_vars if n in new]].drop_vars(
-        [c for c in new.coords if c not in names]
-    )
-    lacking = [n for n, v in old.variables.items() if "time" in v.dims and n not in new.variables]
+    per_date = [n for n, v in old.variables.items() if "time" in v.dims]
+    new = new[[n for n in per_date if n in new.data_vars]]
+    kept = [c for c in new.coords if c in old.variables and old[c].dims == new[c].dims]
+    new = new.drop_vars([c for c in new.coords if c not in kept])
+    new = new.assign_coords({
+        n: ("time", np.full(new.sizes["time"], _NOT_SAID[old[n].dtype.kind]))
+        for n in per_date
+        if n not in new.variables and n in old.coords and old[n].dtype.kind in _NOT_SAID
+    })  # fmt: skip
+    lacking = [n for n in per_date if n not in new.variables]
     if lacking:
         raise UnsupportedArrayError(f"{out} has {lacking} for every date, the new dates do not")
     both = new

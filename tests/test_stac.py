@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,18 +15,22 @@ import toy
 import xarray as xr
 
 from tec_zarr import synthetic
-from tec_zarr.canonical import harmonize, prepare, to_reflectance
+from tec_zarr.canonical import harmonize, prepare, sort_layers, to_reflectance
 from tec_zarr.cli import main
-from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.errors import SecondGenerationWarning, TecError, UnsupportedArrayError
+from tec_zarr.inpaint import METHODS, cloud_mask
 from tec_zarr.offset import Evidence, OffsetError
 from tec_zarr.report import stored_arrays
+from tec_zarr.sentinel2 import L2A_BANDS
 from tec_zarr.stac import append, from_stac, load, search, write
 
 stackstac = pytest.importorskip("stackstac", reason="pip install 'tec_zarr[test]'")
 odc_stac = pytest.importorskip("odc.stac", reason="pip install 'tec_zarr[test]'")
-pytest.importorskip("rioxarray", reason="pip install 'tec_zarr[test]'")
+for package in ("rioxarray", "pystac_client", "uvicorn", "starlette"):
+    pytest.importorskip(package, reason="pip install 'tec_zarr[test]'")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from local_catalog import Scene, make_catalog, make_eopf_product  # noqa: E402
+from local_server import serving, stac_api  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 SIZE = 64
@@ -39,6 +45,24 @@ def earth_search(carry=0, flag=True):
     """As Earth Search says it: raster:bands are -0.1 whatever the flag."""
     properties = {"earthsearch:boa_offset_applied": flag}
     return Scene("2023-06-12", "05.10", carry, properties=properties, raster_offset=-0.1)
+
+
+MIXED = (
+    Scene("2021-06-10", "03.01", 0),
+    Scene("2021-06-20", "03.01", 0),
+    Scene("2022-03-05", "04.00", 1000),
+    Scene("2022-06-05", "05.10", 0, raster_offset=-0.1,
+          properties={"earthsearch:boa_offset_applied": True}),
+    Scene("2023-06-12", "05.10", 1000),
+    Scene("2023-06-12", "05.10", 1000, epsg=32633),
+    Scene("2023-06-22", "05.10", 1000, raster_offset=-0.1),
+)  # fmt: skip
+"""What differs between catalogues, baselines and zones, in one."""
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    return make_catalog(tmp_path_factory.mktemp("mixed"), MIXED, bands=BANDS, size=SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -81,32 +105,64 @@ def land(date=slice(None)):
 
 
 @pytest.mark.parametrize("loader", ["odc-stac", "stackstac"])
-def test_write_reopen_append_inpaint(archive, tmp_path, loader):
+def test_write_reopen_append_inpaint(mixed, tmp_path, loader):
+    """Old and new baselines, with and without the offset, two UTM zones, classes."""
     out = tmp_path / "cube.zarr"
-    area = {"catalog": archive, "bbox": WORLD, "loader": loader}
-    from_stac(out, datetime="2021-01-01/2023-06-15", **area, **TOY)
+    box = search(mixed, bbox=WORLD, datetime="2021")[0].bbox
+    area = {"catalog": mixed, "bbox": box, "loader": loader}
+    from_stac(out, datetime="2021-01-01/2022-03-31", **area, **TOY)
+    assert (out / "tail-3").is_dir()
     ds = from_stac(out, datetime="2021-01-01/2023-12-31", **area, append_dates=True)
-    assert ds.sizes["time"] == 6
-    assert ds.boa_offset_removed.values.tolist() == [0, 0, 0, 1000, 1000, 1000]
+    assert ds.boa_offset_removed.values.tolist() == [0, 0, 1000, 0, 1000, 1000]
+    days = ["2021-06-10", "2021-06-20", "2022-03-05", "2022-06-05", "2023-06-12", "2023-06-22"]
+    assert ds.time.values.astype("M8[D]").astype(str).tolist() == days
     assert ds.item_id.values[0] == "S2A_32UPU_20210610_L2A"
+    assert ds.item_id.values[4] == "S2A_32UPU_20230612_L2A,S2A_33UUP_20230612_L2A"
     assert ds.rio.crs.to_epsg() == 32632
     assert ds.band.values.tolist() == list(BANDS)
-    np.testing.assert_array_equal(ds.time.values.astype("M8[D]")[[0, -1]],
-                                  np.array(["2021-06-10", "2023-07-07"], "M8[D]"))  # fmt: skip
+
     inner = ds.sel(y=slice(5300040, 5300040 - 10 * SIZE), x=slice(600000, 600000 + 10 * SIZE))
     assert inner.sizes["y"] == inner.sizes["x"] == SIZE
-    coarse = TRUTH.scl[:, ::2, ::2].values
-    np.testing.assert_array_equal(inner.scl, coarse.repeat(2, 1).repeat(2, 2))
-    error = inner.reflectance.astype(int) - land().values
-    ten_metre = error.sel(band=["B02", "B04", "B08"])
-    assert np.abs(ten_metre).max() <= TOLERANCE
+    place = synthetic.dataset(dates=len(MIXED), size=SIZE, bands=BANDS, seed=3)
+    place = place.isel(time=[i for i, scene in enumerate(MIXED) if scene.epsg == 32632])
+    one_zone = [0, 1, 2, 3, 5]
+    np.testing.assert_array_equal(
+        inner.scl[one_zone], place.scl[one_zone, ::2, ::2].values.repeat(2, 1).repeat(2, 2)
+    )
+    ten_metre = ["B02", "B04", "B08"]
+    shown = inner.reflectance.sel(band=ten_metre).astype(int).values
+    truth = place.reflectance.sel(band=ten_metre).astype(int).values
+    assert np.abs(shown - truth)[one_zone].max() <= TOLERANCE
+    measured = truth[4] > 0  # where this zone measured nothing, the other zone may have
+    assert np.abs(shown - truth)[4][measured].max() <= TOLERANCE
     codecs = {a.path: a.codec for a in stored_arrays(out)}
     assert "TEC" in codecs["reflectance"]
     assert "TEC" not in codecs["scl"]
-    clear = ds.chunk({"time": -1}).tec.inpaint_clouds()
-    assert clear.reflectance.chunks is not None
-    changed = (clear.reflectance != ds.reflectance).mean()
-    assert 0 < float(changed) < 1
+
+    hidden = cloud_mask(ds.scl).compute()
+    assert 0.05 < float(hidden.mean()) < 0.95
+    before = ds.reflectance.compute()
+    for method in METHODS:
+        clear = ds.chunk({"time": -1}).tec.inpaint_clouds(method=method).reflectance
+        assert clear.chunks is not None
+        after = clear.compute()
+        assert (after == before).where(~hidden, True).all()
+        assert (after != before).where(hidden).any()
+        assert after.rio.crs.to_epsg() == 32632
+
+
+@pytest.mark.parametrize("loader", ["odc-stac", "stackstac"])
+def test_clouds_filled_before_writing(mixed, tmp_path, loader):
+    """A step between prepare and write: what is coded was never decoded."""
+    items = search(mixed, bbox=WORLD, datetime="..")
+    cube = prepare(load(items, bbox=items[0].bbox, loader=loader), items=items)
+    filled = cube.chunk({"time": -1}).tec.inpaint_clouds(method="median")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SecondGenerationWarning)
+        write(filled, tmp_path / "a.zarr", **TOY)
+    back = xr.open_zarr(tmp_path / "a.zarr").reflectance.astype(int)
+    assert int(np.abs(back - filled.reflectance.astype(int)).max()) <= 1
+    np.testing.assert_array_equal(back == 0, filled.reflectance == 0)
 
 
 def test_both_loaders_give_the_same_cube(items):
@@ -134,6 +190,70 @@ def test_a_period_or_area_without_items_says_so(archive):
         search(archive, bbox=WORLD, datetime="1999-01")
     with pytest.raises(ValueError, match="no items"):
         search(archive, bbox=(50, 50, 51, 51), datetime="..")
+
+
+def test_a_stac_api_page_by_page(archive, tmp_path):
+    """pystac-client over HTTP; Earth Search and Planetary Computer answer the same requests."""
+    with serving(stac_api(archive, page=2)) as url:
+        found = search(url, bbox=(10, 47, 11, 48), datetime="2021-06-15/2023-06-30")
+        days = [item.datetime.strftime("%Y-%m-%d") for item in found]
+        assert days == ["2021-06-20", "2021-07-05", "2023-06-12", "2023-06-22"]
+        assert len(search(url, bbox=(10, 47, 11, 48), datetime="2023")) == 3
+        with pytest.raises(TecError, match="no items"):
+            search(url, bbox=(50, 50, 51, 51), datetime="2023")
+        with pytest.raises(TecError, match="no items"):
+            search(url, bbox=(10, 47, 11, 48), datetime="2023", collection="landsat-c2-l2")
+        ds = from_stac(tmp_path / "a.zarr", catalog=url, bbox=found[0].bbox, datetime="2021", **TOY)
+    assert ds.sizes["time"] == 3
+
+
+def test_planetary_computer_is_asked_with_signed_addresses(monkeypatch):
+    asked = {}
+
+    def open_client(url, modifier=None):
+        asked.update(url=url, modifier=modifier)
+        raise ConnectionError
+
+    monkeypatch.setattr("pystac_client.Client.open", open_client)
+    url = "https://planetarycomputer.microsoft.com/api/stac/v1"
+    monkeypatch.setitem(sys.modules, "planetary_computer", None)
+    with pytest.raises(TecError, match="pip install planetary-computer"):
+        search(url, bbox=WORLD, datetime="2023")
+    signing = SimpleNamespace(sign_inplace=lambda item: item)
+    monkeypatch.setitem(sys.modules, "planetary_computer", signing)
+    with pytest.raises(ConnectionError):
+        search(url, bbox=WORLD, datetime="2023")
+    assert asked == {"url": url, "modifier": signing.sign_inplace}
+
+
+EARTH_SEARCH_ASSETS = """aot aot-jp2 blue blue-jp2 coastal coastal-jp2 granule_metadata green
+    green-jp2 nir nir-jp2 nir08 nir08-jp2 nir09 nir09-jp2 red red-jp2 rededge1 rededge1-jp2 rededge2
+    rededge2-jp2 rededge3 rededge3-jp2 scl scl-jp2 swir16 swir16-jp2 swir22 swir22-jp2 thumbnail
+    tileinfo_metadata visual visual-jp2 wvp wvp-jp2"""
+PLANETARY_COMPUTER_ASSETS = """AOT B01 B02 B03 B04 B05 B06 B07 B08 B09 B11 B12 B8A SCL WVP
+    datastrip-metadata granule-metadata inspire-metadata preview product-metadata rendered_preview
+    safe-manifest tilejson visual"""
+COPERNICUS_ASSETS = """AOT_10m AOT_20m AOT_60m B01_20m B01_60m B02_10m B02_20m B02_60m B03_10m
+    B03_20m B03_60m B04_10m B04_20m B04_60m B05_20m B05_60m B06_20m B06_60m B07_20m B07_60m B08_10m
+    B09_60m B11_20m B11_60m B12_20m B12_60m B8A_20m B8A_60m SCL_20m SCL_60m TCI_10m TCI_20m TCI_60m
+    WVP_10m WVP_20m WVP_60m Product safe_manifest thumbnail"""
+
+
+@pytest.mark.parametrize(
+    ("assets", "near_infrared", "classes"),
+    [
+        (EARTH_SEARCH_ASSETS, "nir", "scl"),
+        (PLANETARY_COMPUTER_ASSETS, "B08", "SCL"),
+        (COPERNICUS_ASSETS, "B08_10m", "SCL_20m"),
+    ],
+)
+def test_of_all_assets_the_bands_are_taken_once_and_finest(assets, near_infrared, classes):
+    bands, scl = sort_layers(assets.split())
+    assert list(bands) == list(L2A_BANDS)
+    assert bands["B08"] == near_infrared
+    assert scl == classes
+    twins = [name for name in bands.values() if name.endswith(("jp2", "60m"))]
+    assert set(twins) <= {"B09_60m"}  # there is no finer one
 
 
 def test_command_line(archive, tmp_path, capsys):
@@ -222,6 +342,28 @@ def test_appends_that_do_not_fit_say_why(tmp_path):
         append(later, tmp_path / "other.zarr")
 
 
+def test_later_items_that_say_more_less_or_other_things_can_follow(tmp_path):
+    """stackstac makes one value of what all items share, and NaN or None of what one lacks."""
+    ds, out = canonical(9), tmp_path / "a.zarr"
+
+    def with_coords(dates, **coords):
+        return prepare(ds.isel(time=dates).drop_vars("boa_offset_removed").assign_coords(coords),
+                       offset=0)  # fmt: skip
+
+    first = with_coords(slice(0, 3), platform="sentinel-2a", cover=0, sun=("time", [1.5, 2, 3]))
+    write(first, out, **TOY)
+    cover = ("time", np.array([12.5, None], object))
+    later = with_coords(slice(3, 5), platform=("time", ["sentinel-2a", "sentinel-2b"]), cover=cover)
+    append(later, out)
+    append(with_coords(slice(5, 9), cover=7, other="new"), out)
+    back = xr.open_zarr(out)
+    assert back.platform.values.tolist() == ["sentinel-2a"] * 4 + ["sentinel-2b"] + [""] * 4
+    np.testing.assert_array_equal(back.cover, [0, 0, 0, 12.5, np.nan, 7, 7, 7, 7])
+    np.testing.assert_array_equal(back.sun, [1.5, 2, 3, *[np.nan] * 6])
+    assert "other" not in back
+    np.testing.assert_allclose(back.reflectance.astype(int), ds.reflectance.astype(int), atol=1)
+
+
 # -------------------------------------------------------------------- traps of loaders
 
 
@@ -302,9 +444,57 @@ def test_stackstac_items_with_proj_code_only(items):
     plain = [i.to_dict(transform_hrefs=False) for i in items]
     with pytest.raises(ValueError, match="common CRS"):
         stackstac.stack(plain, resolution=10)
+    assert prepare(load(items, loader="stackstac"), items=items).rio.crs.to_epsg() == 32632
+
+
+def test_stackstac_bounds_do_not_grow(items):
+    plain = [i.to_dict(transform_hrefs=False) for i in items]
+    assert stackstac.stack(plain, resolution=10, epsg=32632).sizes["x"] > SIZE  # its own way
+    cube = prepare(load(items, loader="stackstac"), items=items)
+    assert cube.rio.bounds() == (600000, 5300040 - 10 * SIZE, 600000 + 10 * SIZE, 5300040)
+
+
+def test_stackstac_uint16_with_fill_value_0(items):
+    """Under NumPy 2 stackstac refuses 0 for uint16: "incompatible ... use int64"."""
+    with pytest.raises(ValueError, match="incompatible"):
+        stacked(items, dtype="uint16", fill_value=0, rescale=False)
     cube = load(items, loader="stackstac")
-    assert cube.shape[-2:] == (SIZE, SIZE)  # and the bounds did not grow
-    assert cube.dtype == "uint16"  # and fill_value=0 passed NumPy 2
+    assert cube.dtype == "uint16"  # a quarter of the memory of its float64
+    assert int((cube == 0).sum()) > 0
+
+
+def test_stackstac_with_affine_3_shows_no_warnings(items, tmp_path):
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        for hidden in (DeprecationWarning, PendingDeprecationWarning):  # as Python does
+            warnings.simplefilter("ignore", hidden)
+        cube = prepare(load(items, loader="stackstac"), items=items)
+        write(cube, tmp_path / "a.zarr", **TOY)
+    assert [str(w.message) for w in shown] == []
+
+
+def test_stackstac_crs_survives_the_store(items, tmp_path):
+    write(prepare(stacked(items)), tmp_path / "a.zarr", **TOY)
+    back = xr.open_zarr(tmp_path / "a.zarr", decode_coords="all")
+    assert back.rio.crs.to_epsg() == 32632
+    assert "epsg" not in back  # of the files; the cube's own is in spatial_ref
+    assert not any(name.startswith("proj:") for name in back.variables)
+
+
+def test_stackstac_raster_bands_of_one_item_do_not_speak_for_the_others(mixed):
+    """Two of the items have raster:bands: stackstac makes one coordinate for all dates of it."""
+    items = search(mixed, bbox=WORLD, datetime="..")
+    cube = load(items, bbox=items[0].bbox, loader="stackstac")
+    assert cube["raster:bands"].dims == ("band",)
+    ds = prepare(cube, items=items)
+    assert ds.boa_offset_removed.values.tolist() == [0, 0, 1000, 0, 1000, 1000]
+
+
+def test_stackstac_rescaled_items_among_others_are_refused(mixed):
+    """stackstac rescales items that have raster:bands, and leaves the others in DN."""
+    items = [i for i in search(mixed, bbox=WORLD, datetime="..") if "32U" in i.id]
+    with pytest.raises(OffsetError, match=r"2022-06-05.*looks like reflectance.*rescale=False"):
+        prepare(stacked(items), items=items)
 
 
 def test_odc_stac_reads_crs_of_items_that_forgot_the_extension(items):
@@ -313,6 +503,22 @@ def test_odc_stac_reads_crs_of_items_that_forgot_the_extension(items):
     with pytest.raises(ValueError, match="CRS"):
         odc_stac.load(items, bands=["B04"], chunks={})
     assert load(items).B04.odc.crs.to_epsg() == 32632
+
+
+def test_odc_stac_native_dn_are_not_scaled_and_0_is_nodata(tmp_path):
+    items = one_scene(tmp_path, Scene("2023-06-12", raster_offset=-0.1))
+    cube = load(items, bands=["B04"])
+    assert (cube.B04.dtype, cube.B04.attrs["nodata"]) == ("uint16", 0)
+    out = prepare(cube, items=items).reflectance
+    np.testing.assert_array_equal(out.sel(band="B04"), truth_of(1, "B04"))
+    assert out.rio.nodata == 0
+    assert "nodata" not in to_reflectance(out).attrs
+
+
+def test_odc_stac_chunks_of_one_date_are_joined(items, tmp_path):
+    cube = load(items)
+    assert cube.chunksizes["time"] == (1,) * 6
+    assert prepare(cube, items=items).chunksizes["time"] == (4, 2)
 
 
 def test_odc_stac_classes_in_floats_become_classes(items):
@@ -335,6 +541,22 @@ def test_odc_stac_as_an_array_of_bands(items):
     array = ds[["B04", "B08"]].to_array("band").transpose("band", "time", "y", "x")
     out = prepare(array, items=items).reflectance
     np.testing.assert_array_equal(out, prepare(ds, items=items).reflectance)
+
+
+def test_lazycogs_floats_with_bands_first(items):
+    """Float32 DN with NaN, dimensions (band, time, y, x)."""
+    ds = load(items, bands=["B04", "B08"])
+    array = ds[["B04", "B08"]].to_array("band").transpose("band", "time", "y", "x")
+    floats = array.where(array > 0).astype("float32")
+    out = prepare(floats, items=items).reflectance
+    np.testing.assert_array_equal(out, prepare(ds, items=items).reflectance)
+
+
+def test_classes_never_go_through_tec(items, tmp_path):
+    cube = prepare(load(items), items=items)
+    write(cube, tmp_path / "a.zarr", **TOY)
+    assert {a.path: a.codec for a in stored_arrays(tmp_path / "a.zarr")}["scl"].find("TEC") < 0
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").scl, cube.scl)
 
 
 def test_common_names_of_earth_search(tmp_path):
@@ -490,3 +712,11 @@ def test_the_way_back_to_reflectance():
     np.testing.assert_array_equal(np.isnan(out), TRUTH.reflectance == 0)
     measured = TRUTH.reflectance.where(TRUTH.reflectance != 0)
     assert float(np.abs(out * 10_000 - measured).max()) < 0.01
+
+
+def test_the_table_of_traps_names_tests_that_are_here():
+    page = (Path(__file__).parents[1] / "docs" / "stac.md").read_text()
+    table = page.split("## Traps")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(test_\w+)`", table))
+    assert len(named) >= 20
+    assert named <= set(globals())
