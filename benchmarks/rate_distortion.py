@@ -39,7 +39,8 @@ from tec_zarr.errors import UnknownModelError
 
 PSNRS = np.arange(36, 46.01, 0.5)
 TABLE_PSNRS = (36, 38, 40, 42, 44, 46)
-TEC_QUALITIES = tuple(np.arange(1, 8.01, 0.5).tolist())
+TEC_QUALITIES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
+"""Closer where the curve bends; between them `metrics.bits_at` is a chord, above the curve."""
 SUBSETS = (
     ("B02", "B03", "B04", "B08"),
     ("B02", "B03", "B04"),
@@ -556,8 +557,16 @@ def _kept(target: Path, now: dict, only: Sequence[str]) -> dict:
                 f"--only can't merge into {target}: its {part} differs from this run's. "
                 "Measure everything again (leave --only out)."
             )
-    before["points"] = [point for point in before["points"] if point["codec"] not in only]
+    kept = [point for point in before["points"] if point["codec"] not in only]
+    before["points"] = [_with_nan(point) for point in kept]
     return before
+
+
+def _with_nan(value):
+    """What `_rounded` made null is not a number again."""
+    if isinstance(value, dict):
+        return {key: _with_nan(item) for key, item in value.items()}
+    return math.nan if value is None else value
 
 
 def _geometric_mean(values: Sequence[float]) -> float:
