@@ -115,14 +115,14 @@ def s2_time(cube: np.ndarray) -> dict:
     latents = torch.from_numpy(units)[None]
     layers = [
         layer
-        for part in (*model.entropy.coarse, *model.entropy.fine)
+        for part in (*model.coder.entropy.coarse, *model.coder.entropy.fine)
         for layer in vars(part).values()
         if isinstance(layer, _Layer)
     ]
     megapixels = height * width / 1e6
 
     def drain() -> None:
-        for _ in walk(model.entropy, context.condition, latents, height // 8, width // 8):
+        for _ in walk(model.coder.entropy, context.condition, latents, height // 8, width // 8):
             pass
 
     def run() -> float:

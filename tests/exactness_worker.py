@@ -97,10 +97,10 @@ def batched_walk(frame: bytes) -> tuple[str, int]:
     size = -(-height // BLOCK), -(-width // BLOCK)
     digest, count = hashlib.sha256(), 0
     alone = [
-        walk(model.entropy, conditions[i : i + 1], latents[i : i + 1], *size)
+        walk(model.coder.entropy, conditions[i : i + 1], latents[i : i + 1], *size)
         for i in range(len(latents))
     ]
-    joint = walk(model.entropy, conditions, latents, *size)
+    joint = walk(model.coder.entropy, conditions, latents, *size)
     for together, *single in zip(joint, *alone, strict=True):
         for part, values in enumerate(together):
             assert torch.equal(values, torch.cat([one[part] for one in single]))

@@ -139,7 +139,7 @@ def test_the_default_models_entropy_networks_are_the_same_on_a_device(device, mo
     (section,) = model.encode(cube, 6.0, None).sections
     units, context = model.decode_latents(section, shape, 6.0)
     latents = torch.from_numpy(units)[None]
-    expected = list(walk(model.entropy, context.condition, latents, 12, 9))
+    expected = list(walk(model.coder.entropy, context.condition, latents, 12, 9))
     there = s2.load(weights_file("tec-s2", model.weights_sha256)).net.to(device)
     _geometry.cache_clear()
     try:
@@ -283,7 +283,7 @@ def test_weights_that_are_not_the_encoders_raise(small, tmp_path, monkeypatch):
     module = other.net.fine[1].anchors
     weight, exponent, bias = module.integers()
     module.freeze(weight, exponent, bias + 40)
-    strange = s2.TecS2(other.net, other.tables, model.weights_sha256)
+    strange = s2.TecS2(other.net, other.coder.tables, model.weights_sha256)
     monkeypatch.setattr(chunk, "get_model", lambda *_: strange)
     with pytest.raises(TecError):
         decode_chunk(frame)

@@ -106,7 +106,7 @@ def test_int8_and_float32_sums_are_the_same_numbers(model, cube, monkeypatch):
     expected, _ = model.decode_latents(section, cube.shape[1:], 6.0)
     layers = [
         layer
-        for part in (*model.entropy.coarse, *model.entropy.fine)
+        for part in (*model.coder.entropy.coarse, *model.coder.entropy.fine)
         for layer in vars(part).values()
         if hasattr(layer, "exact_int8")
     ]

@@ -119,7 +119,7 @@ def test_one_command_trains_and_exports(folder, tmp_path):
         "validate_every = 2\ninitial_samples = 24\n"
     )
     assert cli.main(["train", str(config)]) == 0
-    assert s2.load(tmp_path / "run" / "tec-s2.safetensors").tables.reach.max() > 100
+    assert s2.load(tmp_path / "run" / "tec-s2.safetensors").coder.tables.reach.max() > 100
     assert (tmp_path / "run" / "curves.png").stat().st_size > 5000
     config.write_text('data = ["x"]\nout = "run"\nlearning_rate = 1\n')
     assert cli.main(["train", str(config)]) == 1

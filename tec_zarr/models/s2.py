@@ -14,7 +14,7 @@ import hashlib
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from tec_zarr.entropy import SymbolDecoder, SymbolEncoder, Tables
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.models import klt
 from tec_zarr.models.registry import Encoded
-from tec_zarr.models.s2_integer import IntegerModel
+from tec_zarr.models.s2_integer import IntegerModel, Past
 from tec_zarr.models.s2_net import (
     BLOCK,
     CHANNELS,
@@ -50,6 +50,9 @@ SILENT = 0.6
 WORTHWHILE = 0.005
 
 
+Net = TypeVar("Net", bound=torch.nn.Module)
+
+
 class SymbolSink(Protocol):
     """Where an encoded date's symbols go: a :class:`SymbolEncoder`, or a counter of them."""
 
@@ -57,7 +60,7 @@ class SymbolSink(Protocol):
 
 
 @dataclass(frozen=True)
-class _Context:
+class Context:
     """Side information of one section, as both ends know it."""
 
     spectral: klt.Klt
@@ -66,96 +69,30 @@ class _Context:
     channels: int = CHANNELS  # latents from here on are zero
 
 
-class TecS2:
-    """``tec-s2`` behind the :class:`~tec_zarr.models.registry.Model` protocol.
+class LatentCoder:
+    """Latents of one date to symbols and back, by one set of networks and tables."""
 
-    Parameters
-    ----------
-    net : S2Net
-        With its integer layers frozen.
-    tables : Tables
-        One per scale index.
-    """
+    def __init__(self, entropy: IntegerModel, tables: Tables):
+        self.entropy, self.tables = entropy, tables
 
-    name = "tec-s2"
-
-    def __init__(self, net: S2Net, tables: Tables, weights_sha256: str):
-        self.net = net.eval().requires_grad_(False)
-        self.analysis = copy.deepcopy(self.net).double()
-        self.entropy = IntegerModel(self.net)
-        self.synthesis = Synthesis(self.net)
-        self.tables = tables
-        self.weights_sha256 = weights_sha256
-
-    # ---- the Model protocol
-
-    def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
-        """Encode float32 DN (T, C, h, w), finite and filled everywhere, C from 1 to 31.
-
-        Beyond 12 bands the 12 components of largest variance are coded.
-
-        Raises
-        ------
-        UnsupportedArrayError
-            For more bands.
-        """
-        del bands  # the tile's own KLT makes any set and order of bands alike
-        if not 1 <= cube.shape[1] <= klt.MOST_BANDS:
-            raise UnsupportedArrayError(
-                f"tec-s2 takes 1 to {klt.MOST_BANDS} bands, not the {cube.shape[1]} of a chunk of "
-                f"shape {cube.shape}: split them into several arrays"
-            )
-        sections, crc = [], 0
-        for date in cube:
-            coder = SymbolEncoder(self.tables)
-            header, latents = self.encode_date(date, quality, coder)
-            sections.append(header + coder.finish())
-            crc = zlib.crc32(latents, crc)
-        return Encoded(sections, crc)
-
-    def decode(
+    def encode(
         self,
-        sections: list[bytes],
-        shape: tuple[int, int, int, int],
-        quality: float,
-        bands: tuple[str, ...] | None,
-    ) -> tuple[np.ndarray, int]:
-        """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
-        del bands
-        out = np.empty(shape, np.float32)
-        crc = 0
-        for date, section in zip(out, sections, strict=True):
-            latents, context = self.decode_latents(section, shape[1:], quality)
-            crc = zlib.crc32(_checked(latents), crc)
-            self.synthesis(
-                latents, context.channels, quality, context.condition, context.spectral, date
-            )
-        return out, crc
+        latents: Tensor,
+        context: Context,
+        weight: np.ndarray,
+        sink: SymbolSink,
+        past: Past | None = None,
+    ) -> tuple[bytes, np.ndarray]:
+        """Code (320, h, w) float64 latents, in steps, into ``sink``.
 
-    # ---- one date
-
-    @torch.inference_mode()
-    def encode_date(
-        self, date: np.ndarray, quality: float, coder: SymbolSink
-    ) -> tuple[bytes, bytes]:
-        """Code (C, h, w) DN into ``coder``; returns the section's header and the latents' bytes."""
-        count, height, width = date.shape
-        flat = date.reshape(count, -1).astype(np.float64)
-        mean = flat.mean(axis=1)
-        covariance = (flat - mean[:, None]) @ (flat - mean[:, None]).T / flat.shape[1]
-        header, spectral = klt.write(mean, covariance, step_size(quality))
-        context = _context(spectral, quality)
-        padded = np.zeros((COMPONENTS, height, width))
-        rotated = spectral.basis[:, :COMPONENTS].T @ (flat - spectral.mean[:, None])
-        padded[: len(rotated)] = rotated.reshape(-1, height, width)
-        components = _pad(torch.from_numpy(padded)[None])
-        latents = self.analysis.analyse(components, context.quality, context.condition.double())[0]
+        ``weight`` (320,) is the worth of a squared step in bits.  Returns the byte of group flags,
+        and what a decoder will have: (P, 320) int32 in 1/16 step.
+        """
         coded = tuple(bool((g.abs() > SILENT).any()) for g in latents.split(GROUPS))
         flat = latents.flatten(1).T.numpy()  # (positions, channels)
-        weight = _lagrangian(quality) * np.exp2(2 * self._gain(context.quality))
         decoded = np.zeros(flat.shape, np.int32)
         flags, passes, total, bits, worth = 0, [], 0.0, 0.0, 0.0
-        for step in self.entropy.steps(context.condition, *latents.shape[1:], coded):
+        for step in self.entropy.steps(context.condition, *latents.shape[1:], coded, past):
             channels, places = step.channels, step.places.numpy()
             part = np.ix_(places, np.arange(channels.start, channels.stop))
             mean, index = step.mean[0].numpy(), step.index[0].numpy()
@@ -176,41 +113,33 @@ class TecS2:
                 flags |= 1 << step.group
                 total += bits
                 for coded_symbols, tables in passes:
-                    coder.put(coded_symbols, tables)
+                    sink.put(coded_symbols, tables)
             passes, bits, worth = [], 0.0, 0.0
-        return header + bytes([flags]), _checked(decoded)
+        return bytes([flags]), decoded
 
-    @torch.inference_mode()
-    def decode_latents(
-        self, section: bytes, shape: tuple[int, ...], quality: float, reference: bool = False
-    ) -> tuple[np.ndarray, _Context]:
-        """Latents (positions, 320) int32, in 1/16 step, of a section of ``shape`` (C, h, w).
-
-        Positions are the 8 x 8 blocks, row by row.  ``reference`` decodes with the plain Python
-        range decoder.
-        """
-        count, height, width = shape
-        spectral, rest = klt.read(section, count, step_size(quality))
-        if not rest:
+    def decode(
+        self,
+        data: bytes,
+        context: Context,
+        rows: int,
+        columns: int,
+        past: Past | None = None,
+        reference: bool = False,
+    ) -> tuple[np.ndarray, Context]:
+        """Latents (P, 320) int32 of group flags and symbols; the context knows which are coded."""
+        if not data:
             raise FormatError("a section ends after its spectral header")
-        if rest[0] >> len(GROUPS):
-            raise FormatError(f"a section flags channel groups that tec-s2 lacks ({rest[0]:#04x})")
-        coded = tuple(bool(rest[0] >> i & 1) for i in range(len(GROUPS)))
+        if data[0] >> len(GROUPS):
+            raise FormatError(f"a section flags channel groups that do not exist ({data[0]:#04x})")
+        coded = tuple(bool(data[0] >> i & 1) for i in range(len(GROUPS)))
         channels = sum(GROUPS[: 1 + max((i for i, on in enumerate(coded) if on), default=0)])
-        context = replace(_context(spectral, quality), channels=channels)
-        decoder = SymbolDecoder(self.tables, rest[1:], reference)
-        rows, columns = -(-height // BLOCK), -(-width // BLOCK)
+        decoder = SymbolDecoder(self.tables, data[1:], reference)
         decoded = np.zeros((rows * columns, sum(GROUPS)), np.int32)
-        for step in self.entropy.steps(context.condition, rows, columns, coded):
+        for step in self.entropy.steps(context.condition, rows, columns, coded, past):
             symbols = decoder.get(step.index.flatten().numpy())
             step.write(torch.from_numpy(symbols).view(step.index.shape))
             decoded[step.places.numpy(), step.channels] = step.units[0]
-        return decoded, context
-
-    def _gain(self, quality: Tensor) -> np.ndarray:
-        """log2 of each channel's step over the base step, (M,)."""
-        steps = self.analysis.steps(quality)[0, :, 0, 0]
-        return torch.log2(steps / step_size(float(quality[0]))).numpy()
+        return decoded, replace(context, channels=channels)
 
     def _quantise(
         self, latents: np.ndarray, mean: np.ndarray, index: np.ndarray, weight: np.ndarray
@@ -237,19 +166,132 @@ class TecS2:
         return symbols.astype(np.int32), float(spent), float(gained.sum())
 
 
-def _context(spectral: klt.Klt, quality: float) -> _Context:
+class TecS2:
+    """``tec-s2`` behind the :class:`~tec_zarr.models.registry.Model` protocol.
+
+    Parameters
+    ----------
+    net : S2Net
+        With its integer layers frozen.
+    tables : Tables
+        One per scale index.
+    """
+
+    name = "tec-s2"
+
+    def __init__(self, net: S2Net, tables: Tables, weights_sha256: str):
+        self.net = net.eval().requires_grad_(False)
+        self.analysis = copy.deepcopy(self.net).double()
+        self.coder = LatentCoder(IntegerModel(self.net), tables)
+        self.synthesis = Synthesis(self.net)
+        self.weights_sha256 = weights_sha256
+
+    # ---- the Model protocol
+
+    def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
+        """Encode float32 DN (T, C, h, w), finite and filled everywhere, C from 1 to 31.
+
+        Beyond 12 bands the 12 components of largest variance are coded.
+
+        Raises
+        ------
+        UnsupportedArrayError
+            For more bands.
+        """
+        del bands  # the tile's own KLT makes any set and order of bands alike
+        check_bands(self.name, cube.shape)
+        sections, crc = [], 0
+        for date in cube:
+            coder = SymbolEncoder(self.coder.tables)
+            header, latents = self.encode_date(date, quality, coder)
+            sections.append(header + coder.finish())
+            crc = zlib.crc32(latents, crc)
+        return Encoded(sections, crc)
+
+    def decode(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        bands: tuple[str, ...] | None,
+    ) -> tuple[np.ndarray, int]:
+        """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
+        del bands
+        out = np.empty(shape, np.float32)
+        crc = 0
+        for date, section in zip(out, sections, strict=True):
+            latents, context = self.decode_latents(section, shape[1:], quality)
+            crc = zlib.crc32(checked(latents), crc)
+            self.synthesis(
+                latents, context.channels, quality, context.condition, context.spectral, date
+            )
+        return out, crc
+
+    # ---- one date
+
+    @torch.inference_mode()
+    def encode_date(
+        self, date: np.ndarray, quality: float, sink: SymbolSink
+    ) -> tuple[bytes, bytes]:
+        """Code (C, h, w) DN into ``sink``; returns the section's header and the latents' bytes."""
+        count, height, width = date.shape
+        flat = date.reshape(count, -1).astype(np.float64)
+        mean = flat.mean(axis=1)
+        covariance = (flat - mean[:, None]) @ (flat - mean[:, None]).T / flat.shape[1]
+        header, spectral = klt.write(mean, covariance, step_size(quality))
+        context = context_of(spectral, quality)
+        whole = np.zeros((COMPONENTS, height, width))
+        rotated = spectral.basis[:, :COMPONENTS].T @ (flat - spectral.mean[:, None])
+        whole[: len(rotated)] = rotated.reshape(-1, height, width)
+        components = padded(torch.from_numpy(whole)[None])
+        latents = self.analysis.analyse(components, context.quality, context.condition.double())[0]
+        flags, decoded = self.coder.encode(latents, context, self.worth(quality), sink)
+        return header + flags, checked(decoded)
+
+    @torch.inference_mode()
+    def decode_latents(
+        self, section: bytes, shape: tuple[int, ...], quality: float, reference: bool = False
+    ) -> tuple[np.ndarray, Context]:
+        """Latents (positions, 320) int32, in 1/16 step, of a section of ``shape`` (C, h, w).
+
+        Positions are the 8 x 8 blocks, row by row.  ``reference`` decodes with the plain Python
+        range decoder.
+        """
+        count, height, width = shape
+        spectral, rest = klt.read(section, count, step_size(quality))
+        rows, columns = -(-height // BLOCK), -(-width // BLOCK)
+        context = context_of(spectral, quality)
+        return self.coder.decode(rest, context, rows, columns, reference=reference)
+
+    def worth(self, quality: float) -> np.ndarray:
+        """What a squared step of each channel is worth in bits, (320,)."""
+        steps = self.analysis.steps(torch.tensor([quality], dtype=torch.float64))[0, :, 0, 0]
+        gain = torch.log2(steps / step_size(quality)).numpy()
+        return lagrangian(quality) * np.exp2(2 * gain)
+
+
+def check_bands(model: str, shape: tuple[int, ...]) -> None:
+    """Raise UnsupportedArrayError unless a cube of this shape has bands that the KLT can take."""
+    if not 1 <= shape[1] <= klt.MOST_BANDS:
+        raise UnsupportedArrayError(
+            f"{model} takes 1 to {klt.MOST_BANDS} bands, not the {shape[1]} of a chunk of "
+            f"shape {shape}: split them into several arrays"
+        )
+
+
+def context_of(spectral: klt.Klt, quality: float) -> Context:
     condition = np.full(COMPONENTS + 1, COND_LOW, np.float32)
     condition[0] = np.rint(8 * (quality - 4.5))
     spread = spectral.spread[:COMPONENTS]
     condition[1 : 1 + len(spread)] = np.maximum(spread, COND_LOW)
-    return _Context(
+    return Context(
         spectral,
         torch.from_numpy(condition)[None],
         torch.tensor([float(quality)], dtype=torch.float64),
     )
 
 
-def _lagrangian(quality: float) -> float:
+def lagrangian(quality: float) -> float:
     """Weight of squared error in the quantiser, per bit.
 
     From 1.25 down to 1 it falls fourfold: coarser steps than those trained would cost more than
@@ -258,12 +300,12 @@ def _lagrangian(quality: float) -> float:
     return LAMBDA * 4.0 ** min((quality - 1.25) / 0.25, 0.0)
 
 
-def _checked(latents: np.ndarray) -> bytes:
+def checked(latents: np.ndarray) -> bytes:
     """What the checksum of latents is taken over: little-endian int32, position by position."""
     return latents.astype("<i4").tobytes()
 
 
-def _pad(components: Tensor) -> Tensor:
+def padded(components: Tensor) -> Tensor:
     """Extend (1, K, h, w) to whole blocks by repeating the last row and column."""
     height, width = components.shape[-2:]
     return F.pad(components, (0, -width % BLOCK, 0, -height % BLOCK), mode="replicate")
@@ -274,38 +316,51 @@ def _pad(components: Tensor) -> Tensor:
 
 def save(net: S2Net, frequencies: np.ndarray, path: Path) -> None:
     """Write ``net`` with its integer layers as integers, and the tables, as safetensors."""
-    integer = {name for name, module in net.named_modules() if isinstance(module, IntConv)}
-    out = {"tables": torch.from_numpy(frequencies.astype(np.int32))}
-    for name in integer:
-        parts = net.get_submodule(name).integers()
-        out |= {
-            f"{name}.{part}": t
-            for part, t in zip(("weight", "exponent", "bias"), parts, strict=True)
-        }
+    out = net_tensors(net) | {"tables": torch.from_numpy(frequencies.astype(np.int32))}
+    save_file({name: tensor.contiguous() for name, tensor in sorted(out.items())}, path)
+
+
+def net_tensors(net: torch.nn.Module) -> dict[str, Tensor]:
+    """Everything that a weights file holds of ``net``, integer layers as integers."""
+    integer = {name: m for name, m in net.named_modules() if isinstance(m, IntConv)}
+    out = {}
+    for name, module in integer.items():
+        parts = zip(("weight", "exponent", "bias"), module.integers(), strict=True)
+        out |= {f"{name}.{part}": tensor for part, tensor in parts}
     for name, tensor in net.state_dict().items():
         if name.rpartition(".")[0] not in integer:
             out[name] = tensor.detach().float()
-    save_file({name: tensor.contiguous() for name, tensor in sorted(out.items())}, path)
+    return out
 
 
 def load(path: Path) -> TecS2:
     """Read what :func:`save` wrote."""
     data = path.read_bytes()
     tensors = read_tensors(data)
-    net = S2Net()
     tables = Tables(tensors.pop("tables").numpy())
-    for name, module in net.named_modules():
-        if isinstance(module, IntConv):
-            module.freeze(
-                *(tensors.pop(f"{name}.{part}") for part in ("weight", "exponent", "bias"))
-            )
-    missing = net.load_state_dict(tensors, strict=False).missing_keys
-    frozen = {
-        f"{n}.{p}"
-        for n, m in net.named_modules()
-        if isinstance(m, IntConv)
-        for p in ("weight", "bias")
+    return TecS2(frozen_net(S2Net(), tensors, path), tables, hashlib.sha256(data).hexdigest())
+
+
+def frozen_net(net: Net, tensors: dict[str, Tensor], path: Path) -> Net:
+    """Put what :func:`net_tensors` made into ``net``.
+
+    Raises
+    ------
+    FormatError
+        Parts are missing: ``path`` holds another model.
+    """
+    integer = {name: m for name, m in net.named_modules() if isinstance(m, IntConv)}
+    parts = {
+        name: [f"{name}.{part}" for part in ("weight", "exponent", "bias")] for name in integer
     }
-    if set(missing) != frozen:
-        raise FormatError(f"{path} is not a tec-s2 model: missing {sorted(set(missing) - frozen)}")
-    return TecS2(net, tables, hashlib.sha256(data).hexdigest())
+    frozen = {part for names in parts.values() for part in names}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in frozen}
+    parameters = {f"{name}.{part}" for name in integer for part in ("weight", "bias")}
+    missing = frozen - set(tensors) | (
+        set(net.load_state_dict(rest, strict=False).missing_keys) - parameters
+    )
+    if missing:
+        raise FormatError(f"{path} is not a {type(net).__name__}: missing {sorted(missing)}")
+    for name, module in integer.items():
+        module.freeze(*(tensors[part] for part in parts[name]))
+    return net

@@ -28,6 +28,14 @@ from tec_zarr.models.s2_net import (
     anchor_mask,
     coarse_mask,
 )
+from tec_zarr.models.s2_temporal_net import (
+    COARSE_PAST,
+    GATE_GRID,
+    GATE_LIMIT,
+    TemporalCoarse,
+    TemporalGroup,
+    TemporalNet,
+)
 
 _UNITS = int(MEAN_GRID)
 _HALF = 128
@@ -110,6 +118,31 @@ class _Hidden(_Layer):
         return out.floor_().clamp_(0, 255).sub_(_HALF).to(torch.int8)
 
 
+class _Term(_Layer):
+    """A layer that joins the sums of a hidden layer: its ``extra``, in sixteenths."""
+
+    def __init__(self, conv: IntConv, offsets: list[tuple[int, int]]):
+        super().__init__(conv, offsets)
+        self.scale = (self.unit * ACT_GRID).float()
+        self.shift = (self.offset * self.unit * ACT_GRID).float()
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, self.sums(rows).float(), self.scale)
+
+
+class _Gate(_Layer):
+    """A layer without activation whose value multiplies a prediction: whole 1/64, -2 to 2."""
+
+    def __init__(self, conv: IntConv):
+        super().__init__(conv, [(0, 0)])
+        self.unit = self.unit * GATE_GRID
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        limit = GATE_LIMIT * GATE_GRID
+        value = (self.sums(rows).double() + self.offset) * self.unit
+        return value.add_(0.5).floor_().clamp_(-limit, limit)
+
+
 class _Head(_Layer):
     """A layer without activation: means in the first half of its outputs, scales in the second.
 
@@ -153,6 +186,9 @@ class _Coarse:
         self.first = _Hidden(module.first, offsets)
         self.second = _Hidden(module.second, [(0, 0)])
         self.head = _Head(module.head)
+        if isinstance(module, TemporalCoarse):
+            self.past = _Term(module.past, _SQUARE)
+            self.gate = _Gate(module.gate)
         linear = torch.floor(module.integer_linear().detach() * 512 + 0.5)
         self.linear = (
             torch.cat([linear[:, :, r + 2, c + 2] for r, c in offsets], 1).T.double().contiguous()
@@ -170,6 +206,10 @@ class _Fine:
         self.neighbours = _Hidden(module.neighbours, _PLUS)
         self.third = _Hidden(module.third, [(0, 0)])
         self.others = _Head(module.others)
+        if isinstance(module, TemporalGroup):
+            self.past = _Term(module.past, _SQUARE)
+            self.anchors_gate = _Gate(module.anchors_gate)
+            self.others_gate = _Gate(module.others_gate)
 
 
 class Step:
@@ -247,7 +287,11 @@ class _Grid:
         self.cells = torch.full((geometry.batch * geometry.area, channels), outside, dtype=dtype)
 
     def write(self, places: Tensor, rows: Tensor) -> None:
-        self.cells[self.geometry.rows(places)] = rows
+        index = self.geometry.rows(places)
+        if self.cells.is_cpu:  # NumPy copies row by row, torch value by value
+            self.cells.numpy()[index.numpy()] = rows.numpy()
+        else:
+            self.cells[index] = rows
 
     def write_everywhere(self, rows: Tensor) -> None:
         size = self.geometry.height, self.geometry.width
@@ -267,10 +311,32 @@ class _Grid:
         return self.cells.index_select(0, index).view(-1, len(offsets) * self.cells.shape[1])
 
 
-class IntegerModel:
-    """The frozen entropy networks of an :class:`S2Net`."""
+class Past:
+    """Latents of the dates' predictions, (B, P, 320) int32 in 1/16 step, as the networks take them.
 
-    def __init__(self, net: S2Net):
+    Absent (``None`` below) in ``tec-s2``, whose networks know no other dates.
+    """
+
+    def __init__(self, units: Tensor, height: int, width: int):
+        self.units = units.double()
+        self.geometry = _geometry(len(units), height, width)
+        self.cells = _companded(units)
+
+    def term(self, layer: _Term, places: Tensor, channels: int) -> Tensor:
+        """What ``layer`` makes of the neighbourhoods of ``places``, of the first ``channels``."""
+        grid = _Grid(self.geometry, channels, torch.int8, 0)
+        grid.write_everywhere(self.cells[:, :, :channels].reshape(-1, channels))
+        return layer(grid.gather(places, _SQUARE))
+
+    def gated(self, gate: Tensor, places: Tensor, channels: slice) -> Tensor:
+        """What gates (B P, N) add to means, in 1/16 step, float64."""
+        return gate * self.units[:, places, channels].flatten(0, 1) / GATE_GRID
+
+
+class IntegerModel:
+    """The frozen entropy networks of an :class:`S2Net`, or of a :class:`TemporalNet`."""
+
+    def __init__(self, net: S2Net | TemporalNet):
         self.net = net
         self.coarse = [
             _Coarse(module, offsets)
@@ -286,7 +352,12 @@ class IntegerModel:
         self.prior_bias = _in_256ths(net.prior_bias) + 0.5
 
     def steps(
-        self, condition: Tensor, height: int, width: int, coded: tuple[bool, ...]
+        self,
+        condition: Tensor,
+        height: int,
+        width: int,
+        coded: tuple[bool, ...],
+        past: Past | None = None,
     ) -> Iterator[Step]:
         """Walk the decoding order for ``condition`` (B, 13); the caller writes each step back.
 
@@ -309,8 +380,14 @@ class IntegerModel:
                 else:
                     layers, bias = self.coarse[number - 1], biases[number - 1]
                     near = before.gather(places, layers.offsets)
-                    hidden = layers.second(layers.first(near, _each(bias, len(places))))
+                    extra = _each(bias, len(places))
+                    if past:
+                        extra = extra + past.term(layers.past, places, COARSE_PAST)
+                    hidden = layers.second(layers.first(near, extra))
                     linear = whole.gather(places, layers.offsets) @ layers.linear
+                    if past:
+                        channels = slice(0, GROUPS[0])
+                        linear += past.gated(layers.gate(hidden), places, channels)
                     mean, index = layers.head(hidden, priors[0], linear)
                 step = Step(0, number == passes[-1][0], places, mean, index)
                 yield step
@@ -319,19 +396,27 @@ class IntegerModel:
                 rounded = torch.floor((units + _UNITS // 2) / _UNITS).clamp_(-2047, 2047)
                 whole.write(places, rounded.double())
         for group, layers in enumerate(self.fine, start=1):
+            if not any(coded[group:]):
+                return
             mine = _Grid(geometry, GROUPS[group], torch.int8, 0)
             if coded[group]:
                 bias = biases[len(self.coarse) + group - 1]
-                context = self._context(layers, before, bias).view(batch, height * width, -1)
+                channels = slice(sum(GROUPS[:group]), sum(GROUPS[: group + 1]))
+                extra = _each(bias, height * width)
+                if past:
+                    extra = extra + past.term(layers.past, geometry.everywhere, channels.stop)
+                context = self._context(layers, before, extra).view(batch, height * width, -1)
                 passes = [geometry.anchors, geometry.others][: 1 + bool(len(geometry.others))]
                 for places in passes:
                     if places is geometry.anchors:
                         rows = context[:, : len(places)].flatten(0, 1)
-                        mean, index = layers.anchors(rows, priors[group])
+                        head, gate = layers.anchors, past and layers.anchors_gate
                     else:
                         rows = context[:, -len(places) :].flatten(0, 1).float().add_(_HALF)
-                        rows = layers.neighbours(mine.gather(places, _PLUS), rows)
-                        mean, index = layers.others(layers.third(rows), priors[group])
+                        rows = layers.third(layers.neighbours(mine.gather(places, _PLUS), rows))
+                        head, gate = layers.others, past and layers.others_gate
+                    put_back = past.gated(gate(rows), places, channels) if past else None
+                    mean, index = head(rows, priors[group], put_back)
                     step = Step(group, places is passes[-1], places, mean, index)
                     yield step
                     mine.write(places, _companded(_written(step)))
@@ -339,11 +424,11 @@ class IntegerModel:
                     mine.cells.zero_()
             before = before.joined(mine)
 
-    def _context(self, layers: _Fine, before: _Grid, bias: Tensor) -> Tensor:
+    def _context(self, layers: _Fine, before: _Grid, extra: Tensor) -> Tensor:
         """What the earlier groups say about every position, in order of the passes."""
         geometry = before.geometry
         near = before.gather(geometry.everywhere, _SQUARE)
-        hidden = layers.first(near, _each(bias, len(geometry.everywhere)))
+        hidden = layers.first(near, extra)
         grid = _Grid(geometry, hidden.shape[1], torch.int8, -_HALF)
         grid.write_everywhere(hidden)
         return layers.second(grid.gather(geometry.by_pass, _SQUARE))

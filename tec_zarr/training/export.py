@@ -45,7 +45,7 @@ def fitted_tables(model: TecS2, windows: list[Window], rounds: int = 2) -> np.nd
     """Tables re-estimated from what ``model`` codes on ``windows``, at qualities 1 to 8."""
     tables = density_tables()
     for _ in range(rounds):
-        model.tables = Tables(tables)
+        model.coder.tables = Tables(tables)
         counts = np.zeros_like(tables, dtype=np.float64)
         for number, window in enumerate(windows):
             for quality in (1.0 + 0.5 * ((2 * number + k) % 15) for k in (0, 5, 10)):
@@ -73,7 +73,7 @@ class _Recorder:
 
 def _count(model: TecS2, window: Window, quality: float, counts: np.ndarray) -> None:
     pixels = window.dn[window.present].astype(np.float32)
-    model.encode_date(pixels, quality, _Recorder(counts, model.tables))
+    model.encode_date(pixels, quality, _Recorder(counts, model.coder.tables))
 
 
 def release(net: S2Net, windows: list[Window], path: Path) -> str:
