@@ -75,6 +75,7 @@ def prepare(
         variables["scl"] = _classes(scl)
     ds = xr.Dataset({name: da.drop_attrs(deep=False) for name, da in variables.items()})
     ds = _clean(ds, records, said)
+    ds = ds.assign_coords(band=ds.band.values.astype(object))  # U3 is no type of Zarr v3
     if crs is not None:
         ds = _with_crs(ds, crs)
     before = _chunk_words(ds.reflectance)
