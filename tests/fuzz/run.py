@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 INSTRUMENTED = ("tec_zarr",)
-LONGEST_INPUT = 2048
+LONGEST_INPUT = 1024
 SECONDS = 5
 MEMORY = 2**31
 """Bytes that the process may grow by: far below the terabytes that a frame can claim."""
