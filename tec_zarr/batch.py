@@ -453,12 +453,10 @@ def _writer(array: ArrayPlan, region: tuple[slice, ...], block: np.ndarray) -> z
         chunk = block[_inside(part, region)]
         if _missing(chunk[:1, ..., :1], [fill]).all() and _missing(chunk, [fill]).all():
             return array.target
+    metadata: Any = array.target.metadata
     return zarr.Array(
-        zarr.AsyncArray(
-            metadata=array.target.metadata, store_path=array.target.store_path,
-            config={"write_empty_chunks": True},
-        )
-    )  # fmt: skip
+        zarr.AsyncArray(metadata, array.target.store_path, {"write_empty_chunks": True})
+    )
 
 
 def _inside(part: tuple[slice, ...], region: tuple[slice, ...]) -> tuple[slice, ...]:
@@ -562,7 +560,7 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
 def _crc(block: np.ndarray) -> int:
     if block.dtype.kind in "OT":
         return zlib.crc32(json.dumps(block.tolist()).encode())
-    return zlib.crc32(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
 
 
 def _failure(job: _Job, error: Exception) -> Failure:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tec_zarr import bound, config, generation
+from tec_zarr import bound, config, gather, generation
 from tec_zarr.errors import (
     ChecksumError,
     FormatError,
@@ -387,8 +387,8 @@ def _at_quality(part: _Part, quality: float) -> _Coded:
         if mask is not None:
             cube = fill_unknown(cube, mask.labels[:, :, *tile][dates] == 0)
         model = get_model(spec.model, spec.weights_sha256)
-        with _model_slots:
-            encoded = model.encode(np.ascontiguousarray(cube), quality, part.bands)
+        cube = np.ascontiguousarray(cube)
+        encoded = gather.encode(model, cube, quality, part.bands, _model_slots)
         sections += [Section(SectionKind.LATENTS, data) for data in encoded.sections]
         latents_crc = _chain(latents_crc, encoded.latents_crc)
     return _Coded(sections, mask, quality, latents_crc)
@@ -876,8 +876,7 @@ def _decode_tile(
     model = _model_of(header)
     names = None if header.bands is None else tuple(header.bands[c] for c in bands)
     try:
-        with _model_slots:
-            return model.decode(sections, shape, header.quality, names)
+        return gather.decode(model, sections, shape, header.quality, names, _model_slots)
     except TecError:
         raise
     except Exception as error:

@@ -32,3 +32,8 @@ MAX_CONCURRENT_CHUNKS: int = max(1, os.cpu_count() or 1)
 
 Zarr hands up to ten chunks to as many threads, and each would hold its own activations.
 """
+
+DEVICE: str = os.environ.get("TEC_ZARR_DEVICE", "auto")
+"""Where published models go when they are loaded: ``"auto"`` (a GPU if torch has one, else the
+CPU) or a device of torch's. The default model runs on the CPU whatever this says.
+"""

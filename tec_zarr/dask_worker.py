@@ -10,6 +10,7 @@ import zarr
 from distributed import Worker, WorkerPlugin
 
 from tec_zarr.batch import set_torch_threads
+from tec_zarr.gather import LARGEST, on_device
 from tec_zarr.models.registry import get_model
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
@@ -39,11 +40,12 @@ class WarmUp(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         """Load, and remember what was set."""
         _set_malloc(_KEPT)
-        for name, weights in self.models:
-            get_model(name, weights)
+        models = [get_model(name, weights) for name, weights in self.models]
         self._torch_threads = set_torch_threads(1)
         self._concurrency = zarr.config.get("async.concurrency")
-        zarr.config.set({"async.concurrency": 1})
+        # A task on a GPU worker hands its chunks over together, see tec_zarr.gather.
+        batched = any(map(on_device, models))
+        zarr.config.set({"async.concurrency": LARGEST if batched else 1})
 
     def teardown(self, worker: Worker) -> None:
         """Put it back, for whoever uses the worker next."""

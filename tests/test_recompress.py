@@ -14,13 +14,15 @@ import toy
 import xarray as xr
 import zarr
 from test_chunk import scene
+from test_gather import Device
 from zarr.storage import LocalStore, MemoryStore
 
-from tec_zarr import batch
+from tec_zarr import batch, gather
 from tec_zarr.batch import estimate, recompress
 from tec_zarr.cli import main
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.manifest import RecompressError
+from tec_zarr.models import registry
 from tec_zarr.plan import Settings, make_plan, open_source
 from tec_zarr.report import stored_arrays, tec_spec
 from tec_zarr.sentinel2 import L2A_BANDS
@@ -330,6 +332,22 @@ def test_gpu_workers_encode_and_the_others_read(mixed_cluster, source, tmp_path)
     assert ran == {("read", "cpu"), ("recompress", "gpu")}
     recompress(source, tmp_path / "threads.zarr", **TOY)
     assert tree(tmp_path / "tec.zarr") == tree(tmp_path / "threads.zarr")
+
+
+def test_a_gpu_worker_codes_the_chunks_of_a_region_together(
+    mixed_cluster, source, tmp_path, monkeypatch
+):
+    settings = {"chunks": {"y": 20, "x": 20}, **TOY}
+    recompress(source, tmp_path / "alone.zarr", **settings)
+    model = Device()
+    monkeypatch.setitem(registry._loaded, (toy.NAME, toy.SHA256), model)
+    monkeypatch.setattr(gather, "WAIT_SECONDS", 0.2)
+    report = recompress(
+        source, tmp_path / "tec.zarr", client=mixed_cluster, gpu=True, verify="full", **settings
+    )
+    assert report.complete
+    assert {size for size, *_ in model.batches} & {2, 3, 4}
+    assert tree(tmp_path / "tec.zarr") == tree(tmp_path / "alone.zarr")
 
 
 def test_a_gpu_that_nobody_has_is_an_error_at_once(source, tmp_path):

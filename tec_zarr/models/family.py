@@ -203,9 +203,9 @@ class _BottleneckCoder:
 
 @dataclass
 class _Series:
-    """Result of coding the dates of one cube: image tensors and the checksum of the latents."""
+    """Decoded dates of one cube: what the synthesis takes, and the checksum of the latents."""
 
-    images: list[Tensor]
+    inputs: list[tuple[Tensor, ...]]
     crc: int = 0
 
 
@@ -213,14 +213,13 @@ class _FPCoder:
     multiple = 16
 
     def __init__(self, module: FactorizedPrior) -> None:
-        self.module = module
+        self.analyse, self.synthesise = module.g_a, module.g_s
         self._bottleneck = _BottleneckCoder(module.entropy_bottleneck)
 
-    def encode(self, x: Tensor, options: dict[str, Any]) -> Encoded:
+    def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
         sections, crc = [], 0
-        for image in x:
+        for latent in latents:
             port = _Writer()
-            latent = self.module.g_a(image[None])[0]
             symbols, _ = self._bottleneck.code(port, latent, *latent.shape[1:])
             sections.append(port.coder.to_bytes())
             crc = _crc(symbols, crc)
@@ -232,7 +231,7 @@ class _FPCoder:
             port = _Reader(b"\0" + data)  # no ledger: no network in the entropy path
             symbols, y_hat = self._bottleneck.code(port, None, height // 16, width // 16)
             series.crc = _crc(symbols, series.crc)
-            series.images.append(self.module.g_s(y_hat[None].float())[0])
+            series.inputs.append((y_hat[None].float(),))
         return series
 
 
@@ -241,6 +240,7 @@ class _ELICCoder:
 
     def __init__(self, module: ELIC) -> None:
         self.module = module
+        self.analyse, self.synthesise = module.g_a, module.g_s
         self._bottleneck = _BottleneckCoder(module.latent_codec.hyper.entropy_bottleneck)
 
     def _date(
@@ -274,11 +274,10 @@ class _ELICCoder:
             decoded.append(y_hat)
         return torch.cat(decoded, dim=1), crc
 
-    def encode(self, x: Tensor, options: dict[str, Any]) -> Encoded:
+    def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
         sections, crc = [], 0
-        for image in x:
+        for latent in latents:
             port = _Writer()
-            latent = self.module.g_a(image[None])[0]
             _, crc = self._date(port, latent, latent.shape[1], latent.shape[2], crc)
             sections.append(port.to_bytes())
         return Encoded(sections, crc)
@@ -288,7 +287,7 @@ class _ELICCoder:
         for data in sections:
             port = _Reader(data)
             y_hat, series.crc = self._date(port, None, height // 16, width // 16, series.crc)
-            series.images.append(self.module.g_s(y_hat.float())[0])
+            series.inputs.append((y_hat.float(),))
         return series
 
 
@@ -380,6 +379,7 @@ class _TTCoder:
 
     def __init__(self, module: TemporalTransformer) -> None:
         self.module = module
+        self.analyse, self.synthesise = module.analyse, module.synthesise
 
     def _contexts(self, decoding: bool) -> ContextEncoder:
         contexts = self.module.contexts(torch.float64)
@@ -387,18 +387,17 @@ class _TTCoder:
             contexts.model = contexts.model.with_float64_decoder()
         return contexts
 
-    def encode(self, x: Tensor, options: dict[str, Any]) -> Encoded:
+    def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
         contexts = self._contexts(decoding=False)
         sections, crc = [], 0
-        for t, image in enumerate(x):
-            latent = self.module.analyse(image[None])
+        for t, latent in enumerate(latents.split(1)):
             port = _Writer()
             date = _Windows(contexts.model, contexts.joint(), latent, *latent.shape[-2:])
             date.look_ahead(TOKENS)
             for _ in range(TOKENS):
                 crc = _crc(date.code(port), crc)
             sections.append(port.to_bytes())
-            if t + 1 < len(x):
+            if t + 1 < len(latents):
                 contexts.push(date.latent())
         return Encoded(sections, crc)
 
@@ -411,7 +410,7 @@ class _TTCoder:
             for _ in range(TOKENS):
                 series.crc = _crc(date.code(port), series.crc)
             latent = date.latent()
-            series.images.append(self.module.synthesise(latent.float(), date.hints())[0])
+            series.inputs.append((latent.float(), date.hints()))
             if t + 1 < len(sections):
                 contexts.push(latent)
         return series
@@ -464,17 +463,16 @@ class _FlexSection:
 
 
 class _FlexCoder(_TTCoder):
-    def encode(self, x: Tensor, options: dict[str, Any]) -> Encoded:
+    def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
         qualities, context = options["tokens"], options["context_tokens"]
-        if len(qualities) != len(x):
+        if len(qualities) != len(latents):
             raise UnsupportedArrayError(
-                f"FlexTEC was given {len(qualities)} qualities for {len(x)} dates: give one for "
-                "all dates or one for each"
+                f"FlexTEC was given {len(qualities)} qualities for {len(latents)} dates: give one "
+                "for all dates or one for each"
             )
         contexts = self._contexts(decoding=False)
         sections, crc = [], 0
-        for t, (image, k) in enumerate(zip(x, qualities, strict=True)):
-            latent = self.module.analyse(image[None])
+        for t, (latent, k) in enumerate(zip(latents.split(1), qualities, strict=True)):
             joint = contexts.joint()
             date = _Windows(contexts.model, joint, latent, *latent.shape[-2:])
             date.look_ahead(k)
@@ -485,7 +483,7 @@ class _FlexCoder(_TTCoder):
                 groups.append(check.to_bytes(2, "little") + port.to_bytes())
             seen = min(k, context or k)
             ledger = LedgerWriter()
-            if t + 1 < len(x):
+            if t + 1 < len(latents):
                 contexts.push(self._context_latent(date, joint, seen, ledger))
             section = _FlexSection(seen, ledger.to_bytes(), tuple(groups))
             crc = section.check(crc)
@@ -527,7 +525,7 @@ class _FlexCoder(_TTCoder):
                 # These roundings reach pixels only, never the decoding of other symbols.
                 date.guess(lambda values: torch.floor(values).long().cpu().numpy())
             latent = date.latent()
-            series.images.append(self.module.synthesise(latent.float(), date.hints())[0])
+            series.inputs.append((latent.float(), date.hints()))
         return series
 
 
@@ -577,6 +575,11 @@ class FamilyModel:
         self._count = int(config["bands"])
 
     @property
+    def device(self) -> str:
+        """Kind of device that the weights are on, ``"cpu"`` or another."""
+        return self._device.type
+
+    @property
     def _device(self) -> torch.device:
         return next(self.module.parameters()).device
 
@@ -613,18 +616,46 @@ class FamilyModel:
         """
         where = self._band_places(bands, cube.shape)
         if tokens is None:
-            tokens = [min(TOKENS, max(1, round(2 * quality)))] * len(cube)
+            tokens = self._tokens(quality, len(cube))
         if any(not 1 <= k <= TOKENS for k in tokens):
             raise UnsupportedArrayError(
                 f"FlexTEC sends 1 to {TOKENS} tokens of a date, not {list(tokens)}"
             )
-        height, width = cube.shape[-2:]
+        return self._encode([cube], where, tokens)[0]
+
+    def encode_batch(
+        self,
+        cubes: Sequence[npt.NDArray[np.float32]],
+        quality: float,
+        bands: Sequence[str] | None,
+    ) -> list[Encoded]:
+        """Encode cubes of one shape, each to the bytes that `encode` makes of it."""
+        where = self._band_places(bands, cubes[0].shape)
+        return self._encode(cubes, where, self._tokens(quality, len(cubes[0])))
+
+    def _tokens(self, quality: float, dates: int) -> list[int]:
+        return [min(TOKENS, max(1, round(2 * quality)))] * dates
+
+    def _encode(
+        self,
+        cubes: Sequence[npt.NDArray[np.float32]],
+        where: Sequence[int],
+        tokens: Sequence[int],
+    ) -> list[Encoded]:
+        height, width = cubes[0].shape[-2:]
         multiple = self._coder.multiple
         margins = ((0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple))
-        padded = np.pad(cube, margins, mode="reflect")
+        padded = np.pad(np.concatenate(cubes), margins, mode="reflect")
+        options = {"tokens": tokens, "context_tokens": self.context_tokens}
         with torch.inference_mode():
             x = standardise(padded, self._count, where).to(self._device)
-            return self._coder.encode(x, {"tokens": tokens, "context_tokens": self.context_tokens})
+            if self.device == "cpu":
+                # Date by date: more at once are not faster here, and change float32 sums.
+                latents = torch.cat([self._coder.analyse(image[None]) for image in x])
+            else:
+                # In float64 the number of images cannot be seen after rounding.
+                latents = self._coder.analyse(x.double())
+            return [self._coder.encode(part, options) for part in latents.split(len(cubes[0]))]
 
     def decode(
         self,
@@ -634,19 +665,36 @@ class FamilyModel:
         bands: Sequence[str] | None,
     ) -> tuple[npt.NDArray[np.float32], int]:
         """Decode what `encode` wrote; DN (T, C, h, w) and the checksum of the latents."""
+        return self.decode_batch([sections], shape, quality, bands)[0]
+
+    def decode_batch(
+        self,
+        chunks: Sequence[Sequence[bytes]],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        bands: Sequence[str] | None,
+    ) -> list[tuple[npt.NDArray[np.float32], int]]:
+        """Decode the sections of several cubes of one shape, each as `decode`."""
         where = self._band_places(bands, shape)
-        if len(sections) != shape[0]:
-            raise FormatError(
-                f"{self.name}: {len(sections)} sections for {shape[0]} dates of a chunk of shape "
-                f"{shape}: damaged"
-            )
+        for sections in chunks:
+            if len(sections) != shape[0]:
+                raise FormatError(
+                    f"{self.name}: {len(sections)} sections for {shape[0]} dates of a chunk of "
+                    f"shape {shape}: damaged"
+                )
         height, width = shape[-2:]
         multiple = self._coder.multiple
         padded = height + -height % multiple, width + -width % multiple
         with torch.inference_mode():
-            series = self._coder.decode(sections, *padded)
-            images = torch.stack(series.images)[..., :height, :width]
-            return destandardise(images, where), series.crc
+            series = [self._coder.decode(sections, *padded) for sections in chunks]
+            inputs = [dates for one in series for dates in one.inputs]
+            if self.device == "cpu":
+                images = torch.cat([self._coder.synthesise(*date) for date in inputs])
+            else:
+                together = (torch.cat(parts) for parts in zip(*inputs, strict=True))
+                images = self._coder.synthesise(*together)
+            dn = destandardise(images[..., :height, :width], where)
+        return list(zip(np.split(dn, len(chunks)), [one.crc for one in series], strict=True))
 
     def truncate(self, sections: Sequence[bytes], tokens: int) -> Encoded:
         """Lower the quality of a FlexTEC stream by cutting it, without any network.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tec_zarr import config
 from tec_zarr.errors import TecError, UnknownModelError, WeightsMismatchError
 
 if TYPE_CHECKING:
@@ -172,9 +173,19 @@ def load_codec(
 
     file = _find(name, compression, path, sha256)
     rate = "" if compression is None else f"/lambda-{_rate(name, compression)}"
-    model = FamilyModel(_read(file), name + rate, _sha256(file), context_tokens)
+    module = _read(file).to(pick_device())
+    model = FamilyModel(module, name + rate, _sha256(file), context_tokens)
     register_model(model.name, lambda: model, model.weights_sha256)
     return model
+
+
+def pick_device() -> str:
+    """Where a model goes: ``tec_zarr.config.DEVICE``, or a GPU if there is one."""
+    import torch
+
+    if config.DEVICE != "auto":
+        return config.DEVICE
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def cached_entry(name: str) -> Entry | None:
@@ -217,7 +228,7 @@ def cached_entry(name: str) -> Entry | None:
             raise WeightsMismatchError(
                 f"{file} was changed since it was written: delete it.\n" + _how_to_get(family, tail)
             )
-        return FamilyModel(_read(file), name, sha256)
+        return FamilyModel(_read(file).to(pick_device()), name, sha256)
 
     return Entry(name, NAMED_MODEL, tuple(files), open_codec)
 

@@ -166,8 +166,8 @@ class GDN(nn.Module):
         self.gamma = nn.Parameter(torch.sqrt(0.1 * torch.eye(channels) + pedestal))
 
     def forward(self, x: Tensor) -> Tensor:
-        gamma = self.gamma_reparam(self.gamma)[:, :, None, None]
-        norm = F.conv2d(x**2, gamma, self.beta_reparam(self.beta))
+        gamma = self.gamma_reparam(self.gamma)[:, :, None, None].to(x.dtype)
+        norm = F.conv2d(x**2, gamma, self.beta_reparam(self.beta).to(x.dtype))
         return x * (torch.sqrt(norm) if self.inverse else torch.rsqrt(norm))
 
 
