@@ -1,106 +1,260 @@
-"""Fill clouds from the clear dates of the same pixel.
+"""Fill clouds from clear dates, in space and time.
 
-Nothing is invented: every filled value comes from what was measured at that pixel, in that band,
-on other dates; where there is none it stays nodata.
+``regression`` and ``tec-tt`` estimate what a date looks like under its clouds from other dates,
+before and after, and from what is seen of the date itself (:mod:`tec_zarr.regression`).
+``linear``, ``previous`` and ``median`` combine the clear dates of the same pixel. Pixels outside
+the mask stay as they are, pixels inside are never looked at, and where nothing clear is in reach
+there is nodata.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import numpy as np
 import xarray as xr
 
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.sentinel2 import CLOUD_LIKE, NODATA
-from tec_zarr.store import TIME, X, Y, find_dim
+from tec_zarr.regression import (
+    COVERAGE,
+    FEWEST,
+    Filled,
+    Refine,
+    covering_factor,
+    fill_date,
+    held_squares,
+)
+from tec_zarr.sentinel2 import CLOUD_LIKE, DN_PER_REFLECTANCE, NODATA
+from tec_zarr.store import BAND, TIME, X, Y, find_dim, reflectance_names
 
-__all__ = ["METHODS", "cloud_mask", "inpaint_clouds"]
+if TYPE_CHECKING:
+    from typing import Literal
 
-METHODS = ("linear", "previous", "median")
+    from tec_zarr.models.family import FamilyModel
+
+__all__ = ["METHODS", "NothingClearWarning", "cloud_mask", "inpaint_clouds"]
+
+METHODS = ("regression", "tec-tt", "linear", "previous", "median")
 
 DILATE = 8
 """Pixels by which masks of SCL grow by default: SCL misses cloud edges, and what a lossy codec
 spreads of a cloud reaches one 8 x 8 block further."""
 
-Mask = xr.DataArray | Callable[[xr.DataArray], xr.DataArray]
+TILE, HALO = 256, 64
+"""Side of the squares that are estimated at a time, and how far they look beyond; neighbours are
+blended over what they share."""
+
+XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
+Mask = xr.DataArray | Callable[..., xr.DataArray]
 
 
+class NothingClearWarning(UserWarning):
+    """Masked pixels stay nodata: they are clear on no date."""
+
+
+@overload
 def inpaint_clouds(
-    da: xr.DataArray,
+    obj: XrObject, mask: Mask | None = ..., *, return_uncertainty: Literal[False] = ..., **kw: Any
+) -> XrObject: ...
+@overload
+def inpaint_clouds(
+    obj: XrObject, mask: Mask | None = ..., *, return_uncertainty: Literal[True], **kw: Any
+) -> tuple[XrObject, XrObject]: ...
+def inpaint_clouds(
+    obj: Any,
     mask: Mask | None = None,
     *,
     scl: xr.DataArray | None = None,
-    method: str = "linear",
+    method: str = "regression",
     dilate: int = DILATE,
-) -> xr.DataArray:
-    """Replace masked pixels by an estimate from the clear dates of the same pixel.
+    return_uncertainty: bool = False,
+    model: str | FamilyModel | None = None,
+    progress: bool = False,
+) -> Any:
+    """Replace masked pixels by an estimate from clear ones.
 
     Parameters
     ----------
-    da : DataArray
-        Cube with time, y and x, in any order, with or without bands. DN or reflectance.
+    obj : DataArray or Dataset
+        Cube with time, y and x, in any order, with or without bands. DN or reflectance. Of a
+        Dataset, every reflectance variable; bands that are variables of their own help each
+        other.
     mask : DataArray of bool or callable, optional
         True where the ground is not seen, with time, y and x (and bands, if it differs by
-        band); or a function that makes it of ``da``. Taken as it is, not dilated.
+        band); or a function that makes it of ``obj``. Taken as it is, not dilated.
     scl : DataArray, optional
-        Scene classification on the same grid, instead of ``mask``: see `cloud_mask`.
-    method : {"linear", "previous", "median"}
-        ``linear``: the nearest clear dates before and after, weighed by their distance in time
-        (in days if time is datetime64, else in dates), or the one of them that there is.
-        ``previous``: the last clear date before. ``median``: of all clear dates.
+        Scene classification on the same grid, instead of ``mask``: see `cloud_mask`. By default
+        the variable ``scl`` (or ``SCL``) of a Dataset.
+    method : {"regression", "tec-tt", "linear", "previous", "median"}
+        ``regression``: the spectra of other dates, mapped to this one as clear pixels say (see
+        :mod:`tec_zarr.regression`). ``tec-tt``: the same, with what the temporal model expects
+        of the difference. ``linear``: the nearest clear dates before and after, weighed by
+        their distance in time (in days if time is datetime64, else in dates), or the one of
+        them that there is. ``previous``: the last clear date before. ``median``: of all clear
+        dates.
     dilate : int
         Pixels by which the mask from ``scl`` grows.
+    return_uncertainty : bool
+        Return the half width of the interval that holds the truth nine times of ten, too.
+    model : str or FamilyModel, optional
+        Of ``tec-tt``: a published model instead of the embedded one, by name
+        (``"terracodec_v1_tt_s2l2a"``, ``"terracodec_v1_tt_s2l1c"``: the weights must be at
+        hand, see `tec_zarr.models.hub`) or as loaded by `tec_zarr.models.hub.load_codec`.
+    progress : bool
+        Show a bar. Of lazy arrays, use ``with dask.diagnostics.ProgressBar():`` instead.
 
     Returns
     -------
-    DataArray
-        Dimensions, dtype, coordinates, attributes and encoding of ``da``. Pixels outside the
+    DataArray or Dataset
+        Dimensions, dtype, coordinates, attributes and encoding of ``obj``. Pixels outside the
         mask are bit for bit what they were, nodata included. Pixels inside depend on nothing
         inside the mask. Where nothing clear is in reach they are nodata: NaN in floats, else
         ``_FillValue`` or 0. Dask arrays stay lazy.
+    DataArray or Dataset
+        With ``return_uncertainty``: float32 in units of ``obj``, 0 outside the mask, NaN where
+        there is no estimate or nothing clear to calibrate with.
 
     Raises
     ------
     UnsupportedArrayError
-        No time dimension, a mask on another grid, Dask chunks that split time.
+        No time dimension, a mask on another grid, Dask chunks that split time or bands.
     TecError
         An unknown method.
 
+    Warns
+    -----
+    NothingClearWarning
+        Pixels stay nodata; it says on which dates. Lazy arrays warn when they are computed.
+
     Notes
     -----
-    No uncertainty is given: these methods have none that was calibrated.
+    ``regression`` and ``tec-tt`` look at squares of 256 pixels and 64 around them at a time, and
+    blend them; Dask chunks look 64 pixels into their neighbours, and are not blended.
     """
-    if method == "tec-tt":
-        raise TecError(
-            "method 'tec-tt' needs the temporal model, which this version does not have; "
-            f"use one of {', '.join(METHODS)}"
-        )
     if method not in METHODS:
         raise TecError(f"method is {method!r}, it must be one of {', '.join(METHODS)}")
-    time = find_dim(da, TIME)
-    if time is None:
-        raise UnsupportedArrayError(f"no time among the dimensions {da.dims}: nothing to fill from")
-    if da.chunks is not None and len(da.chunksizes[time]) > 1:
-        name = da.name or "cube"
+    if model is not None and method != "tec-tt":
+        raise TecError(f"model={model!r} goes with method='tec-tt', not with {method!r}")
+    how = _How(method, model, return_uncertainty, progress)
+    if isinstance(obj, xr.Dataset):
+        return _inpaint_dataset(obj, mask, scl, dilate, how)
+    filled, half_width = _inpaint(obj, _resolve_mask(obj, mask, scl, dilate), how)
+    return (filled, half_width) if return_uncertainty else filled
+
+
+@dataclass(frozen=True)
+class _How:
+    method: str
+    model: Any
+    uncertain: bool
+    progress: bool
+
+
+def _inpaint_dataset(
+    ds: xr.Dataset, mask: Mask | None, scl: xr.DataArray | None, dilate: int, how: _How
+) -> Any:
+    if mask is None and scl is None:
+        scl = next((ds[n] for n in ds.data_vars if str(n).lower() == "scl"), None)
+    names = [n for n in ds.data_vars if n in reflectance_names(ds)]
+    filled: dict[Any, xr.DataArray] = {}
+    wide: dict[Any, xr.DataArray | None] = {}
+    for group in _alike(ds, names):
+        first = ds[group[0]]
+        if len(group) == 1:
+            covered = _resolve_mask(first, mask, scl, dilate)
+            filled[group[0]], wide[group[0]] = _inpaint(first, covered, how)
+            continue
+        cube = xr.concat([ds[n].variable for n in group], "band")
+        stacked = xr.DataArray(cube, {**first.coords, "band": group}, name="cube")
+        stacked.encoding = first.encoding
+        if stacked.chunks is not None:
+            stacked = stacked.chunk(band=-1)
+        done, half_width = _inpaint(stacked, _resolve_mask(stacked, mask, scl, dilate), how)
+        for n, name in enumerate(group):
+            filled[name] = ds[name].copy(data=done.data[n])
+            wide[name] = None if half_width is None else _like(ds[name], half_width.data[n])
+    out = ds.assign(filled)
+    return (out, xr.Dataset({n: wide[n] for n in names})) if how.uncertain else out
+
+
+def _alike(ds: xr.Dataset, names: Sequence[Any]) -> list[list[Any]]:
+    """Variables to fill together: bands that are variables of the same shape and kind."""
+    groups: dict[Any, list[Any]] = {}
+    for name in names:
+        da = ds[name]
+        alone = find_dim(da, BAND) is not None
+        key = name if alone else (da.dims, da.shape, da.dtype, da.chunks, _nodata(da))
+        groups.setdefault(str(key), []).append(name)
+    return list(groups.values())
+
+
+def _inpaint(
+    da: xr.DataArray, covered: xr.DataArray, how: _How
+) -> tuple[xr.DataArray, xr.DataArray | None]:
+    """Filled array, and its half widths where they are asked for."""
+    time = cast(str, find_dim(da, TIME))
+    spatial = how.method in ("regression", "tec-tt")
+    order = [find_dim(da, names) for names in (TIME, BAND, Y, X)]
+    if spatial and (None in order[2:] or len([d for d in order if d]) != da.ndim):
         raise UnsupportedArrayError(
-            f"the Dask chunks of {name!r} hold {da.chunksizes[time][0]} of {da.sizes[time]} dates; "
-            f"filling needs all dates of a pixel: {name} = {name}.chunk({{{time!r}: -1}})"
+            f"{how.method!r} takes cubes of time, band, y and x, not of {da.dims}"
         )
-    covered = _resolve_mask(da, mask, scl, dilate)
-    axis = da.dims.index(time)
-    fill = partial(
-        _fill, method=method, axis=axis, moments=_moments(da, time), nodata=_nodata(da)
-    )
+    for dim in order[:2] if spatial else [time]:
+        if dim and da.chunks is not None and len(da.chunksizes[dim]) > 1:
+            name = da.name or "cube"
+            raise UnsupportedArrayError(
+                f"the Dask chunks of {name!r} hold {da.chunksizes[dim][0]} of {da.sizes[dim]} "
+                f"along {dim!r}; filling needs all of them: {name} = {name}.chunk({{{dim!r}: -1}})"
+            )
+    axes = tuple(None if d is None else da.dims.index(d) for d in order)
+    labels = [str(v)[:10] for v in da[time].values]
+    wide = np.dtype("f4") if da.dtype in (np.uint8, np.uint16, np.int16, np.float32) else "f8"
+    estimate = partial(
+        _estimate, how=how, axes=axes, moments=_moments(da, time), nodata=_nodata(da),
+        labels=labels, dtype=np.dtype(wide), bands=_bands(da),
+    )  # fmt: skip
+    merge = partial(_merge, nodata=_nodata(da))
     if da.chunks is None:
-        data = fill(da.values, np.broadcast_to(covered.values, da.shape))
+        hidden: Any = np.broadcast_to(covered.values, da.shape)
+        found: Any = estimate(da.values, hidden)
+        data = merge(da.values, hidden, found[0])
     else:
         import dask.array
+        from dask.array import overlap
 
         hidden = dask.array.broadcast_to(dask.array.asarray(covered.data), da.shape)
-        data = dask.array.map_blocks(fill, da.data, hidden.rechunk(da.chunks), dtype=da.dtype)
-    return da.copy(data=data)
+        hidden = hidden.rechunk(da.chunks)
+        space = {a: 0 for a in range(da.ndim)}
+        if spatial:
+            space |= {axes[2]: HALO, axes[3]: HALO}
+            space = {a: min(n, *da.chunks[a]) for a, n in space.items()}
+        wider = [overlap.overlap(x, depth=space, boundary="none") for x in (da.data, hidden)]
+        pages = 1 + how.uncertain
+        found = dask.array.map_blocks(
+            estimate, *wider, dtype=wide, new_axis=0, chunks=((pages,), *wider[0].chunks),
+            meta=np.empty((0,) * (da.ndim + 1), wide),
+        )  # fmt: skip
+        depth = {0: 0, **{a + 1: n for a, n in space.items()}}
+        found = overlap.trim_internal(found, depth, boundary="none")
+        data = dask.array.map_blocks(merge, da.data, hidden, found[0], dtype=da.dtype)
+    half_width = _like(da, found[1].astype("f4")) if how.uncertain else None
+    return da.copy(data=data), half_width
+
+
+def _like(da: xr.DataArray, half_width: Any) -> xr.DataArray:
+    out = da.copy(data=half_width).drop_attrs()
+    out.encoding = {k: v for k, v in da.encoding.items() if k == "grid_mapping"}
+    out.attrs = {"long_name": f"half width of the {COVERAGE:.0%} interval"}
+    return out
+
+
+def _bands(da: xr.DataArray) -> tuple[str, ...] | None:
+    dim = find_dim(da, BAND)
+    return tuple(str(b) for b in da[dim].values) if dim is not None and dim in da.coords else None
 
 
 def cloud_mask(scl: xr.DataArray, dilate: int = DILATE) -> xr.DataArray:
@@ -153,6 +307,8 @@ def _resolve_mask(
     da: xr.DataArray, mask: Mask | None, scl: xr.DataArray | None, dilate: int
 ) -> xr.DataArray:
     """Boolean mask with the dimensions of ``da``, size 1 along those that it does not have."""
+    if find_dim(da, TIME) is None:
+        raise UnsupportedArrayError(f"no time among the dimensions {da.dims}: nothing to fill from")
     if (mask is None) == (scl is None):
         raise UnsupportedArrayError(
             "pass either mask=, or scl= (the scene classification of the same dates and grid)"
@@ -195,44 +351,280 @@ def _nodata(da: xr.DataArray) -> float:
     return float(NODATA)
 
 
-def _fill(
+# ---- blocks of numpy
+
+
+def _estimate(
     values: np.ndarray,
     hidden: np.ndarray,
     *,
-    method: str,
-    axis: int,
+    how: _How,
+    axes: tuple[int | None, ...],
     moments: np.ndarray,
     nodata: float,
+    labels: Sequence[str],
+    dtype: np.dtype,
+    bands: tuple[str, ...] | None,
 ) -> np.ndarray:
-    """Copy of ``values`` with the hidden ones replaced; time along ``axis``."""
-    out = np.array(values)
-    cube, result = np.moveaxis(values, axis, 0), np.moveaxis(out, axis, 0)
-    hidden = np.moveaxis(hidden, axis, 0)
-    missing = np.isnan(cube) if cube.dtype.kind == "f" else cube == nodata
+    """Estimates of hidden samples, NaN where there is none, and half widths behind them:
+    (1 or 2, *shape). Of other samples: anything, and 0."""
+    found = np.full((1 + how.uncertain, *values.shape), np.nan, dtype)
+    if values.size == 0:
+        return found
+    missing = np.isnan(values) if values.dtype.kind == "f" else values == nodata
     clear = ~hidden & ~missing
-    if method == "median":
-        estimate = _median(cube, clear)
-        for date in range(len(cube)):
-            _put(result[date], hidden[date], estimate, nodata)
-        return out
-    before = _nearest_clear(clear)
-    after = _nearest_clear(clear[::-1])[::-1] if method == "linear" else None
-    for date in range(len(cube)):
-        if not hidden[date].any():
-            continue
-        value, known, gap = _take(cube, before[date], moments, date)
-        if after is not None:
-            last = len(cube) - 1
-            later = np.where(after[date] < 0, -1, last - after[date])
-            value2, known2, gap2 = _take(cube, later, moments, date)
-            both = known & known2
-            span = np.where(gap + gap2 > 0, gap + gap2, 1)  # 0 where the date itself is clear
-            with np.errstate(invalid="ignore", over="ignore"):  # infinities
-                mixed = (value * gap2 + value2 * gap) / span
-            value = np.where(both, mixed, np.where(known, value, value2))
-            known = known | known2
-        _put(result[date], hidden[date], np.where(known, value, np.nan), nodata)
+    pages = np.moveaxis(found, [a + 1 for a in axes if a is not None and a >= 0], _ranks(axes))
+    if how.method in ("regression", "tec-tt"):
+        cube, open_, cover = (_canonical(v, axes) for v in (values, clear, hidden))
+        _fill_tiles(cube, open_, cover, pages if axes[1] is not None else pages[:, :, None],
+                    moments, how, bands)  # fmt: skip
+    else:
+        cube, open_, cover = (np.moveaxis(v, axes[0], 0) for v in (values, clear, hidden))
+        _fill_pixels(cube, open_, cover, np.moveaxis(found, axes[0] + 1, 1), moments, how)
+    if how.uncertain:
+        found[1][~hidden] = 0
+    _warn_of_nothing(*(np.moveaxis(v, axes[0], 0) for v in (hidden, found[0])), labels)
+    return found
+
+
+def _ranks(axes: tuple[int | None, ...]) -> list[int]:
+    return list(range(1, 1 + sum(a is not None for a in axes)))
+
+
+def _canonical(values: np.ndarray, axes: tuple[int | None, ...]) -> np.ndarray:
+    """View (T, C, H, W)."""
+    there = [a for a in axes if a is not None]
+    turned = np.moveaxis(values, there, range(len(there)))
+    return turned if axes[1] is not None else turned[:, None]
+
+
+def _merge(
+    values: np.ndarray, hidden: np.ndarray, estimate: np.ndarray, *, nodata: float
+) -> np.ndarray:
+    """Copy of ``values`` with the hidden ones replaced."""
+    out = np.array(values)
+    chosen = estimate[hidden]
+    if out.dtype.kind in "iu":
+        limits = np.iinfo(out.dtype)
+        whole = np.rint(chosen).clip(limits.min, limits.max)
+        near = nodata + (1 if nodata < limits.max else -1)  # an estimate is never nodata
+        chosen = np.where(np.isnan(chosen), nodata, np.where(whole == nodata, near, whole))
+    out[hidden] = chosen.astype(out.dtype)
     return out
+
+
+def _warn_of_nothing(hidden: np.ndarray, found: np.ndarray, labels: Sequence[str]) -> None:
+    names = [
+        label
+        for label, cover, estimate in zip(labels, hidden, found, strict=True)
+        if cover.any() and np.isnan(estimate[cover]).all()
+    ]
+    if names:
+        dates = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        warnings.warn(
+            f"nothing clear is in reach of what is masked on {dates}: it stays nodata",
+            NothingClearWarning,
+            stacklevel=2,
+        )
+
+
+# ---- methods that look around
+
+
+def _fill_tiles(
+    cube: np.ndarray,
+    clear: np.ndarray,
+    hidden: np.ndarray,
+    pages: np.ndarray,
+    moments: np.ndarray,
+    how: _How,
+    bands: tuple[str, ...] | None,
+) -> None:
+    """Write estimates of (T, C, H, W) into ``pages`` (1 or 2, T, C, H, W)."""
+    from tqdm import tqdm
+
+    if cube.dtype.kind == "f":
+        clear = clear & np.isfinite(cube)
+    used = np.flatnonzero(clear.any((0, 2, 3)))  # a band without a clear value says nothing
+    if not len(used):
+        return
+    seen = clear[:, used].all(1)
+    unit = np.float32(_unit(cube, clear))
+    wanted = hidden.any(1)
+    windows = [w for w in _windows(*seen.shape[1:]) if wanted[:, w.rows, w.columns].any()]
+    todo = [np.flatnonzero(wanted[:, w.rows, w.columns].any((1, 2))) for w in windows]
+    weight = np.zeros(seen.shape, np.float32)
+    filler = _filler(how, None if bands is None else tuple(bands[b] for b in used))
+    dates = np.flatnonzero(wanted.any((1, 2)))
+    for date in dates:
+        pages[:, date, used] = 0
+    with tqdm(total=sum(map(len, todo)), disable=not how.progress, unit="tile") as bar:
+        for window, here in zip(windows, todo, strict=True):
+            part = cube[:, used, window.rows, window.columns].astype(np.float32) * unit
+            open_ = seen[:, window.rows, window.columns]
+            part[np.broadcast_to(~open_[:, None], part.shape)] = np.nan
+            for date, filled in filler(part, here, moments):
+                known = np.isfinite(filled.values[0])
+                share = np.where(known, window.weight, 0)
+                for page, found in zip(pages, (filled.values, filled.half_width), strict=False):
+                    for band, image in zip(used, found, strict=True):
+                        target = page[date, band, window.rows, window.columns]
+                        target += share * np.where(known, image, 0) / unit
+                weight[date, window.rows, window.columns] += share
+                bar.update()
+    for date in dates:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for page in pages:
+                page[date, used] /= weight[date]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A tile with its halo, and its weights (h, w) where it overlaps others."""
+
+    rows: slice
+    columns: slice
+    weight: np.ndarray
+
+
+def _windows(height: int, width: int) -> Iterator[_Window]:
+    columns = list(_spans(width))
+    for rows, down in _spans(height):
+        for cols, across in columns:
+            yield _Window(rows, cols, (down[:, None] * across).astype(np.float32))
+
+
+def _spans(size: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Pieces of about `TILE` with `HALO` on both sides, and weights that sum to one."""
+    count = max(round(size / TILE), 1)
+    edges = [round(i * size / count) for i in range(count + 1)]
+    for first, last in zip(edges, edges[1:], strict=False):
+        start, stop = max(first - HALO, 0), min(last + HALO, size)
+        place = np.arange(start, stop) + 0.5
+        up = np.ones(len(place)) if first == 0 else (place - first + HALO) / (2 * HALO)
+        down = np.ones(len(place)) if last == size else (last + HALO - place) / (2 * HALO)
+        yield slice(start, stop), np.clip(np.minimum(up, down), 0, 1)
+
+
+def _unit(cube: np.ndarray, clear: np.ndarray) -> float:
+    """What turns values into DN: floats up to about 1 are reflectance."""
+    if cube.dtype.kind != "f" or not clear.any():
+        return 1.0
+    return DN_PER_REFLECTANCE if float(np.median(np.abs(cube[clear]))) < 10 else 1.0
+
+
+Filler = Callable[[np.ndarray, Sequence[int], np.ndarray], Iterator[tuple[int, Filled]]]
+
+
+def _filler(how: _How, bands: tuple[str, ...] | None) -> Filler:
+    if how.model is not None:
+        return partial(_published, model=_load(how.model), bands=bands, uncertain=how.uncertain)
+    refine = None
+    if how.method == "tec-tt":
+        from tec_zarr.models.s2_masked import masked_model
+
+        refine = masked_model()
+    return partial(_date_by_date, refine=refine)
+
+
+def _date_by_date(
+    part: np.ndarray, dates: Sequence[int], moments: np.ndarray, *, refine: Refine | None
+) -> Iterator[tuple[int, Filled]]:
+    for date in dates:
+        yield date, fill_date(part, int(date), moments, refine)
+
+
+def _load(model: Any) -> Any:
+    if not isinstance(model, str):
+        return model
+    from tec_zarr.models.hub import load_codec
+
+    return load_codec(model)
+
+
+def _published(
+    part: np.ndarray,
+    dates: Sequence[int],
+    moments: np.ndarray,
+    *,
+    model: Any,
+    bands: tuple[str, ...] | None,
+    uncertain: bool,
+) -> Iterator[tuple[int, Filled]]:
+    """TEC-TT as published sees the past only: once forwards, once on the reversed series, and
+    what is nearer to something clear counts more."""
+    clear = np.isfinite(part[:, 0])
+    seen = clear & ~held_squares(clear.shape[1:]) if uncertain else clear
+    visible = np.where(seen[:, None], part, np.float32(0))
+    forwards = model.inpaint(visible, ~seen, bands)
+    backwards = model.inpaint(visible[::-1], ~seen[::-1], bands)[::-1]
+    before, after = _nearest_clear(seen), _nearest_clear(seen[::-1])[::-1]
+    for date in dates:
+        none = np.inf
+        past = np.where(before[date] < 0, none, moments[date] - moments[before[date]])
+        later = len(part) - 1 - after[date]
+        future = np.where(after[date] < 0, none, moments[later] - moments[date])
+        with np.errstate(invalid="ignore"):
+            share = np.where(np.isinf(past), 0, np.where(np.isinf(future), 1,
+                             future / np.maximum(past + future, 1e-9)))  # fmt: skip
+        value = (share * forwards[date] + (1 - share) * backwards[date]).astype(np.float32)
+        value[:, np.isinf(past) & np.isinf(future)] = np.nan
+        trial = clear[date] & ~seen[date] & np.isfinite(value[0])
+        half_width = np.full_like(value, np.nan)
+        if np.count_nonzero(trial) >= FEWEST:
+            half_width[:] = covering_factor(np.abs(part[date] - value)[:, trial])
+        yield date, Filled(value, half_width)
+
+
+# ---- methods that look at one pixel
+
+
+def _fill_pixels(
+    cube: np.ndarray,
+    clear: np.ndarray,
+    hidden: np.ndarray,
+    pages: np.ndarray,
+    moments: np.ndarray,
+    how: _How,
+) -> None:
+    """Write estimates of (T, ...) into ``pages`` (1 or 2, T, ...).
+
+    How far an estimate is off is measured where the date is clear, on the pixels that can be
+    estimated from other dates; for dates without any, on the others.
+    """
+    before = _nearest_clear(clear)
+    last = len(cube) - 1
+    after = last - _nearest_clear(clear[::-1])[::-1]
+    after[after > last] = -1
+    none = np.full(cube.shape[1:], -1, np.int32)
+    errors: dict[int, float] = {}
+    for date in range(len(cube)):
+        if not (hidden[date].any() or how.uncertain):
+            continue
+        if how.method == "median":
+            others = clear.copy()
+            others[date] = False
+            value = _median(cube, others)
+        else:
+            value, known, gap = _take(cube, before[date - 1] if date else none, moments, date)
+            if how.method == "linear":
+                later = after[date + 1] if date < last else none
+                value2, known2, gap2 = _take(cube, later, moments, date)
+                span = np.where(gap + gap2 > 0, gap + gap2, 1)
+                with np.errstate(invalid="ignore", over="ignore"):  # infinities
+                    mixed = (value * gap2 + value2 * gap) / span
+                value = np.where(known & known2, mixed, np.where(known, value, value2))
+                known = known | known2
+            value = np.where(known, value, np.nan)
+        pages[0, date] = value
+        both = clear[date] & np.isfinite(value)
+        if how.uncertain and np.count_nonzero(both) >= FEWEST:
+            errors[date] = float(np.quantile(np.abs(value - cube[date])[both], COVERAGE))
+    if how.uncertain:
+        usual = float(np.mean(list(errors.values()))) if errors else np.nan
+        for date in range(len(cube)):
+            known = np.isfinite(pages[0, date])
+            pages[1, date] = np.where(known, errors.get(date, usual), np.nan)
 
 
 def _nearest_clear(clear: np.ndarray) -> np.ndarray:
@@ -259,11 +651,3 @@ def _median(cube: np.ndarray, clear: np.ndarray) -> np.ndarray:
     low, high = (np.take_along_axis(ranked, pick[None], axis=0)[0] for pick in picks)
     with np.errstate(invalid="ignore"):
         return np.where(count > 0, (low + high) / 2, np.nan)
-
-
-def _put(result: np.ndarray, hidden: np.ndarray, estimate: np.ndarray, nodata: float) -> None:
-    """Write the estimate where hidden, nodata where it is NaN."""
-    chosen = estimate[hidden]
-    if result.dtype.kind in "iu":
-        chosen = np.where(np.isnan(chosen), nodata, np.rint(chosen))
-    result[hidden] = chosen.astype(result.dtype)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["COVERAGE", "Filled", "Refine", "fill_date"]
+__all__ = ["COVERAGE", "Filled", "Refine", "covering_factor", "fill_date", "held_squares"]
 
 Field = NDArray[np.float32]
 Where = NDArray[np.bool_]
@@ -48,7 +48,7 @@ FEWEST = 150
 """Pixels below which nothing is fitted."""
 OWN_FIT = 0.03
 """Share of the pixels that a set of clear references needs for a regression of its own."""
-HELD_BLOCK, HELD_SHARE = 24, 0.2
+HELD_BLOCK, HELD_SHARE = 32, 0.2
 """Side (pixels) and share of the squares that are held back from the fit."""
 REACHES = (2.5, 10.0)
 """Standard deviations (pixels) of the windows that residuals are continued with."""
@@ -100,8 +100,8 @@ def fill_date(
     """
     clear = np.isfinite(cube[:, 0])
     truth, seen = cube[date], clear[date]
-    held = seen & _squares(seen.shape)
-    values, spread = _regressed(cube, clear, date, seen & ~held)
+    held = seen & held_squares(seen.shape)
+    values, spread = _regressed(cube, clear, date, seen & ~held, held)
     near = seen & np.isfinite(values[0])
     if np.count_nonzero(near & held) < FEWEST // 4:
         return _kriged(cube, clear, date, moments)
@@ -115,8 +115,8 @@ def fill_date(
     error = (truth - values)[:, trial]
     weights = [_nonnegative(h[:, trial].T, e) for h, e in zip(hints, error, strict=True)]
     left = error - _weighted(hints, weights)[:, trial]
-    far_factor = _quantile(np.abs(error) / scale[:, trial])
-    near_factor = _quantile(np.abs(left) / scale[:, trial])
+    far_factor = covering_factor(np.abs(error) / scale[:, trial])
+    near_factor = covering_factor(np.abs(left) / scale[:, trial])
     usual = max(float(np.median(support[trial])), 1e-3)
     hints, scale, support = _hints(truth, values, spread, near, refine)
     closeness = np.minimum(support / usual, 1)
@@ -124,14 +124,14 @@ def fill_date(
     return Filled(values + _weighted(hints, weights), (scale * factor).astype(np.float32))
 
 
-def _squares(shape: tuple[int, ...]) -> Where:
+def held_squares(shape: tuple[int, ...]) -> Where:
     """Squares that are held back, the same in every image of this shape."""
     rows, columns = (-(-n // HELD_BLOCK) for n in shape)
     chosen = np.random.default_rng(0).random((rows, columns)) < HELD_SHARE
     return chosen.repeat(HELD_BLOCK, 0).repeat(HELD_BLOCK, 1)[: shape[0], : shape[1]]
 
 
-def _quantile(ratios: Field) -> Field:
+def covering_factor(ratios: Field) -> Field:
     """Factor (C, 1, 1) within which `COVERAGE` of the ratios (C, n) lie."""
     return np.quantile(ratios, COVERAGE, axis=1).astype(np.float32)[:, None, None]
 
@@ -139,7 +139,9 @@ def _quantile(ratios: Field) -> Field:
 # ---- regression on other dates
 
 
-def _regressed(cube: Field, clear: Where, date: int, train: Where) -> tuple[Field, Field]:
+def _regressed(
+    cube: Field, clear: Where, date: int, train: Where, held: Where
+) -> tuple[Field, Field]:
     """Estimates of all pixels (C, H, W) and the expected size of their errors, NaN where no
     reference is clear or too little is to be learned from those that are.
     """
@@ -157,10 +159,11 @@ def _regressed(cube: Field, clear: Where, date: int, train: Where) -> tuple[Fiel
         code = np.where(left, code, 0)
         for subset, pixels in _patterns(code, len(chosen)):
             references = [r for k, r in enumerate(chosen) if subset >> k & 1]
-            known = np.flatnonzero(rows & open_[references].all(0))
+            there = open_[references].all(0)
+            known, apart = np.flatnonzero(rows & there), np.flatnonzero(held.ravel() & there)
             if len(known) < FEWEST:
                 continue
-            fit = _Regression(flat, references, date, known)
+            fit = _Regression(flat, references, date, known, apart)
             for part in np.array_split(pixels, -(-len(pixels) // _AT_ONCE)):
                 values[:, part], spread[:, part] = fit(flat, part)
             left[pixels] = False
@@ -212,18 +215,28 @@ def _patterns(code: NDArray, bits: int) -> list[tuple[int, NDArray[np.intp]]]:
 
 
 class _Regression:
-    """Spectra of one date given those of references, fitted on the pixels ``known``."""
+    """Spectra of one date given those of references, fitted on the pixels ``known``.
+
+    How strong the ridge is, and whether there are Fourier features, is chosen on pixels ``apart``
+    from these: neighbours of what it was fitted on would praise what does not carry far.
+    """
 
     def __init__(
-        self, flat: Field, references: Sequence[int], date: int, known: NDArray[np.intp]
+        self,
+        flat: Field,
+        references: Sequence[int],
+        date: int,
+        known: NDArray[np.intp],
+        apart: NDArray[np.intp],
     ) -> None:
         self.references = list(references)
-        known = _some(known, FIT_ON + TRY_ON)
-        test, fit = known[: len(known) // 5], known[len(known) // 5 :]
+        fit, test = _some(known, FIT_ON), _some(apart, TRY_ON)
+        if len(test) < FEWEST // 4:
+            test, fit = np.split(_some(known, FIT_ON), [len(known) // 5])
         x, y = self._spectra(flat, fit), flat[date][:, fit].T
         self.centre, self.width = x.mean(0), x.std(0) + 10
         z = (x - self.centre) / self.width
-        self.mean = y.mean(0)
+        self.mean, self.width_out = y.mean(0), y.std(0) + 10
         self.low, self.high = y.min(0) - y.std(0), y.max(0) + y.std(0)
         rng = np.random.default_rng(0)
         self.turn = None
@@ -238,11 +251,13 @@ class _Regression:
         right = (design.T @ (y - self.mean)).astype(np.float64)
         tried, wanted = self._design(self._spectra(flat, test)), flat[date][:, test].T - self.mean
         best = np.inf
-        for ridge in RIDGES:
-            weights = self._solve(gram, right, ridge * len(fit))
-            error = float(((tried @ weights - wanted) ** 2).mean())
-            if error < best:
-                best, self.weights = error, weights
+        for size in {z.shape[1] + 1, len(gram)}:
+            for ridge in RIDGES:
+                weights = self._solve(gram[:size, :size], right[:size], ridge * len(fit))
+                error = float((((tried[:, :size] @ weights - wanted) / self.width_out) ** 2).mean())
+                if error < best:
+                    best, self.weights = error, np.zeros(right.shape, np.float32)
+                    self.weights[:size] = weights
         misses = np.abs(wanted - tried @ self.weights)
         self.usual = misses.mean(0)
         left = np.abs(y - self.mean - design @ self.weights)
@@ -351,7 +366,7 @@ def _kriged(cube: Field, clear: Where, date: int, moments: NDArray[np.float64]) 
     pooled = np.concatenate(ratios, 1) if ratios else np.empty((len(values), 0))
     if not pooled.shape[1]:
         return Filled(values, np.full_like(values, np.nan))
-    return Filled(values, spread * _quantile(pooled))
+    return Filled(values, spread * covering_factor(pooled))
 
 
 def _mean_in_time(
