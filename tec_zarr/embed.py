@@ -27,7 +27,7 @@ from zarr.codecs import BytesCodec
 from tec_zarr import config
 from tec_zarr.chunk import ChunkSpec
 from tec_zarr.errors import FormatError, LimitError, UnknownModelError, WeightsMismatchError
-from tec_zarr.models.registry import weights_file
+from tec_zarr.models.registry import needed_weights, weights_file
 
 GROUP = "tec_weights"
 """Name of the group in the store; its arrays are named by the SHA-256 of what they hold."""
@@ -138,7 +138,10 @@ def _open(store: Any, mode: Any) -> zarr.Group:
 def _needed(root: zarr.Group) -> set[tuple[str, str]]:
     """(model, weights) of every TEC array below ``root``."""
     arrays = (node for _, node in root.members(max_depth=None) if isinstance(node, zarr.Array))
-    return {(spec.model, spec.weights_sha256 or "") for array in arrays for spec in _specs(array)}
+    specs = [spec for array in arrays for spec in _specs(array)]
+    return {
+        pair for spec in specs for pair in needed_weights(spec.model, spec.weights_sha256 or "")
+    }
 
 
 def _specs(array: zarr.Array) -> Iterator[ChunkSpec]:

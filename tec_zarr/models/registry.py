@@ -94,7 +94,7 @@ class Entry:
 
 _registered: dict[str, Entry] = {}
 _loaded: dict[tuple[str, str], Model] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()  # a model may be built on another one
 
 
 def _start_anew_after_fork() -> None:
@@ -103,7 +103,7 @@ def _start_anew_after_fork() -> None:
     OpenMP waits for its own for ever; with one thread it needs none.
     """
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()  # a model may be built on another one
     torch = sys.modules.get("torch")
     if _loaded and torch is not None:
         torch.set_num_threads(1)
@@ -219,6 +219,13 @@ def weights_file(name: str, sha256: str) -> Path:
             "published; whoever registers it keeps its weights"
         )
     return _released(name).get(sha256) or _cache_file(name, sha256)
+
+
+def needed_weights(name: str, sha256: str) -> tuple[tuple[str, str], ...]:
+    """(model, SHA-256) of everything that decoding with these weights takes, themselves first."""
+    item = next((w for w in _items().get(name, {}).get("weights", ()) if w["sha256"] == sha256), {})
+    others = (needed_weights(*pair) for pair in item.get("needs", {}).items())
+    return ((name, sha256), *chain.from_iterable(others))
 
 
 def _cache_file(name: str, sha256: str) -> Path:

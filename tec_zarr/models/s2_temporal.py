@@ -170,8 +170,8 @@ class TecTtS2:
     name = "tec-tt-s2"
 
     def __init__(self, image: TecS2, net: TemporalNet, tables: Tables, weights_sha256: str):
-        self.image = image
-        self.coder = LatentCoder(IntegerModel(net.eval().requires_grad_(False)), tables)
+        self.image, self.net = image, net.eval().requires_grad_(False)
+        self.coder = LatentCoder(IntegerModel(self.net), tables)
         self.predictor = Predictor(image)
         self.weights_sha256 = weights_sha256
 

@@ -7,14 +7,17 @@ produces (with its rate-distortion optimised rounding) on training crops.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tec_zarr.entropy import TABLE_BITS, Tables, integer_table
-from tec_zarr.models.s2 import TecS2, load, save
+from tec_zarr.entropy import TABLE_BITS, SymbolEncoder, Tables, integer_table
+from tec_zarr.models import s2_temporal
+from tec_zarr.models.s2 import load, save
 from tec_zarr.models.s2_net import SCALE_OFFSET, SCALES, S2Net, _upper
+from tec_zarr.models.s2_temporal_net import TemporalNet
 from tec_zarr.training.data import Window
 
 #: Symbols run from -REACH to REACH at most; further ones are escapes.
@@ -41,16 +44,17 @@ def density_tables() -> np.ndarray:
     return out
 
 
-def fitted_tables(model: TecS2, windows: list[Window], rounds: int = 2) -> np.ndarray:
-    """Tables re-estimated from what ``model`` codes on ``windows``, at qualities 1 to 8."""
-    tables = density_tables()
+def fitted_tables(count: Callable[[Tables, np.ndarray], None], rounds: int = 2) -> np.ndarray:
+    """Tables re-estimated from what an encoder really produces.
+
+    ``count(tables, counts)`` codes training data with ``tables`` and adds how often each table
+    (row) met each symbol (column, from -REACH to REACH).
+    """
+    start = density_tables()
+    tables = start.copy()
     for _ in range(rounds):
-        model.coder.tables = Tables(tables)
-        counts = np.zeros_like(tables, dtype=np.float64)
-        for number, window in enumerate(windows):
-            for quality in (1.0 + 0.5 * ((2 * number + k) % 15) for k in (0, 5, 10)):
-                _count(model, window, quality, counts)
-        start = density_tables()
+        counts = np.zeros(tables.shape)
+        count(Tables(tables), counts)
         for index in range(SCALES):
             used = np.flatnonzero(start[index])
             # Symmetric by construction of the transform's signs; averaging halves the noise.
@@ -60,6 +64,11 @@ def fitted_tables(model: TecS2, windows: list[Window], rounds: int = 2) -> np.nd
     return tables
 
 
+def _add(counts: np.ndarray, tables: Tables, symbols: np.ndarray, index: np.ndarray) -> None:
+    reach = tables.reach[index]
+    np.add.at(counts, (index, np.clip(symbols, -reach, reach) + REACH), 1)
+
+
 class _Recorder:
     """Stands in for the encoder's symbol sink and counts."""
 
@@ -67,17 +76,63 @@ class _Recorder:
         self.counts, self.tables = counts, tables
 
     def put(self, symbols: np.ndarray, index: np.ndarray) -> None:
-        reach = self.tables.reach[index]
-        np.add.at(self.counts, (index, np.clip(symbols, -reach, reach) + REACH), 1)
-
-
-def _count(model: TecS2, window: Window, quality: float, counts: np.ndarray) -> None:
-    pixels = window.dn[window.present].astype(np.float32)
-    model.encode_date(pixels, quality, _Recorder(counts, model.coder.tables))
+        _add(self.counts, self.tables, symbols, index)
 
 
 def release(net: S2Net, windows: list[Window], path: Path) -> str:
-    """Write the weights file and return its sha256 (hex)."""
+    """Write the weights file of an image model and return its sha256 (hex).
+
+    Tables are fitted to ``windows`` at qualities 1 to 8.
+    """
     save(net, density_tables(), path)
-    save(net, fitted_tables(load(path), windows), path)
+    model = load(path)
+
+    def count(tables: Tables, counts: np.ndarray) -> None:
+        model.coder.tables = tables
+        for number, window in enumerate(windows):
+            pixels = window.dn[window.present].astype(np.float32)
+            for quality in (1.0 + 0.5 * ((2 * number + k) % 15) for k in (0, 5, 10)):
+                model.encode_date(pixels, quality, _Recorder(counts, tables))
+
+    save(net, fitted_tables(count), path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class _Counting(s2_temporal.TecTtS2):
+    """Counts the symbols of every predicted date that it codes."""
+
+    counts: np.ndarray
+
+    def symbol_sink(self) -> SymbolEncoder:
+        return _CountingEncoder(self.coder.tables, self.counts)
+
+
+class _CountingEncoder(SymbolEncoder):
+    def __init__(self, tables: Tables, counts: np.ndarray):
+        super().__init__(tables)
+        self.counts = counts
+
+    def put(self, symbols: np.ndarray, index: np.ndarray) -> None:
+        _add(self.counts, self.tables, symbols, index)
+        super().put(symbols, index)
+
+
+def release_temporal(
+    net: TemporalNet, cubes: list[np.ndarray], image_sha256: str, path: Path
+) -> str:
+    """Write the weights file of a temporal model and return its sha256 (hex).
+
+    Tables are fitted to ``cubes``, float32 DN (T, C, h, w), at qualities 1 to 7.5.
+    """
+    s2_temporal.save(net, density_tables(), image_sha256, path)
+    loaded = s2_temporal.load(path)
+    model = _Counting(loaded.image, loaded.net, loaded.coder.tables, loaded.weights_sha256)
+
+    def count(tables: Tables, counts: np.ndarray) -> None:
+        model.coder.tables, model.counts = tables, counts
+        for number, cube in enumerate(cubes):
+            for quality in (1.0 + 0.5 * ((3 * number + k) % 14) for k in (0, 7)):
+                model.encode(cube, quality, None)
+
+    s2_temporal.save(net, fitted_tables(count), image_sha256, path)
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -7,15 +7,21 @@ from dataclasses import fields
 from pathlib import Path
 
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.training.export import release
+from tec_zarr.models.registry import get_model
+from tec_zarr.training.export import release, release_temporal
 from tec_zarr.training.loop import Config, split_windows, train
 from tec_zarr.training.plot import plot_log
+from tec_zarr.training.temporal import TemporalConfig, train_temporal, tuning_cubes
 
 
-def read_config(path: Path) -> Config:
-    """A :class:`Config` from TOML; relative paths count from the file's folder."""
+def read_config(path: Path) -> Config | TemporalConfig:
+    """The configuration of a run from TOML; relative paths count from the file's folder.
+
+    ``model = "tec-tt-s2"`` asks for the temporal model, nothing for the image model.
+    """
     values = tomllib.loads(Path(path).read_text())
-    unknown = sorted(set(values) - {f.name for f in fields(Config)})
+    kind = TemporalConfig if values.get("model") == TemporalConfig.model else Config
+    unknown = sorted(set(values) - {f.name for f in fields(kind)})
     if unknown or not {"data", "out"} <= set(values):
         raise UnsupportedArrayError(
             f"{path}: unknown keys {unknown}; data and out are needed, see docs/training.md"
@@ -26,17 +32,25 @@ def read_config(path: Path) -> Config:
     if values.get("start"):
         values["start"] = str(here / values["start"])
     lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-    return Config(**{**values, **lists})
+    return kind(**{**values, **lists})
 
 
 def run(path: Path) -> Path:
     """Train as ``path`` says; returns the weights file in the run's folder."""
     config = read_config(path)
+    out = Path(config.out)
+    if isinstance(config, TemporalConfig):
+        weights = out / "tec-tt-s2.safetensors"
+        image = get_model("tec-s2", config.image or None)
+        release_temporal(
+            train_temporal(config), tuning_cubes(config), image.weights_sha256, weights
+        )
+        return weights
     net = train(config).cpu()
-    weights = Path(config.out) / "tec-s2.safetensors"
+    weights = out / "tec-s2.safetensors"
     release(net, tuning_windows(config), weights)
     try:
-        plot_log(Path(config.out) / "log.jsonl", Path(config.out) / "curves.png")
+        plot_log(out / "log.jsonl", out / "curves.png")
     except ImportError:
         print("no plot of the log: pip install tec_zarr[plots]")
     return weights

@@ -413,3 +413,14 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
             (out / "partial.pt").replace(checkpoint)
             saved = time.monotonic()
     return average
+
+
+def tuning_cubes(config: TemporalConfig, dates: int = 6, side: int = 128) -> list[np.ndarray]:
+    """Training series on which the probability tables are fitted, float32 DN (T, C, h, w)."""
+    series = sorted(load_series(config, held=False), key=lambda s: -s.weight)[:40]
+    out = []
+    for number, place in enumerate(series):
+        start = number * 7 % max(len(place.dn) - dates + 1, 1)
+        cube = place.dn[start : start + dates][:, place.present, :side, :side]
+        out.append(cube.astype(np.float32))
+    return out
