@@ -1,4 +1,4 @@
-"""``.tec`` on DataArray and Dataset: what tec_zarr does, where users look for it.
+"""``.tec`` on DataArray, Dataset and DataTree: what tec_zarr does, where users look for it.
 
 Every method is also a function of this module or of the one it names. Accessors keep no state:
 xarray makes a new one for every object. Nothing here imports torch before a chunk is computed.
@@ -29,7 +29,10 @@ from tec_zarr.store import BAND, TIME, X, Y, decode, encoding, find_dim, reflect
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tec_zarr.models.family import FamilyModel
+
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
+MaxError = float | Sequence[float] | Mapping[str, float] | None
 
 INDICES = {name.upper(): NORMALISED_DIFFERENCES[name] for name in ("ndvi", "ndwi", "nbr")}
 """Normalised differences ``(a - b) / (a + b)`` that `report` compares."""
@@ -82,15 +85,17 @@ def to_zarr(obj: xr.DataArray | xr.Dataset, store: Any, *, zarr_format: int = 3,
     return written
 
 
-def simulate(obj: XrObject, *, quality: float = 4.0, **options: Any) -> XrObject:
+def simulate(
+    obj: XrObject, *, quality: float = 4.0, max_error: MaxError = None, **options: Any
+) -> XrObject:
     """What ``obj`` will be after TEC, before anything is written.
 
     Parameters
     ----------
     obj : DataArray or Dataset
         Cube, dimensions in any order. Variables that are not reflectance stay as they are.
-    quality, **options
-        Of `tec_zarr.encoding`.
+    quality, max_error, **options
+        Of `tec_zarr.encoding`. `weigh` says how many bytes it takes.
 
     Returns
     -------
@@ -98,17 +103,27 @@ def simulate(obj: XrObject, *, quality: float = 4.0, **options: Any) -> XrObject
         Same dimensions, dtype, coordinates and attributes; lazy, for arrays in memory too.
         The same values as writing with the same settings and reading gives.
     """
+    if max_error is not None:
+        options["max_error"] = max_error
     if isinstance(obj, xr.DataArray):
         return _simulated(obj, quality, options)
     names = _chosen(obj, options)
     return obj.assign({n: _simulated(obj[n], quality, options) for n in names})
 
 
-def weigh(obj: xr.DataArray | xr.Dataset, *, quality: float = 4.0, **options: Any) -> int:
+def weigh(
+    obj: xr.DataArray | xr.Dataset,
+    *,
+    quality: float = 4.0,
+    max_error: MaxError = None,
+    **options: Any,
+) -> int:
     """Bytes that TEC chunks of ``obj`` will take; encodes everything, writes nothing.
 
     Parameters are those of `simulate`. Metadata and lossless variables are not counted.
     """
+    if max_error is not None:
+        options["max_error"] = max_error
     arrays = [obj] if isinstance(obj, xr.DataArray) else [obj[n] for n in _chosen(obj, options)]
     total = 0
     for da in arrays:
@@ -239,13 +254,13 @@ class _TecAccessor:
         """Same data without the encoding of its store: `tec_zarr.decode`."""
         return decode(self._obj)
 
-    def simulate(self, *, quality: float = 4.0, **options: Any) -> Any:
+    def simulate(self, *, quality: float = 4.0, max_error: MaxError = None, **options: Any) -> Any:
         """What it will be after TEC, lazily: `tec_zarr.accessor.simulate`."""
-        return simulate(self._obj, quality=quality, **options)
+        return simulate(self._obj, quality=quality, max_error=max_error, **options)
 
-    def weigh(self, *, quality: float = 4.0, **options: Any) -> int:
+    def weigh(self, *, quality: float = 4.0, max_error: MaxError = None, **options: Any) -> int:
         """Bytes that it will take: `tec_zarr.accessor.weigh`."""
-        return weigh(self._obj, quality=quality, **options)
+        return weigh(self._obj, quality=quality, max_error=max_error, **options)
 
     def report(
         self, original: xr.DataArray | xr.Dataset, *, html: str | Path | None = None
@@ -265,46 +280,53 @@ class _TecAccessor:
 
         return harmonize(self._obj, items=items, offset=offset)
 
-
-class TecArray(_TecAccessor):
-    """``DataArray.tec``."""
-
     def inpaint_clouds(
         self,
         mask: Mask | None = None,
         *,
         scl: xr.DataArray | None = None,
-        method: str = "linear",
+        method: str = "regression",
         dilate: int = DILATE,
-    ) -> xr.DataArray:
-        """Fill masked pixels from clear dates: `tec_zarr.inpaint.inpaint_clouds`."""
-        return inpaint_clouds(self._obj, mask, scl=scl, method=method, dilate=dilate)
+        return_uncertainty: bool = False,
+        model: str | FamilyModel | None = None,
+        progress: bool = False,
+    ) -> Any:
+        """Fill masked pixels from clear ones: `tec_zarr.inpaint_clouds`."""
+        return inpaint_clouds(
+            self._obj, mask, scl=scl, method=method, dilate=dilate, model=model,
+            return_uncertainty=return_uncertainty, progress=progress,
+        )  # fmt: skip
+
+
+class TecArray(_TecAccessor):
+    """``DataArray.tec``."""
 
 
 class TecDataset(_TecAccessor):
     """``Dataset.tec``."""
 
-    def inpaint_clouds(
-        self,
-        mask: Mask | None = None,
-        *,
-        scl: xr.DataArray | None = None,
-        method: str = "linear",
-        dilate: int = DILATE,
-    ) -> xr.Dataset:
-        """Fill masked pixels of every reflectance variable from clear dates.
 
-        As `tec_zarr.inpaint.inpaint_clouds`; without ``mask`` and ``scl`` the variable ``scl``
-        (or ``SCL``) of the Dataset is used.
-        """
-        ds: xr.Dataset = self._obj
-        if mask is None and scl is None:
-            scl = next((ds[n] for n in ds.data_vars if str(n).lower() == "scl"), None)
-        names = reflectance_names(ds)
-        return ds.assign({
-            n: inpaint_clouds(ds[n], mask, scl=scl, method=method, dilate=dilate)
-            for n in ds.data_vars if n in names
-        })  # fmt: skip
+class TecTree(_TecAccessor):
+    """``DataTree.tec`` of an EOPF product: everything is done with the one cube of its bands,
+    on one grid and without the offset, that `tec_zarr.prepare` makes of it.
+    """
+
+    def __init__(self, obj: xr.DataTree) -> None:
+        self._tree = obj
+
+    @property
+    def _obj(self) -> Any:
+        from tec_zarr.canonical import prepare
+
+        return prepare(self._tree)
+
+    def harmonize(
+        self, *, items: Iterable[Any] | None = None, offset: int | Sequence[int] | None = None
+    ) -> xr.Dataset:
+        """The cube, lazily: `tec_zarr.prepare`."""
+        from tec_zarr.canonical import prepare
+
+        return prepare(self._tree, items=items, offset=offset)
 
 
 # ------------------------------------------------------------------------------ helpers

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import numpy as np
@@ -228,7 +229,7 @@ def _inpaint(
 
         hidden = dask.array.broadcast_to(dask.array.asarray(covered.data), da.shape)
         hidden = hidden.rechunk(da.chunks)
-        space = {a: 0 for a in range(da.ndim)}
+        space = dict.fromkeys(range(da.ndim), 0)
         if spatial:
             space |= {axes[2]: HALO, axes[3]: HALO}
             space = {a: min(n, *da.chunks[a]) for a, n in space.items()}
@@ -498,7 +499,7 @@ def _spans(size: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Pieces of about `TILE` with `HALO` on both sides, and weights that sum to one."""
     count = max(round(size / TILE), 1)
     edges = [round(i * size / count) for i in range(count + 1)]
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         start, stop = max(first - HALO, 0), min(last + HALO, size)
         place = np.arange(start, stop) + 0.5
         up = np.ones(len(place)) if first == 0 else (place - first + HALO) / (2 * HALO)

@@ -29,6 +29,7 @@ def _register(xarray: Any) -> None:
     if not hasattr(xarray.DataArray, "tec"):
         xarray.register_dataarray_accessor("tec")(_array)
         xarray.register_dataset_accessor("tec")(_dataset)
+        xarray.register_datatree_accessor("tec")(_tree)
 
 
 def _array(obj: Any) -> Any:
@@ -41,6 +42,12 @@ def _dataset(obj: Any) -> Any:
     from tec_zarr.accessor import TecDataset
 
     return TecDataset(obj)
+
+
+def _tree(obj: Any) -> Any:
+    from tec_zarr.accessor import TecTree
+
+    return TecTree(obj)
 
 
 class _Watch(MetaPathFinder):

@@ -58,7 +58,7 @@ class MaskedModel:
         standard deviation of what remains. Where not ``seen`` (H, W), ``date`` is not looked at.
         """
         model, quality = self.model, self.quality
-        count, height, width = date.shape
+        count = len(date)
         difference = np.where(seen, date - estimate, np.float32(0))
         residual = model.picture_of(difference, np.zeros(count))
         open_ = self._open(seen)
