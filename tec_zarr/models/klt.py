@@ -99,12 +99,10 @@ def _spreads(values: np.ndarray, step: float) -> np.ndarray:
     return np.clip(np.rint(4 * ratio), SPREAD_LOW, SPREAD_HIGH).astype(int)
 
 
-def _rotate(matrix: np.ndarray, row: int, angle: float, inverse: bool) -> None:
-    """In place: mix rows ``row - 1`` and ``row``."""
+def _rotate(matrix: np.ndarray, row: int, angle: float) -> None:
+    """In place: mix rows ``row - 1`` and ``row``; :func:`_basis` turns the other way."""
     cosine, sine = math.cos(angle), math.sin(angle)
     upper, lower = matrix[row - 1].copy(), matrix[row].copy()
-    if inverse:
-        sine = -sine
     matrix[row - 1] = cosine * upper + sine * lower
     matrix[row] = cosine * lower - sine * upper
 
@@ -120,10 +118,14 @@ def _rotations(count: int, active: int) -> list[tuple[int, int, bool]]:
 
 def _basis(count: int, angles: list[tuple[int, float]]) -> np.ndarray:
     """Orthonormal (C, C) basis of rotations, on a 2**-24 grid so that libm's last digit is gone."""
-    basis = np.eye(count)
+    # A dozen numbers a row: lists are twice as fast as arrays.
+    rows = np.eye(count).tolist()
     for row, angle in reversed(angles):
-        _rotate(basis, row, angle, inverse=True)
-    return np.rint(basis * 2**24) / 2**24
+        cosine, sine = math.cos(angle), math.sin(angle)
+        pairs = list(zip(rows[row - 1], rows[row], strict=True))
+        rows[row - 1] = [cosine * upper - sine * lower for upper, lower in pairs]
+        rows[row] = [cosine * lower + sine * upper for upper, lower in pairs]
+    return np.rint(np.array(rows) * 2**24) / 2**24
 
 
 def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes, Klt]:
@@ -155,7 +157,7 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
         code = code % (1 << size) if turn else min(max(code, 0), (1 << size) - 1)
         bits.put(code, size)
         angles.append((row, code * unit_angle))
-        _rotate(work, row, angles[-1][1], inverse=False)
+        _rotate(work, row, angles[-1][1])
     return bits.to_bytes(), Klt(
         whole * 2.0**digits, _basis(count, angles), _padded(spread[:active], count)
     )
@@ -185,8 +187,9 @@ def read(data: bytes, count: int, step: float) -> tuple[Klt, bytes]:
     if active and not (spread.min() > ACTIVE_SPREAD and spread.max() <= SPREAD_HIGH):
         raise FormatError("a section's spectral spreads are out of range")
     angles = []
+    sizes = [_angle_bits(value) for value in spread.tolist()]
     for column, row, turn in _rotations(count, active):
-        size = _angle_bits(int(spread[column])) + turn
+        size = sizes[column] + turn
         angles.append((row, bits.get(size) * math.pi / 2 ** (size - turn)))
     klt = Klt(whole * 2.0**digits, _basis(count, angles), _padded(spread, count))
     return klt, data[len(head) - bits.left // 8 :]

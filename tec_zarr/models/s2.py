@@ -232,7 +232,7 @@ class TecS2:
     @torch.inference_mode()
     def encode_date(
         self, date: np.ndarray, quality: float, sink: SymbolSink
-    ) -> tuple[bytes, bytes]:
+    ) -> tuple[bytes, memoryview]:
         """Code (C, h, w) DN into ``sink``; returns the section's header and the latents' bytes."""
         count, height, width = date.shape
         flat = date.reshape(count, -1).astype(np.float64)
@@ -300,9 +300,9 @@ def lagrangian(quality: float) -> float:
     return LAMBDA * 4.0 ** min((quality - 1.25) / 0.25, 0.0)
 
 
-def checked(latents: np.ndarray) -> bytes:
+def checked(latents: np.ndarray) -> memoryview:
     """What the checksum of latents is taken over: little-endian int32, position by position."""
-    return latents.astype("<i4").tobytes()
+    return memoryview(np.ascontiguousarray(latents, "<i4")).cast("B")
 
 
 def padded(components: Tensor) -> Tensor:

@@ -245,7 +245,7 @@ class Step:
 
     def write(self, symbols: Tensor) -> None:
         """Store decoded ``symbols`` (B, P, N) int32."""
-        self.units = symbols * _UNITS + self.mean
+        self.units = torch.add(self.mean, symbols, alpha=_UNITS)
 
 
 class _Geometry:

@@ -75,10 +75,13 @@ class Synthesis:
             corrected.addcmul_(units, steps / MEAN_GRID)
             blocks = _linear(corrected, self.net.synthesis[:size], None, rows)
         image = self._overlapped(blocks.view(rows, columns, used, BLOCK, BLOCK))
-        basis = torch.from_numpy(spectral.basis[:, :used]).float()
-        values = (basis @ image.view(used, -1)).view(count, *image.shape[1:]).numpy()
-        inside = values[:, _HALF : _HALF + height, _HALF : _HALF + width]
-        np.add(inside, spectral.mean.astype(np.float32)[:, None, None], out=out)
+        # The mean is a component that is one everywhere.
+        components = torch.empty(used + 1, height, width)
+        components[:used] = image[:, _HALF : _HALF + height, _HALF : _HALF + width]
+        components[used] = 1.0
+        basis = np.concatenate([spectral.basis[:, :used], spectral.mean[:, None]], 1)
+        values = torch.from_numpy(out).view(count, -1)
+        torch.mm(torch.from_numpy(basis).float(), components.view(used + 1, -1), out=values)
 
     def _hidden(self, units: Tensor, condition: Tensor, rows: int, columns: int) -> Tensor:
         """The decoder's correction before its last layer, (P, 96)."""
