@@ -255,7 +255,7 @@ CODECS: tuple[Classical, ...] = (
     Classical(
         "av1-time",
         "libaom AV1 12-bit 4:0:0 over the dates, per band on one DN scale, cpu-used 4",
-        (20, 29, 38, 47),
+        (12, 20, 29, 38, 47),
         av1_time,
         over_time=True,
     ),

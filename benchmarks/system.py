@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.child:
         print(json.dumps(CHILDREN[options.child[0]](*options.child[1:])))
         return
-    repeats = 2 if options.quick else 7
+    repeats = 2 if options.quick else 5
     results: dict[str, object] = {
         "definition": f"medians of {repeats} fresh processes; cube (4, 12, 512, 512) uint16",
         **environment(),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import classical  # noqa: E402
+import downstream  # noqa: E402
 import environment  # noqa: E402
+import landcover  # noqa: E402
 import rate_distortion  # noqa: E402
 import report  # noqa: E402
 import speed  # noqa: E402
+import system  # noqa: E402
 
 from tec_zarr import metrics, synthetic  # noqa: E402
 from tec_zarr.sentinel2 import L2A_BANDS  # noqa: E402
@@ -33,6 +37,8 @@ def dn():
 def test_more_bytes_buy_a_better_cube(codec, dn):
     if "x265" in codec.name or "hevc" in codec.name:
         pytest.importorskip("av")
+    if "av1" in codec.name or "vvc" in codec.name or codec.name == "avif":
+        pytest.importorskip("imageio_ffmpeg")
     (small, poor), (large, good) = sorted(
         (codec.code(dn, codec.levels[0]), codec.code(dn, codec.levels[-1])), key=lambda r: r[0]
     )
@@ -150,7 +156,7 @@ def test_speed_is_compared_at_equal_psnr(dn):
     scene = environment.Scene("here", "seasonal", L2A_BANDS, dn[:1])
     codecs = [codec for codec in speed.codecs() if codec.name != "tec"]
     rows = speed.measure(scene, 42, codecs, repeats=1)
-    assert {row.codec for row in rows} == {"jpeg2000", "jpegxl"}
+    assert {row.codec for row in rows} == {"jpeg2000", "jpegxl", "klt-jpeg2000-joint", "sz3"}
     for row in rows:
         assert row.psnr == pytest.approx(42, abs=speed.ACCEPTED)
         assert row.encode_mb_s > 0
@@ -173,6 +179,120 @@ def test_jpeg2000_agrees_with_the_shared_baselines():
     assert metrics.psnr(scene.dn, decoded) == pytest.approx(42.769, abs=0.1)
 
 
-def test_the_benchmark_page_says_what_the_results_say(monkeypatch):
+def test_quality_can_be_measured_by_band_land_cover_ssim_and_angle(dn):
+    scene = environment.Scene("here", "seasonal", L2A_BANDS, dn)
+    codec = rate_distortion.Contender(
+        "jpeg2000", "", (50.0, 58.0), lambda scene, level: classical.jpeg2000(scene.dn, level)
+    )
+    poor, good = rate_distortion.measure(codec, [scene])
+    assert set(poor.psnr_of_band) == set(L2A_BANDS)
+    assert set(poor.psnr_of_cover) <= set(landcover.COVERS)
+    assert poor.psnr_of_cover
+    for before, after in ((poor.psnr_of_band, good.psnr_of_band),
+                          (poor.psnr_of_cover, good.psnr_of_cover)):  # fmt: skip
+        assert all(before[name] < after[name] for name in before)
+    assert 0 < poor.ssim < good.ssim < 1
+    assert poor.sam > good.sam > 0
+
+
+def test_a_temporal_model_is_one_more_row_and_left_out_where_it_is_not_installed(dn):
+    scene = environment.Scene("here", "seasonal", L2A_BANDS, dn)
+    named = {codec.name: codec for codec in rate_distortion.contenders(quick=False)}
+    single = replace(scene, kind="single date")
+    assert list(rate_distortion.measure(named["tec-tt"], [single])) == []
+    size, decoded = rate_distortion.code_tec(scene, 4.0, dates=2)
+    apart, _ = rate_distortion.code_tec(scene, 4.0, dates=1)
+    assert decoded.shape == scene.dn.shape
+    assert size < apart  # one header instead of two
+
+
+def test_a_frozen_tool_agrees_with_itself_and_less_with_a_poor_copy(dn):
+    pytest.importorskip("sklearn")
+    scene = environment.Scene("here", "seasonal", L2A_BANDS, dn)
+    tools = downstream.Tools([scene])
+    same = tools.compare(scene, dn)
+    assert same["land_cover_agreement"] == 1
+    assert same["change_iou"] == 1
+    _, poor = classical.jpeg2000(dn, 46)
+    assert tools.compare(scene, poor)["land_cover_agreement"] < 1
+    assert downstream.fidelity(scene, 1, dn)["ndvi_mean"] == 0
+    assert downstream.fidelity(scene, 1, poor)["ndvi_mean"] > 0
+
+
+def test_a_season_that_was_put_in_is_found():
+    days = np.arange(0, 730, 20.0)
+    ndvi = 0.4 + 0.3 * np.cos(2 * np.pi * (days - 150) / 365.25)
+    bands = ("B02", "B04", "B08")
+    dn = np.full((len(days), 3, 4, 4), 500.0)
+    dn[:, 2] = (500 * (1 + ndvi) / (1 - ndvi))[:, None, None]
+    scene = environment.Scene("here", "series", bands, np.rint(dn).astype(np.uint16))
+    clear = np.ones((len(days), 4, 4), bool)
+    peak, amplitude, told = downstream._season(scene.dn, bands, days, clear)
+    assert told.all()
+    np.testing.assert_allclose(peak, 150, atol=2)
+    np.testing.assert_allclose(amplitude, 0.3, atol=0.01)
+    same = downstream.compare_phenology(scene, days, scene.dn)
+    assert same["peak_day_error_median"] == same["season_amplitude_error"] == 0
+
+
+def test_otsu_separates_two_heaps():
+    rng = np.random.default_rng(0)
+    heaps = np.concatenate([rng.normal(10, 1, 500), rng.normal(50, 1, 100)])
+    assert (heaps > downstream.otsu(heaps)).sum() == pytest.approx(100, abs=2)
+
+
+def test_the_search_for_a_size_meets_it(dn):
+    size, decoded = downstream.at_size(classical.jpeg2000, dn, 20_000, 40.0, 72.0)
+    assert size == pytest.approx(20_000, rel=0.15)
+    assert decoded.shape == dn.shape
+
+
+def test_bytes_of_a_small_read_are_counted(tmp_path):
+    import zarr
+
+    values = np.random.default_rng(0).integers(0, 9999, (2, 4, 256, 256)).astype(np.uint16)
+    array = zarr.create_array(
+        tmp_path / "a.zarr", name="reflectance", shape=values.shape, dtype="uint16",
+        chunks=(1, 4, 128, 128), compressors=None,
+    )  # fmt: skip
+    array[:] = values
+    read = system.bytes_read(str(tmp_path / "a.zarr"))
+    assert read["everything"] == values.nbytes
+    assert read["one date"] == values[1].nbytes
+    assert read["64 x 64 window, all dates and bands"] == 2 * 4 * 4 * 128 * 128 * 2
+
+
+def test_the_pages_say_what_the_results_say(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
-    assert report.main() == 0, "run python benchmarks/report.py and commit docs/benchmarks.md"
+    assert report.main() == 0, "run python benchmarks/report.py and commit what it writes"
+
+
+def test_a_changed_number_is_noticed(monkeypatch, tmp_path, capsys):
+    """The check fails when a page, or the README, says what the results do not."""
+    for path, text in report.made().items():
+        changed = tmp_path / path.name
+        digit = next(c for c in text if c in "123456789")
+        changed.write_text(text.replace(digit, "0", 1))
+        assert changed.read_text() != text
+    written = {tmp_path / path.name: text for path, text in report.made().items()}
+    monkeypatch.setattr(report, "made", lambda: written)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
+    assert report.main() == 1
+    assert capsys.readouterr().out.count("is not what the results say") == 3
+    monkeypatch.setattr(sys, "argv", ["report.py"])
+    assert report.main() == 0
+    assert all(path.read_text() == text for path, text in written.items())
+
+
+def test_the_readme_has_no_rate_or_speed_outside_the_part_that_is_made():
+    """A factor, a share or a time that nobody measured cannot be written into the README."""
+    text = (ROOT / "README.md").read_text()
+    typed = text.split(report.BEGIN)[0] + text.split(report.END)[1]
+    prose = re.sub(r"```.*?```", "", typed, flags=re.S)
+    assert re.findall(r"\d (?:ms|MB/s|times (?:faster|slower|smaller))|\d x \|", prose) == []
+
+
+def test_what_was_not_measured_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    page = report.made()[report.PAGE]
+    assert page.count("Not measured here") == 6
