@@ -141,6 +141,9 @@ class ChunkSpec:
         0 .. 10,000 DN) with the lowest quality that does, instead of ``quality``.
     max_bytes : int, optional
         Take the highest quality whose frame has no more bytes, instead of ``quality``.
+    gop : int, optional
+        For temporal models: dates refer to one another only within runs of this many ("group of
+        pictures"), so that fewer have to be decoded for one. None: within the whole chunk.
 
     Raises
     ------
@@ -160,6 +163,7 @@ class ChunkSpec:
     max_error: Mapping[str, float] | Sequence[float] | float | None = None
     psnr: float | None = None
     max_bytes: int | None = None
+    gop: int | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -291,6 +295,11 @@ def encode_chunk(
 
     part = _Part(samples, mask, nodata, scale, array.dtype, spec, bands)
     entry = find_model(spec.model)
+    if spec.gop is not None and not entry.temporal:
+        raise UnsupportedArrayError(
+            f"gop={spec.gop} is for temporal models such as tec-tt-s2; {spec.model} codes every "
+            "date for itself: leave it out"
+        )
 
     def frame(coded: _Coded) -> bytes:
         sections = []
@@ -388,7 +397,11 @@ def _at_quality(part: _Part, quality: float) -> _Coded:
             cube = fill_unknown(cube, mask.labels[:, :, *tile][dates] == 0)
         model = get_model(spec.model, spec.weights_sha256)
         cube = np.ascontiguousarray(cube)
-        encoded = gather.encode(model, cube, quality, part.bands, _model_slots)
+        if spec.gop is None:
+            encoded = gather.encode(model, cube, quality, part.bands, _model_slots)
+        else:
+            with _model_slots:
+                encoded = model.encode(cube, quality, part.bands, gop=spec.gop)
         sections += [Section(SectionKind.LATENTS, data) for data in encoded.sections]
         latents_crc = _chain(latents_crc, encoded.latents_crc)
     return _Coded(sections, mask, quality, latents_crc)
@@ -700,6 +713,7 @@ def _check_types(spec: ChunkSpec) -> None:
         ("scale", "a number or None", lambda v: v is None or _is_number(v)),
         ("psnr", "a number or None", lambda v: v is None or _is_number(v)),
         ("max_bytes", "a number or None", lambda v: v is None or _is_number(v)),
+        ("gop", "a whole number from 1 or None", lambda v: v is None or _is_count(v)),
         ("nodata", "a number or a list of numbers", lambda v: v is None or _are_numbers(v)),
         ("max_error", "a number, a list of numbers or a mapping of names to numbers",
          lambda v: v is None or isinstance(v, Mapping) or _are_numbers(v)),
@@ -709,6 +723,10 @@ def _check_types(spec: ChunkSpec) -> None:
         value = getattr(spec, name)
         if not fits(value):
             raise UnsupportedArrayError(f"{name} is {value!r:.80}, it must be {expected}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _is_number(value: object) -> bool:

@@ -52,6 +52,7 @@ def encoding(
     max_error: float | Sequence[float] | Mapping[str, float] | None = None,
     psnr: float | None = None,
     max_bytes: int | None = None,
+    gop: int | None = None,
     chunks: Mapping[str, int] | None = None,
     shards: bool = True,
     variables: Iterable[str] | None = None,
@@ -83,6 +84,10 @@ def encoding(
     psnr, max_bytes : number, optional
         PSNR (dB) that every chunk reaches, or bytes that no chunk exceeds, with the quality
         chosen for each chunk. Instead of ``quality``.
+    gop : int, optional
+        For temporal models (``model="tec-tt-s2"``): dates of a chunk refer to one another only
+        within runs of this many. None: within the chunk, whose length in time is the other way
+        to say how much has to be decoded for one date.
     chunks : mapping, optional
         Dimension name to chunk length. Default: about 4 dates, all bands, about 256 x 256 in
         equal parts without a sliver at the end, fitted to the Dask chunks if there are any.
@@ -137,7 +142,7 @@ def encoding(
             names = _bands_of(name, da, bands)
             spec = ChunkSpec(
                 model=model, quality=quality, bands=names, nodata=nodata, scale=scale,
-                max_error=max_error, psnr=psnr, max_bytes=max_bytes,
+                max_error=max_error, psnr=psnr, max_bytes=max_bytes, gop=gop,
             )  # fmt: skip
             out[name] = _tec(name, da, spec, zarr_format, chunks, shards)
         elif da.ndim and da.dtype.kind in "biuf":

@@ -120,6 +120,7 @@ def main(folder: Path, name: str, threads: int) -> None:
     written = folder / name
     written.mkdir(exist_ok=True)
     specs = [("tec-s2", quality, ChunkSpec(quality=quality)) for quality in QUALITIES]
+    specs += [("tec-tt-s2", q, ChunkSpec(model="tec-tt-s2", quality=q)) for q in QUALITIES]
     specs.append(("bounded", 5, ChunkSpec(max_error=5)))
     family = [(name, 4.0, ChunkSpec(model=name)) for name in FAMILY.values()]
     with np.load(folder / "cubes.npz") as cubes:

@@ -1,8 +1,8 @@
-"""Write the golden streams of the newest tec-s2 weights: once per release, then kept for ever.
+"""Write the golden streams of newly released weights: once per release, then kept for ever.
 
-    python tests/make_golden.py [FOLDER]
+    python tests/make_golden.py
 
-Goes to ``tests/fixtures/tec-s2/<first 16 digits of the weights' SHA-256>/``: a frame per case,
+Goes to ``tests/fixtures/<model>/<first 16 digits of the weights' SHA-256>/``: a frame per case,
 ``golden.json`` with the hashes of frames and latents, ``pixels.npz`` with what was decoded. A
 folder that is there already is refused: released streams do not change.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -21,10 +20,39 @@ from tec_zarr import ChunkSpec, decode_chunk, encode_chunk, synthetic
 from tec_zarr.models import s2
 from tec_zarr.models.registry import find_model
 
-FIXTURES = Path(__file__).parent / "fixtures" / "tec-s2"
+FIXTURES = Path(__file__).parent / "fixtures"
+MODELS = ("tec-s2", "tec-tt-s2")
 
 
-def cases() -> dict[str, tuple[np.ndarray, ChunkSpec]]:
+def cases(model: str) -> dict[str, tuple[np.ndarray, ChunkSpec]]:
+    """Arrays and settings for one of ``MODELS``."""
+    return _image_cases() if model == "tec-s2" else _temporal_cases()
+
+
+def _temporal_cases() -> dict[str, tuple[np.ndarray, ChunkSpec]]:
+    """Dates that refer to others before and after them, with every kind of header."""
+    dn = synthetic.cube(dates=5, size=24, seed=31, nodata_edge=False).values
+    cloudy = synthetic.cube(dates=3, size=24, seed=32).values
+    cloudy[1, :, :, 12:] = 0
+    noise = np.random.default_rng(34).normal(0, 60, (5, 12, 24, 24))
+    still = np.rint(dn[:1] + noise).clip(1).astype(np.uint16)  # the mean of several explains best
+    large = synthetic.cube(dates=2, size=104, seed=33, nodata_edge=False).values[:, [1, 2, 3, 7]]
+    model = "tec-tt-s2"
+    bands = ["B02", "B03", "B04", "B08"]
+    return {
+        "series": (dn, ChunkSpec(model)),
+        "one-date": (dn[:1], ChunkSpec(model)),
+        "nodata": (cloudy, ChunkSpec(model, quality=5)),
+        "still": (still, ChunkSpec(model, quality=6)),
+        "gop": (dn, ChunkSpec(model, gop=2)),
+        "own-bases": (large, ChunkSpec(model, quality=6, bands=bands)),
+        "quality-1": (dn[:3], ChunkSpec(model, quality=1)),
+        "quality-8": (dn[:3, :, :19, :13], ChunkSpec(model, quality=8)),
+        "float32": ((dn[:2, :, :16, :16] / 1e4).astype(np.float32), ChunkSpec(model)),
+    }
+
+
+def _image_cases() -> dict[str, tuple[np.ndarray, ChunkSpec]]:
     """Arrays and settings that between them use every part of a frame."""
     dn = synthetic.cube(dates=4, size=24, seed=21, nodata_edge=False).values
     edge = synthetic.cube(dates=2, size=32, seed=22).values
@@ -70,23 +98,30 @@ def cases() -> dict[str, tuple[np.ndarray, ChunkSpec]]:
 def decode(frame: bytes) -> tuple[np.ndarray, str]:
     """Pixels, and the SHA-256 of the latents on the way to them."""
     digest = hashlib.sha256()
-    original = s2.TecS2.decode_latents
+    original = s2.LatentCoder.decode
 
     def recorded(*arguments, **options):
         latents, context = original(*arguments, **options)
         digest.update(latents.astype("<i4").tobytes())
         return latents, context
 
-    with mock.patch.object(s2.TecS2, "decode_latents", recorded):
+    with mock.patch.object(s2.LatentCoder, "decode", recorded):
         pixels = decode_chunk(frame)
     return pixels, digest.hexdigest()
 
 
-def main(fixtures: Path = FIXTURES) -> Path:
-    folder = fixtures / find_model("tec-s2").weights[0][:16]
+def write(model: str, fixtures: Path = FIXTURES) -> Path:
+    """Golden streams of the newest weights of ``model``.
+
+    Raises
+    ------
+    FileExistsError
+        These weights have theirs.
+    """
+    folder = fixtures / model / find_model(model).weights[0][:16]
     folder.mkdir(parents=True)
     golden, pixels = {}, {}
-    for name, (array, spec) in cases().items():
+    for name, (array, spec) in cases(model).items():
         frame = encode_chunk(array, spec)
         pixels[name], latents = decode(frame)
         (folder / f"{name}.tec").write_bytes(frame)
@@ -97,4 +132,6 @@ def main(fixtures: Path = FIXTURES) -> Path:
 
 
 if __name__ == "__main__":
-    print(main(*map(Path, sys.argv[1:])))
+    for released in MODELS:
+        if not (FIXTURES / released / find_model(released).weights[0][:16]).exists():
+            print(write(released))

@@ -17,7 +17,7 @@ from tec_zarr.stream import read_frame
 
 GOLDEN = [
     pytest.param(folder, name, id=f"{folder.name}-{name}")
-    for folder in sorted(make_golden.FIXTURES.glob("*"))
+    for folder in sorted(make_golden.FIXTURES.glob("tec-*/*"))
     for name in json.loads((folder / "golden.json").read_text())
 ]
 
@@ -61,22 +61,31 @@ def test_a_stream_of_the_family_decodes_as_ever(kind):
 
 
 def test_every_released_weights_file_has_its_golden_streams():
-    for weights in find_model("tec-s2").weights:
-        folder = make_golden.FIXTURES / weights[:16]
-        assert (folder / "golden.json").is_file(), "run `python tests/make_golden.py` and commit it"
-        assert set(json.loads((folder / "golden.json").read_text())) <= {
-            file.stem for file in folder.glob("*.tec")
-        }
+    for model in make_golden.MODELS:
+        for weights in find_model(model).weights:
+            folder = make_golden.FIXTURES / model / weights[:16]
+            assert (folder / "golden.json").is_file(), "run tests/make_golden.py and commit it"
+            assert set(json.loads((folder / "golden.json").read_text())) <= {
+                file.stem for file in folder.glob("*.tec")
+            }
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
-    return make_golden.main(tmp_path_factory.mktemp("golden"))
+def fresh_folders(tmp_path_factory):
+    fixtures = tmp_path_factory.mktemp("golden")
+    return {model: make_golden.write(model, fixtures) for model in make_golden.MODELS}
 
 
-@pytest.mark.parametrize("name", make_golden.cases())
-def test_streams_made_now_pass_the_same_check(fresh, name):
-    check(fresh, name)
+@pytest.fixture(scope="module")
+def fresh(fresh_folders):
+    return fresh_folders["tec-s2"]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [(m, name) for m in make_golden.MODELS for name in make_golden.cases(m)]
+)
+def test_streams_made_now_pass_the_same_check(fresh_folders, model, name):
+    check(fresh_folders[model], name)
 
 
 def test_golden_streams_are_small_and_cover_every_part_of_a_frame(fresh):
@@ -97,7 +106,7 @@ def test_golden_streams_are_small_and_cover_every_part_of_a_frame(fresh):
 
 def test_released_streams_are_not_overwritten(fresh):
     with pytest.raises(FileExistsError):
-        make_golden.main(fresh.parent)
+        make_golden.write("tec-s2", fresh.parent.parent)
 
 
 def test_a_changed_stream_is_noticed(fresh, tmp_path):
@@ -105,7 +114,7 @@ def test_a_changed_stream_is_noticed(fresh, tmp_path):
     folder.mkdir()
     for file in fresh.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    array, spec = make_golden.cases()["one-date"]
+    array, spec = make_golden.cases("tec-s2")["one-date"]
     (folder / "one-date.tec").write_bytes(encode_chunk(array + np.uint16(1), spec))
     with pytest.raises(AssertionError, match="released stream was changed"):
         check(folder, "one-date")

@@ -84,12 +84,15 @@ class Entry:
         SHA-256 (hex) of its released weights, newest first.
     load : callable
         From one of those hashes to the loaded model.
+    temporal : bool
+        Whether its ``encode`` takes ``gop``: the dates of a chunk refer to one another.
     """
 
     name: str
     number: int
     weights: tuple[str, ...]
     load: Callable[[str], Model]
+    temporal: bool = False
 
 
 _registered: dict[str, Entry] = {}
@@ -276,4 +279,4 @@ def _entry(name: str, item: dict) -> Entry:
                 ": delete it and get the store's weights again"
             ) from error
 
-    return Entry(name, item["id"], tuple(_released(name)), load)
+    return Entry(name, item["id"], tuple(_released(name)), load, item.get("temporal", False))

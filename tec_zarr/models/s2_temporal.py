@@ -344,9 +344,10 @@ class TecTtS2:
             read.latents, context.channels, quality, context.condition, context.spectral, out
         )
         if read.prediction is not None:
-            samples = DCT.T.float() @ (read.prediction / PICTURE_GRID).float()
+            # In float64: predictions are large, and a process may have traded float32's precision.
+            samples = DCT.T @ (read.prediction / PICTURE_GRID)
             blocks = from_blocks(samples, -(-out.shape[1] // BLOCK))
-            whole = overlap(blocks, self.image.net.synthesis_overlap)
+            whole = overlap(blocks, self.image.analysis.synthesis_overlap)
             out += whole[:, : out.shape[1], : out.shape[2]].numpy()
 
     def picture_of(self, date: np.ndarray, mean: np.ndarray) -> Tensor:
@@ -394,8 +395,8 @@ class _Grams:
 
 
 def _thinned(pictures: list[Tensor]) -> list[Tensor]:
-    """About 256 blocks of each picture, float32: enough to choose by."""
-    return [p[:, :, :: max(p.shape[2] // 256, 1)].float() for p in pictures]
+    """About 256 blocks of each picture, float64: enough to choose by, alike on every machine."""
+    return [p[:, :, :: max(p.shape[2] // 256, 1)].double() for p in pictures]
 
 
 def choose_references(
