@@ -104,6 +104,7 @@ def land(date=slice(None)):
 # ------------------------------------------------------------------- whole pipelines
 
 
+@pytest.mark.filterwarnings("ignore:nothing clear is in reach")  # "previous", on the first date
 @pytest.mark.parametrize("loader", ["odc-stac", "stackstac"])
 def test_write_reopen_append_inpaint(mixed, tmp_path, loader):
     """Old and new baselines, with and without the offset, two UTM zones, classes."""
