@@ -161,6 +161,8 @@ def measure_index(pair, value):
         while low <= high:
             middle = (low + high) // 2
             pairs = codecs(middle)
+            if middle == 0:
+                pairs["jpegxl-rounded"] = pairs["jpegxl-lossless-e7"]
             row = tried(name, *pairs[name], middle) if name in pairs else None
             if row is None or row["worst"] <= value:  # at 0 DN not all have a codec here
                 low, best = middle + 1, row or best
