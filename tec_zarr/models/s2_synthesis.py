@@ -75,13 +75,14 @@ class Synthesis:
             corrected.addcmul_(units, steps / MEAN_GRID)
             blocks = _linear(corrected, self.net.synthesis[:size], None, rows)
         image = self._overlapped(blocks.view(rows, columns, used, BLOCK, BLOCK))
-        # The mean is a component that is one everywhere.
-        components = torch.empty(used + 1, height, width)
-        components[:used] = image[:, _HALF : _HALF + height, _HALF : _HALF + width]
+        # The mean is a component that is one everywhere. NumPy multiplies, whatever precision a
+        # process lets torch's products have: means are large.
+        components = np.empty((used + 1, height, width), np.float32)
+        components[:used] = image[:, _HALF : _HALF + height, _HALF : _HALF + width].numpy()
         components[used] = 1.0
-        basis = np.concatenate([spectral.basis[:, :used], spectral.mean[:, None]], 1)
-        values = torch.from_numpy(out).view(count, -1)
-        torch.mm(torch.from_numpy(basis).float(), components.view(used + 1, -1), out=values)
+        basis = np.column_stack([spectral.basis[:, :used], spectral.mean]).astype(np.float32)
+        values = torch.from_numpy(out).view(count, -1).numpy()
+        np.matmul(basis, components.reshape(used + 1, -1), out=values)
 
     def _hidden(self, units: Tensor, condition: Tensor, rows: int, columns: int) -> Tensor:
         """The decoder's correction before its last layer, (P, 96)."""
