@@ -10,8 +10,10 @@ import torch
 import zarr
 
 from tec_zarr import cli, synthetic
-from tec_zarr.models import s2
-from tec_zarr.training import data, loop
+from tec_zarr.models import s2, s2_temporal
+from tec_zarr.models.registry import get_model
+from tec_zarr.models.s2_net import IntConv
+from tec_zarr.training import data, loop, temporal
 from tec_zarr.training.export import release
 
 
@@ -123,3 +125,53 @@ def test_one_command_trains_and_exports(folder, tmp_path):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 5000
     config.write_text('data = ["x"]\nout = "run"\nlearning_rate = 1\n')
     assert cli.main(["train", str(config)]) == 1
+
+
+@pytest.fixture(scope="module")
+def series_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("series")
+    for name, seed in (("place", 1), ("other", 2), ("presto-worldcereal__belgium-12m", 3)):
+        cube = synthetic.cube(dates=5, size=48, seed=seed, nodata_edge=False).values
+        np.savez(folder / f"{name}.npz", dn=cube, present=np.ones(12, bool))
+    return folder
+
+
+def test_one_command_trains_the_temporal_model_and_goes_on_where_it_was(series_folder, tmp_path):
+    config = tmp_path / "run.toml"
+    text = (
+        f'model = "tec-tt-s2"\ndata = ["{series_folder}"]\nout = "run"\nbatch = 2\ncrop = 32\n'
+        "validate_every = 2\ncheckpoint_seconds = 0.0\n"
+    )
+    config.write_text(text + "steps = 2\n")
+    assert cli.main(["train", str(config)]) == 0
+    config.write_text(text + "steps = 3\n")
+    assert cli.main(["train", str(config)]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation" in line] == [1, 2, 3]
+    model = s2_temporal.load(tmp_path / "run" / "tec-tt-s2.safetensors")
+    cube = synthetic.cube(dates=3, size=40, seed=5, clouds=False, nodata_edge=False).values
+    encoded = model.encode(cube.astype(np.float32), 5.0, None)
+    decoded, crc = model.decode(encoded.sections, cube.shape, 5.0, None)
+    assert crc == encoded.latents_crc
+    assert any(section[0] for section in encoded.sections)
+    assert np.sqrt(np.mean((decoded - cube) ** 2)) < 150
+
+
+def test_temporal_training_starts_with_the_image_models_networks():
+    frozen = get_model("tec-s2").net
+    net = temporal.thawed(frozen)
+    for name, module in frozen.named_modules():
+        if isinstance(module, IntConv):
+            again = net.get_submodule(name)
+            weight, exponent, _ = (t.double() for t in module.integers())
+            other, finer, _ = (t.double() for t in again.integers())
+            shape = (-1, 1, 1, 1)
+            assert torch.equal(
+                weight * 2 ** exponent.view(shape), other * 2 ** finer.view(shape)
+            ), name
+
+
+def test_places_held_out_of_training_are_not_trained_on(series_folder):
+    config = temporal.TemporalConfig(data=(str(series_folder),), out="unused")
+    assert len(temporal.load_series(config, held=False)) == 2
+    assert len(temporal.load_series(config, held=True)) == 1
