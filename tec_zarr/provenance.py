@@ -48,8 +48,8 @@ def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObje
         A shallow copy. Each array that TEC encodes with a loss has ``lossy_compression``,
         ``lossy_compression_quality`` and, if asked for, ``lossy_compression_max_error`` (in the
         units of the data), ``..._psnr`` (dB) and ``..._max_bytes``; the object has the scalar
-        coordinate ``tec_compression`` with ``algorithm``, ``implementation``, ``model`` and
-        ``weights_sha256``. What an earlier compression left there is replaced.
+        coordinate ``tec_compression`` with ``algorithm``, ``implementation``, ``model``,
+        ``weights_sha256`` and ``reader``, which says what to install. What an earlier compression left there is replaced.
 
     Examples
     --------
@@ -72,6 +72,7 @@ def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObje
             container = {
                 "algorithm": "terracodec",
                 "implementation": f"tec_zarr version {tec_zarr.__version__}",
+                "reader": "pip install tec_zarr",
                 "model": spec.model,
                 "weights_sha256": str(spec.weights_sha256),
             }

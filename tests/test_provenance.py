@@ -33,6 +33,7 @@ def test_a_written_store_says_what_was_done_to_it(cube, tmp_path, zarr_format):
     assert container.attrs == {
         "algorithm": "terracodec",
         "implementation": f"tec_zarr version {tec_zarr.__version__}",
+        "reader": "pip install tec_zarr",
         "model": toy.NAME,
         "weights_sha256": toy.SHA256,
     }

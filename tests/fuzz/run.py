@@ -25,6 +25,9 @@ from pathlib import Path
 INSTRUMENTED = ("tec_zarr",)
 LONGEST_INPUT = 1024
 SECONDS = 5
+INTERRUPTED = 72
+"""What libFuzzer exits with when somebody stops it; the executions until then count."""
+
 MEMORY = 2**31
 """Bytes that the process may grow by: far below the terabytes that a frame can claim."""
 
@@ -36,7 +39,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100_000)
     parser.add_argument("--seconds", type=int, default=0, help="stop earlier than --runs")
     parser.add_argument("--corpus", type=Path, help="folder that is kept (default: a new one)")
-    parser.add_argument("--out", type=Path, help="JSON of results, one entry a target")
+    parser.add_argument("--out", type=Path, help="JSON of results, one entry a target; adds up")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
@@ -60,7 +63,7 @@ def main() -> int:
         "seconds": round(seconds, 1),
         "edges": int(found[-1][1]) if found else 0,
         "features": int(found[-1][2]) if found else 0,
-        "failures": int(done.returncode != 0),
+        "failures": int(done.returncode not in (0, INTERRUPTED)),
         "longest_input_bytes": LONGEST_INPUT,
         "timeout_seconds": SECONDS,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -71,13 +74,16 @@ def main() -> int:
         },
     }
     print(json.dumps(result, indent=1))
-    if done.returncode:
+    if result["failures"]:
         print(tail, file=sys.stderr)
     if arguments.out:
         results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+        before = results.get(arguments.target, {})
+        for name in ("executions", "seconds", "failures"):
+            result[name] = round(result[name] + before.get(name, 0), 1)
         results[arguments.target] = result
         arguments.out.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    return done.returncode
+    return int(bool(result["failures"]))
 
 
 def _fuzz(arguments: argparse.Namespace) -> None:
