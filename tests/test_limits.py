@@ -16,7 +16,7 @@ from tec_zarr import ChunkSpec, bound, decode_chunk, encode_chunk, recompress, s
 from tec_zarr.chunk import within_bounds
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.sentinel2 import L2A_BANDS
-from tec_zarr.stream import SectionKind, read_frame, read_header
+from tec_zarr.stream import Section, SectionKind, read_frame, read_header, write_frame
 
 PAIR = ("B08", "B04")
 KINDS = ["noise", "vegetation", "water", "dark", "hot", "checkerboard", "negative"]
@@ -181,6 +181,21 @@ def test_damaged_frames_with_indices_raise(cube):
         broken[position] ^= 1 << position % 8
         with pytest.raises(TecError):
             decode_chunk(bytes(broken))
+
+
+def test_maps_that_cannot_be_are_refused_though_their_checksums_hold(cube):
+    array = np.maximum(cube[:1, :, :12, :12], 1)
+    frame = read_frame(encode_chunk(array, spec(max_error={"ndvi": 0.01, "all": 40})))
+    others = [s for s in frame.sections if s.kind is not SectionKind.BOUND_MAP]
+    levels = np.full((1, 2, 3, 3), 70, np.int32)
+    for wrong in (levels, -levels, levels[..., :2] - 65):
+        packed = Section(SectionKind.BOUND_MAP, bound.encode(wrong, None, None, [0, 0]))
+        with pytest.raises(TecError):
+            decode_chunk(write_frame(frame.header, [packed, *others]))
+    packed = Section(SectionKind.BOUND_MAP, bound.encode(levels - 65, None, None, [0, 0]))
+    for sections in (others, [packed, packed, *others], [packed]):
+        with pytest.raises(TecError):
+            decode_chunk(write_frame(frame.header, sections))
 
 
 @pytest.mark.parametrize(
