@@ -599,9 +599,9 @@ def _fill_pixels(
     after[after > last] = -1
     none = np.full(cube.shape[1:], -1, np.int32)
     errors: dict[int, float] = {}
-    for date in range(len(cube)):
-        if not (hidden[date].any() or how.uncertain):
-            continue
+
+    def estimate(date: int) -> np.ndarray:
+        """From all dates but this one; of uncertain methods, also how far it is off."""
         if how.method == "median":
             others = clear.copy()
             others[date] = False
@@ -617,15 +617,23 @@ def _fill_pixels(
                 value = np.where(known & known2, mixed, np.where(known, value, value2))
                 known = known | known2
             value = np.where(known, value, np.nan)
-        pages[0, date] = value
         both = clear[date] & np.isfinite(value)
         if how.uncertain and np.count_nonzero(both) >= FEWEST:
             errors[date] = float(np.quantile(np.abs(value - cube[date])[both], COVERAGE))
-    if how.uncertain:
-        usual = float(np.mean(list(errors.values()))) if errors else np.nan
-        for date in range(len(cube)):
-            known = np.isfinite(pages[0, date])
-            pages[1, date] = np.where(known, errors.get(date, usual), np.nan)
+        return value
+
+    masked = [date for date in range(len(cube)) if hidden[date].any()]
+    for date in masked:
+        pages[0, date] = estimate(date)
+    if not how.uncertain:
+        return
+    if not errors.keys() >= set(masked):
+        for date in set(range(len(cube))) - set(masked):
+            estimate(date)
+    usual = float(np.mean(list(errors.values()))) if errors else np.nan
+    for date in masked:
+        known = np.isfinite(pages[0, date])
+        pages[1, date] = np.where(known, errors.get(date, usual), np.nan)
 
 
 def _nearest_clear(clear: np.ndarray) -> np.ndarray:

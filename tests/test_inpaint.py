@@ -8,10 +8,13 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tec_zarr
 from tec_zarr import synthetic
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.inpaint import METHODS, cloud_mask, inpaint_clouds
+from tec_zarr.inpaint import NothingClearWarning, cloud_mask, inpaint_clouds
+
+quiet = pytest.mark.filterwarnings("ignore::tec_zarr.inpaint.NothingClearWarning")
+PIXEL = ("linear", "previous", "median")
+"""Methods that look at one pixel alone."""
 
 DAYS = np.array(["2023-06-01", "2023-06-11", "2023-06-16", "2023-07-01"], "datetime64[ns]")
 
@@ -42,13 +45,15 @@ def test_estimates_are_what_their_names_say(method, expected):
     assert filled([100, 9999, 9999, 700], [False, True, True, False], method) == expected
 
 
+@quiet
 def test_linear_uses_the_one_side_there_is_and_previous_only_the_past():
     values, mask = [9999, 500, 600, 9999], [True, False, False, True]
     assert filled(values, mask, "linear") == [500, 500, 600, 600]
     assert filled(values, mask, "previous") == [0, 500, 600, 600]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@quiet
+@pytest.mark.parametrize("method", ["regression", *PIXEL])
 def test_nothing_clear_in_reach_stays_nodata(method):
     assert filled([9, 8, 0, 7], [True, True, False, True], method) == [0, 0, 0, 0]
     floats = inpaint_clouds(series(0.1, 0.2, dtype="f4"), hidden(True, True), method=method)
@@ -56,32 +61,51 @@ def test_nothing_clear_in_reach_stays_nodata(method):
     assert np.isnan(floats).all()
 
 
+@pytest.mark.parametrize("method", ["regression", *PIXEL])
+def test_a_date_that_nothing_can_fill_is_named(method):
+    cover = hidden(True, True, True, True)
+    with pytest.warns(NothingClearWarning, match="2023-06-11"):
+        inpaint_clouds(series(9, 8, 7, 6), cover, method=method)
+
+
 def test_nodata_is_no_clear_value():
     assert filled([100, 9999, 0, 300], [False, True, False, False], "linear") == [100, 167, 0, 300]
 
 
-@settings(max_examples=40)
+@quiet
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    method=st.sampled_from(METHODS),
+    method=st.sampled_from(("regression", *PIXEL)),
     dtype=st.sampled_from(["uint16", "int16", "float32", "float64"]),
-    shape=st.tuples(*(st.integers(1, n) for n in (6, 3, 5, 5))),
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 3), *(st.sampled_from([1, 5, 24]),) * 2),
+    uncertain=st.booleans(),
 )
-def test_outside_bit_for_bit_and_inside_no_trace_of_what_was_hidden(seed, method, dtype, shape):
+def test_outside_bit_for_bit_and_inside_no_trace_of_what_was_hidden(
+    seed, method, dtype, shape, uncertain
+):
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 4, shape).astype(dtype)
     if values.dtype.kind == "f":
         values[rng.random(shape) < 0.2] = np.nan
         values[rng.random(shape) < 0.1] = -0.0
-    cover = rng.random((shape[0], *shape[2:])) < 0.5
+    cover = rng.random((shape[0], *shape[2:])) < rng.random()
     dims = ("time", "band", "y", "x")
     mask = xr.DataArray(cover, dims=("time", "y", "x"))
-    out = inpaint_clouds(xr.DataArray(values, dims=dims), mask, method=method).values
+
+    def fill(data):
+        cube = xr.DataArray(data, dims=dims)
+        found = inpaint_clouds(cube, mask, method=method, return_uncertainty=uncertain)
+        return [da.values for da in (found if uncertain else (found,))]
+
+    out, *half_width = fill(values)
     clear = np.broadcast_to(~cover[:, None], shape)
     assert out[clear].tobytes() == values[clear].tobytes()
+    assert all((width[clear] == 0).all() for width in half_width)
     other = np.where(clear, values, rng.integers(5, 10_000, shape).astype(dtype))
-    again = inpaint_clouds(xr.DataArray(other, dims=dims), mask, method=method).values
+    again, *other_width = fill(other)
     assert again.tobytes() == out.tobytes()
+    assert [w.tobytes() for w in other_width] == [w.tobytes() for w in half_width]
 
 
 @pytest.fixture
@@ -89,6 +113,7 @@ def scene():
     return synthetic.dataset(dates=4, size=64, bands=["B04", "B08"])
 
 
+@quiet
 def test_clouds_of_a_scene_are_filled_from_its_classes(scene):
     out = scene.tec.inpaint_clouds(dilate=2)
     covered = cloud_mask(scene.scl, 2)
@@ -105,18 +130,33 @@ def test_clouds_of_a_scene_are_filled_from_its_classes(scene):
     assert out.reflectance.attrs == scene.reflectance.attrs
 
 
-def test_dask_gives_the_same_and_stays_lazy(scene):
-    lazy = scene.chunk({"time": -1, "y": 24, "x": 40})
-    out = lazy.tec.inpaint_clouds()
+@quiet
+@pytest.mark.parametrize("method", ["regression", "linear"])
+def test_dask_gives_the_same_and_stays_lazy(scene, method):
+    """Chunks that see the whole image in their halo do exactly what one block does."""
+    lazy = scene.chunk({"time": -1, "y": 32, "x": 32})
+    out = lazy.tec.inpaint_clouds(method=method)
     assert out.reflectance.chunks is not None
-    xr.testing.assert_identical(out.compute(), scene.tec.inpaint_clouds())
+    xr.testing.assert_identical(out.compute(), scene.tec.inpaint_clouds(method=method))
 
 
-def test_dates_in_several_dask_chunks_say_how_to_rechunk(scene):
-    with pytest.raises(UnsupportedArrayError, match=r"reflectance\.chunk\(\{'time': -1\}\)"):
-        scene.chunk({"time": 1}).tec.inpaint_clouds()
+@quiet
+def test_dask_gives_intervals_too(scene):
+    lazy = scene.chunk({"time": -1, "y": 32, "x": 32}).reflectance
+    out, half_width = inpaint_clouds(lazy, scl=scene.scl, return_uncertainty=True)
+    assert half_width.chunks == out.chunks
+    expected = inpaint_clouds(scene.reflectance, scl=scene.scl, return_uncertainty=True)
+    np.testing.assert_array_equal(out, expected[0])
+    np.testing.assert_array_equal(half_width, expected[1])
 
 
+@pytest.mark.parametrize("dim", ["time", "band"])
+def test_split_dates_or_bands_say_how_to_rechunk(scene, dim):
+    with pytest.raises(UnsupportedArrayError, match=rf"reflectance\.chunk\(\{{'{dim}': -1\}}\)"):
+        scene.chunk({dim: 1}).tec.inpaint_clouds()
+
+
+@quiet
 def test_any_order_of_dimensions_comes_back(scene):
     turned = scene.reflectance.transpose("x", "band", "time", "y")
     out = inpaint_clouds(turned, scl=scene.scl)
@@ -141,15 +181,175 @@ def test_classes_in_which_the_ground_is_not_seen(value):
     assert cloud_mask(scl, 0).values.tolist() == [[False, True]]
 
 
+@quiet
 def test_a_callable_makes_the_mask(scene):
     da = scene.reflectance
     out = inpaint_clouds(da, lambda cube: cube.sel(band="B04", drop=True) > 4000)
     xr.testing.assert_identical(out, inpaint_clouds(da, da.sel(band="B04", drop=True) > 4000))
 
 
-def test_the_temporal_model_is_not_pretended(scene):
-    with pytest.raises(TecError, match=r"tec-tt.*does not have.*linear"):
-        tec_zarr.inpaint_clouds(scene.reflectance, scl=scene.scl, method="tec-tt")
+# ------------------------------------------------------------- regression and the temporal model
+
+
+def hole(size=96, share=0.4, seed=1):
+    """A clear series of four dates and a mask with a round cloud on the second."""
+    cube = synthetic.cube(4, size, seed=seed, clouds=False, nodata_edge=False)
+    y, x = np.mgrid[:size, :size] - size / 2
+    cover = np.zeros((4, size, size), bool)
+    cover[1] = np.hypot(y, x) < size * np.sqrt(share / np.pi)
+    return cube, xr.DataArray(cover, cube.isel(band=0).coords, ("time", "y", "x")).drop_vars("band")
+
+
+def error(filled, cube, mask):
+    difference = filled.astype(float) - cube.astype(float)
+    return float(np.sqrt((difference.where(mask) ** 2).mean()))
+
+
+def test_regression_is_far_closer_than_what_looks_at_one_pixel():
+    cube, mask = hole()
+    errors = {m: error(inpaint_clouds(cube, mask, method=m), cube, mask) for m in PIXEL}
+    assert error(inpaint_clouds(cube, mask), cube, mask) < 0.5 * min(errors.values())
+
+
+def test_a_date_that_is_hidden_altogether_is_as_near_as_the_best_pixel_method():
+    cube, mask = hole()
+    mask[1] = True
+    errors = {m: error(inpaint_clouds(cube, mask, method=m), cube, mask) for m in PIXEL}
+    assert error(inpaint_clouds(cube, mask), cube, mask) < 1.1 * min(errors.values())
+
+
+def test_reflectance_and_dn_are_filled_alike():
+    cube, mask = hole(64)
+    reflectance = (cube * np.float32(1e-4)).astype("float32")
+    dn = inpaint_clouds(cube, mask).astype(float)
+    np.testing.assert_allclose(inpaint_clouds(reflectance, mask) * 1e4, dn, atol=2)
+
+
+@pytest.mark.parametrize("method", ["regression", *PIXEL])
+def test_intervals_hold_nine_truths_of_ten(method):
+    held = []
+    for seed in (1, 2, 3):
+        cube, mask = hole(96, 0.3, seed)
+        out, half_width = inpaint_clouds(cube, mask, method=method, return_uncertainty=True)
+        miss = np.abs(out.astype(float) - cube.astype(float))
+        held.append(float((miss <= half_width).where(mask).mean()))
+        assert (half_width.where(~mask, 0) == 0).all()
+        assert half_width.dtype == "float32"
+    assert 0.8 < np.mean(held) < 0.98
+
+
+def test_no_seam_where_the_mask_ends():
+    """Just inside the mask, residuals are those of just outside."""
+    cube, mask = hole(96)
+    out = inpaint_clouds(cube, mask)
+    seen = mask[1].values
+    edge = seen[:, 1:] != seen[:, :-1]
+    steps = [np.abs(np.diff(c[1].astype(float), axis=-1))[:, edge].mean() for c in (out, cube)]
+    assert steps[0] < 1.15 * steps[1]
+
+
+def test_tiles_meet_without_a_seam(monkeypatch):
+    cube, mask = hole(96)
+    whole = inpaint_clouds(cube, mask)
+    monkeypatch.setattr("tec_zarr.inpaint.TILE", 48)
+    monkeypatch.setattr("tec_zarr.inpaint.HALO", 16)
+    tiles = inpaint_clouds(cube, mask)
+    assert error(tiles, cube, mask) < 1.5 * error(whole, cube, mask)
+    step = np.abs(np.diff(tiles[1].astype(float) - cube[1].astype(float), axis=-1))
+    across = step[:, 30:66, 47].mean()
+    assert across < 2 * step[:, 30:66, 30:66].mean()
+
+
+def test_bands_as_variables_help_each_other_as_bands_of_an_array_do():
+    cube, mask = hole(64)
+    bands = cube.to_dataset("band")
+    out, half_width = bands.tec.inpaint_clouds(mask, return_uncertainty=True)
+    xr.testing.assert_equal(
+        out.to_array("band").transpose(*cube.dims), inpaint_clouds(cube, mask).drop_attrs()
+    )
+    assert set(half_width.data_vars) == set(bands.data_vars)
+
+
+def test_a_band_that_is_nowhere_measured_stays_nodata_and_harms_no_other():
+    cube, mask = hole(64)
+    cube[:, 3] = 0
+    out = inpaint_clouds(cube, mask)
+    assert (out[:, 3] == 0).all()
+    others = cube.isel(band=[b for b in range(12) if b != 3])
+    np.testing.assert_array_equal(
+        np.delete(out.values, 3, axis=1), inpaint_clouds(others, mask).values
+    )
+
+
+def test_a_bar_counts_the_tiles(capsys):
+    cube, mask = hole(48)
+    inpaint_clouds(cube, mask, progress=True)
+    assert "1/1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """The temporal model as it is before training: what its networks say is arbitrary."""
+    import torch
+
+    from tec_zarr.models import s2_masked
+    from tec_zarr.models.registry import get_model
+    from tec_zarr.models.s2_temporal import TecTtS2
+    from tec_zarr.models.s2_temporal_net import TemporalNet
+
+    torch.manual_seed(0)
+    image = get_model("tec-s2")
+    net = TemporalNet()
+    net.start_from(image.net)
+    masked = s2_masked.MaskedModel(TecTtS2(image, net, image.coder.tables, "0" * 64))
+    monkeypatch.setattr(s2_masked, "masked_model", lambda: masked)
+
+
+def test_the_temporal_model_leaves_outside_alone_and_sees_nothing_inside(untrained):
+    cube, mask = hole(72)
+    out, half_width = inpaint_clouds(cube, mask, method="tec-tt", return_uncertainty=True)
+    np.testing.assert_array_equal(out.where(~mask), cube.where(~mask))
+    cloudy = cube.where(~mask, 9_000).astype("uint16")
+    again, same = inpaint_clouds(cloudy, mask, method="tec-tt", return_uncertainty=True)
+    np.testing.assert_array_equal(out, again)
+    np.testing.assert_array_equal(half_width, same)
+    assert error(out, cube, mask) < 1.1 * error(inpaint_clouds(cube, mask), cube, mask)
+    held = (np.abs(out.astype(float) - cube.astype(float)) <= half_width).where(mask).mean()
+    assert 0.75 < float(held) <= 1
+
+
+def test_the_embedded_temporal_model_fills(scene):
+    from tec_zarr.models.registry import find_model
+
+    try:
+        find_model("tec-tt-s2")
+    except TecError:
+        pytest.skip("this version has no weights of tec-tt-s2")
+    cube, mask = hole(72)
+    out = inpaint_clouds(cube, mask, method="tec-tt")
+    assert error(out, cube, mask) < 1.1 * error(inpaint_clouds(cube, mask), cube, mask)
+
+
+class Published:
+    """Stands in for a FamilyModel: hidden pixels become what was seen before, plus one."""
+
+    def inpaint(self, cube, cloudy, bands):
+        assert bands == ("B02", "B03")
+        out = cube.copy()
+        for date in range(1, len(cube)):
+            out[date] = np.where(cloudy[date], out[date - 1] + 1, cube[date])
+        return out
+
+
+def test_a_published_model_is_asked_from_both_ends_of_time():
+    data = np.repeat([100, 9999, 9999, 700], 2).reshape(4, 2, 1, 1).astype("uint16")
+    cube = xr.DataArray(data, {"time": DAYS, "band": ["B02", "B03"]}, ("time", "band", "y", "x"))
+    mask = xr.DataArray(data[:, 0] == 9999, {"time": DAYS}, ("time", "y", "x"))
+    out = inpaint_clouds(cube, mask, method="tec-tt", model=Published())
+    # 10 of 30 days after 100 + 1 and before 700 + 2; 15 of 30 days between 100 + 2 and 700 + 1.
+    assert out.values[:, 0].ravel().tolist() == [100, 301, 402, 700]
+    with pytest.raises(TecError, match="goes with method='tec-tt'"):
+        inpaint_clouds(cube, mask, model=Published())
 
 
 @pytest.mark.parametrize(
