@@ -263,7 +263,7 @@ CODECS: tuple[Classical, ...] = (
         "vvc-time",
         "vvenc 10-bit over the dates, per band on one DN scale, preset medium, perceptual "
         "optimisation and temporal filter off, no intra offset",
-        (12, 17, 22, 27),
+        (12, 17, 22, 27, 31),
         vvc_time,
         over_time=True,
     ),
