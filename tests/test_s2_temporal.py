@@ -152,7 +152,7 @@ def test_circles_and_strangers_among_references_are_refused(cube):
     shape = (2, *cube.shape[1:])
     weights = np.full((len(CLASS_STARTS), shape[1]), 16)
     circle = [_forged([Reference(1 - date, weights)], date, b"\0" * 40) for date in (0, 1)]
-    with pytest.raises(FormatError, match="refer to one another in a circle"):
+    with pytest.raises(FormatError, match="refers to itself by way of others"):
         model.decode(circle, shape, 4.0, None)
     good = model.encode(cube[:1].astype(np.float32), 4.0, None).sections[0]
     for wrong in (1, 2, -1):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -218,24 +218,27 @@ class TecTtS2:
         del bands
         parsed = [_parse(section, date, shape) for date, section in enumerate(sections)]
         needed = {r.date for one in parsed for r in one.references}
+        out = np.empty(shape, np.float32)
         done: dict[int, _Read] = {}
         for number in _decoding_order(parsed):
-            done[number] = self._read(parsed[number], done, shape[1:], quality, number in needed)
-        out = np.empty(shape, np.float32)
+            read = self._read(parsed[number], done, shape[1:], quality, number in needed)
+            self._pixels(read, quality, out[number])
+            done[number] = replace(read, prediction=None)  # the largest part, no longer needed
         crc = 0
         for number in range(len(parsed)):
             crc = zlib.crc32(checked(done[number].latents), crc)
-            self._pixels(done[number], quality, out[number])
         return out, crc
 
     # ---- one date
 
     def _encode_run(self, cube: np.ndarray, quality: float) -> list[_Date]:
-        pictures = [self.picture_of(date, date.mean((1, 2), np.float64)) for date in cube]
+        means = [date.mean((1, 2), np.float64) for date in cube]
         step = float(step_size(quality))
         done: dict[int, _Date] = {}
-        for number in coding_order(pictures, step):
-            date, picture = cube[number], pictures[number]
+        thin = [_thinned(self.picture_of(*pair)) for pair in zip(cube, means, strict=True)]
+        for number in coding_order(thin, step):
+            date = cube[number]
+            picture = self.picture_of(date, means[number])
             best = self._alone(date, picture, quality)
             near = sorted(done, key=lambda d: abs(d - number))[:CANDIDATES]
             known = {d: done[d].picture for d in near}
@@ -394,9 +397,9 @@ class _Grams:
         return self.target - guess.sum(0)
 
 
-def _thinned(pictures: list[Tensor]) -> list[Tensor]:
-    """About 256 blocks of each picture, float64: enough to choose by, alike on every machine."""
-    return [p[:, :, :: max(p.shape[2] // 256, 1)].double() for p in pictures]
+def _thinned(picture: Tensor) -> Tensor:
+    """About 256 blocks of a picture, float64: enough to choose by, alike on every machine."""
+    return picture[:, :, :: max(picture.shape[2] // 256, 1)].double()
 
 
 def choose_references(
@@ -408,7 +411,7 @@ def choose_references(
     if not known:
         return []
     dates = list(known)
-    target, *others = _thinned([picture, *known.values()])
+    target, *others = map(_thinned, [picture, *known.values()])
     grams = _Grams(target, torch.stack(others) / PICTURE_GRID)
     share = picture.shape[2] / target.shape[2]
     best, chosen = share * _bits(target, step**2 / 6), []
@@ -431,12 +434,11 @@ def choose_references(
 def coding_order(pictures: list[Tensor], step: float) -> list[int]:
     """Order in which dates are coded: whatever the dates before it explain best comes next.
 
-    Sizes are estimated for each date alone and given each of its neighbours in time.  A date that
-    is to stand alone is the one that would help the others most.
+    ``pictures`` may be thinned.  Sizes are estimated for each date alone and given each of its
+    neighbours in time.  A date that is to stand alone is the one that would help the others most.
     """
     count, distortion = len(pictures), step**2 / 6
-    thin = _thinned(pictures)
-    alone = np.array([_bits(p, distortion) for p in thin])
+    alone = np.array([_bits(p, distortion) for p in pictures])
     given = np.full((count, count), np.inf)  # given[t, r]: t predicted from r
     for date in range(count):
         near = [
@@ -445,7 +447,7 @@ def coding_order(pictures: list[Tensor], step: float) -> list[int]:
             if d != date and d < count
         ]
         if near:
-            grams = _Grams(thin[date], torch.stack([thin[d] for d in near]))
+            grams = _Grams(pictures[date], torch.stack([pictures[d] for d in near]))
             for place, other in enumerate(near):
                 difference = grams.difference([place], grams.fit([place]))
                 given[date, other] = _bits(difference, distortion)
@@ -498,15 +500,16 @@ def _decoding_order(parsed: list[_Parsed]) -> list[int]:
     """Dates, references before those that use them."""
     order: dict[int, None] = {}
     for number in range(len(parsed)):
-        path = [number]
+        path = {number: None}  # dates that wait for one another
         while path:
-            missing = [r.date for r in parsed[path[-1]].references if r.date not in order]
+            last = next(reversed(path))
+            missing = [r.date for r in parsed[last].references if r.date not in order]
             if not missing:
-                order[path.pop()] = None
+                order[last] = path.pop(last)
             elif missing[0] in path:
-                raise FormatError(f"dates {path} of a chunk refer to one another in a circle")
+                raise FormatError(f"date {last} of a chunk refers to itself by way of others")
             else:
-                path.append(missing[0])
+                path[missing[0]] = None
     return list(order)
 
 
