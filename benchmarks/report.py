@@ -263,6 +263,9 @@ def _downstream(results: dict) -> list[str]:
         ]
         for row in results["phenology"]
     ]  # fmt: skip
+    series = results["phenology"][0]
+    known = series["scene"] == "dense series"
+    trained = "; TEC was trained on this one, as no other is that dense" if known else ""
     return [
         f"{results['definition']} {machine(results)}",
         "",
@@ -275,10 +278,9 @@ def _downstream(results: dict) -> list[str]:
             ["scene", "q", "codec", "bpppb", "dB", *(label for label, _ in measures.values())],
             rows,
         ),
-        f"Phenology, two harmonics on the NDVI of {results['phenology'][0]['scene']} "
-        f"({results['phenology'][0]['pixels']} pixels with a season, amplitude "
-        f"{results['phenology'][0]['season_amplitude']:.2f} in the mean; chunks of 64 x 64, so "
-        "that headers weigh more than usual):",
+        f"Phenology, two harmonics on the NDVI of {series['scene']} ({series['pixels']} pixels "
+        f"with a season, amplitude {series['season_amplitude']:.2f} in the mean; chunks of "
+        f"64 x 64, so that headers weigh more than usual{trained}):",
         "",
         table(
             [
