@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -41,7 +41,7 @@ from tec_zarr.limits import (
     resolve,
 )
 from tec_zarr.mask import Mask, find_mask, list_exactly, pack_mask, unpack_mask
-from tec_zarr.models.registry import Model, find_model, get_model, name_of
+from tec_zarr.models.registry import Model, TemporalModel, find_model, get_model, name_of
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS, band_names
 from tec_zarr.stream import (
     NAMED_MODEL,
@@ -401,7 +401,8 @@ def _at_quality(part: _Part, quality: float) -> _Coded:
             encoded = gather.encode(model, cube, quality, part.bands, _model_slots)
         else:
             with _model_slots:
-                encoded = model.encode(cube, quality, part.bands, gop=spec.gop)
+                temporal = cast("TemporalModel", model)
+                encoded = temporal.encode(cube, quality, part.bands, gop=spec.gop)
         sections += [Section(SectionKind.LATENTS, data) for data in encoded.sections]
         latents_crc = _chain(latents_crc, encoded.latents_crc)
     return _Coded(sections, mask, quality, latents_crc)

@@ -21,7 +21,7 @@ from functools import cache
 from importlib import resources
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -55,9 +55,7 @@ class Model(Protocol):
     name: str
     weights_sha256: str
 
-    def encode(
-        self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None
-    ) -> Encoded:
+    def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
         """Encode float32 DN (T, C, h, w), finite and filled everywhere."""
 
     def decode(
@@ -68,6 +66,19 @@ class Model(Protocol):
         bands: tuple[str, ...] | None,
     ) -> tuple[np.ndarray, int]:
         """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
+
+
+class TemporalModel(Model, Protocol):
+    """A model whose dates refer to one another."""
+
+    def encode(
+        self,
+        cube: np.ndarray,
+        quality: float,
+        bands: tuple[str, ...] | None,
+        gop: int | None = None,
+    ) -> Encoded:
+        """As :meth:`Model.encode`, dates referring to one another within runs of ``gop`` only."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +237,9 @@ def weights_file(name: str, sha256: str) -> Path:
 
 def needed_weights(name: str, sha256: str) -> tuple[tuple[str, str], ...]:
     """(model, SHA-256) of everything that decoding with these weights takes, themselves first."""
-    item = next((w for w in _items().get(name, {}).get("weights", ()) if w["sha256"] == sha256), {})
+    item: dict[str, Any] = next(
+        (w for w in _items().get(name, {}).get("weights", ()) if w["sha256"] == sha256), {}
+    )
     others = (needed_weights(*pair) for pair in item.get("needs", {}).items())
     return ((name, sha256), *chain.from_iterable(others))
 

@@ -406,8 +406,8 @@ class IntegerModel:
                 if past:
                     extra = extra + past.term(layers.past, geometry.everywhere, channels.stop)
                 context = self._context(layers, before, extra).view(batch, height * width, -1)
-                passes = [geometry.anchors, geometry.others][: 1 + bool(len(geometry.others))]
-                for places in passes:
+                checkers = [geometry.anchors, geometry.others][: 1 + bool(len(geometry.others))]
+                for places in checkers:
                     if places is geometry.anchors:
                         rows = context[:, : len(places)].flatten(0, 1)
                         head, gate = layers.anchors, past and layers.anchors_gate
@@ -417,7 +417,7 @@ class IntegerModel:
                         head, gate = layers.others, past and layers.others_gate
                     put_back = past.gated(gate(rows), places, channels) if past else None
                     mean, index = head(rows, priors[group], put_back)
-                    step = Step(group, places is passes[-1], places, mean, index)
+                    step = Step(group, places is checkers[-1], places, mean, index)
                     yield step
                     mine.write(places, _companded(_written(step)))
                 if step.discarded:
