@@ -1,7 +1,7 @@
 """Recompress a synthetic archive: throughput per core, memory, scaling, overhead.
 
     python benchmarks/recompress.py [--gigabytes 5] [--model tec-s2] [--quality 4]
-        [--folder DIR] [--out DIR]
+        [--archive PATH] [--out DIR]
 
 Writes an archive of several v2 blosc arrays (2048 x 2048 pixels, 4 dates, 12 bands: 0.4 GB each,
 or smaller ones for less in all) and recompresses it to sharded v3 on a LocalCluster, one thread
@@ -64,8 +64,8 @@ MARKERS = TASKS = 500
 """How often the small things are done, to see how long they take."""
 
 
-def write_archive(path: Path, gigabytes: float) -> int:
-    """Several arrays, each another landscape, tiled to its size; returns the raw bytes."""
+def write_archive(path: Path, gigabytes: float) -> None:
+    """Several arrays, each another landscape, tiled to its size."""
     raw_array = DATES * BANDS * SIDE * SIDE * 2
     count = max(2, math.ceil(gigabytes * 1e9 / raw_array))
     side = SIDE
@@ -83,7 +83,6 @@ def write_archive(path: Path, gigabytes: float) -> int:
         )  # fmt: skip
         array.attrs["_ARRAY_DIMENSIONS"] = ["time", "band", "y", "x"]
         array[:] = np.tile(tile, (1, 1, side // TILE, side // TILE))
-    return count * DATES * BANDS * side * side * 2
 
 
 @dataclass(frozen=True)
@@ -264,15 +263,19 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=5)
     parser.add_argument("--model", default="tec-s2")
     parser.add_argument("--quality", type=float, default=4)
-    parser.add_argument("--folder", type=Path, help="where the archive is written")
+    parser.add_argument("--archive", type=Path, help="made if it is not there, and kept")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     # As Dask's nanny sets them for workers: bare encoding has one thread too.
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        source, target = Path(name) / "source.zarr", Path(name) / "tec.zarr"
-        raw = write_archive(source, arguments.gigabytes)
+    with tempfile.TemporaryDirectory(dir=arguments.archive and arguments.archive.parent) as name:
+        source, target = arguments.archive or Path(name) / "source.zarr", Path(name) / "tec.zarr"
+        if not source.exists():
+            write_archive(Path(name) / "new.zarr", arguments.gigabytes)
+            (Path(name) / "new.zarr").rename(source)
+        members = [array for _, array in zarr.open(source, mode="r").arrays() if array.ndim == 4]
+        arrays, raw = [list(array.shape) for array in members], sum(a.nbytes for a in members)
         coding = (arguments.model, arguments.quality)
         around = parts(source, Path(name) / "manifest")
         alone, runs = [], []
@@ -291,6 +294,7 @@ def main() -> None:
         **environment(),
         "cores_allowed": len(os.sched_getaffinity(0)),
         "raw_bytes": raw,
+        "arrays": arrays,
         "model": arguments.model,
         "quality": arguments.quality,
         "bare_cpu_MB_per_s": round(encoding, 3),
