@@ -49,7 +49,8 @@ def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObje
         ``lossy_compression_quality`` and, if asked for, ``lossy_compression_max_error`` (in the
         units of the data), ``..._psnr`` (dB) and ``..._max_bytes``; the object has the scalar
         coordinate ``tec_compression`` with ``algorithm``, ``implementation``, ``model``,
-        ``weights_sha256`` and ``reader``, which says what to install. What an earlier compression left there is replaced.
+        ``weights_sha256`` and ``reader``, which says what to install. What an earlier compression
+        left there is replaced.
 
     Examples
     --------
