@@ -275,7 +275,7 @@ def main() -> None:
             write_archive(Path(name) / "new.zarr", arguments.gigabytes)
             (Path(name) / "new.zarr").rename(source)
         members = [array for _, array in zarr.open(source, mode="r").arrays() if array.ndim == 4]
-        arrays, raw = [list(array.shape) for array in members], sum(a.nbytes for a in members)
+        arrays, raw = len(members), sum(array.nbytes for array in members)
         coding = (arguments.model, arguments.quality)
         around = parts(source, Path(name) / "manifest")
         alone, runs = [], []
@@ -295,6 +295,7 @@ def main() -> None:
         "cores_allowed": len(os.sched_getaffinity(0)),
         "raw_bytes": raw,
         "arrays": arrays,
+        "array_shape": list(members[0].shape),
         "model": arguments.model,
         "quality": arguments.quality,
         "bare_cpu_MB_per_s": round(encoding, 3),
