@@ -169,7 +169,7 @@ def _inpaint_dataset(
             covered = _resolve_mask(first, mask, scl, dilate)
             filled[group[0]], wide[group[0]] = _inpaint(first, covered, how)
             continue
-        cube = xr.concat([ds[n].variable for n in group], "band")
+        cube = xr.Variable.concat([ds[n].variable for n in group], "band")
         stacked = xr.DataArray(cube, {**first.coords, "band": group}, name="cube")
         stacked.encoding = first.encoding
         if stacked.chunks is not None:

@@ -121,7 +121,9 @@ def fill_date(
     hints, scale, support = _hints(truth, values, spread, near, refine)
     closeness = np.minimum(support / usual, 1)
     factor = far_factor + (near_factor - far_factor) * closeness
-    return Filled(values + _weighted(hints, weights), (scale * factor).astype(np.float32))
+    low, high = (pick(cube, (0, 2, 3))[:, None, None] for pick in (np.nanmin, np.nanmax))
+    values = np.clip(values + _weighted(hints, weights), low, high)  # as was ever seen here
+    return Filled(values, (scale * factor).astype(np.float32))
 
 
 def held_squares(shape: tuple[int, ...]) -> Where:

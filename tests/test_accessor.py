@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,3 +155,66 @@ def test_harmonize_takes_the_offset_off(cube):
     out = carrying.astype("uint16").tec.harmonize(offset=1000)
     assert out.reflectance.chunks is None
     np.testing.assert_array_equal(out.reflectance, cube.reflectance)
+
+
+@pytest.mark.parametrize("bound", [5, {"B04": 2, "all": 20}])
+def test_simulation_under_a_bound_keeps_it(cube, bound):
+    out = simulate(cube.reflectance, max_error=bound).compute()
+    error = np.abs(out.astype(int) - cube.reflectance.astype(int))
+    limits = [bound] * 4 if isinstance(bound, int) else [20, 20, 2, 20]
+    assert (error.max(("time", "y", "x")) <= limits).all()
+    assert int(error.max()) > 0
+    assert cube.tec.weigh(max_error=bound) < cube.tec.weigh(max_error=0)
+
+
+# ------------------------------------------------------- what stackstac, odc-stac and EOPF give
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """The catalogue and product that the examples draw."""
+    for package in ("odc.stac", "stackstac", "rioxarray", "pystac_client"):
+        pytest.importorskip(package, reason="pip install 'tec_zarr[test]'")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    import local_catalog
+
+    return local_catalog
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+@pytest.mark.parametrize("loader", ["odc", "stackstac"])
+def test_what_stac_loaders_give_is_one_call_from_a_store_with_its_crs(examples, tmp_path, loader):
+    from tec_zarr.stac import load, search
+
+    catalog = examples.make_catalog(
+        tmp_path, examples.ARCHIVE[1:4], bands=("B02", "B03", "B04", "B08"), size=64
+    )
+    items = search(catalog, bbox=(-180, -90, 180, 90), datetime="2015/2030")
+    loaded = load(items, bands=["B02", "B03", "B04", "B08"], loader=loader)
+    cube = loaded.tec.harmonize(items=items)
+    crs = cube.rio.crs
+    assert crs is not None
+    filled = cube.chunk(time=-1).tec.inpaint_clouds()
+    filled.tec.to_zarr(tmp_path / "a.zarr", **TOY)
+    back = xr.open_zarr(tmp_path / "a.zarr", decode_coords="all")
+    assert back.rio.crs == crs
+    assert back.reflectance.rio.transform() == cube.reflectance.rio.transform()
+    assert back.tec.preview().shape[-1] == 3
+    assert float(back.tec.report(filled).loc["all", "max_error"]) <= 1
+    simulated = cube.tec.simulate(**TOY)
+    assert simulated.reflectance.rio.crs == crs
+
+
+def test_an_eopf_product_is_one_cube(examples, tmp_path):
+    product = xr.open_datatree(
+        examples.make_eopf_product(tmp_path / "S2.zarr"), engine="zarr", chunks={}
+    )
+    cube = product.tec.harmonize()
+    assert cube.band.values.tolist() == ["B02", "B04", "B11"]
+    product.tec.to_zarr(tmp_path / "a.zarr", **TOY)
+    back = xr.open_zarr(tmp_path / "a.zarr", decode_coords="all")
+    assert back.rio.crs.to_epsg() == 32632
+    assert float(back.tec.report(cube).loc["all", "max_error"]) <= 1
+    np.testing.assert_array_equal(
+        product.tec.simulate(**TOY).reflectance, cube.tec.simulate(**TOY).reflectance
+    )
