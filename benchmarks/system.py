@@ -166,7 +166,11 @@ def _child_peak(path: str) -> dict[str, float]:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this program; `ru_maxrss` would count its parent's before exec."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise OSError("this kernel does not tell the peak memory of a process")
 
 
 def bytes_read(path: str) -> dict[str, int]:
