@@ -24,6 +24,34 @@ wheel-check: $(VENV)/.test
 	build/wheel/venv/bin/pip install --quiet build/wheel/*.whl
 	cd build/wheel && venv/bin/tec-zarr demo
 
+# Coverage-guided fuzzing of the parser; adds up over calls. RUNS=100000 TARGET=chunk for others.
+TARGET ?= stream
+RUNS ?= 10000000
+fuzz: $(VENV)/.test
+	$(BIN)/pip install --quiet atheris
+	$(BIN)/python tests/fuzz/run.py $(TARGET) --runs $(RUNS) --corpus build/fuzz/$(TARGET) \
+		--out benchmarks/results/fuzz.json
+	$(BIN)/python benchmarks/robustness.py --page
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+# The lowest versions of what we depend on, torch excepted: no older CPU build is to be had here.
+min-versions: $(VENV)/.test
+	$(PYTHON) -m venv build/min
+	build/min/bin/pip install --quiet $(TORCH)
+	build/min/bin/pip install --quiet -r tests/minimum-versions.txt pytest hypothesis
+	build/min/bin/pip install --quiet --no-deps --editable .
+	build/min/bin/python -m pytest tests/test_stream.py tests/test_mask.py tests/test_chunk.py \
+		tests/test_bound.py tests/test_zarr.py tests/test_store.py tests/test_robustness.py
+
+# Zarr format 2 in zarr 2.18, which cannot live in one environment with zarr 3.
+zarr2:
+	$(PYTHON) -m venv build/zarr2
+	build/zarr2/bin/pip install --quiet $(TORCH)
+	build/zarr2/bin/pip install --quiet 'zarr<3' 'numcodecs<0.16' constriction safetensors tqdm
+	build/zarr2/bin/python tests/zarr2_check.py
+
 # Our modules against the public reference implementation; makes an environment for it.
 conformance: $(VENV)/.test
 	PATH="$(abspath $(BIN)):$$PATH" tests/conformance/run.sh

@@ -149,7 +149,7 @@ def test_weights_scattered_over_millions_of_chunks_are_not_read(tmp_path, monkey
     group = zarr.open_group(tmp_path / "a.zarr", mode="w")
     codec = tec_zarr.TECCodec(weights_sha256=sha256)
     group.create_array(
-        "dn", shape=(1, 1, 8, 8), dtype="u2", serializer=codec, compressors=None, chunks=(1, 1, 8, 8)
+        "dn", shape=(1, 1, 8, 8), dtype="u2", serializer=codec, compressors=None
     )
     group.create_array(
         f"{embed.GROUP}/{sha256}", shape=(2**30,), chunks=(1,), dtype="u1", compressors=None

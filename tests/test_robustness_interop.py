@@ -154,7 +154,8 @@ def test_readers_without_the_plugin(ds, tmp_path, zarr_format):
         found = metadata.entry_points
         def without(**wanted):  # as where tec_zarr is not installed
             every = found()  # Python 3.11: a dictionary of groups
-            every = sum(every.values(), ()) if isinstance(every, dict) else every
+            if isinstance(every, dict):
+                every = [e for group in every.values() for e in group]
             others = metadata.EntryPoints(e for e in every if "tec_zarr" not in e.value)
             return others.select(**wanted)
         metadata.entry_points = without

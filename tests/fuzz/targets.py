@@ -33,10 +33,7 @@ from tec_zarr.mask import pack_mask, unpack_mask
 from tec_zarr.stream import SectionKind, read_frame
 
 LARGEST = 2**18
-"""Samples of a chunk while fuzzing, so that what is slow in proportion does not look like a hang."""
-
-ALLOWED = 2 * 8 * LARGEST + 2**20
-"""Bytes that one decoding may take: twice the largest chunk of float64, and 1 MiB."""
+"""Samples of a chunk while fuzzing: what is slow in proportion must not look like a hang."""
 
 
 def prepare() -> None:
