@@ -377,7 +377,7 @@ def _system(results: dict) -> list[str]:
         ),
         table(
             ["peak memory", "MB"],
-            [[f"{what} (4, 12, {'512, 512' if '512' in what else '256, 256'})"
+            [[f"{what.removesuffix(' 512')} (4, 12, {'512, 512' if '512' in what else '256, 256'})"
               if what != "nothing" else "numpy, zarr, the chunk", f"{row['peak']:.0f}"]
              for what, row in memory.items()],
         ),
