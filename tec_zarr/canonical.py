@@ -104,7 +104,10 @@ def harmonize(obj: xr.DataArray | xr.Dataset, *, items: Iterable[Any] | None = N
     """
     ds = prepare(obj, items=items, offset=offset)
     chunks = obj.chunksizes
-    return ds.chunk({d: c for d, c in chunks.items() if d in ds.dims}) if chunks else ds.compute()
+    if not chunks:
+        return ds.compute()
+    # Bands that are no band (SCL) are no longer among them.
+    return ds.chunk({d: c for d, c in chunks.items() if ds.sizes.get(d) == sum(c)})
 
 
 def to_reflectance(cube: xr.DataArray) -> xr.DataArray:

@@ -182,7 +182,7 @@ def examples():
 
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
-@pytest.mark.parametrize("loader", ["odc", "stackstac"])
+@pytest.mark.parametrize("loader", ["odc-stac", "stackstac"])
 def test_what_stac_loaders_give_is_one_call_from_a_store_with_its_crs(examples, tmp_path, loader):
     from tec_zarr.stac import load, search
 
@@ -200,7 +200,7 @@ def test_what_stac_loaders_give_is_one_call_from_a_store_with_its_crs(examples, 
     assert back.rio.crs == crs
     assert back.reflectance.rio.transform() == cube.reflectance.rio.transform()
     assert back.tec.preview().shape[-1] == 3
-    assert float(back.tec.report(filled).loc["all", "max_error"]) <= 1
+    assert float(back.tec.report(filled).loc["all", "max_error"]) <= 2
     simulated = cube.tec.simulate(**TOY)
     assert simulated.reflectance.rio.crs == crs
 
@@ -214,7 +214,7 @@ def test_an_eopf_product_is_one_cube(examples, tmp_path):
     product.tec.to_zarr(tmp_path / "a.zarr", **TOY)
     back = xr.open_zarr(tmp_path / "a.zarr", decode_coords="all")
     assert back.rio.crs.to_epsg() == 32632
-    assert float(back.tec.report(cube).loc["all", "max_error"]) <= 1
+    assert float(back.tec.report(cube).loc["all", "max_error"]) <= 2
     np.testing.assert_array_equal(
         product.tec.simulate(**TOY).reflectance, cube.tec.simulate(**TOY).reflectance
     )
