@@ -8,8 +8,9 @@ applied under the clouds. What it misses beside a cloud it also misses under its
 residuals are continued inwards (regression kriging, Hengl et al. 2007) with weights fitted on
 pixels that the regression was not given. The same pixels calibrate the intervals.
 
-A date on which too little is seen gets a weighted mean of the other dates by ordinary kriging in
-time: their differences say how fast the place changes.
+A date on which too little is seen gets a weighted mean of the other dates: by ordinary kriging in
+time, by linear interpolation, or the nearest, whichever estimates these dates best from one
+another.
 
 Everything here is numpy on float32 DN, NaN where nothing clear was measured.
 """
@@ -56,6 +57,8 @@ _LITTLE = 0.03
 """What a window sees is shrunk as if this share of it had no residual."""
 KRIGED_FROM = 6
 """Dates, the nearest in time first, that one kriging looks at."""
+RULES = ("kriging", "linear", "nearest")
+"""How dates are weighted where a date is not seen at all."""
 _AT_ONCE = 1 << 15
 
 
@@ -353,29 +356,36 @@ def blurred(image: Field, reach: float) -> Field:
 
 
 def _kriged(cube: Field, clear: Where, date: int, moments: NDArray[np.float64]) -> Filled:
-    """Weighted means of the other dates; other dates, estimated likewise, calibrate them."""
-    values, spread = _mean_in_time(cube, clear, date, moments)
+    """Weighted means of the other dates, by the rule that estimates these best from one another;
+    how far it is off there calibrates the intervals.
+    """
     order = np.argsort(np.abs(moments - moments[date]), kind="stable")
-    ratios = []
     unseen = clear.copy()
     unseen[date] = False
-    for other in [d for d in order if d != date][:4]:
-        again, scale = _mean_in_time(cube, unseen, other, moments)
-        both = np.flatnonzero(clear[other] & np.isfinite(scale[0]))
-        pick = _some(both, 20_000)
-        error = np.abs(cube[other] - again).reshape(len(values), -1)[:, pick]
-        ratios.append(error / scale.reshape(len(values), -1)[:, pick])
-    pooled = np.concatenate(ratios, 1) if ratios else np.empty((len(values), 0))
-    if not pooled.shape[1]:
+    best, chosen, ratios = np.inf, RULES[0], None
+    for rule in RULES:
+        found, squares = [], []
+        for other in [d for d in order if d != date][:4]:
+            again, scale = _mean_in_time(cube, unseen, other, moments, rule)
+            flat, wide = again.reshape(len(again), -1), scale.reshape(len(again), -1)
+            pick = _some(np.flatnonzero(clear[other].ravel() & np.isfinite(flat[0])), 10_000)
+            error = np.abs(cube[other].reshape(flat.shape)[:, pick] - flat[:, pick])
+            squares.append((error.astype(np.float64) ** 2).sum(0))
+            found.append((error / wide[:, pick])[:, np.isfinite(wide[0, pick])])
+        pooled = np.concatenate(squares) if squares else np.empty(0)
+        if pooled.size and pooled.mean() < best:
+            best, chosen, ratios = pooled.mean(), rule, np.concatenate(found, 1)
+    values, spread = _mean_in_time(cube, unseen, date, moments, chosen)
+    if ratios is None or not ratios.shape[1]:
         return Filled(values, np.full_like(values, np.nan))
-    return Filled(values, spread * covering_factor(pooled))
+    return Filled(values, spread * covering_factor(ratios))
 
 
 def _mean_in_time(
-    cube: Field, clear: Where, date: int, moments: NDArray[np.float64]
+    cube: Field, clear: Where, date: int, moments: NDArray[np.float64], rule: str = "kriging"
 ) -> tuple[Field, Field]:
-    """Kriged values (C, H, W) of the dates that are clear at each pixel, and how much these
-    differ there (NaN where there is one date only).
+    """Means (C, H, W) of the dates that are clear at each pixel, weighted after one of `RULES`,
+    and how much these dates differ there (NaN where there is one date only).
     """
     values = np.full(cube.shape[1:], np.nan, np.float32)
     spread = values.copy()
@@ -388,14 +398,13 @@ def _mean_in_time(
         code = np.where(left, sum(clear[d].astype(np.int64) << k for k, d in enumerate(near)), 0)
         for pattern in np.unique(code[code > 0]):
             dates = [d for k, d in enumerate(near) if pattern >> k & 1]
-            weights = _kriging_weights(gamma, moments[dates], moments[date])
+            weights = _weights(rule, gamma, moments[dates], moments[date])
             here = code == pattern
             stack = cube[dates][:, :, here]
             mean = np.tensordot(weights, stack, 1)
             values[:, here] = mean
             if len(dates) > 1:
-                differ = np.sqrt(np.tensordot(weights, (stack - mean) ** 2, 1))
-                spread[:, here] = differ
+                spread[:, here] = stack.std(0)
         left &= code == 0
     if np.isfinite(spread).any():
         usual = np.nanmean(spread, (1, 2), keepdims=True)
@@ -439,14 +448,26 @@ def _variogram(cube: Field, clear: Where, date: int, moments: NDArray[np.float64
     return lambda lag: np.where(lag > 0, nugget + sill * (1 - np.exp(-lag / length)), 0.0)
 
 
-def _kriging_weights(
-    gamma: Variogram, moments: NDArray[np.float64], moment: float
+def _weights(
+    rule: str, gamma: Variogram, moments: NDArray[np.float64], moment: float
 ) -> NDArray[np.float32]:
-    """Weights of dates, none negative, with sum 1 (ordinary kriging)."""
-    count = len(moments)
-    system = np.ones((count + 1, count + 1))
-    system[-1, -1] = 0
-    system[:count, :count] = gamma(np.abs(moments[:, None] - moments))
-    right = np.append(gamma(np.abs(moments - moment)), 1.0)
-    weights = np.linalg.lstsq(system, right, rcond=None)[0][:count].clip(0)
+    """Weights of dates, none negative, with sum 1.
+
+    ``kriging``: ordinary kriging. ``linear``: the last date before and the first after, by their
+    distance, or the one of them that there is. ``nearest``: the nearest alone.
+    """
+    count, gaps = len(moments), np.abs(moments - moment)
+    weights = np.zeros(count)
+    before, after = np.flatnonzero(moments <= moment), np.flatnonzero(moments > moment)
+    if rule == "linear" and len(before) and len(after):
+        one, two = before[gaps[before].argmin()], after[gaps[after].argmin()]
+        weights[[one, two]] = gaps[[two, one]]
+    elif rule == "kriging":
+        system = np.ones((count + 1, count + 1))
+        system[-1, -1] = 0
+        system[:count, :count] = gamma(np.abs(moments[:, None] - moments))
+        right = np.append(gamma(gaps), 1.0)
+        weights = np.linalg.lstsq(system, right, rcond=None)[0][:count].clip(0)
+    else:
+        weights[gaps.argmin()] = 1
     return (weights / weights.sum()).astype(np.float32)
