@@ -110,7 +110,7 @@ def fill_date(
         return _kriged(cube, clear, date, moments)
     beyond = np.isnan(values)
     if beyond.any():
-        values = np.where(beyond, _mean_in_time(cube, clear, date, moments)[0], values)
+        values = np.where(beyond, _mean_in_time(cube, clear, date, moments), values)
         spread = np.where(beyond, 2 * np.nanmean(spread, (1, 2), keepdims=True), spread)
     # What is held back says how far to trust what lies around a pixel, and how wide intervals are.
     trial = near & held
@@ -362,33 +362,29 @@ def _kriged(cube: Field, clear: Where, date: int, moments: NDArray[np.float64]) 
     order = np.argsort(np.abs(moments - moments[date]), kind="stable")
     unseen = clear.copy()
     unseen[date] = False
-    best, chosen, ratios = np.inf, RULES[0], None
+    best, chosen, errors = np.inf, RULES[0], np.empty((cube.shape[1], 0))
     for rule in RULES:
-        found, squares = [], []
+        found = []
         for other in [d for d in order if d != date][:4]:
-            again, scale = _mean_in_time(cube, unseen, other, moments, rule)
-            flat, wide = again.reshape(len(again), -1), scale.reshape(len(again), -1)
+            again = _mean_in_time(cube, unseen, other, moments, rule)
+            flat = again.reshape(len(again), -1)
             pick = _some(np.flatnonzero(clear[other].ravel() & np.isfinite(flat[0])), 10_000)
-            error = np.abs(cube[other].reshape(flat.shape)[:, pick] - flat[:, pick])
-            squares.append((error.astype(np.float64) ** 2).sum(0))
-            found.append((error / wide[:, pick])[:, np.isfinite(wide[0, pick])])
-        pooled = np.concatenate(squares) if squares else np.empty(0)
-        if pooled.size and pooled.mean() < best:
-            best, chosen, ratios = pooled.mean(), rule, np.concatenate(found, 1)
-    values, spread = _mean_in_time(cube, unseen, date, moments, chosen)
-    if ratios is None or not ratios.shape[1]:
+            found.append(np.abs(cube[other].reshape(flat.shape)[:, pick] - flat[:, pick]))
+        pooled = np.concatenate(found, 1) if found else errors
+        if pooled.size and (error := float((pooled.astype(np.float64) ** 2).mean())) < best:
+            best, chosen, errors = error, rule, pooled
+    values = _mean_in_time(cube, unseen, date, moments, chosen)
+    if not errors.size:
         return Filled(values, np.full_like(values, np.nan))
-    return Filled(values, spread * covering_factor(ratios))
+    half_width = np.where(np.isfinite(values), covering_factor(errors), np.float32(np.nan))
+    return Filled(values, half_width)
 
 
 def _mean_in_time(
     cube: Field, clear: Where, date: int, moments: NDArray[np.float64], rule: str = "kriging"
-) -> tuple[Field, Field]:
-    """Means (C, H, W) of the dates that are clear at each pixel, weighted after one of `RULES`,
-    and how much these dates differ there (NaN where there is one date only).
-    """
+) -> Field:
+    """Means (C, H, W) of the dates that are clear at each pixel, weighted after one of `RULES`."""
     values = np.full(cube.shape[1:], np.nan, np.float32)
-    spread = values.copy()
     gamma = _variogram(cube, clear, date, moments)
     order = [int(d) for d in np.argsort(np.abs(moments - moments[date]), kind="stable")]
     order.remove(date)
@@ -400,16 +396,9 @@ def _mean_in_time(
             dates = [d for k, d in enumerate(near) if pattern >> k & 1]
             weights = _weights(rule, gamma, moments[dates], moments[date])
             here = code == pattern
-            stack = cube[dates][:, :, here]
-            mean = np.tensordot(weights, stack, 1)
-            values[:, here] = mean
-            if len(dates) > 1:
-                spread[:, here] = stack.std(0)
+            values[:, here] = np.tensordot(weights, cube[dates][:, :, here], 1)
         left &= code == 0
-    if np.isfinite(spread).any():
-        usual = np.nanmean(spread, (1, 2), keepdims=True)
-        spread = 0.5 * spread + 0.5 * usual + 1
-    return values, spread
+    return values
 
 
 Variogram = Callable[[NDArray[np.float64]], NDArray[np.float64]]
