@@ -80,7 +80,7 @@ def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObje
         member.attrs = attributes
     out = out.drop_vars(CONTAINER, errors="ignore")
     if container is not None:
-        out = out.assign_coords({CONTAINER: ((), np.int32(0), container)})
+        out = out.assign_coords({CONTAINER: ((), np.int32(1), container)})  # 0, the fill value, is not written
     return out
 
 
