@@ -80,7 +80,8 @@ def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObje
         member.attrs = attributes
     out = out.drop_vars(CONTAINER, errors="ignore")
     if container is not None:
-        out = out.assign_coords({CONTAINER: ((), np.int32(1), container)})  # 0, the fill value, is not written
+        # Not 0: a chunk of nothing but the fill value is not written, and some readers look for it.
+        out = out.assign_coords({CONTAINER: ((), np.int32(1), container)})
     return out
 
 
