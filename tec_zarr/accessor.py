@@ -76,6 +76,8 @@ def to_zarr(obj: xr.DataArray | xr.Dataset, store: Any, *, zarr_format: int = 3,
     if measure and not compute:
         raise UnsupportedArrayError("nothing can be measured before it is written: compute=True")
     ordered: Any = canonical_order(obj)  # type: ignore[type-var]
+    words = {n: c.compute() for n, c in ordered.coords.items() if c.chunks and c.dtype == object}
+    ordered = ordered.assign_coords(words)  # Zarr has to see what kind of words they are
     settings = encoding(ordered, zarr_format=zarr_format, **options)
     written = describe(decode(ordered), settings).to_zarr(
         store, mode=mode, encoding=settings, zarr_format=zarr_format, compute=compute
