@@ -18,6 +18,7 @@ _DASK = {_TRIM_THRESHOLD: 64 * 2**10, _TOP_PAD: 128 * 2**10, _MMAP_THRESHOLD: 12
 _KEPT = {_TRIM_THRESHOLD: 64 * 2**20, _TOP_PAD: 64 * 2**20, _MMAP_THRESHOLD: 32 * 2**20}
 """The thresholds are where glibc's own end up in a process that frees arrays of a model's size; a
 pad as large as the heap of a thread keeps glibc from unmapping that whenever it is empty."""
+_PROFILER = ("profile", "profile-cycle")
 
 
 class WarmUp(WorkerPlugin):
@@ -26,7 +27,8 @@ class WarmUp(WorkerPlugin):
     Dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``, which makes glibc return every
     larger array to the system at once. A model allocates such arrays for each of its steps, and
     encoding then takes 2.9 times the processor time (``docs/scaling.md``); so memory that was
-    freed is kept while a recompression runs.
+    freed is kept while a recompression runs. Dask's profiler, which looks at the stack a hundred
+    times a second, rests meanwhile: a region is one long task that always looks the same.
 
     Parameters
     ----------
@@ -40,6 +42,10 @@ class WarmUp(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         """Load, and remember what was set."""
         _set_malloc(_KEPT)
+        callbacks = worker.periodic_callbacks
+        self._paused = [callbacks[name] for name in _PROFILER if name in callbacks]
+        for callback in self._paused:
+            callback.stop()
         models = [get_model(name, weights) for name, weights in self.models]
         self._torch_threads = set_torch_threads(1)
         self._concurrency = zarr.config.get("async.concurrency")
@@ -50,6 +56,8 @@ class WarmUp(WorkerPlugin):
     def teardown(self, worker: Worker) -> None:
         """Put it back, for whoever uses the worker next."""
         _set_malloc(_DASK)
+        for callback in self._paused:
+            callback.start()
         set_torch_threads(self._torch_threads)
         zarr.config.set({"async.concurrency": self._concurrency})
 
