@@ -143,6 +143,23 @@ def test_predictions_are_what_whole_numbers_say():
     np.testing.assert_array_equal(past.numpy().T, np.array(expected, object).astype(int))
 
 
+def test_no_rounding_of_what_predictions_are_made_of_is_close():
+    """Matrices and steps are rounded once from float64: last places must not decide anywhere."""
+    image = get_model("tec-s2")
+
+    def margin(values):
+        return float((values - torch.floor(values) - 0.5).abs().min())
+
+    grid = 2.0**s2_temporal.MATRIX_BITS
+    analysis = image.net.analysis.double().unflatten(1, (-1, 64)) @ s2_temporal.DCT.T
+    synthesis = s2_temporal.DCT @ image.net.synthesis.double().unflatten(0, (-1, 64))
+    assert margin(analysis * grid) > 1e-8
+    assert margin(synthesis * grid) > 1e-8
+    qualities = torch.arange(1, 8, 1 / 64, dtype=torch.float64)
+    steps = image.analysis.steps(qualities) * 2.0**s2_temporal.STEP_BITS
+    assert margin(steps) > 1e-8
+
+
 def _forged(references: list[Reference], date: int, rest: bytes) -> bytes:
     return bytes([len(references)]) + s2_temporal._write_references(references, date) + rest
 
