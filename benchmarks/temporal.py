@@ -199,7 +199,8 @@ def page(results: dict) -> str:
         f"Bits of `tec-tt-s2` at equal PSNR over those of each codec: geometric mean over 36 to 46 "
         f"dB where both curves reach, all bytes counted, BD-rate in brackets. Seasonal cubes are "
         f"one chunk of four dates; dense series were held out of training and are cut into the "
-        f"same chunks of {CHUNK} dates for every codec. Below 1 the temporal model needs fewer bits.",
+        f"same chunks of {CHUNK} dates for every codec. Below 1 the temporal model needs fewer "
+        "bits.",
         "",
         "| series | shape | " + " | ".join(others) + " |",
         "| --- | --- | " + " | ".join("---:" for _ in others) + " |",
