@@ -66,18 +66,12 @@ class MaskedModel:
         known = residual[:, :, open_.flatten()].flatten(1)
         covariance = (known @ known.T / max(known.shape[1], 1)).numpy()
         _, spectral = klt.write(np.zeros(count), covariance, step)
-        used = spectral.used
         context = context_of(spectral, quality)
         centred = estimate - estimate.mean((1, 2), keepdims=True)
         prediction = torch.round(model.picture_of(centred, np.zeros(count)) * PICTURE_GRID)
         rows, columns = open_.shape
         past = Past(model.predictor.latents(prediction, spectral, quality)[None], rows, columns)
-        basis = torch.from_numpy(spectral.basis[:, :used])
-        components = (basis.T @ residual.flatten(1)).view(used * BLOCK * BLOCK, -1)
-        net = model.image.analysis
-        linear = model.predictor.exact_analysis[:, : len(components)] @ components
-        latents = linear.view(1, -1, rows, columns) / net.steps(context.quality)
-        latents = (latents + net.encoder(latents, context.condition.double()))[0]
+        latents = model.latents_of(residual, context, rows, columns)
         flags = tuple(bool((g[:, open_].abs() > SILENT).any()) for g in latents.split(GROUPS))
         flat = latents.flatten(1).T.numpy()
         hidden = ~open_.flatten().numpy()

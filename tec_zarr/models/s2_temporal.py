@@ -282,13 +282,7 @@ class TecTtS2:
         context = context_of(spectral, quality)
         residual = self.picture_of(date, spectral.mean) - prediction / PICTURE_GRID
         rows, columns = (-(-n // BLOCK) for n in date.shape[1:])
-        used = spectral.used
-        basis = torch.from_numpy(spectral.basis[:, :used])
-        components = (basis.T @ residual.flatten(1)).view(used * BLOCK * BLOCK, -1)
-        net = self.image.analysis
-        linear = self.predictor.exact_analysis[:, : len(components)] @ components
-        latents = linear.view(1, -1, rows, columns) / net.steps(context.quality)
-        latents = (latents + net.encoder(latents, context.condition.double()))[0]
+        latents = self.latents_of(residual, context, rows, columns)
         past = Past(self.predictor.latents(prediction, spectral, quality)[None], rows, columns)
         sink = self.symbol_sink()
         flags, decoded = self.coder.encode(latents, context, self.image.worth(quality), sink, past)
@@ -302,6 +296,15 @@ class TecTtS2:
         after = self._decoded_picture(decoded, spectral, prediction, quality)
         cost = _cost(section, after, picture, quality)
         return _Date(section, checked(decoded), after, spectral, cost)
+
+    def latents_of(self, picture: Tensor, context: Context, rows: int, columns: int) -> Tensor:
+        """Latents (320, rows, columns) float64, in steps, of a picture (C, 64, P) in DN."""
+        spectral, net = context.spectral, self.image.analysis
+        basis = torch.from_numpy(spectral.basis[:, : spectral.used])
+        components = (basis.T @ picture.flatten(1)).view(spectral.used * BLOCK * BLOCK, -1)
+        linear = self.predictor.exact_analysis[:, : len(components)] @ components
+        latents = linear.view(1, -1, rows, columns) / net.steps(context.quality)
+        return (latents + net.encoder(latents, context.condition.double()))[0]
 
     def _read(
         self,

@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Queue
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tec_zarr.models.s2_net import COND_HIGH, COND_LOW, LEVELS, S2Net, step_size
 from tec_zarr.training.data import Sampler, Window, windows
@@ -131,6 +131,34 @@ def validate(net: S2Net, held: list[Window], config: Config) -> dict[str, list[f
     return curve
 
 
+def descend(
+    loss: Tensor, net: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, decay: float
+) -> None:
+    """One step of the optimiser, and of the running average of the parameters."""
+    optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+    optimiser.step()
+    with torch.no_grad():
+        for slow, fast in zip(average.parameters(), net.parameters(), strict=True):
+            slow.lerp_(fast, 1 - decay)
+
+
+def save_checkpoint(
+    path: Path, net: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, step: int
+) -> None:
+    """All that going on needs; a run that is killed meanwhile keeps the checkpoint before."""
+    state = {
+        "net": net.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "step": step,
+    }
+    partial = path.with_name("partial.pt")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
 def train(config: Config) -> S2Net:
     """Run or resume; returns the averaged (EMA) network, leaves ``last.pt`` and ``log.jsonl``."""
     torch.set_num_threads(config.threads)
@@ -184,14 +212,7 @@ def train(config: Config) -> S2Net:
         quality = draw_quality(len(bands)).to(config.device)
         with torch.autocast(config.device.split(":")[0], dtype=torch.bfloat16):
             loss, _, _ = tile_loss(net, components, sigma, bands, quality)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
-        optimiser.step()
-        with torch.no_grad():
-            decay = min(config.ema, (step + 1) / (step + 100))
-            for slow_p, fast_p in zip(average.parameters(), net.parameters(), strict=True):
-                slow_p.lerp_(fast_p, 1 - decay)
+        descend(loss, net, average, optimiser, min(config.ema, (step + 1) / (step + 100)))
         seen = float(loss.detach()) if seen == 0 else 0.98 * seen + 0.02 * float(loss.detach())
         if (step + 1) % 50 == 0:
             elapsed = round(time.monotonic() - began, 1)
@@ -200,13 +221,6 @@ def train(config: Config) -> S2Net:
             curve = validate(average, held, config)
             log({"step": step + 1, "validation": curve})
         if time.monotonic() - saved > config.checkpoint_seconds or step + 1 == config.steps:
-            state = {
-                "net": net.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, out / "partial.pt")
-            (out / "partial.pt").replace(checkpoint)
+            save_checkpoint(checkpoint, net, average, optimiser, step + 1)
             saved = time.monotonic()
     return average

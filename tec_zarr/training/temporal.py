@@ -47,7 +47,7 @@ from tec_zarr.models.s2_temporal import (
 )
 from tec_zarr.models.s2_temporal_net import TemporalNet
 from tec_zarr.training.data import BANDS, BANDS_10M, _fill_nodata
-from tec_zarr.training.loop import LAMBDA
+from tec_zarr.training.loop import LAMBDA, descend, save_checkpoint
 
 #: Dates of a sample: pairs, which most places have, and series.
 LENGTHS = (2, 4)
@@ -385,14 +385,7 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
             outcomes = sequence(transform, net, dn, quality, [0, *used])
         share = (step_size(quality) / 2400.0) ** 0.9 / config.crop**2
         loss = sum((o.objective * share).mean() for o in outcomes[1:]) / (dates - 1)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
-        optimiser.step()
-        with torch.no_grad():
-            decay = min(config.ema, (step + 1) / (step + 100))
-            for slow, fast in zip(average.parameters(), net.parameters(), strict=True):
-                slow.lerp_(fast, 1 - decay)
+        descend(loss, net, average, optimiser, min(config.ema, (step + 1) / (step + 100)))
         cost = [float((o.bits + o.error).sum()) for o in outcomes]
         shares.append(sum(cost[1:]) / (len(cost) - 1) / cost[0])
         if (step + 1) % 50 == 0:
@@ -403,14 +396,7 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
             log({"step": step + 1, "validation": validate(transform, average, batches)})
             torch.manual_seed(config.seed + step + 1)
         if time.monotonic() - saved > config.checkpoint_seconds or step + 1 == config.steps:
-            state = {
-                "net": net.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, out / "partial.pt")
-            (out / "partial.pt").replace(checkpoint)
+            save_checkpoint(checkpoint, net, average, optimiser, step + 1)
             saved = time.monotonic()
     return average
 
