@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -42,7 +42,7 @@ def canonical_order(obj: XrObject) -> XrObject:
     """Images with dimensions (..., time, band, y, x), as TEC stores them."""
     if isinstance(obj, xr.DataArray):
         return _transposed(obj)
-    return cast(XrObject, obj.map(_transposed, keep_attrs=True))
+    return obj.map(_transposed, keep_attrs=True)
 
 
 def to_zarr(obj: xr.DataArray | xr.Dataset, store: Any, *, zarr_format: int = 3,

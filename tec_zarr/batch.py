@@ -22,9 +22,10 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import dask
 import numpy as np
 import zarr
+from dask.base import compute
+from dask.delayed import delayed
 from tqdm import tqdm
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
@@ -602,12 +603,12 @@ def _run_threads(
                     observer(_failure(job, error))
                     return
 
-    tasks = [dask.delayed(partial(attempt, job), name=f"recompress-{i}")()
+    tasks = [delayed(partial(attempt, job), name=f"recompress-{i}")()
              for i, job in enumerate(pending)]  # fmt: skip
     before = set_torch_threads(each)
     try:
         with zarr.config.set({"async.concurrency": each}):
-            dask.compute(*tasks, scheduler="threads", num_workers=threads, optimize_graph=False)
+            compute(*tasks, scheduler="threads", num_workers=threads, optimize_graph=False)
     finally:
         observer.stopped.set()  # tasks of an interrupted run end after their region
         set_torch_threads(before)

@@ -267,7 +267,7 @@ def encode_chunk(
     """
     spec = ChunkSpec() if spec is None else spec
     check_array(array.dtype, array.ndim)
-    axes, bands = _name_axes(array.shape, spec.bands and tuple(spec.bands))
+    axes, bands = _name_axes(array.shape, None if spec.bands is None else tuple(spec.bands))
     if axes.to_4d(array.shape)[1] > config.MAX_BANDS:
         raise LimitError(
             f"a chunk of shape {array.shape} has more bands than tec_zarr.config.MAX_BANDS = "
@@ -589,7 +589,7 @@ def within_bounds(
         bool, of the same shape: False for nodata, NaN and infinities.
     """
     assert spec.max_error is not None
-    axes, bands = _name_axes(original.shape, spec.bands and tuple(spec.bands))
+    axes, bands = _name_axes(original.shape, None if spec.bands is None else tuple(spec.bands))
     shape = axes.to_4d(original.shape)
     shift = spec.offset * (spec.scale or default_scale(original.dtype))
     limits = resolve(spec.max_error, shape[1], bands)

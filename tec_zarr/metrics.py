@@ -12,7 +12,7 @@ the peak, whatever the content.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -70,7 +70,7 @@ def psnr(reference: ArrayLike, decoded: ArrayLike, valid: ArrayLike | None = Non
         If the shapes differ.
     """
     error, use = _clipped_error(reference, decoded, valid)
-    return _decibel(np.mean(error[use] ** 2) if use.any() else np.nan)
+    return _decibel(float(np.mean(error[use] ** 2)) if use.any() else np.nan)
 
 
 def psnr_per_band(
@@ -271,7 +271,13 @@ def _by_band(x: NDArray) -> NDArray:
     return np.moveaxis(x, -3, 0).reshape(x.shape[-3], -1)
 
 
-def _reduce_bands(transform, reduce, reference, decoded, valid) -> NDArray[np.float64]:
+def _reduce_bands(
+    transform: Callable[[NDArray], NDArray],
+    reduce: Callable[[NDArray], float],
+    reference: ArrayLike,
+    decoded: ArrayLike,
+    valid: ArrayLike | None,
+) -> NDArray[np.float64]:
     x, y, use = _pair(reference, decoded, valid)
     return np.array(
         [

@@ -9,6 +9,7 @@ Nothing here calls ``exp`` or ``pow`` of a mathematics library, whose last bit m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Protocol
 
@@ -139,7 +140,7 @@ def frequencies(shape: int, scale: int) -> np.ndarray:
 
 
 @cache
-def _model(shape: int, scale: int):
+def _model(shape: int, scale: int) -> constriction.stream.model.Categorical:
     return constriction.stream.model.Categorical(frequencies(shape, scale), perfect=False)
 
 
@@ -186,7 +187,7 @@ class SymbolCoder(Protocol):
         """Code signed integers, each with the table of its scale index."""
 
 
-def _groups(scales: np.ndarray):
+def _groups(scales: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (scale index, positions) in rising scale index."""
     order = np.argsort(scales.astype(np.uint8), kind="stable")
     ordered = scales[order]

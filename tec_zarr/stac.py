@@ -181,7 +181,7 @@ def load(
         cube = stackstac.stack(
             [_plain_with_epsg(item) for item in items], assets=names, bounds_latlon=area,
             epsg=epsg, resolution=resolution, dtype="uint16", rescale=False,
-            fill_value=np.uint16(NODATA), xy_coords="center",  # type: ignore[arg-type]
+            fill_value=np.uint16(NODATA), xy_coords="center",
         )  # fmt: skip
         return _merge_granules(cube)
     raise TecError(f"loader is {loader!r}, it must be 'odc-stac' or 'stackstac'")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -365,7 +365,7 @@ def _sensor(
 ) -> NDArray[np.uint16]:
     """Integrate over native pixels, blur as the optics do, add noise, bring to 10 m, digitise."""
     factor = BANDS[name].gsd // 10
-    native = _soften(_coarse(band, factor))
+    native: NDArray = _soften(_coarse(band, factor))
     native = native + rng.normal(0, 1, native.shape) * (3 + 0.06 * np.sqrt(np.abs(native)))
     fine = _nearest(native, factor) if resampling == "nearest" else _bilinear(native, factor)
     return np.clip(np.rint(fine), 1, 65_535).astype(np.uint16)
@@ -443,14 +443,14 @@ def _noise(rng: np.random.Generator, grid: int, length: float, beta: float) -> F
     return (field / field.std())[:grid, :grid].astype(np.float32)
 
 
-def _ramp(x, low: float, high: float):
+def _ramp(x: NDArray, low: float, high: float) -> Field:
     """Smooth step from 0 at low to 1 at high."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return (t * t * (3 - 2 * t)).astype(np.float32)
 
 
-def _season(day, up: float, down: float, up_days: float, down_days: float):
-    """Double logistic greenness, 0 to 1."""
+def _season(day: NDArray | int, up: float, down: float, up_days: float, down_days: float) -> Any:
+    """Double logistic greenness, 0 to 1, of a day or of each."""
     rise = 1 / (1 + np.exp(-(day - up) / up_days))
     return rise - 1 / (1 + np.exp(-(day - down) / down_days)) * rise
 
@@ -515,13 +515,8 @@ def _parcels(rng: np.random.Generator, y: Field, x: Field) -> tuple[NDArray[np.i
     stagger = _hash01(strip, block)
     v = (-np.sin(angle) * y + np.cos(angle) * x) / length + stagger
     piece = np.floor(v).astype(np.int64)
-    edge = np.minimum.reduce(
-        [
-            block_edge,
-            width * np.minimum(u - strip, strip + 1 - u),
-            length * np.minimum(v - piece, piece + 1 - v),
-        ]
-    )
+    edge = np.minimum(block_edge, width * np.minimum(u - strip, strip + 1 - u))
+    edge = np.minimum(edge, length * np.minimum(v - piece, piece + 1 - v))
     keys = np.stack([block, strip, piece], -1).reshape(-1, 3)
     _, parcel = np.unique(keys, axis=0, return_inverse=True)
     return parcel.reshape(block.shape), edge.astype(np.float32)
