@@ -8,9 +8,10 @@ applied under the clouds. What it misses beside a cloud it also misses under its
 residuals are continued inwards (regression kriging, Hengl et al. 2007) with weights fitted on
 pixels that the regression was not given. The same pixels calibrate the intervals.
 
-A date on which too little is seen gets a weighted mean of the other dates: by ordinary kriging in
-time, by linear interpolation, or the nearest, whichever estimates these dates best from one
-another.
+A date on which too little is seen gets a weighted mean of the other dates. Rules to weight them go
+from the mean of all to linear interpolation and to the last date before; each counts as much as
+it estimates the other dates well from one another (Bayesian model averaging, Hoeting et al. 1999,
+with leave-one-out errors in place of the likelihood).
 
 Everything here is numpy on float32 DN, NaN where nothing clear was measured.
 """
@@ -56,9 +57,17 @@ REACHES = (2.5, 10.0)
 _LITTLE = 0.03
 """What a window sees is shrunk as if this share of it had no residual."""
 KRIGED_FROM = 6
-"""Dates, the nearest in time first, that one kriging looks at."""
-RULES = ("kriging", "linear", "nearest")
-"""How dates are weighted where a date is not seen at all."""
+"""Dates, the nearest in time first, that one weighted mean looks at."""
+EXPONENTS, NUGGET = (0.15, 0.3, 0.5, 0.75, 1.0), 0.3
+"""Variograms of the rules: nugget + (lag / usual step between dates) ** exponent."""
+COMPARED = 6
+"""Nearest dates that rules are compared and intervals are calibrated on."""
+CERTAINTY = 2.0
+"""Power of one date's mean squared error in the likelihood: as of four independent errors."""
+UNSEEN_FACTOR = 1.15
+"""Times intervals of dates that are not seen are wider than errors of other dates say: a date's
+own mean misses more than a few others tell. Holds 90 % of truths on 400 dates of 13 training
+series (4 seasonal dates, 6 to 12 in a row, 10 drawn of many)."""
 _AT_ONCE = 1 << 15
 
 
@@ -107,10 +116,11 @@ def fill_date(
     values, spread = _regressed(cube, clear, date, seen & ~held, held)
     near = seen & np.isfinite(values[0])
     if np.count_nonzero(near & held) < FEWEST // 4:
-        return _kriged(cube, clear, date, moments)
+        return _from_other_dates(cube, clear, date, moments)
     beyond = np.isnan(values)
     if beyond.any():
-        values = np.where(beyond, _mean_in_time(cube, clear, date, moments), values)
+        rules = _Rules.of(cube, clear, date, moments)
+        values = np.where(beyond, rules.estimate(cube, clear, date), values)
         spread = np.where(beyond, 2 * np.nanmean(spread, (1, 2), keepdims=True), spread)
     # What is held back says how far to trust what lies around a pixel, and how wide intervals are.
     trial = near & held
@@ -352,111 +362,132 @@ def blurred(image: Field, reach: float) -> Field:
     return image
 
 
-# ---- kriging in time
+# ---- weighted means of other dates
 
 
-def _kriged(cube: Field, clear: Where, date: int, moments: NDArray[np.float64]) -> Filled:
-    """Weighted means of the other dates, by the rule that estimates these best from one another;
-    how far it is off there calibrates the intervals.
-    """
-    order = np.argsort(np.abs(moments - moments[date]), kind="stable")
+def _from_other_dates(cube: Field, clear: Where, date: int, moments: NDArray[np.float64]) -> Filled:
+    """Estimate of a date that is not seen, or not enough to learn from."""
     unseen = clear.copy()
     unseen[date] = False
-    best, chosen, errors = np.inf, RULES[0], np.empty((cube.shape[1], 0))
-    for rule in RULES:
-        found = []
-        for other in [d for d in order if d != date][:4]:
-            again = _mean_in_time(cube, unseen, other, moments, rule)
-            flat = again.reshape(len(again), -1)
-            pick = _some(np.flatnonzero(clear[other].ravel() & np.isfinite(flat[0])), 10_000)
-            found.append(np.abs(cube[other].reshape(flat.shape)[:, pick] - flat[:, pick]))
-        pooled = np.concatenate(found, 1) if found else errors
-        if pooled.size and (error := float((pooled.astype(np.float64) ** 2).mean())) < best:
-            best, chosen, errors = error, rule, pooled
-    values = _mean_in_time(cube, unseen, date, moments, chosen)
-    if not errors.size:
-        return Filled(values, np.full_like(values, np.nan))
-    half_width = np.where(np.isfinite(values), covering_factor(errors), np.float32(np.nan))
+    rules = _Rules.of(cube, unseen, date, moments)
+    values = rules.estimate(cube, unseen, date)
+    half_width = np.where(np.isfinite(values), rules.half_width(cube, unseen), np.float32(np.nan))
     return Filled(values, half_width)
 
 
-def _mean_in_time(
-    cube: Field, clear: Where, date: int, moments: NDArray[np.float64], rule: str = "kriging"
-) -> Field:
-    """Means (C, H, W) of the dates that are clear at each pixel, weighted after one of `RULES`."""
-    values = np.full(cube.shape[1:], np.nan, np.float32)
-    gamma = _variogram(cube, clear, date, moments)
-    order = [int(d) for d in np.argsort(np.abs(moments - moments[date]), kind="stable")]
-    order.remove(date)
-    left = np.ones(clear.shape[1:], bool)
-    while order and left.any():
-        near, order = order[:KRIGED_FROM], order[KRIGED_FROM:]
-        code = np.where(left, sum(clear[d].astype(np.int64) << k for k, d in enumerate(near)), 0)
-        for pattern in np.unique(code[code > 0]):
-            dates = [d for k, d in enumerate(near) if pattern >> k & 1]
-            weights = _weights(rule, gamma, moments[dates], moments[date])
-            here = code == pattern
-            values[:, here] = np.tensordot(weights, cube[dates][:, :, here], 1)
-        left &= code == 0
-    return values
+@dataclass(frozen=True)
+class _Rules:
+    """Rules that weight dates, and how much each is worth for one date.
 
+    The rules are ordinary kriging in time with variograms of `EXPONENTS`, and the last date
+    before. Their worth is the likelihood of their errors on the nearest dates, each estimated
+    from all but itself and the one that is asked for.
 
-Variogram = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-
-
-def _variogram(cube: Field, clear: Where, date: int, moments: NDArray[np.float64]) -> Variogram:
-    """Mean squared difference of dates as a function of the time between them.
-
-    A nugget and an exponential rise, fitted to the pairs of the nearest dates but ``date``;
-    constant where there are too few.
+    Attributes
+    ----------
+    date : int
+        The one that is asked for.
+    near : list of int
+        The others that are clear anywhere, the nearest first.
+    moments : ndarray, (T,)
+        When they are.
+    unit : float
+        The usual step between them.
+    worth : ndarray, (rules,)
+        With sum 1.
     """
-    order = np.argsort(np.abs(moments - moments[date]), kind="stable")
-    dates = [d for d in order if d != date][:8]
-    lags, sizes = [], []
-    for i, one in enumerate(dates):
-        for other in dates[:i]:
-            both = np.flatnonzero(clear[one] & clear[other])
-            if len(both) < FEWEST:
+
+    date: int
+    near: list[int]
+    moments: NDArray[np.float64]
+    unit: float
+    worth: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, cube: Field, clear: Where, date: int, moments: NDArray[np.float64]) -> _Rules:
+        order = [int(d) for d in np.argsort(np.abs(moments - moments[date]), kind="stable")]
+        near = [d for d in order if d != date and clear[d].any()]
+        stamps = np.sort(moments[[date, *near[:KRIGED_FROM]]])
+        unit = float(np.median(np.diff(stamps))) if near else 1.0
+        rules = len(EXPONENTS) + 1
+        even = cls(date, near, moments, unit, np.full(rules, 1 / rules))
+        apart = _squared_differences(cube, clear, near[:COMPARED])
+        likelihood = np.zeros(rules)
+        for place, other in enumerate(near[:COMPARED]):
+            rest = [k for k in range(len(apart)) if k != place and np.isfinite(apart[place, k])]
+            if not rest:
                 continue
-            pick = _some(both, 2_000)
-            a, b = (cube[d].reshape(cube.shape[1], -1)[:, pick] for d in (one, other))
-            lags.append(abs(moments[one] - moments[other]))
-            sizes.append(((a - b) ** 2 / (a.var(1, keepdims=True) + 100)).mean())
-    if len(lags) < 2:
-        return lambda lag: (lag > 0).astype(np.float64)
-    lag, size = np.array(lags), np.array(sizes, np.float64)
-    best, chosen = np.inf, (1.0, 0.0, 1.0)
-    for length in lag.max() * np.array([0.1, 0.3, 1.0, 3.0]):
-        rise = np.stack([np.ones_like(lag), 1 - np.exp(-lag / length)], 1)
-        fit = _nonnegative(rise, size).astype(np.float64)
-        fit[0] += 1e-3 * size.mean()
-        error = float(((rise @ fit - size) ** 2).sum())
-        if error < best:
-            best, chosen = error, (fit[0], fit[1], length)
-    nugget, sill, length = chosen
-    return lambda lag: np.where(lag > 0, nugget + sill * (1 - np.exp(-lag / length)), 0.0)
+            within = apart[np.ix_(rest, rest)]
+            within = np.where(np.isfinite(within), within, np.nanmean(within))
+            weights = even.weights([near[k] for k in rest], other)
+            error = weights @ apart[place, rest] - 0.5 * ((weights @ within) * weights).sum(1)
+            likelihood -= CERTAINTY * np.log(np.maximum(error, 1.0))
+        worth = np.exp(likelihood - likelihood.max())
+        return cls(date, near, moments, unit, worth / worth.sum())
 
-
-def _weights(
-    rule: str, gamma: Variogram, moments: NDArray[np.float64], moment: float
-) -> NDArray[np.float32]:
-    """Weights of dates, none negative, with sum 1.
-
-    ``kriging``: ordinary kriging. ``linear``: the last date before and the first after, by their
-    distance, or the one of them that there is. ``nearest``: the nearest alone.
-    """
-    count, gaps = len(moments), np.abs(moments - moment)
-    weights = np.zeros(count)
-    before, after = np.flatnonzero(moments <= moment), np.flatnonzero(moments > moment)
-    if rule == "linear" and len(before) and len(after):
-        one, two = before[gaps[before].argmin()], after[gaps[after].argmin()]
-        weights[[one, two]] = gaps[[two, one]]
-    elif rule == "kriging":
+    def weights(self, dates: Sequence[int], date: int) -> NDArray[np.float64]:
+        """Of each rule (rules, dates), none negative, with sum 1; 0 for all but the nearest."""
+        gaps = np.abs(self.moments[list(dates)] - self.moments[date])
+        nearest = np.argsort(gaps, kind="stable")[:KRIGED_FROM]
+        stamps, count = self.moments[list(dates)][nearest], len(nearest)
+        found = np.zeros((len(self.worth), len(dates)))
         system = np.ones((count + 1, count + 1))
         system[-1, -1] = 0
-        system[:count, :count] = gamma(np.abs(moments[:, None] - moments))
-        right = np.append(gamma(gaps), 1.0)
-        weights = np.linalg.lstsq(system, right, rcond=None)[0][:count].clip(0)
-    else:
-        weights[gaps.argmin()] = 1
-    return (weights / weights.sum()).astype(np.float32)
+        for row, exponent in enumerate(EXPONENTS):
+            system[:count, :count] = self._gamma(np.abs(stamps[:, None] - stamps), exponent)
+            right = np.append(self._gamma(gaps[nearest], exponent), 1.0)
+            found[row, nearest] = np.linalg.lstsq(system, right, rcond=None)[0][:count].clip(0)
+        before = np.flatnonzero(stamps < self.moments[date])
+        found[-1, nearest[before[0] if len(before) else 0]] = 1
+        return found / found.sum(1, keepdims=True)
+
+    def _gamma(self, lag: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
+        return np.where(lag > 0, NUGGET + (lag / self.unit) ** exponent, 0.0)
+
+    def estimate(self, cube: Field, clear: Where, date: int) -> Field:
+        """Weighted mean (C, ...) of the dates that are clear at each pixel; NaN without any."""
+        values = np.full(cube.shape[1:], np.nan, np.float32)
+        left = np.ones(clear.shape[1:], bool)
+        gaps = np.abs(self.moments - self.moments[date])
+        order = [d for d in sorted(self.near, key=lambda d: gaps[d]) if d != date]
+        while order and left.any():
+            near, order = order[:KRIGED_FROM], order[KRIGED_FROM:]
+            code = sum(clear[d].astype(np.int64) << k for k, d in enumerate(near))
+            code = np.where(left, code, 0)
+            for pattern in np.unique(code[code > 0]):
+                dates = [d for k, d in enumerate(near) if pattern >> k & 1]
+                weights = (self.worth @ self.weights(dates, date)).astype(np.float32)
+                here = code == pattern
+                values[:, here] = np.tensordot(weights, cube[dates][:, :, here], 1)
+            left &= code == 0
+        return values
+
+    def half_width(self, cube: Field, clear: Where) -> Field:
+        """Half widths (C, 1, 1), NaN without a date to try: from the errors of the nearest dates,
+        each estimated from all but itself and the one that is asked for."""
+        flat, open_ = cube.reshape(*cube.shape[:2], -1), clear.reshape(len(clear), -1)
+        found = []
+        for other in self.near[:COMPARED]:
+            pick = _some(np.flatnonzero(open_[other]), 4_000)
+            rest = open_[:, pick]
+            rest[other] = False
+            truth, guess = flat[other][:, pick], self.estimate(flat[:, :, pick], rest, other)
+            found.append(np.abs(truth - guess)[:, np.isfinite(guess[0])])
+        if not sum(errors.size for errors in found):
+            return np.full((cube.shape[1], 1, 1), np.nan, np.float32)
+        return covering_factor(np.concatenate(found, 1)) * np.float32(UNSEEN_FACTOR)
+
+
+def _squared_differences(cube: Field, clear: Where, dates: Sequence[int]) -> NDArray[np.float64]:
+    """Mean squared difference of each two dates where both are clear; NaN where hardly any is."""
+    apart = np.full((len(dates), len(dates)), np.nan)
+    flat, open_ = cube.reshape(*cube.shape[:2], -1), clear.reshape(len(clear), -1)
+    for i, one in enumerate(dates):
+        for k, other in enumerate(dates[:i]):
+            both = np.flatnonzero(open_[one] & open_[other])
+            if len(both) >= FEWEST:
+                pick = _some(both, 2_000)
+                difference = flat[one][:, pick] - flat[other][:, pick]
+                apart[i, k] = apart[k, i] = (difference.astype(np.float64) ** 2).mean()
+    np.fill_diagonal(apart, 0)
+    return apart

@@ -218,6 +218,22 @@ def test_a_date_that_is_hidden_altogether_is_as_near_as_the_best_pixel_method():
     assert error(inpaint_clouds(cube, mask), cube, mask) < 1.1 * min(errors.values())
 
 
+@pytest.mark.parametrize(("steps", "rule"), [("drift", "linear"), ("weather", "mean")])
+def test_a_hidden_date_is_weighted_as_the_other_dates_say(steps, rule):
+    """Dates that drift on from one another are interpolated, independent ones are averaged."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 300, (7, 1, 32, 32)).astype("f4")
+    values = 5_000 + (noise.cumsum(0) if steps == "drift" else noise)
+    cube = xr.DataArray(values, dims=("time", "band", "y", "x"))
+    mask = xr.DataArray(np.arange(7) == 3, dims="time").broadcast_like(cube.isel(band=0))
+    off = {m: error(inpaint_clouds(cube, mask, method=m), cube, mask) for m in PIXEL}
+    off["mean"] = error(cube.where(~mask.isel(y=0, x=0)).mean("time"), cube, mask)
+    best = error(inpaint_clouds(cube, mask), cube, mask)
+    assert best < 1.05 * off[rule]
+    assert best < 0.95 * off[{"linear": "mean", "mean": "linear"}[rule]]
+    assert best < 0.9 * off["previous"]
+
+
 def test_reflectance_and_dn_are_filled_alike():
     cube, mask = hole(64)
     reflectance = (cube * np.float32(1e-4)).astype("float32")
