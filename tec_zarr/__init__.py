@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tec_zarr.numcodec import TEC
     from tec_zarr.stac import from_stac
     from tec_zarr.store import decode, encoding
+    from tec_zarr.transcoding import transcode
     from tec_zarr.zarr3 import TECCodec
 
 _HOME = {
@@ -40,6 +41,7 @@ _HOME = {
     "from_stac": "stac",
     "simulate": "accessor",
     "inpaint_clouds": "inpaint",
+    "transcode": "transcoding",
     "TecError": "errors",
     "SecondGenerationWarning": "errors",
 }
@@ -61,6 +63,7 @@ __all__ = [
     "prepare",
     "recompress",
     "simulate",
+    "transcode",
     "use_embedded_weights",
 ]
 

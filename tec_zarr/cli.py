@@ -130,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     coding(recompress)
     targets(recompress)
 
+    lower = command(_transcode, "transcode", "FlexTEC arrays at a lower quality, not encoded again")
+    lower.add_argument("source", metavar="IN", help="path or URL of a Zarr store")
+    lower.add_argument("target", type=Path, metavar="OUT")
+    lower.add_argument("--tokens", type=int, nargs="+", required=True, metavar="K",
+                       help="1 (smallest) to 16, for all dates or one for each")  # fmt: skip
+    lower.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+
     train = command(_train, "train", "train the default model on data of your own")
     train.add_argument("config", type=Path, metavar="CONFIG", help="TOML, see docs/training.md")
     return parser
@@ -195,6 +202,24 @@ def _settings(source: Path, arguments: argparse.Namespace, zarr_format: int) -> 
         max_bytes=arguments.max_bytes,
     )  # fmt: skip
     return decode(ds), settings
+
+
+def _transcode(arguments: argparse.Namespace) -> None:
+    """Copy a store, cutting the chunks of its FlexTEC arrays down to their first tokens.
+
+    A chunk of one date, or one written with context_tokens, needs no network; of another the tokens
+    that stay are coded anew. Both end as encoding at the lower quality does.
+    """
+    from tec_zarr.report import stored_arrays
+    from tec_zarr.transcoding import transcode
+
+    if Path(arguments.source).absolute() == arguments.target.absolute():
+        raise UnsupportedArrayError(f"{arguments.target} is the source: choose another name")
+    _make_room(arguments.target, arguments.overwrite)
+    tokens = arguments.tokens[0] if len(arguments.tokens) == 1 else arguments.tokens
+    with tqdm(desc="transcode", delay=_BAR_AFTER_SECONDS, leave=False, disable=None) as bar:
+        transcode(arguments.source, arguments.target, tokens, progress=bar.update)
+    _print_arrays(stored_arrays(arguments.target))
 
 
 def _train(arguments: argparse.Namespace) -> None:

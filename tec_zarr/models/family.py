@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArrayError
-from tec_zarr.ledger import LedgerReader, LedgerWriter, read_varint, write_varint
+from tec_zarr.ledger import LedgerReader, LedgerWriter
 from tec_zarr.models.coding import (
     MEAN_STEPS,
     SymbolDecoder,
@@ -32,12 +32,12 @@ from tec_zarr.models.coding import (
 )
 from tec_zarr.models.elic import ELIC, anchors
 from tec_zarr.models.flex import FlexTEC
+from tec_zarr.models.flex_stream import TOKENS, FlexSection, check_tokens, cut
 from tec_zarr.models.fp import FactorizedPrior
 from tec_zarr.models.layers import EntropyBottleneck
 from tec_zarr.models.masked import predict_hidden
 from tec_zarr.models.registry import Encoded
 from tec_zarr.models.temporal import (
-    TOKENS,
     ContextEncoder,
     EntropyTransformer,
     TemporalTransformer,
@@ -47,7 +47,7 @@ from tec_zarr.models.temporal import (
 )
 from tec_zarr.sentinel2 import band_names
 
-__all__ = ["STATISTICS", "FamilyModel", "Statistics", "destandardise", "standardise"]
+__all__ = ["STATISTICS", "FamilyModel", "FlexPreview", "Statistics", "destandardise", "standardise"]
 
 
 class Statistics:
@@ -416,60 +416,9 @@ class _TTCoder:
         return series
 
 
-@dataclass(frozen=True)
-class _FlexSection:
-    """Section of one FlexTEC date; its token groups can be cut off at the end.
-
-    Parameters
-    ----------
-    context : int
-        Tokens that the prediction of later dates sees.
-    ledger : bytes
-        Roundings of the guessed tokens in that context.
-    groups : tuple of bytes
-        One per token: check of its symbols (2 bytes), ledger, range-coder stream.
-    """
-
-    context: int
-    ledger: bytes
-    groups: tuple[bytes, ...]
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> _FlexSection:
-        count, at = read_varint(data, 0)
-        context, at = read_varint(data, at)
-        size, at = read_varint(data, at)
-        ledger, at = data[at : at + size], at + size
-        groups = []
-        for _ in range(min(count, TOKENS + 1)):
-            size, at = read_varint(data, at)
-            groups.append(data[at : at + size])
-            at += size
-        if not 1 <= len(groups) <= TOKENS or not 1 <= context <= TOKENS or at != len(data):
-            raise FormatError(
-                f"FlexTEC section with {count} token groups and a context of {context}, "
-                f"{len(data)} bytes: damaged."
-            )
-        return cls(context, ledger, tuple(groups))
-
-    def to_bytes(self) -> bytes:
-        parts = [write_varint(len(self.groups)), write_varint(self.context)]
-        for part in (self.ledger, *self.groups):
-            parts += [write_varint(len(part)), part]
-        return b"".join(parts)
-
-    def check(self, crc: int) -> int:
-        return zlib.crc32(b"".join(group[:2] for group in self.groups), crc)
-
-
 class _FlexCoder(_TTCoder):
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
         qualities, context = options["tokens"], options["context_tokens"]
-        if len(qualities) != len(latents):
-            raise UnsupportedArrayError(
-                f"FlexTEC was given {len(qualities)} qualities for {len(latents)} dates: give one "
-                "for all dates or one for each"
-            )
         contexts = self._contexts(decoding=False)
         sections, crc = [], 0
         for t, (latent, k) in enumerate(zip(latents.split(1), qualities, strict=True)):
@@ -485,7 +434,7 @@ class _FlexCoder(_TTCoder):
             ledger = LedgerWriter()
             if t + 1 < len(latents):
                 contexts.push(self._context_latent(date, joint, seen, ledger))
-            section = _FlexSection(seen, ledger.to_bytes(), tuple(groups))
+            section = FlexSection(seen, ledger.to_bytes(), tuple(groups))
             crc = section.check(crc)
             sections.append(section.to_bytes())
         return Encoded(sections, crc)
@@ -494,20 +443,23 @@ class _FlexCoder(_TTCoder):
         self, date: _Windows, joint: Tensor, seen: int, ledger: LedgerWriter | LedgerReader
     ) -> Tensor:
         """Latent that later dates see: the first `seen` tokens, the others guessed."""
-        again = _Windows(date.model, joint, None, *date.size)
-        for token in date.tokens[:seen]:
-            if seen == TOKENS:
-                return date.latent()
-            again.give(token)
-        for _ in range(seen, TOKENS):
-            again.guess(lambda values: ledger.floor(values.cpu().numpy()))
-        return again.latent()
+        known = date
+        if seen < len(date.tokens):
+            known = _Windows(date.model, joint, None, *date.size)
+            for token in date.tokens[:seen]:
+                known.give(token)
+        for _ in range(len(known.tokens), TOKENS):
+            known.guess(lambda values: ledger.floor(values.cpu().numpy()))
+        return known.latent()
 
-    def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
+    def decode(
+        self, sections: Sequence[bytes], height: int, width: int, shown: int = TOKENS
+    ) -> _Series:
+        """Decode; with `shown` tokens of each date only, mask tokens stand for the others."""
         contexts = self._contexts(decoding=True)
         series = _Series([])
         for t, data in enumerate(sections):
-            section = _FlexSection.from_bytes(data)
+            section = FlexSection.from_bytes(data)
             joint = contexts.joint()
             date = _Windows(contexts.model, joint, None, height // 16, width // 16)
             for i, group in enumerate(section.groups):
@@ -521,12 +473,25 @@ class _FlexCoder(_TTCoder):
             if t + 1 < len(sections):
                 ledger = LedgerReader(section.ledger)
                 contexts.push(self._context_latent(date, joint, section.context, ledger))
-            for _ in range(len(section.groups), TOKENS):
+            if shown < TOKENS:
+                series.inputs.append(self._masked(date, min(shown, len(section.groups))))
+                continue
+            for _ in range(len(date.tokens), TOKENS):
                 # These roundings reach pixels only, never the decoding of other symbols.
                 date.guess(lambda values: torch.floor(values).long().cpu().numpy())
-            latent = date.latent()
-            series.inputs.append((latent.float(), date.hints()))
+            series.inputs.append((date.latent().float(), date.hints()))
         return series
+
+    def _masked(self, date: _Windows, shown: int) -> tuple[Tensor, Tensor]:
+        """Input of the synthesis as in training: mask tokens from the first hidden token on."""
+        model = self.module.entropy_model
+
+        def masked(known: list[Tensor], mask: Tensor) -> Tensor:
+            rest = mask.expand(len(known[0]), TOKENS - shown, -1)
+            tokens = torch.cat([torch.stack(known[:shown], dim=1).float(), rest], dim=1)
+            return model.join(tokens, *date.size)
+
+        return masked(date.tokens, model.mask_token), masked(date.features, model.z_cur_mask_token)
 
 
 _CODERS: dict[type[nn.Module], type] = {
@@ -617,11 +582,7 @@ class FamilyModel:
         where = self._band_places(bands, cube.shape)
         if tokens is None:
             tokens = self._tokens(quality, len(cube))
-        if any(not 1 <= k <= TOKENS for k in tokens):
-            raise UnsupportedArrayError(
-                f"FlexTEC sends 1 to {TOKENS} tokens of a date, not {list(tokens)}"
-            )
-        return self._encode([cube], where, tokens)[0]
+        return self._encode([cube], where, check_tokens(tokens, len(cube)))[0]
 
     def encode_batch(
         self,
@@ -663,9 +624,15 @@ class FamilyModel:
         shape: tuple[int, int, int, int],
         quality: float,
         bands: Sequence[str] | None,
+        *,
+        shown: int = TOKENS,
     ) -> tuple[npt.NDArray[np.float32], int]:
-        """Decode what `encode` wrote; DN (T, C, h, w) and the checksum of the latents."""
-        return self.decode_batch([sections], shape, quality, bands)[0]
+        """Decode what `encode` wrote; DN (T, C, h, w) and the checksum of the latents.
+
+        FlexTEC: with fewer than 16 tokens `shown` of each date the rest is not predicted but
+        masked, as in training.
+        """
+        return self.decode_batch([sections], shape, quality, bands, shown=shown)[0]
 
     def decode_batch(
         self,
@@ -673,6 +640,8 @@ class FamilyModel:
         shape: tuple[int, int, int, int],
         quality: float,
         bands: Sequence[str] | None,
+        *,
+        shown: int = TOKENS,
     ) -> list[tuple[npt.NDArray[np.float32], int]]:
         """Decode the sections of several cubes of one shape, each as `decode`."""
         where = self._band_places(bands, shape)
@@ -683,10 +652,8 @@ class FamilyModel:
                     f"shape {shape}: damaged"
                 )
         height, width = shape[-2:]
-        multiple = self._coder.multiple
-        padded = height + -height % multiple, width + -width % multiple
         with torch.inference_mode():
-            series = [self._coder.decode(sections, *padded) for sections in chunks]
+            series = [self._series(sections, shape, shown) for sections in chunks]
             inputs = [dates for one in series for dates in one.inputs]
             if self.device == "cpu":
                 images = torch.cat([self._coder.synthesise(*date) for date in inputs])
@@ -696,15 +663,30 @@ class FamilyModel:
             dn = destandardise(images[..., :height, :width], where)
         return list(zip(np.split(dn, len(chunks)), [one.crc for one in series], strict=True))
 
-    def truncate(self, sections: Sequence[bytes], tokens: int) -> Encoded:
+    def _series(
+        self, sections: Sequence[bytes], shape: Sequence[int], shown: int = TOKENS
+    ) -> _Series:
+        height, width = (n + -n % self._coder.multiple for n in shape[-2:])
+        if shown < TOKENS:
+            self._check_flexible()
+            return self._coder.decode(sections, height, width, shown)
+        return self._coder.decode(sections, height, width)
+
+    @property
+    def flexible(self) -> bool:
+        """Whether streams can be truncated: FlexTEC."""
+        return isinstance(self._coder, _FlexCoder)
+
+    def truncate(self, sections: Sequence[bytes], tokens: int | Sequence[int]) -> Encoded:
         """Lower the quality of a FlexTEC stream by cutting it, without any network.
 
         Parameters
         ----------
         sections : sequence of bytes
             From `encode`.
-        tokens : int
-            Tokens to keep of every date, 1 to 16; dates that have fewer stay as they are.
+        tokens : int or sequence of int
+            Tokens to keep of all dates or of each, 1 to 16; dates that have fewer stay as they
+            are.
 
         Returns
         -------
@@ -714,28 +696,73 @@ class FamilyModel:
         Raises
         ------
         TecError
-            If the model is not FlexTEC, or if later dates were predicted from tokens that
-            would be cut (see `context_tokens`).
+            If the model is not FlexTEC.
+        ContextError
+            If later dates were predicted from tokens that would be cut (see `context_tokens`):
+            `recode` can do that.
         """
-        if not isinstance(self._coder, _FlexCoder):
+        self._check_flexible()
+        return cut(sections, check_tokens(tokens, len(sections)))
+
+    def recode(
+        self,
+        sections: Sequence[bytes],
+        shape: tuple[int, int, int, int],
+        tokens: int | Sequence[int],
+    ) -> Encoded:
+        """Lower the quality of a FlexTEC stream whose later dates need what is cut.
+
+        The tokens that stay are decoded and coded anew, predicted from one another. Nothing else
+        is lost: the sections are those that `encode` makes with this number of tokens.
+
+        Parameters
+        ----------
+        sections : sequence of bytes
+            From `encode`.
+        shape : tuple of int
+            (T, C, h, w) of the cube.
+        tokens : int or sequence of int
+            As for `truncate`.
+
+        Returns
+        -------
+        Encoded
+            The shorter sections and their checksum.
+
+        Raises
+        ------
+        TecError
+            If the model is not FlexTEC.
+        """
+        self._check_flexible()
+        wanted = check_tokens(tokens, len(sections))
+        parsed = [FlexSection.from_bytes(data) for data in sections]
+        kept = [min(k, len(s.groups)) for k, s in zip(wanted, parsed, strict=True)]
+        context = max(section.context for section in parsed)
+        with torch.inference_mode():
+            series = self._series(sections, shape)
+            latents = torch.cat([latent for latent, _ in series.inputs])
+            return self._coder.encode(latents, {"tokens": kept, "context_tokens": context})
+
+    def preview(self, tokens: int) -> FlexPreview:
+        """A decoder of this model's streams that shows the first tokens of each date only.
+
+        Parameters
+        ----------
+        tokens : int
+            1 to 15.
+
+        Raises
+        ------
+        TecError
+            If the model is not FlexTEC.
+        """
+        self._check_flexible()
+        return FlexPreview(self, tokens)
+
+    def _check_flexible(self) -> None:
+        if not self.flexible:
             raise TecError(f"{self.name} has one rate; only FlexTEC streams can be truncated")
-        if not 1 <= tokens <= TOKENS:
-            raise UnsupportedArrayError(f"FlexTEC keeps 1 to {TOKENS} tokens, not {tokens}")
-        out, crc = [], 0
-        for t, data in enumerate(sections):
-            section = _FlexSection.from_bytes(data)
-            last = t + 1 == len(sections)
-            if tokens < section.context and not last:
-                raise TecError(
-                    f"Date {t} of {len(sections)} cannot be truncated to {tokens} tokens: later "
-                    f"dates were predicted from {section.context} of them. Encode with "
-                    f"context_tokens={tokens} or fewer, or with one date per chunk."
-                )
-            kept = section.groups[:tokens]
-            cut = _FlexSection(min(section.context, len(kept)), section.ledger, kept)
-            crc = cut.check(crc)
-            out.append(cut.to_bytes())
-        return Encoded(out, crc)
 
     def inpaint(
         self,
@@ -796,3 +823,39 @@ class FamilyModel:
                 f"{tuple(shape)} was given {', '.join(names)}"
             )
         return [known.index(name) for name in names]
+
+
+class FlexPreview:
+    """Decodes the first tokens of FlexTEC streams quickly; as :mod:`tec_zarr.chunk` uses models.
+
+    The tokens that are not shown are what they were in training, a learned constant, where
+    `FamilyModel.decode` predicts them one after the other.
+
+    Parameters
+    ----------
+    model : FamilyModel
+        FlexTEC.
+    tokens : int
+        Tokens shown of each date.
+    """
+
+    def __init__(self, model: FamilyModel, tokens: int) -> None:
+        self.model, self.tokens = model, tokens
+        self.name = f"{model.name}#{tokens}"
+        self.weights_sha256 = model.weights_sha256
+
+    def encode(
+        self, cube: npt.NDArray[np.float32], quality: float, bands: Sequence[str] | None
+    ) -> Encoded:
+        """Encode as the model itself does."""
+        return self.model.encode(cube, quality, bands)
+
+    def decode(
+        self,
+        sections: Sequence[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        bands: Sequence[str] | None,
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """Decode as `FamilyModel.decode` does, with mask tokens for what is not shown."""
+        return self.model.decode(sections, shape, quality, bands, shown=self.tokens)

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from tec_zarr.models.flex_stream import TOKENS
 from tec_zarr.models.layers import round_ste
-from tec_zarr.models.temporal import TOKENS, TemporalTransformer
+from tec_zarr.models.temporal import TemporalTransformer
 
 __all__ = ["FlexTEC"]
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tec_zarr.models.temporal import TOKENS, TemporalTransformer, TokenDecoder, cut_windows
+from tec_zarr.models.flex_stream import TOKENS
+from tec_zarr.models.temporal import TemporalTransformer, TokenDecoder, cut_windows
 
 __all__ = ["predict_hidden"]
 

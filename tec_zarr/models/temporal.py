@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tec_zarr.models.flex_stream import TOKENS
 from tec_zarr.models.layers import (
     LayerNorm,
     Linear,
@@ -47,8 +48,6 @@ WINDOW = 4
 
 CONTEXT_WINDOW = 8
 """Cells along a side of the windows in earlier dates that a prediction sees."""
-
-TOKENS = WINDOW**2
 
 _WINDOWS_AT_ONCE = 32  # bounds the memory of a transformer pass; the result does not depend on it
 

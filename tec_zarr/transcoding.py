@@ -1,0 +1,311 @@
+"""Lower the quality of stored FlexTEC data without encoding it again; quick previews of it.
+
+FlexTEC keeps the 16 tokens of a date apart, coarse ones first. A chunk is lowered by cutting its
+last tokens off, which takes neither the network nor its weights; where later dates were predicted
+from tokens that go, those that stay are decoded and coded anew, by the network but without any
+further loss. Either way the chunk is the one that encoding at the lower quality makes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ShardingCodec
+
+from tec_zarr.chunk import (
+    _chain,
+    _coded_tiles,
+    _mask_of,
+    _model_name,
+    _model_of,
+    _single,
+    decode_chunk,
+)
+from tec_zarr.errors import FormatError, UnsupportedArrayError
+from tec_zarr.manifest import list_keys, read, write
+from tec_zarr.mask import unpack_mask
+from tec_zarr.models import hub
+from tec_zarr.models.flex_stream import TOKENS, ContextError, check_tokens, cut
+from tec_zarr.models.registry import Encoded, register_model
+from tec_zarr.plan import open_source, open_target
+from tec_zarr.provenance import ATTRIBUTE
+from tec_zarr.report import _codecs, tec_spec
+from tec_zarr.stream import Frame, Header, Section, SectionKind, read_frame, write_frame
+
+_METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+_TARGETS = ("psnr", "max_bytes")
+_NO_CHUNK = np.iinfo(np.uint64).max
+
+Shape = tuple[int, int, int, int]
+
+
+def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> bytes:
+    """Lower the quality of one FlexTEC chunk.
+
+    Parameters
+    ----------
+    data : bytes-like
+        One frame.
+    tokens : int or sequence of int
+        Tokens to keep of every date, or of each: 1 to 16. Dates that have fewer stay as they are.
+
+    Returns
+    -------
+    bytes
+        A frame as :func:`tec_zarr.encode_chunk` makes it at the lower quality.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        A chunk of another model, or tokens out of range.
+    FormatError, ChecksumError, VersionError
+        Damaged bytes.
+    UnknownModelError, WeightsMismatchError
+        Later dates were predicted from tokens that go, and the weights that coding them anew
+        takes are not here.
+    """
+    frame = read_frame(data)
+    _check_model(frame.header)
+
+    def shorter(
+        sections: list[bytes], shape: tuple[int, int, int, int], kept: list[int]
+    ) -> Encoded:
+        try:
+            return cut(sections, kept)
+        except ContextError:
+            model: Any = _model_of(frame.header)
+            return model.recode(sections, shape, kept)
+
+    return _lowered(frame, tokens, shorter)
+
+
+def preview_chunk(data: bytes | memoryview, tokens: int = 2) -> np.ndarray:
+    """Decode the first tokens of a FlexTEC chunk only: coarse, and sooner.
+
+    Parameters
+    ----------
+    data : bytes-like
+        One frame.
+    tokens : int
+        Tokens shown of every date, 1 to 15. Of dates that others were predicted from, more may
+        have to be decoded.
+
+    Returns
+    -------
+    ndarray
+        As from :func:`tec_zarr.decode_chunk`.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        A chunk of another model, or tokens out of range.
+    TecError
+        As :func:`tec_zarr.decode_chunk`.
+    """
+    frame = read_frame(data)
+    _check_model(frame.header)
+    if not 1 <= tokens < TOKENS:
+        raise UnsupportedArrayError(f"a preview shows 1 to {TOKENS - 1} tokens, not {tokens}")
+    model: Any = _model_of(frame.header)
+    shown = model.preview(tokens)
+    register_model(shown.name, lambda: shown, shown.weights_sha256)
+    frame = replace(frame, header=replace(frame.header, model_name=shown.name))
+    coarse = _lowered(frame, tokens, lambda sections, _, kept: cut(sections, kept, True))
+    return decode_chunk(coarse)
+
+
+def transcode(
+    source: Any,
+    target: Any,
+    tokens: int | Sequence[int],
+    *,
+    progress: Callable[[], object] = lambda: None,
+) -> int:
+    """Copy a Zarr store, its FlexTEC arrays at a lower quality.
+
+    Everything else is copied byte by byte. Both formats; shards are kept.
+
+    Parameters
+    ----------
+    source : path, URL, zarr store, Group or Array
+        With an array at least whose codec is TEC with a FlexTEC model.
+    target : path, URL or zarr store
+        Empty or missing.
+    tokens : int or sequence of int
+        As for `transcode_chunk`; one for each date of a chunk.
+    progress : callable
+        Called after every object that was copied.
+
+    Returns
+    -------
+    int
+        Chunks that were lowered.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        No FlexTEC array, TEC arrays of other models, a codec behind TEC, a target with
+        something in it, or tokens out of range.
+    TecError
+        As `transcode_chunk`; the target is incomplete then.
+    """
+    root = open_source(source, None)
+    members = [("", root)] if isinstance(root, zarr.Array) else root.members(max_depth=None)
+    arrays = {path: node for path, node in members if isinstance(node, zarr.Array)}
+    lowered = {path: array for path, array in arrays.items() if tec_spec(array) is not None}
+    if not lowered:
+        raise UnsupportedArrayError(f"{source} has no TEC array: there is nothing to transcode")
+    for path, array in lowered.items():
+        _check_array(path, array)
+    check_tokens(tokens, 1 if isinstance(tokens, int) else len(tokens))
+    store = open_target(target, None)
+    if list_keys(store, ""):
+        raise UnsupportedArrayError(f"{target} is not empty: choose another name or delete it")
+    base = f"{root.path}/" if root.path else ""
+    count = 0
+    for key in list_keys(root.store, base):
+        data = read(root.store, key)
+        if data is None:
+            continue
+        name = key.removeprefix(base)
+        owner = next((a for p, a in lowered.items() if not p or name.startswith(f"{p}/")), None)
+        if name.rpartition("/")[2] in _METADATA:
+            data = _relabelled(data, tokens)
+        elif owner is not None:
+            data, chunks = _object(data, owner, tokens)
+            count += chunks
+        write(store, name, data)
+        progress()
+    return count
+
+
+def _check_model(header: Header) -> None:
+    if not _is_flexible(_model_name(header), lambda: _model_of(header)):
+        raise UnsupportedArrayError(
+            f"a chunk of model {_model_name(header)!r} has one quality, that of its encoding: only "
+            "FlexTEC chunks can be transcoded. Decode it and encode it again, at a further loss"
+        )
+
+
+def _is_flexible(name: str, model: Callable[[], object]) -> bool:
+    """Whether a model is FlexTEC; published ones are known without their weights."""
+    published = hub.PUBLISHED.get(name.partition("/")[0])
+    if published is not None:
+        return published.architecture == "flex"
+    return bool(getattr(model(), "flexible", False))
+
+
+def _lowered(
+    frame: Frame,
+    tokens: int | Sequence[int],
+    shorter: Callable[[list[bytes], Shape, list[int]], Encoded],
+) -> bytes:
+    """The frame with every tile's sections replaced by shorter ones, and its checksum with them."""
+    header = frame.header
+    kept = check_tokens(tokens, header.shape4[0])
+    packed, exact = (_single(frame.payloads(k), k) for k in (SectionKind.MASK, SectionKind.EXACT))
+    native = header.dtype.newbyteorder("=")
+    mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
+    free = [c for c in range(header.shape4[1]) if c not in header.bounded]
+    sections = iter(frame.payloads(SectionKind.LATENTS))
+    latents: list[Section] = []
+    crc = 0
+    for tile, dates in _coded_tiles(header.shape4, _mask_of(mask, free)) if free else ():
+        mine = list(islice(sections, len(dates)))
+        if len(mine) < len(dates):
+            raise FormatError(f"TEC frame damaged: too few sections for shape {header.shape}")
+        height, width = (
+            len(range(*part.indices(n))) for part, n in zip(tile, header.shape4[2:], strict=True)
+        )
+        shape = (len(dates), len(free), height, width)
+        coded = shorter(mine, shape, [kept[t] for t in dates])
+        latents += [Section(SectionKind.LATENTS, section) for section in coded.sections]
+        crc = _chain(crc, coded.latents_crc)
+    before = [s for s in frame.sections if s.kind in (SectionKind.MASK, SectionKind.EXACT)]
+    after = [s for s in frame.sections[len(before) :] if s.kind is not SectionKind.LATENTS]
+    quality = min(header.quality, _quality(kept))
+    return write_frame(
+        replace(header, latents_crc=crc, quality=quality), [*before, *latents, *after]
+    )
+
+
+def _quality(tokens: int | Sequence[int]) -> float:
+    """Quality of the codec's scale, which starts at two tokens."""
+    return max(1.0, (tokens if isinstance(tokens, int) else max(tokens)) / 2)
+
+
+def _check_array(path: str, array: zarr.Array) -> None:
+    from tec_zarr.models.registry import get_model
+
+    spec = tec_spec(array)
+    assert spec is not None
+    if not _is_flexible(spec.model, lambda: get_model(spec.model, spec.weights_sha256)):
+        raise UnsupportedArrayError(
+            f"array {path!r} is coded with {spec.model}, which has one quality for each encoding: "
+            "only FlexTEC can be transcoded. Use tec-zarr recompress on the original data"
+        )
+    codecs = _codecs(array)
+    inner = codecs[0].codecs if isinstance(codecs[0], ShardingCodec) else codecs
+    end = not isinstance(codecs[0], ShardingCodec) or codecs[0].index_location.value == "end"
+    if len(codecs) != 1 or len(inner) != 1 or not end:
+        raise UnsupportedArrayError(
+            f"array {path!r} has other codecs beside TEC, or shards with an index at their start: "
+            "TEC chunks cannot be reached there without decoding"
+        )
+
+
+def _object(data: bytes, array: zarr.Array, tokens: int | Sequence[int]) -> tuple[bytes, int]:
+    """A chunk or a shard of chunks at the lower quality, and how many chunks it holds."""
+    if array.shards is None:
+        return transcode_chunk(data, tokens), 1
+    entries = int(np.prod([s // c for s, c in zip(array.shards, array.chunks, strict=True)]))
+    index = np.frombuffer(data[-16 * entries - 4 : -4], "<u8").reshape(entries, 2).copy()
+    out = bytearray()
+    (there,) = np.nonzero(index[:, 0] != _NO_CHUNK)
+    for entry in there[np.argsort(index[there, 0])]:
+        start, length = (int(v) for v in index[entry])
+        chunk = transcode_chunk(data[start : start + length], tokens)
+        index[entry] = len(out), len(chunk)
+        out += chunk
+    return bytes(out) + _index_bytes(index), len(there)
+
+
+def _index_bytes(index: np.ndarray) -> bytes:
+    """Index of a shard: offsets and lengths, little-endian, and their CRC32C."""
+    from google_crc32c import value  # Zarr's own dependency
+
+    data = index.astype("<u8").tobytes()
+    return data + int(value(data)).to_bytes(4, "little")
+
+
+def _relabelled(data: bytes, tokens: int | Sequence[int]) -> bytes:
+    """Metadata of one object that say the lower quality wherever they named a higher one."""
+
+    def walk(item: Any) -> bool:
+        changed = False
+        if isinstance(item, dict):
+            settings = item.get("configuration", {}) if item.get("name") == "tec" else item
+            if item.get("name") == "tec" or item.get("id") == "tec":
+                settings["quality"] = min(settings.get("quality", 4.0), _quality(tokens))
+                settings.update({target: None for target in _TARGETS if target in settings})
+                changed = True
+            label = f"{ATTRIBUTE}_quality"
+            if label in item:
+                item[label] = min(item[label], _quality(tokens))
+                # What was measured or asked for then no longer holds.
+                for name in ("psnr", "max_bytes", "psnr_measured"):
+                    item.pop(f"{ATTRIBUTE}_{name}", None)
+                changed = True
+        inside = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        for value in inside:
+            changed |= walk(value)
+        return changed
+
+    document = json.loads(data)
+    return json.dumps(document, indent=2).encode() if walk(document) else data

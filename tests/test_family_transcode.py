@@ -1,0 +1,183 @@
+"""Stored FlexTEC data at a lower quality, without encoding it again (small random models)."""
+
+import json
+
+import numpy as np
+import pytest
+import zarr
+from test_family_codec import make, scene
+
+import tec_zarr
+from tec_zarr import cli, errors
+from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.models import family, registry
+from tec_zarr.numcodec import TEC
+from tec_zarr.stream import SectionKind, read_frame
+from tec_zarr.transcoding import preview_chunk, transcode, transcode_chunk
+from tec_zarr.zarr3 import TECCodec
+
+NAMES = {None: "small/flex", 2: "small/flex/2"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def codecs():
+    before = dict(registry._registered)
+    module = make("flex")
+    for context, name in NAMES.items():
+        model = family.FamilyModel(module, name, "ab" * 32, context)
+        registry.register_model(name, lambda model=model: model, model.weights_sha256)
+    yield
+    registry._registered.clear()
+    registry._registered.update(before)
+
+
+def cube(dates=2):
+    """Integer DN with nodata: a strip of all dates, and the whole first tile of the first one."""
+    dn = scene(dates, 12, 64, 80).astype(np.uint16)
+    dn[:, :, :9] = 0
+    return dn
+
+
+@pytest.mark.parametrize("context", NAMES)
+@pytest.mark.parametrize("quality", [1.0, 3.0])
+def test_a_lowered_chunk_is_the_one_that_encoding_at_that_quality_makes(context, quality):
+    # Without a context of its own, later dates are predicted from tokens that go: coded anew.
+    settings = {"model": NAMES[context], "bands": None}
+    fine = encode_chunk(cube(), ChunkSpec(quality=8.0, **settings))
+    coarse = encode_chunk(cube(), ChunkSpec(quality=quality, **settings))
+    assert transcode_chunk(fine, int(2 * quality)) == coarse
+    assert len(coarse) < len(fine)
+    assert transcode_chunk(coarse, 16) == coarse
+
+
+def test_cutting_takes_no_network(monkeypatch):
+    fine = encode_chunk(cube(), ChunkSpec(model=NAMES[2], quality=8.0))
+    one = encode_chunk(cube(1), ChunkSpec(model=NAMES[None], quality=8.0))
+    monkeypatch.setattr(family.FamilyModel, "recode", None)
+    monkeypatch.setattr(family._FlexCoder, "decode", None)
+    for data in (transcode_chunk(fine, 5), transcode_chunk(one, 1)):
+        assert read_frame(data).header.latents_crc != 0
+    with pytest.raises(TypeError):
+        transcode_chunk(fine, 1)  # less than the context: the network, taken away here
+
+
+def test_published_models_are_known_without_their_weights():
+    name = "flextec_v1_s2l2a/lambda-800"
+    model = family.FamilyModel(make("flex"), name, "ab" * 32)
+    registry.register_model(name, lambda: model, model.weights_sha256)
+    fine = encode_chunk(cube(1), ChunkSpec(model=name, quality=8.0))
+    del registry._registered[name]
+    assert len(transcode_chunk(fine, 3)) < len(fine)
+
+
+def test_every_date_has_a_quality_of_its_own():
+    spec = ChunkSpec(model=NAMES[2], quality=8.0, nodata=None)
+    dn = scene(3, 12, 64, 64).astype(np.uint16)
+    lowered = transcode_chunk(encode_chunk(dn, spec), [16, 2, 7])
+    counts = [data[0] for data in read_frame(lowered).payloads(SectionKind.LATENTS)]
+    assert counts == [16, 2, 7]
+    fine, mixed = decode_chunk(encode_chunk(dn, spec)), decode_chunk(lowered)
+    assert [bool((fine[t] == mixed[t]).all()) for t in range(3)] == [True, False, False]
+    with pytest.raises(errors.UnsupportedArrayError, match="2 qualities for 3 dates"):
+        transcode_chunk(lowered, [1, 1])
+
+
+def test_a_preview_is_the_networks_picture_of_the_first_tokens():
+    dn = scene(1, 12, 64, 128).astype(np.uint16)
+    fine = encode_chunk(dn, ChunkSpec(model=NAMES[None], quality=8.0, nodata=None))
+    module = registry.get_model(NAMES[None]).module
+    x = family.standardise(dn.astype(np.float32), 12, range(12))
+    expected = family.destandardise(module(x, 3)[0][0].detach(), range(12))
+    low = preview_chunk(fine, 3)
+    np.testing.assert_allclose(low, np.rint(expected).clip(0, 65535), atol=1)
+    assert (low != decode_chunk(fine)).any()
+    series = encode_chunk(cube(), ChunkSpec(model=NAMES[None], quality=8.0))
+    assert ((preview_chunk(series) == 0) == (cube() == 0)).all()
+
+
+@pytest.mark.parametrize("tokens", [0, 16])
+def test_a_preview_of_all_or_no_tokens_is_refused(tokens):
+    fine = encode_chunk(cube(1), ChunkSpec(model=NAMES[None]))
+    with pytest.raises(errors.UnsupportedArrayError, match="1 to 15"):
+        preview_chunk(fine, tokens)
+
+
+def test_chunks_of_other_models_are_refused():
+    data = encode_chunk(cube(1), ChunkSpec(model="toy"))
+    for lower in (transcode_chunk, preview_chunk):
+        with pytest.raises(errors.UnsupportedArrayError, match="'toy' has one quality"):
+            lower(data, 3)
+
+
+def stored(path, zarr_format, model, quality, shards=None):
+    codec = (TEC if zarr_format == 2 else TECCodec)(model=model, quality=quality)
+    key = {"compressors": [codec]} if zarr_format == 2 else {"serializer": codec}
+    group = zarr.create_group(path, zarr_format=zarr_format, attributes={"title": "two arrays"})
+    array = group.create_array(
+        "dn",
+        shape=(2, 12, 64, 80),
+        chunks=(1, 12, 64, 40),
+        shards=shards,
+        dtype="uint16",
+        fill_value=0,
+        attributes={"lossy_compression_quality": quality},
+        **({"compressors": None} | key),
+    )
+    array[:] = cube()
+    array[0, :, :, :40] = 0  # a chunk that is not there
+    group.create_array("scl", data=np.arange(12))
+    zarr.consolidate_metadata(group.store)
+    return group
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize(("zarr_format", "shards"), [(2, None), (3, None), (3, (1, 12, 64, 80))])
+def test_a_lowered_store_is_the_one_that_was_encoded_so(zarr_format, shards, tmp_path, capsys):
+    stored(tmp_path / "fine", zarr_format, NAMES[None], 8.0, shards)
+    expected = stored(tmp_path / "coarse", zarr_format, NAMES[None], 2.0, shards)
+    arguments = ["transcode", str(tmp_path / "fine"), str(tmp_path / "low"), "--tokens", "4"]
+    assert cli.main(arguments) == 0
+    assert "q=2" in capsys.readouterr().out
+    low = zarr.open_group(tmp_path / "low")
+    np.testing.assert_array_equal(low["dn"][:], expected["dn"][:])
+    assert low["dn"].nbytes_stored() < zarr.open(tmp_path / "fine")["dn"].nbytes_stored()
+    assert low["dn"].attrs["lossy_compression_quality"] == 2.0
+    assert (low["scl"][:] == np.arange(12)).all()
+    for there in (tmp_path / "coarse").rglob("*"):
+        here = tmp_path / "low" / there.relative_to(tmp_path / "coarse")
+        if there.is_file() and there.name[0] in "0123456789c":
+            assert here.read_bytes() == there.read_bytes(), there
+        elif there.is_file():
+            assert json.loads(here.read_bytes()) == json.loads(there.read_bytes()), there
+    assert cli.main(arguments) == 1  # there already
+
+
+def test_one_array_alone_and_per_date_tokens(tmp_path):
+    codec = TECCodec(model=NAMES[2], quality=8.0)
+    array = zarr.create_array(
+        tmp_path / "a", data=cube(), chunks=(2, 12, 64, 80), serializer=codec, compressors=None
+    )
+    assert tec_zarr.transcode(tmp_path / "a", tmp_path / "b", [16, 3]) == 1
+    low = zarr.open_array(tmp_path / "b")
+    np.testing.assert_array_equal(low[0], array[0])
+    assert (low[1] != array[1]).any()
+
+
+def test_stores_without_flextec_are_refused(tmp_path):
+    zarr.create_array(tmp_path / "plain", data=np.zeros(3))
+    with pytest.raises(errors.UnsupportedArrayError, match="no TEC array"):
+        transcode(tmp_path / "plain", tmp_path / "out", 3)
+    codec = TECCodec(model="toy")
+    zarr.create_array(
+        tmp_path / "toy", data=cube(), chunks=cube().shape, serializer=codec, compressors=None
+    )
+    with pytest.raises(errors.UnsupportedArrayError, match="coded with toy"):
+        transcode(tmp_path / "toy", tmp_path / "out", 3)
+    codec = TECCodec(model=NAMES[None])
+    zarr.create_array(
+        tmp_path / "twice", data=cube(), chunks=cube().shape, serializer=codec,
+        compressors=zarr.codecs.GzipCodec(),
+    )  # fmt: skip
+    with pytest.raises(errors.UnsupportedArrayError, match="other codecs"):
+        transcode(tmp_path / "twice", tmp_path / "out", 3)
+    assert not (tmp_path / "out").exists()
