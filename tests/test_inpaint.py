@@ -334,6 +334,20 @@ def test_the_temporal_model_leaves_outside_alone_and_sees_nothing_inside(untrain
     assert 0.75 < float(held) <= 1
 
 
+@quiet
+def test_pixels_that_are_never_clear_leave_the_temporal_model_to_the_others(untrained):
+    """NaN in the estimate used to reach its networks, and their answers were worth nothing."""
+    cube, mask = hole(72)
+    mask[:, :9, :9] = True
+    cloudy = mask.copy()
+    mask[1, :9, :9] = False
+    outs = [inpaint_clouds(cube, cloudy, method=m) for m in ("regression", "tec-tt")]
+    assert all((out[:, :, :9, :9] == 0).all() for out in outs)
+    regression, temporal = (error(out, cube, mask & ~cloudy.all("time")) for out in outs)
+    assert temporal < 1.02 * regression
+    assert (outs[0] != outs[1]).any()
+
+
 def test_the_embedded_temporal_model_fills(scene):
     from tec_zarr.models.registry import find_model
 

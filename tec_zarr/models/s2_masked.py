@@ -56,9 +56,12 @@ class MaskedModel:
     ) -> tuple[Field, Field]:
         """Expected difference of ``date`` to ``estimate``, both float32 DN (C, H, W), and the
         standard deviation of what remains. Where not ``seen`` (H, W), ``date`` is not looked at.
+        ``estimate`` may be NaN there: pixels that are clear on no date.
         """
         model, quality = self.model, self.quality
         count = len(date)
+        usual = np.nanmean(estimate, (1, 2), keepdims=True)
+        estimate = np.where(np.isnan(estimate), usual, estimate)
         difference = np.where(seen, date - estimate, np.float32(0))
         residual = model.picture_of(difference, np.zeros(count))
         open_ = self._open(seen)
