@@ -2,17 +2,21 @@
 
     python benchmarks/inpainting.py [--data DIR] [--out DIR]
     python benchmarks/inpainting.py --cost
+    python benchmarks/inpainting.py --page
     python benchmarks/inpainting.py --allclear test_tx3_s2-s1_100pct_1proi.json [--root DIR]
 
 The first lays clouds over each date of the evaluation series in turn and compares what the
 methods put under them with what was there: PSNR, SSIM, mean absolute error and spectral angle of
-the masked pixels (:mod:`tec_zarr.metrics`), and the share of truths in the 90 % intervals. The
-cubes come without scene classes, so that cloud shapes are drawn: a Gaussian field whose spectrum
-falls as k^(-5/3), as that of cloud fields does (Cahalan and Joseph 1989; sizes then follow the
-power law of Wood and Field 2011), above the level that gives the share. Dates other than the
-target are clear; with ``--cloudy`` they have clouds of their own over that share of them.
+the masked pixels (:mod:`tec_zarr.metrics`), and the share of truths in the 90 % intervals. A
+method that has nothing for a date (`previous` for the first) has no row of it; pixels that one
+of the others has nothing for are left out for all. The cubes come without scene classes, so that
+cloud shapes are drawn: a Gaussian field whose spectrum falls as k^(-5/3), as that of cloud fields
+does (Cahalan and Joseph 1989; sizes then follow the power law of Wood and Field 2011), above the
+level that gives the share. Other dates are clear, and once more with clouds of their own.
 
 ``--cost`` measures time and memory on a cube of 20 dates, 12 bands and 512 x 512 pixels.
+``--page`` writes ``docs/inpainting.md`` from ``inpainting.txt`` and the results; the others do
+it too.
 
 AllClear (arXiv 2410.23891): its JSON lists samples of three images and a clear target; images are
 centre-cropped, clipped to 0-10,000 and divided by that; scores are taken where the target is
@@ -25,22 +29,28 @@ import argparse
 import datetime
 import json
 import os
-import resource
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from environment import DATA, commit, environment, scenes
+from environment import DATA, ROOT, commit, environment, scenes
 
 from tec_zarr import metrics, synthetic
-from tec_zarr.inpaint import METHODS, inpaint_clouds
+from tec_zarr.inpaint import METHODS, NothingClearWarning, inpaint_clouds
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 1.0)
 SHAPES = 2
 """Cloud fields laid over every date."""
+CLOUDY, CLOUDY_SHARES = 0.3, (0.3, 1.0)
+"""Share of the other dates that is hidden in the second part, and shares that it is done for."""
+BASELINES = ("linear", "previous", "median")
+RESULTS = Path(__file__).parent / "results"
+TEMPLATE, PAGE = Path(__file__).with_suffix(".txt"), ROOT / "docs" / "inpainting.md"
 
 
 def clouds(height: int, width: int, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -55,12 +65,19 @@ def clouds(height: int, width: int, share: float, rng: np.random.Generator) -> n
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of one method on one date under one cloud field. Errors in DN, SAM in degrees."""
+    """Scores of one method on one date under one cloud field. Errors in DN, SAM in degrees.
+
+    ``cloudy`` is the share of other dates that is hidden, ``shape`` the number of the cloud field,
+    ``scored`` the share of masked samples that is scored, ``inside`` that of truths in intervals.
+    """
 
     scene: str
-    date: int
+    cloudy: float
     share: float
+    date: int
+    shape: int
     method: str
+    scored: float
     psnr: float
     ssim: float
     mae: float
@@ -78,44 +95,81 @@ def measure(dn: np.ndarray, scene: str, methods: Sequence[str], shares: Sequence
     rng = np.random.default_rng(0)
     for share in shares:
         for date in range(len(dn)) if dates is None else dates:
-            for _ in range(shapes):
+            for shape in range(1 if share == 1 and not cloudy else shapes):
                 cover = np.stack([clouds(*dn.shape[2:], cloudy, rng) for _ in dn])
                 cover[date] = clouds(*dn.shape[2:], share, rng)
                 mask = xr.DataArray(cover, dims=("time", "y", "x"))
-                for method in methods:
-                    yield _score(cube, mask, date, share, method, scene)
+                case = {"scene": scene, "cloudy": cloudy, "share": share, "date": date,
+                        "shape": shape}  # fmt: skip
+                yield from _scores(cube, mask, methods, case)
 
 
-def _score(cube: xr.DataArray, mask: xr.DataArray, date: int, share: float, method: str,
-           scene: str) -> Row:  # fmt: skip
-    start = time.process_time()
-    filled, half_width = inpaint_clouds(cube, mask, method=method, return_uncertainty=True)
-    seconds = time.process_time() - start
-    truth, guess = cube.values[date].astype(float), filled.values[date].astype(float)
-    width = half_width.values[date]
-    # What has no estimate counts as it stands there: nodata.
-    where = np.broadcast_to(mask.values[date] & (truth != 0).all(0), truth.shape)
-    known = where & np.isfinite(width)
-    error = np.abs(truth - guess)
-    return Row(
-        scene, date, share, method,
-        metrics.psnr(truth, guess, where), float(np.nanmean(metrics.ssim(truth, guess, where))),
-        float(error[where].mean()), metrics.sam(truth, guess, where),
-        float((error <= width)[known].mean()) if known.any() else np.nan,
-        float(width[known].mean()) if known.any() else np.nan, seconds,
-    )  # fmt: skip
+def _scores(cube: xr.DataArray, mask: xr.DataArray, methods: Sequence[str],
+            case: dict[str, Any]) -> Iterator[Row]:  # fmt: skip
+    date = case["date"]
+    truth = cube.values[date].astype(float)
+    where = masked = np.broadcast_to(mask.values[date] & (truth != 0).all(0), truth.shape)
+    found: dict[str, tuple[np.ndarray, np.ndarray, float]] = {}
+    for method in methods:
+        start = time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingClearWarning)
+            out = inpaint_clouds(cube, mask, method=method, return_uncertainty=True)
+        seconds = time.process_time() - start
+        guess, width = (da.values[date].astype(float) for da in out)
+        if (there := (guess != 0)[masked]).any():
+            found[method] = guess, width, seconds
+            where = where & (guess != 0) if there.mean() > 0.5 else where
+    for method, (guess, width, seconds) in found.items():
+        error = np.abs(truth - guess)
+        known = where & np.isfinite(width)
+        yield Row(
+            **case, method=method, scored=float(where.sum() / masked.sum()),
+            psnr=metrics.psnr(truth, guess, where),
+            ssim=float(np.nanmean(metrics.ssim(truth, guess, where))),
+            mae=float(error[where].mean()), sam=metrics.sam(truth, guess, where),
+            inside=float((error <= width)[known].mean()) if known.any() else np.nan,
+            half_width=float(width[known].mean()) if known.any() else np.nan, seconds=seconds,
+        )  # fmt: skip
 
 
-def summary(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Means over scenes, dates and cloud fields."""
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Means over scenes, dates and cloud fields; of methods that look around, also by how much
+    they are ahead of each baseline (dB, degrees) on the dates that both have.
+    """
     table = []
-    for share, method in dict.fromkeys((r.share, r.method) for r in rows):
-        mine = [r for r in rows if (r.share, r.method) == (share, method)]
-        line: dict[str, object] = {"share": share, "method": method}
+    for key in dict.fromkeys((r.cloudy, r.share, r.method) for r in rows):
+        mine = [r for r in rows if (r.cloudy, r.share, r.method) == key]
+        line: dict[str, Any] = {**dict(zip(("cloudy", "share", "method"), key, strict=True)),
+                                "rows": len(mine)}  # fmt: skip
         for name in ("psnr", "ssim", "mae", "sam", "inside", "half_width", "seconds"):
-            line[name] = round(float(np.nanmean([getattr(r, name) for r in mine])), 4)
+            line[name] = _mean(getattr(r, name) for r in mine)
+        line["inside_least"], line["inside_most"] = (
+            round(float(pick([r.inside for r in mine])), 4) for pick in (np.nanmin, np.nanmax)
+        )
+        if key[2] not in BASELINES:
+            line["ahead"] = {m: _ahead(rows, mine, m) for m in BASELINES}
         table.append(line)
     return table
+
+
+def _ahead(rows: Sequence[Row], mine: Sequence[Row], baseline: str) -> dict[str, float]:
+    theirs = {_case(r): r for r in rows if r.method == baseline}
+    pairs = [(r, theirs[_case(r)]) for r in mine if _case(r) in theirs]
+    return {
+        "psnr": _mean(a.psnr - b.psnr for a, b in pairs),
+        "sam": _mean(b.sam - a.sam for a, b in pairs),
+        "rows": len(pairs),
+    }
+
+
+def _case(row: Row) -> tuple:
+    return row.scene, row.cloudy, row.share, row.date, row.shape
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [v for v in values if np.isfinite(v)]
+    return round(float(np.mean(known)), 4) if known else float("nan")
 
 
 def cost() -> dict[str, object]:
@@ -127,18 +181,24 @@ def cost() -> dict[str, object]:
     rng = np.random.default_rng(2)
     cover = np.stack([clouds(512, 512, share, rng) for share in np.linspace(0, 0.7, 20)])
     cube = xr.DataArray(dn, dims=("time", "band", "y", "x"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     out: dict[str, object] = {"shape": dn.shape, "cube_mib": dn.nbytes / 2**20,
-                              "rss_before_mib": before}  # fmt: skip
+                              "rss_before_mib": _resident("VmRSS")}  # fmt: skip
     start, busy = time.perf_counter(), time.process_time()
     inpaint_clouds(cube, xr.DataArray(cover, dims=("time", "y", "x")), progress=True)
     out |= {
         "masked": float(cover.mean()),
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - busy,
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mib": _resident("VmHWM"),
     }
     return out
+
+
+def _resident(name: str) -> float:
+    """Of this process, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
 # ---- AllClear
@@ -258,12 +318,86 @@ def allclear(listing: Path, root: Path | None, methods: Sequence[str]) -> dict[s
     }
 
 
+# ---- page
+
+
+def page() -> str:
+    """``docs/inpainting.md``: the fixed text of ``inpainting.txt`` with the numbers filled in."""
+    results = json.loads((RESULTS / "inpainting.json").read_text())
+    spent = json.loads((RESULTS / "inpainting_cost.json").read_text())
+    lines = results["summary"]
+    of = {(line["cloudy"], line["share"], line["method"]): line for line in lines}
+    cases = list(dict.fromkeys((line["cloudy"], line["share"]) for line in lines))
+    clear = [case for case in cases if not case[0]]
+    fields = {
+        "scores": _table(
+            ("share hidden", *METHODS),
+            [(_named(*case), *(_both(of.get((*case, m))) for m in METHODS)) for case in cases],
+        ),
+        "ahead": _table(
+            ("share hidden", *(f"{m}: {unit}" for m in METHODS[:2] for unit in ("dB", "degrees"))),
+            [(_named(*case), *(_least(of[(*case, m)], k) for m in METHODS[:2]
+                               for k in ("psnr", "sam"))) for case in cases],
+        ),
+        "inside": _table(
+            ("share hidden", *METHODS, "single dates, regression"),
+            [(_named(*case), *(f"{of[(*case, m)]['inside']:.0%}" for m in METHODS),
+              "{inside_least:.0%} to {inside_most:.0%}".format(**of[(*case, "regression")]))
+             for case in cases],
+        ),
+        "difference": max(
+            abs(of[(*case, "tec-tt")]["psnr"] - of[(*case, "regression")]["psnr"])
+             for case in cases
+        ),
+        "longer": np.mean([of[(*c, "tec-tt")]["seconds"] / of[(*c, "regression")]["seconds"]
+                           for c in clear if c[1] < 1]),
+        "shapes": 1 + max(row["shape"] for row in results["rows"]),
+        "cloudy": f"{max(case[0] for case in cases):.0%}",
+        "seconds": f"{spent['seconds']:.0f}", "cpu": f"{spent['cpu_seconds']:.0f}",
+        "masked": f"{spent['masked']:.0%}", "load": f"{spent['load_average'][0]:.1f}",
+        "peak": f"{spent['peak_rss_mib'] / 1024:.2f}",
+        "before": f"{spent['rss_before_mib'] / 1024:.2f}",
+        "cube": f"{spent['cube_mib'] / 1024:.2f}",
+        "machine": f"{results['machine']['cpu']}, {results['machine']['cores']} cores; "
+        + ", ".join(f"{k} {results['versions'][k]}" for k in ("python", "numpy", "torch"))
+        + f"; {results['date'][:10]}",
+    }  # fmt: skip
+    text = TEMPLATE.read_text(encoding="utf-8")
+    for name, value in fields.items():
+        said = f"{value:.2g}" if isinstance(value, float) else str(value)
+        text = text.replace(f"@{name}@", said)
+    return text
+
+
+def _named(cloudy: float, share: float) -> str:
+    return f"{share:.0%}" + (", other dates cloudy" if cloudy else "")
+
+
+def _both(line: dict[str, Any] | None) -> str:
+    return "-" if line is None else f"{line['psnr']:.1f} / {line['sam']:.1f}"
+
+
+def _least(line: dict[str, Any], score: str) -> str:
+    """What a method is ahead of the best baseline, and which that is."""
+    ahead = {m: one[score] for m, one in line["ahead"].items() if one["rows"]}
+    best = min(ahead, key=lambda m: ahead[m])
+    return f"{ahead[best]:+.2f} ({best})"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
 # ---- command line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write the file, print the table."""
     options = _parse(arguments)
+    if options.page:
+        PAGE.write_text(page(), encoding="utf-8")
+        return
     results: dict[str, object] = {
         **environment(), "load_average": os.getloadavg(), "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -279,37 +413,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         name = "inpainting.json"
         series = [s for s in scenes(options.data) if s.kind == "seasonal"]
+        parts = ((0.0, options.shares, options.shapes), (CLOUDY, CLOUDY_SHARES, 1))
         rows = [
             row
-            for scene in series
-            for row in measure(
-                scene.dn, scene.name, options.methods, options.shares, options.shapes,
-                options.cloudy, options.dates,
-            )
-        ]  # fmt: skip
+            for cloudy, shares, shapes in parts
+            for s in series
+            for row in measure(s.dn, s.name, options.methods, shares, shapes, cloudy, options.dates)
+        ]
         table = summary(rows)
         results |= {
-            "definition": "masked pixels only; means over scenes, dates and cloud fields",
-            "cloudy": options.cloudy,
+            "definition": "masked pixels only; means over scenes, dates and cloud fields; seconds "
+            "are CPU time",
             "data": {s.name: s.sha256 for s in series},
             "summary": table, "rows": [asdict(r) for r in rows],
         }  # fmt: skip
         for line in table:
-            print("  ".join(f"{v:>15}" for v in line.values()))
+            print("  ".join(f"{v!s:>12}" for v in line.values() if not isinstance(v, dict)))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / name).write_text(json.dumps(results, indent=1) + "\n")
+    if options.out == RESULTS:
+        PAGE.write_text(page(), encoding="utf-8")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
     parser.add_argument("--shapes", type=int, default=SHAPES, help="cloud fields for every date")
     parser.add_argument("--dates", nargs="+", type=int, help="numbers of the dates to hide")
-    parser.add_argument("--cloudy", type=float, default=0.0, help="clouds on the other dates")
     parser.add_argument("--cost", action="store_true", help="time and memory instead")
+    parser.add_argument("--page", action="store_true", help="write the page from what is there")
     parser.add_argument("--allclear", type=Path, help="AllClear's listing (JSON)")
     parser.add_argument("--root", type=Path, help="where AllClear's roi folders lie")
     return parser.parse_args(arguments)
