@@ -141,9 +141,7 @@ def test_training_starts_from_given_weights(tmp_path, folder):
 
     module = make("tt")
     hub.save(module, tmp_path / "own.safetensors")
-    config = FamilyConfig(
-        (str(folder),), "unused", NAMES["tt"], start=f"{tmp_path}/own.safetensors"
-    )
+    start = f"{tmp_path}/own.safetensors"
     built = build(FamilyConfig((str(folder),), "unused", NAMES["tt"], start=start))
     assert built.config["width"] == SMALL["width"]
     assert all(
