@@ -60,23 +60,14 @@ conformance: $(VENV)/.test
 golden: $(VENV)/.test
 	$(BIN)/python tests/make_golden.py
 
-# Everything that docs/benchmarks.md says, measured again (an hour on 2 idle cores), and the pages
-# made of it. QUICK=1: one cube and few levels, in minutes, into build/bench; no page changes.
-# The reference implementation's speed needs its environment: REFERENCE_PYTHON=REFENV/bin/python.
-ifdef QUICK
-BENCH := --out build/bench
-BENCH_QUICK := --quick
-endif
+# Everything that docs/benchmarks.md says, measured again (most of an hour on 2 idle cores), and the
+# pages made of it. QUICK=1: corners and few levels, in minutes, into build/bench; no page changes.
+# DATA: the folder that holds eval/ and train/; REFERENCE_PYTHON: python of the reference
+# implementation's environment, without which its speed is not measured; ONLY: some steps.
+DATA ?= $(abspath ../shared/data)
 bench: $(VENV)/.bench
-	mkdir -p build/bench
-	$(BIN)/python benchmarks/rate_distortion.py $(BENCH) $(BENCH_QUICK)
-	$(BIN)/python benchmarks/downstream.py $(BENCH) $(BENCH_QUICK)
-	$(BIN)/python benchmarks/speed.py $(BENCH) $(if $(QUICK),--repeats 2 --psnr 42)
-	$(BIN)/python benchmarks/system.py $(BENCH) $(BENCH_QUICK)
-	$(BIN)/python benchmarks/bounded.py $(if $(QUICK),--dates 1 --out build/bench/bounded.json)
-	$(if $(REFERENCE_PYTHON),$(BIN)/python benchmarks/reference_speed.py \
-	  --reference-python $(REFERENCE_PYTHON) $(BENCH))
-	$(if $(QUICK),,$(BIN)/python benchmarks/report.py)
+	TEC_ZARR_BENCH_DATA=$(DATA) $(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) \
+	  $(if $(REFERENCE_PYTHON),--reference-python $(REFERENCE_PYTHON)) $(if $(ONLY),--only $(ONLY))
 
 # torch comes first and alone: pip then takes a CPU build that is at hand (--find-links, or
 # https://download.pytorch.org/whl/cpu) and the package's own torch>=2.4 is already satisfied.

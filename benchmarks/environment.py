@@ -18,10 +18,11 @@ import tec_zarr.synthetic
 from tec_zarr.sentinel2 import L2A_BANDS
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT.parent / "shared" / "data" / "eval"
-"""Where the evaluation cubes lie, beside the checkout."""
+DATA = Path(os.environ.get("TEC_ZARR_BENCH_DATA", ROOT.parent / "shared" / "data")) / "eval"
+"""Where the evaluation cubes lie: beside the checkout, or in a folder that holds ``eval``."""
 
 _CROP = 256
+_QUICK_DATES, _QUICK_SIDE = 2, 128
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Scene:
             bands,
             np.ascontiguousarray(self.dn[:, index]),
         )
+
+    def corner(self) -> Scene:
+        """The first dates and pixels of the scene: what ``--quick`` measures on."""
+        dn = np.ascontiguousarray(self.dn[:_QUICK_DATES, :, :_QUICK_SIDE, :_QUICK_SIDE])
+        return Scene(f"{self.name} (a corner)", self.kind, self.bands, dn)
 
 
 def scenes(folder: Path) -> list[Scene]:
@@ -105,7 +111,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in (
         "numpy", "numcodecs", "imagecodecs", "av", "imageio-ffmpeg", "scikit-learn", "zarr",
-        "torch", "constriction",
+        "torch", "constriction", "distributed",
     ):  # fmt: skip
         try:
             found[package] = metadata.version(package)

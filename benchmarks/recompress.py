@@ -5,8 +5,9 @@
 
 Writes an archive of several v2 blosc arrays (2048 x 2048 pixels, 4 dates, 12 bands: 0.4 GB each,
 or smaller ones for less in all) and recompresses it to sharded v3 on a LocalCluster, one thread
-for each worker: one worker, then two. Verification is on ("sample"); what it takes is measured on
-the worker and can be subtracted.
+for each worker: one worker, then two. The cluster and the model on it are ready before the clock
+starts; planning and publishing are inside. Dask is set as ``tec_zarr.dask_worker.QUIET`` says.
+Verification is on ("sample"); what it takes is measured on the worker and can be subtracted.
 
 Bare encoding is ``encode_chunk`` in a loop, in a process that is set up like a worker (one thread,
 the same memory settings) and has no Dask, no Zarr and no files. Its chunks are those of the first
@@ -18,6 +19,7 @@ everything that runs in them, are more than those of bare encoding for as many b
 
 ``worker_cpu_s`` says where these seconds went: ``encode`` is measured inside ``encode_chunk`` on
 the worker, ``event_loop`` is Dask's main thread, ``rest`` is Zarr's pipeline and what else is left.
+``workers_busy`` is the share of the wall clock that workers spent in regions.
 ``parts`` are the steps around the encoding, each alone.
 
 MB are 10**6 raw bytes. Numbers with ``cpu`` divide by processor seconds: on a busy machine they
@@ -31,11 +33,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import logging
 import math
 import multiprocessing
 import os
 import resource
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -47,6 +51,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask
 import numcodecs
 import numpy as np
 import zarr
@@ -57,6 +62,7 @@ from zarr.storage import LocalStore
 from tec_zarr import synthetic
 from tec_zarr.batch import recompress
 from tec_zarr.chunk import ChunkSpec, encode_chunk
+from tec_zarr.dask_worker import QUIET
 from tec_zarr.manifest import Done, Manifest
 from tec_zarr.sentinel2 import L2A_BANDS
 
@@ -163,6 +169,7 @@ def parts(source: Path, folder: Path) -> dict[str, float]:
 
 # On the worker
 
+
 def warm(model: str, quality: float) -> None:
     """Encode a chunk, so that imports and the model's start are not counted."""
     noise = np.random.default_rng(0).integers(1, 3000, (1, BANDS, 64, 64)).astype("uint16")
@@ -215,6 +222,7 @@ def run(
 ) -> dict[str, Any]:
     """One recompression on a fresh cluster, whose start is not part of the time."""
     with (
+        dask.config.set(QUIET),
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
@@ -246,6 +254,7 @@ def run(
         "verified_share": round(report.verified / report.samples, 4),
         "wall_s": round(report.seconds, 1),
         "wall_MB_per_s": round(megabytes / report.seconds, 3),
+        "workers_busy": round(report.worker_seconds / (workers * report.seconds), 4),
         "cpu_s": round(cpu, 1),
         "cpu_MB_per_s": round(megabytes / cpu, 3),
         "client_and_scheduler_cpu_s": round(own, 1),
@@ -268,6 +277,10 @@ def main() -> None:
     parser.add_argument("--archive", type=Path, help="made if it is not there, and kept")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
+    # A line a minute of how far it is.
+    log = logging.getLogger("tec_zarr.batch")
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.setLevel(logging.INFO)
     # As Dask's nanny sets them for workers: bare encoding has one thread too.
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -276,6 +289,7 @@ def main() -> None:
         if not source.exists():
             write_archive(Path(name) / "new.zarr", arguments.gigabytes)
             (Path(name) / "new.zarr").rename(source)
+            print("archive written", flush=True)
         members = [array for _, array in zarr.open(source, mode="r").arrays() if array.ndim == 4]
         arrays, raw = len(members), sum(array.nbytes for array in members)
         coding = (arguments.model, arguments.quality)
@@ -283,8 +297,9 @@ def main() -> None:
         alone, runs = [], []
         for workers in (1, 2):
             alone.append(in_fresh_process(bare, source, *coding))
+            print(f"bare encoding: {alone[-1].encode_cpu_s:.1f} processor seconds", flush=True)
             runs.append(run(source, target, workers, "sample", *coding))
-            print(json.dumps([asdict(alone[-1]), runs[-1]]), flush=True)
+            print(f"{workers} workers: {runs[-1]['wall_MB_per_s']} MB/s", flush=True)
     total = sum(alone[1:], alone[0])
     encoding = total.megabytes / total.encode_cpu_s
     with_reading = total.megabytes / (total.encode_cpu_s + total.read_cpu_s)
@@ -300,6 +315,7 @@ def main() -> None:
         "array_shape": list(members[0].shape),
         "model": arguments.model,
         "quality": arguments.quality,
+        "dask_settings": QUIET,
         "bare_cpu_MB_per_s": round(encoding, 3),
         "bare_cpu_MB_per_s_each_time": [round(b.megabytes / b.encode_cpu_s, 3) for b in alone],
         "bare_wall_MB_per_s": round(total.megabytes / total.encode_wall_s, 3),
@@ -321,7 +337,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1)
     (arguments.out / "recompress.json").write_text(text + "\n")
-    print(text)
+    print({key: results[key] for key in ("overhead", "scaling_from_1_to_2")})
 
 
 if __name__ == "__main__":

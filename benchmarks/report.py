@@ -1,8 +1,9 @@
 """Write the pages of numbers from benchmarks/results: python benchmarks/report.py [--check].
 
-``docs/benchmarks.md``, ``docs/when-not-to-use.md`` and the part of ``README.md`` between the two
-comments are made here, and no number in them is typed. ``--check`` fails when one of them is not
-what the results say. A part that was not measured says so.
+``docs/benchmarks.md``, ``docs/when-not-to-use.md``, ``docs/scaling.md`` and the two parts of
+``README.md`` between comments are made here, and no number of a measurement in them is typed.
+``--check`` fails when one of them is not what the results say. A part that was not measured says
+so, and so does one that is not of the last full run (``run.json``).
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import scaling_page
+
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 WHEN_NOT = ROOT / "docs" / "when-not-to-use.md"
+SCALING = ROOT / "docs" / "scaling.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- made by benchmarks/report.py -->", "<!-- end of what it makes -->"
+DEMO_BEGIN, DEMO_END = "<!-- printed, see benchmarks/demo.py -->", "<!-- end of what it prints -->"
+DEMO_BANDS = ("B02", "B08", "all")
+"""Whose lines of the demo the README shows."""
 SEASONAL = ("0080717", "0181476", "synthetic")
 README_CODECS = {
     "jpeg2000": "JPEG 2000",
@@ -35,7 +42,7 @@ README_CODECS = {
 
 
 def main() -> int:
-    """Write the three, or say with the exit status whether they are up to date."""
+    """Write them, or say with the exit status whether they are up to date."""
     found = made()
     if "--check" in sys.argv[1:]:
         stale = [str(path) for path, text in found.items() if path.read_text() != text]
@@ -47,20 +54,26 @@ def main() -> int:
 
 
 def made() -> dict[Path, str]:
-    """The three files as the results say they should be."""
-    parts = [rate_distortion, downstream, speed, system, bounded, family]
-    head = ["# Benchmarks", "", INTRODUCTION]
+    """The files as the results say they should be."""
+    parts = [rate_distortion, downstream, speed, system, bounded, family, elsewhere]
+    head = ["# Benchmarks", "", last_run(), "", INTRODUCTION]
     readme = README.read_text()
-    before, rest = readme.split(BEGIN)
-    after = rest.split(END)[1]
-    return {
+    for begin, end, text in ((BEGIN, END, readme_part()), (DEMO_BEGIN, DEMO_END, demo())):
+        if text:
+            before, rest = readme.split(begin)
+            readme = before + begin + "\n" + text + end + rest.split(end)[1]
+    found = {
         PAGE: "\n".join([*head, *(part() for part in parts)]),
         WHEN_NOT: when_not(),
-        README: before + BEGIN + "\n" + readme_part() + END + after,
+        README: readme,
     }
+    scaling, published = load("recompress"), load("reference_speed")
+    if scaling and published:
+        found[SCALING] = scaling_page.page(scaling, published, machine(scaling))
+    return found
 
 
-INTRODUCTION = """Made by `python benchmarks/report.py` from `benchmarks/results/`; nothing here is typed. `make bench` measures everything again (`make bench QUICK=1`: one cube, few levels, into files of their own).
+INTRODUCTION = """Made by `python benchmarks/report.py` from `benchmarks/results/`; nothing here is typed. `make bench` measures everything again (`make bench QUICK=1`: corners of cubes and few levels, in minutes, into `build/bench`).
 
 How the comparison is meant to be fair:
 
@@ -80,9 +93,38 @@ def load(name: str) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def last_run() -> str:
+    """Of what run the page is."""
+    run = load("run")
+    if run is None:
+        return "There was no full run yet: every part says of which commit it is."
+    failed = [name for name, step in run["steps"].items() if not step["ok"]]
+    weights = ", ".join(f"{name} `{sha[:16]}`" for name, sha in run["weights_sha256"].items())
+    return (
+        f"Last full run: {run['date']}, commit {run['commit'][:12]}, {run['seconds'] / 60:.0f} "
+        f"minutes on {run['machine']['cores']} cores ("
+        + ", ".join(f"{name} {step['seconds'] / 60:.1f}" for name, step in run["steps"].items())
+        + f"). Weights: {weights}."
+        + (f" **Failed in it: {', '.join(failed)}.**" if failed else "")
+    )
+
+
+def origin(results: dict) -> str:
+    """A sentence where results are not of the last full run, nothing where they are."""
+    parts = results.get("measured") or {"": results}
+    commits = {part["commit"] for part in parts.values()}
+    if commits == {(load("run") or {}).get("commit")}:
+        return ""
+    named = ", ".join(sorted({commit[:12] for commit in commits}))
+    return f" Not of the last full run: commit {named}."
+
+
 def machine(results: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return f"Machine: {results['machine']['cpu']}, {results['machine']['cores']} cores; {versions}."
+    return (
+        f"Machine: {results['machine']['cpu']}, {results['machine']['cores']} cores; "
+        f"{versions}.{origin(results)}"
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -390,6 +432,11 @@ def _system(results: dict) -> list[str]:
                 for store, row in results["bytes_read"].items()
             ],
         ),
+        *(
+            [f"A chunk (4, 12, 256, 256) of nodata: {results['bytes_of_nodata']} bytes.", ""]
+            if "bytes_of_nodata" in results
+            else []
+        ),
         "Raw MB/s, wall clock, 16 chunks of (1, 12, 256, 256), threads of one process:",
         "",
         table(
@@ -438,19 +485,24 @@ def family() -> str:
 
 def _family(results: dict) -> list[str]:
     return [
-        "Processor seconds on one core and peak memory, the reference implementation and the one",
-        f"here, random weights of the published shapes, {results['dates']} dates of "
-        f"{results['size']} x {results['size']}. {machine(results['environment'])}",
+        f"Processor seconds, wall clock on {results['cores']} core"
+        f"{'s' if results['cores'] > 1 else ''} and peak memory, the reference implementation and "
+        f"the one here, random weights of the published shapes, {results['dates']} dates of "
+        f"{results['size']} x {results['size']}. {machine(results | results['environment'])}",
         "",
         "`python benchmarks/reference_speed.py`; rates are not compared, as the published weights",
         "cannot be had here.",
         "",
         table(
-            ["model", "implementation", "compress s", "decompress s", "peak MB"],
+            [
+                "model", "implementation", "compress, processor s", "decompress, processor s",
+                "compress, wall s", "decompress, wall s", "peak MB",
+            ],
             [
                 [
                     row["model"], row["side"], f"{row['compress_cpu_s']:.2f}",
-                    f"{row['decompress_cpu_s']:.2f}", str(row["peak_mb"]),
+                    f"{row['decompress_cpu_s']:.2f}", f"{row['compress_s']:.2f}",
+                    f"{row['decompress_s']:.2f}", str(row["peak_mb"]),
                 ]
                 for row in results["rows"]
             ],
@@ -458,7 +510,60 @@ def _family(results: dict) -> list[str]:
     ]  # fmt: skip
 
 
+ELSEWHERE = (
+    ("temporal", "temporal", "temporal.md", "time series and the temporal model"),
+    ("bounded", "bounded", "error-bounds.md", "every scene and codec with a bound"),
+    ("recompress", "recompress", "scaling.md", "archives on Dask: throughput, scaling, overhead"),
+    ("inpainting", "inpainting", "inpainting.md", "errors under clouds"),
+    ("exactness", "exactness", "exactness.md", "the same latents and pixels on other machines"),
+    ("robustness", "robustness", "robustness.md", "damage, limits, threads"),
+    ("fuzz", "tests/fuzz/run.py", "robustness.md", "hostile bytes"),
+    ("bound_longrun", "bound_longrun", "error-bounds.md", "bounds on a thousand million samples"),
+    ("family_margin_full", "family_margin", "family.md", "rounding of the published models"),
+)
+"""Results, the program, the page, what it is about."""
+
+
+def elsewhere() -> str:
+    """Which pages stand on which measurements, and of which commit these are."""
+    rows = []
+    for name, program, page, about in ELSEWHERE:
+        results = load(name)
+        if results is None:
+            continue
+        commit = results.get("commit")
+        of_run = commit is not None and commit == (load("run") or {}).get("commit")
+        command = program if "/" in program else f"benchmarks/{program}.py"
+        rows.append(
+            [
+                f"[{page}]({page})", about, f"`python {command}`",
+                "last full run" if of_run else "by itself" + (f", {commit[:12]}" if commit else ""),
+            ]
+        )  # fmt: skip
+    text = "## On other pages\n\n"
+    if not rows:
+        return text + "Not measured here: there is no file of results.\n"
+    return text + table(["page", "what", "program", "measured"], rows)
+
+
 # ------------------------------------------------------------------------------- the README
+
+
+def demo() -> str:
+    """What ``make demo`` prints, without the bands that the README leaves out."""
+    results = load("demo")
+    if results is None:
+        return ""
+    lines, below = [], False
+    for line in results["printed"]:
+        if line.startswith("picture"):
+            continue
+        if below and line.strip() and not line.startswith(("--", *DEMO_BANDS)):
+            line = "..."
+        if line != "..." or lines[-1] != "...":
+            lines.append(line)
+        below = below or line.startswith("band ")
+    return "\n".join(["```", *lines, "```", ""]).replace("\n\n```", "\n```")
 
 
 def readme_part() -> str:
@@ -626,7 +731,7 @@ def _few_bands() -> str:
         return ""
     scenes = results["summary"]["scenes"]
     lines = []
-    for bands in ("B02 B03 B04", "B02 B03 B04 B08"):
+    for bands in ("B02 B03 B04 B08", "B02 B03 B04", "B08"):
         ratios = [
             entry["tec_against"]["jpegxl"]["ratio"]
             for name, entry in scenes.items()
@@ -644,7 +749,7 @@ def _few_bands() -> str:
     return (
         "## When there are few bands\n\nMuch of the gain comes from what the bands share. Bits to "
         f"per-band JPEG XL's at equal PSNR: all 12 bands {span(whole, '.2f')}; "
-        f"{'; '.join(lines)}. One band alone was not measured.\n"
+        f"{'; '.join(lines)}.\n"
     )
 
 

@@ -19,6 +19,14 @@ _KEPT = {_TRIM_THRESHOLD: 64 * 2**20, _TOP_PAD: 64 * 2**20, _MMAP_THRESHOLD: 32 
 """The thresholds are where glibc's own end up in a process that frees arrays of a model's size; a
 pad as large as the heap of a thread keeps glibc from unmapping that whenever it is empty."""
 _PROFILER = ("profile", "profile-cycle")
+_TICK, _TICK_MS = "tick", 1000
+"""Dask looks fifty times a second how late its event loop is; once will do (its limit is 3 s)."""
+QUIET = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": f"{_TICK_MS} ms",
+}
+"""Dask's settings with which a scheduler and nannies on the machine of the workers take a quarter
+of the processor time: `WarmUp` reaches the workers only (``docs/scaling.md``)."""
 
 
 class WarmUp(WorkerPlugin):
@@ -28,7 +36,8 @@ class WarmUp(WorkerPlugin):
     larger array to the system at once. A model allocates such arrays for each of its steps, and
     encoding then takes 2.9 times the processor time (``docs/scaling.md``); so memory that was
     freed is kept while a recompression runs. Dask's profiler, which looks at the stack a hundred
-    times a second, rests meanwhile: a region is one long task that always looks the same.
+    times a second, rests meanwhile: a region is one long task that always looks the same. The
+    event loop's measurement of itself slows down from fifty times a second to once.
 
     Parameters
     ----------
@@ -46,6 +55,9 @@ class WarmUp(WorkerPlugin):
         self._paused = [callbacks[name] for name in _PROFILER if name in callbacks]
         for callback in self._paused:
             callback.stop()
+        self._tick = callbacks.get(_TICK)
+        if self._tick is not None:
+            self._tick_ms, self._tick.callback_time = self._tick.callback_time, _TICK_MS
         models = [get_model(name, weights) for name, weights in self.models]
         self._torch_threads = set_torch_threads(1)
         self._concurrency = zarr.config.get("async.concurrency")
@@ -58,6 +70,8 @@ class WarmUp(WorkerPlugin):
         _set_malloc(_DASK)
         for callback in self._paused:
             callback.start()
+        if self._tick is not None:
+            self._tick.callback_time = self._tick_ms
         set_torch_threads(self._torch_threads)
         zarr.config.set({"async.concurrency": self._concurrency})
 

@@ -20,6 +20,7 @@ import environment  # noqa: E402
 import landcover  # noqa: E402
 import rate_distortion  # noqa: E402
 import report  # noqa: E402
+import run  # noqa: E402
 import speed  # noqa: E402
 import system  # noqa: E402
 
@@ -104,7 +105,7 @@ def small_run(monkeypatch, tmp_path, dn):
         for name in ("tec", "jpeg2000")
     ]
     monkeypatch.setattr(rate_distortion, "contenders", lambda quick: codecs)
-    monkeypatch.setattr(rate_distortion, "_tec_identity", dict)
+    monkeypatch.setattr(rate_distortion, "_tec_identity", lambda codec: {})
 
     def run(*arguments):
         rate_distortion.main(["--out", str(tmp_path), *arguments])
@@ -278,7 +279,7 @@ def test_a_changed_number_is_noticed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(report, "made", lambda: written)
     monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
     assert report.main() == 1
-    assert capsys.readouterr().out.count("is not what the results say") == 3
+    assert capsys.readouterr().out.count("is not what the results say") == len(written)
     monkeypatch.setattr(sys, "argv", ["report.py"])
     assert report.main() == 0
     assert all(path.read_text() == text for path, text in written.items())
@@ -295,4 +296,66 @@ def test_the_readme_has_no_rate_or_speed_outside_the_part_that_is_made():
 def test_what_was_not_measured_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     page = report.made()[report.PAGE]
-    assert page.count("Not measured here") == 6
+    assert page.count("Not measured here") == 7
+    assert "no full run yet" in page
+
+
+def test_what_is_not_of_the_last_full_run_is_said(monkeypatch):
+    run = {"date": "now", "commit": "a" * 40, "machine": {"cores": 2}, "seconds": 600.0,
+           "weights_sha256": {"tec-s2": "b" * 64},
+           "steps": {"speed": {"ok": True, "seconds": 60.0},
+                     "system": {"ok": False, "seconds": 6.0}}}  # fmt: skip
+    monkeypatch.setattr(report, "load", lambda name: run if name == "run" else None)
+    assert "Failed in it: system" in report.last_run()
+    assert report.origin({"commit": "a" * 40}) == ""
+    assert "commit cccccccccccc" in report.origin({"commit": "c" * 40})
+    assert "Not of the last" in report.origin(
+        {"measured": {"x": {"commit": "a" * 40}, "y": {"commit": "d" * 40}}}
+    )
+
+
+def test_a_step_that_fails_costs_the_others_nothing_and_is_told(monkeypatch, tmp_path, capsys):
+    for name, body in (
+        ("good", "import pathlib, sys; pathlib.Path(sys.argv[-1], 'good').write_text('')"),
+        ("bad", "raise SystemExit('what went wrong')"),
+    ):
+        (tmp_path / f"{name}.py").write_text(body)
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr(run, "QUICK", tmp_path)
+    monkeypatch.setattr(run, "LOGS", tmp_path / "logs")
+    steps = (run.Step("bad", 1, quick=()), run.Step("good", 2, quick=()))
+    monkeypatch.setattr(run, "STEPS", steps)
+    assert run.main(["--quick"]) == 1
+    assert (tmp_path / "good").exists()
+    record = json.loads((tmp_path / "run_quick.json").read_text())
+    assert {name: step["ok"] for name, step in record["steps"].items()} == {
+        "bad": False,
+        "good": True,
+    }
+    assert "what went wrong" in capsys.readouterr().out
+
+
+def test_a_codec_that_fails_is_named_and_the_others_are_written(small_run, monkeypatch, capsys):
+    run, folder = small_run
+
+    def broken(scene, level):
+        raise RuntimeError("no such luck")
+
+    chosen = [*rate_distortion.contenders(False),
+              rate_distortion.Contender("broken", "", (1.0,), broken)]  # fmt: skip
+    monkeypatch.setattr(rate_distortion, "contenders", lambda quick: chosen)
+    with pytest.raises(SystemExit, match="failed: broken"):
+        run("--jobs", "2")
+    results = json.loads((folder / "rate_distortion.json").read_text())
+    assert list(results["measured"]) == ["tec", "jpeg2000"]
+    assert "no such luck" in capsys.readouterr().err
+
+
+def test_the_demo_in_the_readme_is_what_it_prints(monkeypatch):
+    printed = ["      here", "----  ----", "cube  x", "", "band  PSNR", "----  ----", "B01 1"]
+    printed += ["B02 2", "B03 3", "B04 4", "B08 8", "all 9", "", "picture: p.png"]
+    monkeypatch.setattr(report, "load", lambda name: {"printed": printed})
+    shown = report.demo().splitlines()
+    assert shown[0] == shown[-1] == "```"
+    assert shown[-6:-1] == ["...", "B02 2", "...", "B08 8", "all 9"]
+    assert shown[1:4] == ["      here", "----  ----", "cube  x"]
