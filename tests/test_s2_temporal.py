@@ -58,6 +58,36 @@ def test_a_date_refers_to_whichever_is_like_it_also_later_ones(cube):
     assert used & {(1, 3), (3, 1)}
 
 
+def test_a_date_that_all_others_depend_on_is_coded_finer(cube, monkeypatch):
+    noise = np.random.default_rng(5).normal(0, 40, (8, *cube.shape[1:]))
+    still = np.rint(cube[:1] + noise).clip(1).astype(np.uint16)
+    frame = encode_chunk(still, ChunkSpec(MODEL, 3))
+    finer = np.array([section[0] >> 4 for section in sections(frame)])
+    key = int(finer.argmax())
+    decoded = decode_chunk(frame)
+    quality = [psnr(*pair) for pair in zip(decoded, still, strict=True)]
+    assert finer[key] > 0
+    assert quality[key] == max(quality)
+    # Worth it: where all dates are coded alike, the same PSNR takes more bytes.
+    monkeypatch.setattr(s2_temporal, "FINER_SLOPE", 0.0)
+    alike = [encode_chunk(still, ChunkSpec(MODEL, level)) for level in (4, 5)]
+    assert not any(section[0] >> 4 for one in alike for section in sections(one))
+    reached = [psnr(decode_chunk(one), still) for one in alike]
+    assert reached[0] < psnr(decoded, still) < reached[1]
+    assert len(frame) < 0.95 * np.interp(psnr(decoded, still), reached, list(map(len, alike)))
+
+
+def test_dates_that_explain_nothing_of_one_another_are_coded_alike(cube):
+    strangers = np.concatenate(
+        [
+            synthetic.cube(dates=1, size=64, seed=seed, clouds=False, nodata_edge=False).values
+            for seed in (41, 77, 78)
+        ]
+    )
+    frame = encode_chunk(strangers, ChunkSpec(MODEL))
+    assert [section[0] >> 4 for section in sections(frame)] == [0, 0, 0]
+
+
 def test_dates_refer_to_one_another_within_runs_of_gop_only(cube):
     frame = encode_chunk(cube, ChunkSpec(MODEL, gop=2))
     for date, section in enumerate(sections(frame)):
@@ -155,7 +185,7 @@ def test_no_rounding_of_what_predictions_are_made_of_is_close():
     synthesis = s2_temporal.DCT @ image.net.synthesis.double().unflatten(0, (-1, 64))
     assert margin(analysis * grid) > 1e-8
     assert margin(synthesis * grid) > 1e-8
-    qualities = torch.arange(1, 8, 1 / 64, dtype=torch.float64)
+    qualities = torch.arange(1, 8 + 1 / 64, 1 / 64, dtype=torch.float64)
     steps = image.analysis.steps(qualities) * 2.0**s2_temporal.STEP_BITS
     assert margin(steps) > 1e-8
 
@@ -177,7 +207,7 @@ def test_circles_and_strangers_among_references_are_refused(cube):
         with pytest.raises(FormatError, match="date 1 refers to date"):
             model.decode([good, stranger], shape, 4.0, None)
     with pytest.raises(FormatError, match="temporal section begins with"):
-        model.decode([good, b"\xff"], shape, 4.0, None)
+        model.decode([good, b"\xf8"], shape, 4.0, None)
     with pytest.raises(FormatError):
         model.decode([good, b""], shape, 4.0, None)
 
