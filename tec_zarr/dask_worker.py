@@ -24,6 +24,7 @@ _TICK, _TICK_MS = "tick", 1000
 QUIET = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": f"{_TICK_MS} ms",
+    "distributed.worker.memory.monitor-interval": "1 s",
 }
 """Dask's settings with which a scheduler and nannies on the machine of the workers take a quarter
 of the processor time: `WarmUp` reaches the workers only (``docs/scaling.md``)."""

@@ -369,6 +369,22 @@ def test_an_existing_client_with_stores_of_its_own(mixed_cluster, source, tmp_pa
         recompress(source, MemoryStore(), client=mixed_cluster, **TOY)
 
 
+def test_dask_watches_itself_less_while_it_runs_and_as_before_afterwards(mixed_cluster):
+    from tec_zarr.dask_worker import WarmUp
+
+    def watching(dask_worker):
+        callbacks = dask_worker.periodic_callbacks
+        return callbacks["tick"].callback_time, callbacks["profile"].is_running()
+
+    before = mixed_cluster.run(watching)
+    mixed_cluster.register_plugin(WarmUp([]), name="quiet")
+    during = mixed_cluster.run(watching)
+    mixed_cluster.unregister_worker_plugin("quiet")
+    assert set(during.values()) == {(1000, False)}
+    assert mixed_cluster.run(watching) == before
+    assert all(tick < 1000 and profile for tick, profile in before.values())
+
+
 @pytest.fixture(scope="module")
 def s3():
     """An S3 server on loopback."""
