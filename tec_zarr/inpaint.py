@@ -49,8 +49,12 @@ TILE, HALO = 256, 64
 """Side of the squares that are estimated at a time, and how far they look beyond; neighbours are
 blended over what they share."""
 
+SEAM = 16
+"""Pixels on both sides of a border of Dask chunks over which their estimates are blended."""
+
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
 Mask = xr.DataArray | Callable[..., xr.DataArray]
+_Axes = tuple[int, int | None, int | None, int | None]
 
 
 class NothingClearWarning(UserWarning):
@@ -59,12 +63,28 @@ class NothingClearWarning(UserWarning):
 
 @overload
 def inpaint_clouds(
-    obj: XrObject, mask: Mask | None = ..., *, return_uncertainty: Literal[False] = ..., **kw: Any
+    obj: XrObject,
+    mask: Mask | None = ...,
+    *,
+    scl: xr.DataArray | None = ...,
+    method: str = ...,
+    dilate: int = ...,
+    return_uncertainty: Literal[False] = ...,
+    model: str | FamilyModel | None = ...,
+    progress: bool = ...,
 ) -> XrObject: ...
 @overload
 def inpaint_clouds(
-    obj: XrObject, mask: Mask | None = ..., *, return_uncertainty: Literal[True], **kw: Any
-) -> tuple[XrObject, XrObject]: ...
+    obj: XrObject,
+    mask: Mask | None = ...,
+    *,
+    scl: xr.DataArray | None = ...,
+    method: str = ...,
+    dilate: int = ...,
+    return_uncertainty: bool,
+    model: str | FamilyModel | None = ...,
+    progress: bool = ...,
+) -> Any: ...
 def inpaint_clouds(
     obj: Any,
     mask: Mask | None = None,
@@ -134,7 +154,8 @@ def inpaint_clouds(
     Notes
     -----
     ``regression`` and ``tec-tt`` look at squares of 256 pixels and 64 around them at a time, and
-    blend them; Dask chunks look 64 pixels into their neighbours, and are not blended.
+    blend them. Dask chunks look 64 pixels into their neighbours (the smallest chunk's size at
+    most) and are blended over 16 pixels on both sides of their borders.
     """
     if method not in METHODS:
         raise TecError(f"method is {method!r}, it must be one of {', '.join(METHODS)}")
@@ -211,7 +232,8 @@ def _inpaint(
                 f"the Dask chunks of {name!r} hold {da.chunksizes[dim][0]} of {da.sizes[dim]} "
                 f"along {dim!r}; filling needs all of them: {name} = {name}.chunk({{{dim!r}: -1}})"
             )
-    axes = tuple(None if d is None else da.dims.index(d) for d in order)
+    _, *others = (None if d is None else da.dims.index(d) for d in order)
+    axes = cast(_Axes, (da.dims.index(time), *others))
     labels = [str(v)[:10] for v in da[time].values]
     wide = np.dtype("f4") if da.dtype in (np.uint8, np.uint16, np.int16, np.float32) else "f8"
     estimate = partial(
@@ -231,19 +253,77 @@ def _inpaint(
         hidden = hidden.rechunk(da.chunks)
         space = dict.fromkeys(range(da.ndim), 0)
         if spatial:
-            space |= {axes[2]: HALO, axes[3]: HALO}
-            space = {a: min(n, *da.chunks[a]) for a, n in space.items()}
+            space |= {a: min(HALO, *da.chunks[a]) for a in axes[2:] if a is not None}
         wider = [overlap.overlap(x, depth=space, boundary="none") for x in (da.data, hidden)]
         pages = 1 + how.uncertain
         found = dask.array.map_blocks(
             estimate, *wider, dtype=wide, new_axis=0, chunks=((pages,), *wider[0].chunks),
             meta=np.empty((0,) * (da.ndim + 1), wide),
         )  # fmt: skip
-        depth = {0: 0, **{a + 1: n for a, n in space.items()}}
-        found = overlap.trim_internal(found, depth, boundary="none")
+        meet = {a + 1: min(SEAM, n) for a, n in space.items()}
+        beyond = {0: 0, **{a + 1: n - meet[a + 1] for a, n in space.items()}}
+        found = overlap.trim_internal(found, beyond, boundary="none")
+        for axis in (a for a, n in meet.items() if n):
+            found = _meet_neighbours(found, axis, meet[axis])
+        found = overlap.trim_internal(found, {0: 0, **meet}, boundary="none")
         data = dask.array.map_blocks(merge, da.data, hidden, found[0], dtype=da.dtype)
     half_width = _like(da, found[1].astype("f4")) if how.uncertain else None
     return da.copy(data=data), half_width
+
+
+def _meet_neighbours(found: Any, axis: int, reach: int) -> Any:
+    """Estimates of Dask chunks that reach ``reach`` pixels into their neighbours, blended there.
+
+    Only copies of the shared strips go from one chunk to the next: views would keep every chunk
+    of a row in memory.
+    """
+    import dask.array
+
+    count = found.numblocks[axis]
+    if count == 1:
+        return found
+
+    def strips(place: slice, kept: slice) -> Any:
+        """Of all blocks but the first or last, and NaN for what has no neighbour."""
+        sizes = list(found.chunks)
+        sizes[axis] = (2 * reach,) * count
+        cut = partial(_strip, axis=axis, place=place)
+        there = found.map_blocks(cut, dtype=found.dtype, chunks=tuple(sizes))
+        sizes[axis] = (2 * reach,)
+        shape = tuple(sum(n) for n in sizes)
+        none = dask.array.full(shape, np.nan, found.dtype, chunks=tuple(sizes))
+        there = there.blocks[(slice(None),) * axis + (kept,)]
+        parts = [none, there] if kept.start is None else [there, none]
+        return dask.array.concatenate(parts, axis=axis)
+
+    before = strips(slice(-2 * reach, None), slice(None, -1))
+    after = strips(slice(None, 2 * reach), slice(1, None))
+    blend = partial(_blend, axis=axis, reach=reach)
+    return dask.array.map_blocks(
+        blend, found, before, after, dtype=found.dtype, chunks=found.chunks
+    )
+
+
+def _strip(block: np.ndarray, *, axis: int, place: slice) -> np.ndarray:
+    return block[(slice(None),) * axis + (place,)].copy()
+
+
+def _blend(
+    own: np.ndarray, before: np.ndarray, after: np.ndarray, *, axis: int, reach: int
+) -> np.ndarray:
+    """``own``, the nearer to the neighbours the more of their estimates of the same pixels."""
+    out = own.copy()
+    turned = np.moveaxis(out, axis, -1)
+    rise = ((np.arange(2 * reach) + 0.5) / (2 * reach)).astype(own.dtype)
+    for place, other, share in (
+        (slice(None, 2 * reach), before, 1 - rise),
+        (slice(-2 * reach, None), after, rise),
+    ):
+        mine, theirs = turned[..., place], np.moveaxis(other, axis, -1)
+        both = mine + share * (theirs - mine)  # exactly the same where both are the same
+        both = np.where(np.isnan(mine), theirs, both)
+        turned[..., place] = np.where(np.isnan(theirs), mine, both)
+    return out
 
 
 def _like(da: xr.DataArray, half_width: Any) -> xr.DataArray:
@@ -324,8 +404,10 @@ def _resolve_mask(
                 f"the mask has {dict(found.sizes)}, the cube {dict(da.sizes)}: bring it to the "
                 "cube's dates and grid (mask.reindex_like(cube, method='nearest'))"
             )
-        if dim in da.indexes and dim in found.indexes and not da.indexes[dim].equals(
-            found.indexes[dim]
+        if (
+            dim in da.indexes
+            and dim in found.indexes
+            and not da.indexes[dim].equals(found.indexes[dim])
         ):
             raise UnsupportedArrayError(f"the mask has other coordinates along {dim!r}")
     missing = {dim: 1 for dim in da.dims if dim not in found.dims}
@@ -360,7 +442,7 @@ def _estimate(
     hidden: np.ndarray,
     *,
     how: _How,
-    axes: tuple[int | None, ...],
+    axes: _Axes,
     moments: np.ndarray,
     nodata: float,
     labels: Sequence[str],
@@ -384,15 +466,15 @@ def _estimate(
         _fill_pixels(cube, open_, cover, np.moveaxis(found, axes[0] + 1, 1), moments, how)
     if how.uncertain:
         found[1][~hidden] = 0
-    _warn_of_nothing(*(np.moveaxis(v, axes[0], 0) for v in (hidden, found[0])), labels)
+    _warn_of_nothing(np.moveaxis(hidden, axes[0], 0), np.moveaxis(found[0], axes[0], 0), labels)
     return found
 
 
-def _ranks(axes: tuple[int | None, ...]) -> list[int]:
+def _ranks(axes: _Axes) -> list[int]:
     return list(range(1, 1 + sum(a is not None for a in axes)))
 
 
-def _canonical(values: np.ndarray, axes: tuple[int | None, ...]) -> np.ndarray:
+def _canonical(values: np.ndarray, axes: _Axes) -> np.ndarray:
     """View (T, C, H, W)."""
     there = [a for a in axes if a is not None]
     turned = np.moveaxis(values, there, range(len(there)))
@@ -449,14 +531,14 @@ def _fill_tiles(
     used = np.flatnonzero(clear.any((0, 2, 3)))  # a band without a clear value says nothing
     if not len(used):
         return
-    seen = clear[:, used].all(1)
+    seen = np.logical_and.reduce(clear[:, used], axis=1)
     unit = np.float32(_unit(cube, clear))
-    wanted = hidden.any(1)
+    wanted = np.logical_or.reduce(hidden, axis=1)
     windows = [w for w in _windows(*seen.shape[1:]) if wanted[:, w.rows, w.columns].any()]
-    todo = [np.flatnonzero(wanted[:, w.rows, w.columns].any((1, 2))) for w in windows]
+    todo = [np.flatnonzero(wanted[:, w.rows, w.columns].any((1, 2))).tolist() for w in windows]
     weight = np.zeros(seen.shape, np.float32)
     filler = _filler(how, None if bands is None else tuple(bands[b] for b in used))
-    dates = np.flatnonzero(wanted.any((1, 2)))
+    dates = np.flatnonzero(wanted.any((1, 2))).tolist()
     for date in dates:
         pages[:, date, used] = 0
     with tqdm(total=sum(map(len, todo)), disable=not how.progress, unit="tile") as bar:
