@@ -41,7 +41,14 @@ from tec_zarr.limits import (
     resolve,
 )
 from tec_zarr.mask import Mask, find_mask, list_exactly, pack_mask, unpack_mask
-from tec_zarr.models.registry import Model, TemporalModel, find_model, get_model, name_of
+from tec_zarr.models.registry import (
+    DateModel,
+    Model,
+    TemporalModel,
+    find_model,
+    get_model,
+    name_of,
+)
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS, band_names
 from tec_zarr.stream import (
     NAMED_MODEL,
@@ -599,7 +606,10 @@ def within_bounds(
 
 
 def decode_chunk(
-    data: bytes | memoryview, *, expected_shape: tuple[int, ...] | None = None
+    data: bytes | memoryview,
+    *,
+    expected_shape: tuple[int, ...] | None = None,
+    dates: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Decode what :func:`encode_chunk` wrote.
 
@@ -609,11 +619,17 @@ def decode_chunk(
         One frame.
     expected_shape : tuple of int, optional
         Shape that the caller knows; another one in the frame is an error before any work.
+    dates : sequence of int, optional
+        Of a chunk (time, band, y, x): the dates wanted, from 0. The embedded models then make no
+        other date's pixels, once this process has verified the latents' checksum of a whole
+        chunk with the same weights; it stands for all dates of a chunk. (That of the bytes is
+        verified always.)
 
     Returns
     -------
     ndarray
-        Shape, dtype, byte order and memory order of the array that was encoded.
+        Shape, dtype, byte order and memory order of the array that was encoded; with ``dates``
+        only those, in that order.
 
     Raises
     ------
@@ -631,16 +647,34 @@ def decode_chunk(
             f"TEC frame of shape {header.shape} where the array has chunks of shape "
             f"{tuple(expected_shape)}: the chunk belongs to another array"
         )
-    samples = _samples(frame)
+    shape = header.shape
+    if dates is None:
+        samples = _samples(frame)
+    else:
+        if len(shape) != 4 or not all(0 <= date < shape[0] for date in dates):
+            raise UnsupportedArrayError(
+                f"dates {list(dates)} of a chunk of shape {shape}: it must be (time, band, y, x), "
+                "and have them"
+            )
+        shape = (len(dates), *shape[1:])
+        samples = _samples(frame, list(dates))
     if header.bounds is None or any(header.bounds):
         generation.remember_decoded(samples)
-    array = samples.reshape(header.shape).astype(header.dtype, copy=False)
+    array = samples.reshape(shape).astype(header.dtype, copy=False)
     return np.asfortranarray(array) if header.fortran else array
 
 
-def _samples(frame: Frame) -> np.ndarray:
-    """All samples of a frame, (T, C, H, W) in native byte order."""
+_verified: set[bytes] = set()
+"""Weights of whose latents this process has found a checksum right."""
+
+
+def _samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
+    """Samples of a frame, of all or some dates: (T, C, H, W) in native byte order."""
     header = frame.header
+    if dates == list(range(header.shape4[0])):
+        dates = None
+    if dates is not None and (header.bounded or header.weights not in _verified):
+        return _samples(frame)[dates]
     native = header.dtype.newbyteorder("=")
     packed, exact = (_single(frame.payloads(k), k) for k in (SectionKind.MASK, SectionKind.EXACT))
     mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
@@ -660,16 +694,18 @@ def _samples(frame: Frame) -> np.ndarray:
         )
     samples = np.empty(header.shape4, native)
     latents_crc = 0
-    for tile, dates in tiles:
-        shape = (len(dates), len(free), *samples[0, 0, *tile].shape)
-        cube, crc = _decode_tile(header, latents[: len(dates)], shape, free)
-        del latents[: len(dates)]
+    for tile, there in tiles:
+        shape = (len(there), len(free), *samples[0, 0, *tile].shape)
+        wanted = there if dates is None else [date for date in there if date in dates]
+        places = None if dates is None else [there.index(date) for date in wanted]
+        cube, crc = _decode_tile(header, latents[: len(there)], shape, free, places)
+        del latents[: len(there)]
         latents_crc = _chain(latents_crc, crc)
         view = samples[:, :, *tile]
-        view[np.ix_(dates, free)] = _values(cube, header)
+        view[np.ix_(wanted, free)] = _values(cube, header)
     if bounded:
         samples[:, bounded] = _values(_bound_layer(header, residuals, levels, mask), header)
-    if latents_crc != header.latents_crc:
+    if dates is None and latents_crc != header.latents_crc:
         raise ChecksumError(
             f"model {_model_name(header)!r} decoded other latents than were encoded, for a chunk "
             f"of shape {header.shape}: this machine's arithmetic disagrees with the encoder's; "
@@ -677,6 +713,10 @@ def _samples(frame: Frame) -> np.ndarray:
         )
     if mask is not None:
         mask.restore(samples)
+    if dates is not None:
+        return samples[dates]
+    if tiles and hasattr(_model_of(header), "decode_dates"):
+        _verified.add(header.weights)
     return samples
 
 
@@ -890,11 +930,20 @@ def _check_reflectance(samples: np.ndarray, mask: Mask | None) -> None:
 
 
 def _decode_tile(
-    header: Header, sections: list[bytes], shape: tuple[int, int, int, int], bands: Sequence[int]
+    header: Header,
+    sections: list[bytes],
+    shape: tuple[int, int, int, int],
+    bands: Sequence[int],
+    dates: list[int] | None,
 ) -> tuple[np.ndarray, int]:
+    """DN and checksum of a tile of ``shape``; with ``dates``, those alone and no checksum."""
     model = _model_of(header)
     names = None if header.bands is None else tuple(header.bands[c] for c in bands)
     try:
+        if dates is not None:
+            with _model_slots:
+                some = cast("DateModel", model)
+                return some.decode_dates(sections, shape, header.quality, dates), 0
         return gather.decode(model, sections, shape, header.quality, names, _model_slots)
     except TecError:
         raise

@@ -6,22 +6,26 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zarr.abc.codec import ArrayBytesCodec
+from zarr.abc.codec import ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin
 
 from tec_zarr.chunk import ChunkSpec, check_array, decode_chunk, encode_chunk
 from tec_zarr.errors import UnsupportedArrayError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Self
 
+    import numpy as np
+    from zarr.abc.store import ByteGetter
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, NDBuffer
+    from zarr.core.indexing import SelectorTuple
 
 NAME = "tec"
 
 
 @dataclass(frozen=True)
-class TECCodec(ChunkSpec, ArrayBytesCodec):
+class TECCodec(ChunkSpec, ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
     """TerraCodec for arrays of Sentinel-2 digital numbers or reflectance.
 
     Takes the arguments of :class:`tec_zarr.chunk.ChunkSpec`. Use it as the ``serializer`` of a
@@ -72,8 +76,31 @@ class TECCodec(ChunkSpec, ArrayBytesCodec):
         return chunk_spec.prototype.buffer.from_bytes(encoded)
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        array = await self._decoded(chunk_data, chunk_spec, None)
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(array)
+
+    async def _decode_partial_single(
+        self, byte_getter: ByteGetter, selection: SelectorTuple, chunk_spec: ArraySpec
+    ) -> NDBuffer | None:
+        """Part of a chunk: all of its bytes are read, only the selected dates are decoded."""
+        data = await byte_getter.get(prototype=chunk_spec.prototype)
+        if data is None:
+            return None
+        parts = selection if isinstance(selection, tuple) else (selection,)
+        dates = None
+        if len(parts) == chunk_spec.ndim == 4 and isinstance(parts[0], slice | int):
+            chosen = range(chunk_spec.shape[0])[parts[0]]
+            single = isinstance(chosen, int)
+            dates = [chosen] if single else chosen
+            parts = (0 if single else slice(None), *parts[1:])
+        array = await self._decoded(data, chunk_spec, dates)
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(array[parts])
+
+    async def _decoded(
+        self, data: Buffer, chunk_spec: ArraySpec, dates: Sequence[int] | None
+    ) -> np.ndarray:
         array = await asyncio.to_thread(
-            decode_chunk, chunk_data.to_bytes(), expected_shape=chunk_spec.shape
+            decode_chunk, data.to_bytes(), expected_shape=chunk_spec.shape, dates=dates
         )
         dtype = chunk_spec.dtype.to_native_dtype()
         if array.dtype.newbyteorder("=") != dtype.newbyteorder("="):
@@ -81,4 +108,4 @@ class TECCodec(ChunkSpec, ArrayBytesCodec):
                 f"TEC frame of {array.dtype} in an array of {dtype}: the chunk belongs to "
                 "another array"
             )
-        return chunk_spec.prototype.nd_buffer.from_numpy_array(array)
+        return array

@@ -16,7 +16,9 @@ import zarr
 from test_chunk import HALF_STEP, QUALITY, scene
 
 import tec_zarr
+from tec_zarr import ChunkSpec, chunk, decode_chunk, encode_chunk, synthetic
 from tec_zarr.errors import FormatError, SecondGenerationWarning, TecError, UnsupportedArrayError
+from tec_zarr.models.s2_temporal import TecTtS2
 
 
 def v3(store=None, *, shape, chunks, dtype="u2", shards=None, fill_value=None, **kwargs):
@@ -77,6 +79,49 @@ def test_shards_and_partial_reads():
     whole = array[:]
     assert np.abs(whole.astype(int) - data).max() <= HALF_STEP
     np.testing.assert_array_equal(array[1, 3:5, 40:50, 120:], whole[1, 3:5, 40:50, 120:])
+
+
+@pytest.mark.parametrize("model", ["tec-s2", "tec-tt-s2", toy.NAME])
+@pytest.mark.parametrize("shards", [None, (6, 12, 64, 64)])
+def test_some_dates_of_a_chunk_are_those_of_the_whole(model, shards):
+    data = synthetic.cube(dates=6, size=64, seed=9).values
+    data[2] = 0  # a date that is not coded at all
+    codec = tec_zarr.TECCodec(model=model)
+    array = zarr.create_array(
+        {}, shape=data.shape, chunks=(6, 12, 32, 32), shards=shards, dtype="u2", fill_value=0,
+        serializer=codec, compressors=None,
+    )  # fmt: skip
+    array[:] = data
+    whole = array[:]
+    for selection in (
+        3, slice(2, 4), slice(0, 6, 2), (4, slice(1, 3), slice(20, 50), 7), (slice(5, 6), ..., 40)
+    ):  # fmt: skip
+        np.testing.assert_array_equal(array[selection], whole[selection])
+    dates = [1, 4]
+    np.testing.assert_array_equal(array.oindex[dates, [0, 7]], whole[dates][:, [0, 7]])
+    places = np.array([0, 5]), np.array([3, 3]), np.array([9, 63]), np.array([40, 2])
+    np.testing.assert_array_equal(array.vindex[places], whole[places])
+
+
+def test_one_date_makes_the_pixels_of_no_other(monkeypatch):
+    data = synthetic.cube(dates=5, size=32, seed=9, nodata_edge=False, clouds=False).values
+    frame = encode_chunk(data, ChunkSpec("tec-tt-s2"))
+    whole = decode_chunk(frame)
+    made = []
+    pixels = TecTtS2._pixels
+    monkeypatch.setattr(TecTtS2, "_pixels", lambda *a: made.append(1) or pixels(*a))
+    np.testing.assert_array_equal(decode_chunk(frame, dates=[3, 1]), whole[[3, 1]])
+    assert len(made) == 2
+    # What has not shown yet that it computes as the encoder did is checked on all dates first.
+    monkeypatch.setattr(chunk, "_verified", set())
+    np.testing.assert_array_equal(decode_chunk(frame, dates=[3]), whole[[3]])
+    assert len(made) == 2 + 5
+
+
+def test_dates_that_a_chunk_does_not_have_are_refused():
+    frame = encode_chunk(scene((3, 12, 16, 16)).astype("u2"), ChunkSpec(toy.NAME, QUALITY))
+    with pytest.raises(UnsupportedArrayError, match=r"dates \[3\] of a chunk of shape \(3, 12"):
+        decode_chunk(frame, dates=[3])
 
 
 @pytest.mark.parametrize("make", [v3, v2])

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -66,6 +66,19 @@ class Model(Protocol):
         bands: tuple[str, ...] | None,
     ) -> tuple[np.ndarray, int]:
         """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
+
+
+class DateModel(Model, Protocol):
+    """A model whose arithmetic is exact, and that can decode some dates without the others."""
+
+    def decode_dates(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        dates: Sequence[int],
+    ) -> np.ndarray:
+        """Decode to float32 DN (len(dates), C, h, w); ``shape`` is that of all dates."""
 
 
 class TemporalModel(Model, Protocol):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -220,12 +221,21 @@ class TecS2:
         out = np.empty(shape, np.float32)
         crc = 0
         for date, section in zip(out, sections, strict=True):
-            latents, context = self.decode_latents(section, shape[1:], quality)
-            crc = zlib.crc32(checked(latents), crc)
-            self.synthesis(
-                latents, context.channels, quality, context.condition, context.spectral, date
-            )
+            crc = zlib.crc32(checked(self._decode_date(section, quality, date)), crc)
         return out, crc
+
+    def decode_dates(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        dates: Sequence[int],
+    ) -> np.ndarray:
+        """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w)."""
+        out = np.empty((len(dates), *shape[1:]), np.float32)
+        for number, date in zip(dates, out, strict=True):
+            self._decode_date(sections[number], quality, date)
+        return out
 
     # ---- one date
 
@@ -262,6 +272,14 @@ class TecS2:
         rows, columns = -(-height // BLOCK), -(-width // BLOCK)
         context = context_of(spectral, quality)
         return self.coder.decode(rest, context, rows, columns, reference=reference)
+
+    def _decode_date(self, section: bytes, quality: float, out: np.ndarray) -> np.ndarray:
+        """Write float32 DN into ``out`` (C, h, w); returns the latents."""
+        latents, context = self.decode_latents(section, out.shape, quality)
+        self.synthesis(
+            latents, context.channels, quality, context.condition, context.spectral, out
+        )
+        return latents
 
     def worth(self, quality: float) -> np.ndarray:
         """What a squared step of each channel is worth in bits, (320,)."""

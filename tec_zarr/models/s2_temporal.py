@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -212,7 +213,6 @@ class TecTtS2:
             crc = zlib.crc32(date.latents, crc)
         return Encoded([date.section for date in coded], crc)
 
-    @torch.inference_mode()
     def decode(
         self,
         sections: list[bytes],
@@ -222,19 +222,45 @@ class TecTtS2:
     ) -> tuple[np.ndarray, int]:
         """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
         del bands
-        parsed = [_parse(section, date, shape) for date, section in enumerate(sections)]
-        needed = {r.date for one in parsed for r in one.references}
-        out = np.empty(shape, np.float32)
-        done: dict[int, _Read] = {}
-        for number in _decoding_order(parsed):
-            level = date_quality(quality, parsed[number].finer)
-            read = self._read(parsed[number], done, shape[1:], level, number in needed)
-            self._pixels(read, level, out[number])
-            done[number] = replace(read, prediction=None)  # the largest part, no longer needed
+        out, done = self._decode(sections, shape, quality, range(len(sections)))
         crc = 0
-        for number in range(len(parsed)):
+        for number in range(len(sections)):
             crc = zlib.crc32(checked(done[number].latents), crc)
         return out, crc
+
+    def decode_dates(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        dates: Sequence[int],
+    ) -> np.ndarray:
+        """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w).
+
+        Of the dates that they refer to the latents are decoded, and no pixels are made.
+        """
+        return self._decode(sections, shape, quality, dates)[0]
+
+    @torch.inference_mode()
+    def _decode(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        dates: Sequence[int],
+    ) -> tuple[np.ndarray, dict[int, _Read]]:
+        parsed = [_parse(section, date, shape) for date, section in enumerate(sections)]
+        order = _decoding_order(parsed, dates)
+        needed = {r.date for number in order for r in parsed[number].references}
+        out = np.empty((len(dates), *shape[1:]), np.float32)
+        done: dict[int, _Read] = {}
+        for number in order:
+            level = date_quality(quality, parsed[number].finer)
+            read = self._read(parsed[number], done, shape[1:], level, number in needed)
+            if number in dates:
+                self._pixels(read, level, out[dates.index(number)])
+            done[number] = replace(read, prediction=None)  # the largest part, no longer needed
+        return out, done
 
     # ---- one date
 
@@ -555,10 +581,10 @@ class _Parsed:
     rest: bytes
 
 
-def _decoding_order(parsed: list[_Parsed]) -> list[int]:
-    """Dates, references before those that use them."""
+def _decoding_order(parsed: list[_Parsed], dates: Sequence[int]) -> list[int]:
+    """``dates`` and all that they depend on, references before those that use them."""
     order: dict[int, None] = {}
-    for number in range(len(parsed)):
+    for number in dates:
         path = {number: None}  # dates that wait for one another
         while path:
             last = next(reversed(path))
