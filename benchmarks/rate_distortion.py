@@ -25,12 +25,14 @@ import csv
 import datetime
 import json
 import math
+import multiprocessing
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,37 +129,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = [codec for codec in chosen if codec.name in options.only]
     failed = []
     order = {codec.name: number for number, codec in enumerate(contenders(options.quick))}
-    with ThreadPoolExecutor(options.jobs) as pool:
-        running: dict[Future, Contender] = {
-            pool.submit(measure_all, codec, rows): codec
-            for codec in sorted(chosen, key=lambda codec: codec.name not in SLOW)
-        }
-        for future in as_completed(running):
-            codec = running[future]
-            try:
-                points, entry = future.result()
-            except (ModuleNotFoundError, UnknownModelError) as missing:
-                print(f"{codec.name}: left out, {missing}", file=sys.stderr)
-                continue
-            except Exception:
-                failed.append(codec.name)
-                traceback.print_exc()
-                continue
-            results["points"] += [asdict(point) for point in points]
-            results["points"].sort(key=lambda point: order.get(point["codec"], len(order)))
-            results["measured"][codec.name] = {**entry, "merged": bool(options.only)}
-            results["measured"] = dict(
-                sorted(results["measured"].items(), key=lambda pair: order.get(pair[0], len(order)))
-            )
-            print(f"{codec.name}: {len(points)} points, {entry['seconds']:.0f} s", flush=True)
-            # After every codec, so that a run that is cut short keeps what it measured.
-            results["summary"] = summary([Point(**point) for point in results["points"]])
-            write(results, target)
+    for codec, outcome in _outcomes(chosen, rows, options):
+        try:
+            points, entry = outcome()
+        except (ModuleNotFoundError, UnknownModelError) as missing:
+            print(f"{codec.name}: left out, {missing}", file=sys.stderr)
+            continue
+        except Exception:
+            failed.append(codec.name)
+            traceback.print_exc()
+            continue
+        results["points"] += [asdict(point) for point in points]
+        results["points"].sort(key=lambda point: order.get(point["codec"], len(order)))
+        results["measured"][codec.name] = {**entry, "merged": bool(options.only)}
+        results["measured"] = dict(
+            sorted(results["measured"].items(), key=lambda pair: order.get(pair[0], len(order)))
+        )
+        print(f"{codec.name}: {len(points)} points, {entry['seconds']:.0f} s", flush=True)
+        # After every codec, so that a run that is cut short keeps what it measured.
+        results["summary"] = summary([Point(**point) for point in results["points"]])
+        write(results, target)
     plot(results["points"], target.with_suffix(".png"))
     plot_seasonal(results["points"], target.with_suffix(".svg"))
     print_tables(results)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def _outcomes(
+    chosen: Sequence[Contender], rows: Sequence[Scene], options: argparse.Namespace
+) -> Iterator[tuple[Contender, Callable[[], tuple[list[Point], dict[str, object]]]]]:
+    """Every codec with a call that has its points, or raises; with jobs in the order of the end."""
+    if options.jobs == 1:
+        for codec in chosen:
+            yield codec, partial(measure_all, codec, rows)
+        return
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        running = {
+            pool.submit(_measure_named, codec.name, options.quick, options.data): codec
+            for codec in sorted(chosen, key=lambda codec: codec.name not in SLOW)
+        }
+        for future in as_completed(running):
+            yield running[future], future.result
+
+
+def _measure_named(name: str, quick: bool, data: Path) -> tuple[list[Point], dict[str, object]]:
+    """`measure_all` in a process that knows nothing but this."""
+    (codec,) = (codec for codec in contenders(quick) if codec.name == name)
+    return measure_all(codec, rows_to_measure(scenes(data), quick))
 
 
 def measure_all(codec: Contender, rows: Sequence[Scene]) -> tuple[list[Point], dict[str, object]]:

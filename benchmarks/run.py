@@ -13,9 +13,11 @@ Writes ``run.json``: when, where, with which weights, how long each step took.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -75,6 +77,8 @@ STEPS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the steps, write ``run.json`` and, after a full run, the pages."""
     options = _parse(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     out = QUICK if options.quick else RESULTS
     steps = [s for s in STEPS if not options.only or s.name in options.only]
     if not options.reference_python:
@@ -108,6 +112,7 @@ class Run:
         self.began = time.monotonic()
         self.entries: dict[str, dict] = {}
         self._free = SLOTS
+        self._running: set[subprocess.Popen] = set()
         self._changed = threading.Condition()
         self.record = {
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -125,14 +130,18 @@ class Run:
     def all(self, steps: Sequence[Step]) -> None:
         """Run every step, in order, as slots become free."""
         threads = []
-        for step in steps:
-            with self._changed:
-                self._changed.wait_for(lambda step=step: self._free >= step.slots)
-                self._free -= step.slots
-            threads.append(threading.Thread(target=self._one, args=(step,)))
-            threads[-1].start()
-        for thread in threads:
-            thread.join()
+        try:
+            for step in steps:
+                with self._changed:
+                    self._changed.wait_for(lambda step=step: self._free >= step.slots)
+                    self._free -= step.slots
+                threads.append(threading.Thread(target=self._one, args=(step,)))
+                threads[-1].start()
+            for thread in threads:
+                thread.join()
+        finally:  # nothing goes on when somebody ends this
+            for process in tuple(self._running):
+                _end(process)
 
     def _one(self, step: Step) -> None:
         began = time.monotonic()
@@ -162,7 +171,8 @@ class Run:
                 command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 text=True, errors="replace", start_new_session=True,
             )  # fmt: skip
-            timer = threading.Timer(LIMIT, process.kill)
+            self._running.add(process)
+            timer = threading.Timer(LIMIT, _end, (process,))
             timer.start()
             assert process.stdout is not None
             for line in process.stdout:
@@ -170,12 +180,20 @@ class Run:
                 log.flush()
                 if line.strip():
                     self._say(step.name, line.rstrip()[:110])
+            code = process.wait()
             timer.cancel()
-            return process.wait()
+            self._running.discard(process)
+            return code
 
     def _say(self, name: str, text: str) -> None:
         minutes, seconds = divmod(int(self.seconds()), 60)
         print(f"{minutes:3}:{seconds:02} {name:16} {text}", flush=True)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a program and everything that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

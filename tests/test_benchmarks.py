@@ -345,7 +345,7 @@ def test_a_codec_that_fails_is_named_and_the_others_are_written(small_run, monke
               rate_distortion.Contender("broken", "", (1.0,), broken)]  # fmt: skip
     monkeypatch.setattr(rate_distortion, "contenders", lambda quick: chosen)
     with pytest.raises(SystemExit, match="failed: broken"):
-        run("--jobs", "2")
+        run()
     results = json.loads((folder / "rate_distortion.json").read_text())
     assert list(results["measured"]) == ["tec", "jpeg2000"]
     assert "no such luck" in capsys.readouterr().err
