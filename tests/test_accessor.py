@@ -15,6 +15,7 @@ import tec_zarr
 from tec_zarr import synthetic
 from tec_zarr.accessor import preview, report, simulate, to_zarr, weigh
 from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.inpaint import NothingClearWarning
 from tec_zarr.report import stored_arrays
 
 TOY = {"model": toy.NAME, "quality": 6.0}
@@ -218,3 +219,17 @@ def test_an_eopf_product_is_one_cube(examples, tmp_path):
     np.testing.assert_array_equal(
         product.tec.simulate(**TOY).reflectance, cube.tec.simulate(**TOY).reflectance
     )
+
+
+def test_clouds_of_an_eopf_product_of_one_date_stay_nodata_and_it_is_said(examples, tmp_path):
+    product = xr.open_datatree(
+        examples.make_eopf_product(tmp_path / "S2.zarr"), engine="zarr", chunks={}
+    )
+    cube = product.tec.harmonize().compute()
+    bright = cube.reflectance.sel(band="B02", drop=True)
+    mask = bright > bright.median()
+    with pytest.warns(NothingClearWarning):
+        out = product.tec.inpaint_clouds(mask).compute()
+    assert (out.reflectance.where(mask, 0) == 0).all()
+    assert (out.reflectance == cube.reflectance).where(~mask, True).all()
+    assert out.rio.crs == cube.rio.crs
