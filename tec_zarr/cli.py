@@ -334,6 +334,12 @@ def _recompress(arguments: argparse.Namespace) -> int:
                 raise UnsupportedArrayError(
                     "--workers and --scheduler need distributed: pip install 'tec_zarr[dask]'"
                 ) from error
+            if arguments.workers:
+                from dask.config import set as dask_settings
+
+                from tec_zarr.dask_worker import QUIET
+
+                stack.enter_context(dask_settings(QUIET))
             address = arguments.scheduler or stack.enter_context(
                 LocalCluster(n_workers=arguments.workers, threads_per_worker=1)
             )
