@@ -87,12 +87,12 @@ class TECCodec(ChunkSpec, ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
         if data is None:
             return None
         parts = selection if isinstance(selection, tuple) else (selection,)
-        dates = None
-        if len(parts) == chunk_spec.ndim == 4 and isinstance(parts[0], slice | int):
-            chosen = range(chunk_spec.shape[0])[parts[0]]
-            single = isinstance(chosen, int)
-            dates = [chosen] if single else chosen
-            parts = (0 if single else slice(None), *parts[1:])
+        dates: Sequence[int] | None = None
+        if len(parts) == chunk_spec.ndim == 4:
+            if isinstance(parts[0], slice):
+                dates, parts = range(chunk_spec.shape[0])[parts[0]], (slice(None), *parts[1:])
+            elif isinstance(parts[0], int):
+                dates, parts = [parts[0]], (0, *parts[1:])
         array = await self._decoded(data, chunk_spec, dates)
         return chunk_spec.prototype.nd_buffer.from_numpy_array(array[parts])
 
