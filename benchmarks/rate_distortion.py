@@ -13,9 +13,10 @@ one date a chunk, (1, band, y, x), ``tec-4dates`` the whole cube as one chunk wi
 ``tec-tt`` the same with the temporal model, where that is installed. The classical codecs may
 use the whole cube: the rows "over time" predict over the dates and the KLT rows share one basis
 over them. Settings: ``classical.py``. What a stream costs before it says anything is measured
-too, on a constant cube (``overhead_bytes``). No time is measured here, so that codecs may run
-beside one another (``--jobs``); a codec that fails is named, the others are written all the same,
-and the exit code says so.
+too, on a constant cube (``overhead_bytes``). Times are processor seconds of both ways together,
+and say no more than the order of size: codecs may run beside one another (``--jobs``, each in a
+process of its own). A codec that fails is named, the others are written all the same, and the exit
+code says so.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import datetime
 import json
 import math
 import multiprocessing
+import resource
 import sys
 import time
 import traceback
@@ -79,6 +81,8 @@ class Point:
     bpppb: float
     psnr: float
     sam: float
+    cpu_seconds: float = math.nan
+    """Processor time of encoding and decoding together, child processes included."""
     ssim: float = math.nan
     """Mean over the bands; seasonal cubes with all their bands only, as the next two."""
     psnr_of_band: dict[str, float] = field(default_factory=dict)
@@ -267,7 +271,9 @@ def measure(codec: Contender, rows: Sequence[Scene]) -> Iterator[Point]:
         if scene.kind != "seasonal" and (codec.over_time or codec.name in BULKY):
             continue
         for level in codec.levels:
+            began = _cpu_seconds()
             size, decoded = codec.code(scene, level)
+            spent = _cpu_seconds() - began
             yield Point(
                 scene.name,
                 scene.kind,
@@ -277,8 +283,15 @@ def measure(codec: Contender, rows: Sequence[Scene]) -> Iterator[Point]:
                 metrics.bpppb(size, scene.dn.shape),
                 metrics.psnr(scene.dn, decoded),
                 metrics.sam(scene.dn, decoded),
+                round(spent, 3),
                 **_details(scene, decoded),
             )
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of the children that ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def _details(scene: Scene, decoded: Cube) -> dict[str, object]:
