@@ -478,7 +478,9 @@ def plot_seasonal(points: Sequence[dict], path: Path) -> None:
         return
     # Fixed ids and no date: the same points make the same file.
     with rc_context({"svg.hashsalt": "tec", "svg.fonttype": "path"}):
-        figure = Figure(figsize=(5.2 * len(names), 4.2), layout="constrained", facecolor="white")
+        figure = Figure(
+            figsize=(4.4 * len(names) + 2, 4.2), layout="constrained", facecolor="white"
+        )
         FigureCanvasSVG(figure)
         for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
             for codec, (label, colour, line) in README_CODECS.items():
@@ -496,7 +498,7 @@ def plot_seasonal(points: Sequence[dict], path: Path) -> None:
             axes.grid(True, which="both", alpha=0.25)
         first = figure.axes[0]
         first.set_ylabel("PSNR (dB, peak 10,000 DN)")
-        first.legend(fontsize=8, loc="lower right", framealpha=0.9)
+        figure.legend(*first.get_legend_handles_labels(), loc="outside right center", fontsize=9)
         figure.savefig(path, metadata={"Date": None})
 
 
