@@ -7,7 +7,8 @@ REFENV is what ``../shared/tools/reference-env`` makes. Each side runs in proces
 one after the other, on the cores this process may use. Reported are the wall clock, the CPU
 time (which a busy machine does not change much) and the peak memory of compressing and of
 decompressing, and for TEC-TT here the multiply-adds, the float64 matrix multiplication rate of
-this machine and the time that follows from them: the floor. Writes ``reference_speed.json``.
+this machine and the time that follows from them: the floor. Converting a checkpoint, which happens
+once, is a process of its own and not measured. Writes ``reference_speed.json``.
 """
 
 from __future__ import annotations
@@ -36,12 +37,11 @@ def main() -> None:
     parser.add_argument("--dates", type=int, default=4)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--side", choices=("here", "reference"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        side = run_here if options.side == "here" else run_reference
-        print(json.dumps(side(options.models[0], options)))
+        print(json.dumps(SIDES[options.side](options.models[0], options)))
         return
 
     from environment import commit, environment
@@ -49,15 +49,16 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for model in options.models:
-            for side, python in (("reference", options.reference_python), ("here", sys.executable)):
+            for side in SIDES:
+                python = options.reference_python if side == "reference" else sys.executable
                 command = [python, "-W", "ignore", __file__, "--side", side, "--folder", folder]
                 command += ["--reference-python", python, "--models", model]
                 command += ["--dates", str(options.dates), "--size", str(options.size)]
                 out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                rows.append(
-                    {"model": model, "side": side, **json.loads(out.stdout.split("\n")[-2])}
-                )
-                print(rows[-1], flush=True)
+                if side != "convert":
+                    found = json.loads(out.stdout.split("\n")[-2])
+                    rows.append({"model": model, "side": side, **found})
+                    print(rows[-1], flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     report = {
         "environment": environment(),
@@ -134,6 +135,13 @@ def run_reference(kind, options):
     return report_of(compress, decompress, repeats=5)
 
 
+def convert(kind, options):
+    from tec_zarr.models import hub
+
+    os.environ["TEC_ZARR_CACHE"] = str(options.folder)
+    hub.load(NAMES[kind], path=options.folder / f"{kind}.pt")
+
+
 def run_here(kind, options):
     import torch
 
@@ -141,7 +149,8 @@ def run_here(kind, options):
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     os.environ["TEC_ZARR_CACHE"] = str(options.folder)
-    codec = hub.load_codec(NAMES[kind], path=options.folder / f"{kind}.pt")
+    (weights,) = options.folder.glob(f"{NAMES[kind]}--*.safetensors")
+    codec = hub.load_codec(NAMES[kind], path=weights)
     cube = family.destandardise(series(options), range(12))
 
     def decompress(coded):
@@ -176,6 +185,8 @@ def floor(options):
         "floor_cpu_s": round(total / rate, 1),
     }
 
+
+SIDES = {"reference": run_reference, "convert": convert, "here": run_here}
 
 if __name__ == "__main__":
     main()

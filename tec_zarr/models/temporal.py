@@ -49,7 +49,8 @@ WINDOW = 4
 CONTEXT_WINDOW = 8
 """Cells along a side of the windows in earlier dates that a prediction sees."""
 
-_WINDOWS_AT_ONCE = 32  # bounds the memory of a transformer pass; the result does not depend on it
+_TOKENS_AT_ONCE = {"cpu": 512}  # bounds the memory of a pass; the result does not depend on it
+_ON_DEVICES = 8192
 
 
 def verysoftplus(x: Tensor) -> Tensor:
@@ -395,9 +396,23 @@ class EntropyTransformer(nn.Module):
 
 
 def _in_batches(stack: _Stack, x: Tensor) -> Tensor:
-    if torch.is_grad_enabled() or len(x) <= _WINDOWS_AT_ONCE:
+    """``stack(x)``, written over x where no gradient is wanted.
+
+    Block by block and, within each, some windows at a time: weights are converted once for all
+    windows, and temporary tensors are small.
+    """
+    if torch.is_grad_enabled():
         return stack(x)
-    return torch.cat([stack(part) for part in x.split(_WINDOWS_AT_ONCE)])
+    blocks = stack.blocks
+    own = blocks[0].mlp1.fc1.weight.dtype == x.dtype
+    scratch = None if own else copy.deepcopy(blocks[0]).to(x.dtype)
+    windows = max(1, _TOKENS_AT_ONCE.get(x.device.type, _ON_DEVICES) // x.shape[1])
+    for block in blocks:
+        if scratch is not None:
+            scratch.load_state_dict(block.state_dict())
+        for part in x.split(windows):
+            part.copy_((scratch or block).encode(part))
+    return x
 
 
 class TokenDecoder:
