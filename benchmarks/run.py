@@ -187,7 +187,8 @@ class Run:
 
     def _say(self, name: str, text: str) -> None:
         minutes, seconds = divmod(int(self.seconds()), 60)
-        print(f"{minutes:3}:{seconds:02} {name:16} {text}", flush=True)
+        sys.stdout.write(f"{minutes:3}:{seconds:02} {name:16} {text}\n")  # one write: two threads
+        sys.stdout.flush()
 
 
 def _end(process: subprocess.Popen) -> None:
