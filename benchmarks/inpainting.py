@@ -44,7 +44,7 @@ from tec_zarr import metrics, synthetic
 from tec_zarr.inpaint import METHODS, NothingClearWarning, inpaint_clouds
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 1.0)
-SHAPES = 2
+SHAPES = 1
 """Cloud fields laid over every date."""
 CLOUDY, CLOUDY_SHARES = 0.3, (0.3, 1.0)
 """Share of the other dates that is hidden in the second part, and shares that it is done for."""
@@ -414,12 +414,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = "inpainting.json"
         series = [s for s in scenes(options.data) if s.kind == "seasonal"]
         parts = ((0.0, options.shares, options.shapes), (CLOUDY, CLOUDY_SHARES, 1))
-        rows = [
-            row
-            for cloudy, shares, shapes in parts
-            for s in series
-            for row in measure(s.dn, s.name, options.methods, shares, shapes, cloudy, options.dates)
-        ]
+        rows = []
+        for cloudy, shares, shapes in parts:
+            for s in series:
+                for row in measure(
+                    s.dn, s.name, options.methods, shares, shapes, cloudy, options.dates
+                ):
+                    print(json.dumps(asdict(row)), flush=True)
+                    rows.append(row)
         table = summary(rows)
         results |= {
             "definition": "masked pixels only; means over scenes, dates and cloud fields; seconds "
