@@ -615,9 +615,9 @@ def readme_part() -> str:
         temporal = rates["summary"]["seasonal"].get("tec-tt_against")
         if temporal:
             lines += [
-                f"With the temporal model and four dates a chunk: {temporal['tec']['ratio']:.2f} "
-                f"x the default model's bits, {temporal['klt-vvc']['ratio']:.2f} x those of KLT + "
-                "VVC.",
+                "With the temporal model and four dates a chunk: "
+                f"{number(temporal['tec']['ratio'], '.2f')} x the default model's bits, "
+                f"{number(temporal.get('klt-vvc', {}).get('ratio'), '.2f')} x those of KLT + VVC.",
                 "",
             ]
     if times:
@@ -669,7 +669,7 @@ def _fine() -> str:
     better = results["summary"]["seasonal"]["tec_to_better_klt"]
     pairs = ", ".join(f"{number(value, '.2f')} at {key} dB" for key, value in better.items())
     codecs = results["summary"]["seasonal"]["tec_against"]
-    beaten = [c for c, row in codecs.items() if row["ratio"] > 1 and not c.startswith("tec")]
+    beaten = [c for c, row in codecs.items() if (row["ratio"] or 0) > 1 and not c.startswith("tec")]
     said = (
         f" Over 36 to 46 dB these need fewer bits than TEC on these cubes: {', '.join(beaten)}."
         if beaten
@@ -752,6 +752,10 @@ def _reading() -> str:
     )
 
 
+def _to_jpegxl(entry: dict) -> float | None:
+    return entry.get("tec_against", {}).get("jpegxl", {}).get("ratio")
+
+
 def _few_bands() -> str:
     results = load("rate_distortion")
     if not results:
@@ -760,16 +764,16 @@ def _few_bands() -> str:
     lines = []
     for bands in ("B02 B03 B04 B08", "B02 B03 B04", "B08"):
         ratios = [
-            entry["tec_against"]["jpegxl"]["ratio"]
+            ratio
             for name, entry in scenes.items()
-            if name.endswith(f"[{bands}]") and "tec_against" in entry
+            if name.endswith(f"[{bands}]") and (ratio := _to_jpegxl(entry)) is not None
         ]
         if ratios:
             lines.append(f"{bands}: {span(ratios, '.2f')}")
     whole = [
-        entry["tec_against"]["jpegxl"]["ratio"]
+        ratio
         for name, entry in scenes.items()
-        if name in SEASONAL and "tec_against" in entry
+        if name in SEASONAL and (ratio := _to_jpegxl(entry)) is not None
     ]
     if not lines or not whole:
         return ""

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
           f"NO evaluation cubes in {DATA}: a synthetic one instead", flush=True)  # fmt: skip
     LOGS.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(out, options.quick, options.reference_python)
+    run = Run(out, options)
     run.all(steps)
     failed = [name for name, entry in run.entries.items() if not entry["ok"]]
     if not options.quick:
@@ -105,10 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Run:
     """Steps that share two slots, and the record of them."""
 
-    def __init__(self, out: Path, quick: bool, reference_python: str | None) -> None:
+    def __init__(self, out: Path, options: argparse.Namespace) -> None:
         from tec_zarr.models.registry import find_model
 
-        self.out, self.quick, self.reference = out, quick, reference_python
+        self.out, self.quick, self.reference = out, options.quick, options.reference_python
+        self.single = bool(options.only)
         self.began = time.monotonic()
         self.entries: dict[str, dict] = {}
         self._free = SLOTS
@@ -153,11 +154,21 @@ class Run:
                 self._free += step.slots
                 self._changed.notify_all()
         seconds = time.monotonic() - began
-        self.entries[step.name] = {"ok": code == 0, "seconds": round(seconds, 1)}
+        with self._changed:
+            self.entries[step.name] = {"ok": code == 0, "seconds": round(seconds, 1)}
+            self._write()
         self._say(step.name, f"done in {seconds:.0f} s" if code == 0 else f"FAILED ({code})")
+
+    def _write(self) -> None:
+        """Keep what was done; of single steps (``--only``) in the record of their commit only."""
+        path = self.out / ("run_quick.json" if self.quick else "run.json")
         record = {**self.record, "seconds": round(self.seconds(), 1), "steps": self.entries}
-        name = "run_quick.json" if self.quick else "run.json"
-        (self.out / name).write_text(json.dumps(record, indent=1) + "\n")
+        if self.single:
+            before = json.loads(path.read_text()) if path.exists() else {}
+            if before.get("commit") != record["commit"]:
+                return
+            record = {**before, "steps": {**before["steps"], **self.entries}}
+        path.write_text(json.dumps(record, indent=1) + "\n")
 
     def _call(self, step: Step) -> int:
         command = [sys.executable, "-u", "-W", "ignore", str(HERE / f"{step.name}.py")]

@@ -333,6 +333,7 @@ def test_a_step_that_fails_costs_the_others_nothing_and_is_told(monkeypatch, tmp
     monkeypatch.setattr(run, "LOGS", tmp_path / "logs")
     steps = (run.Step("bad", 1, quick=()), run.Step("good", 2, quick=()))
     monkeypatch.setattr(run, "STEPS", steps)
+    monkeypatch.setattr(run, "commit", lambda: "this")
     assert run.main(["--quick"]) == 1
     assert (tmp_path / "good").exists()
     record = json.loads((tmp_path / "run_quick.json").read_text())
@@ -341,6 +342,15 @@ def test_a_step_that_fails_costs_the_others_nothing_and_is_told(monkeypatch, tmp
         "good": True,
     }
     assert "what went wrong" in capsys.readouterr().out
+
+    (tmp_path / "bad.py").write_text("")  # repaired; measured again by itself
+    assert run.main(["--quick", "--only", "bad"]) == 0
+    again = json.loads((tmp_path / "run_quick.json").read_text())
+    assert again["steps"]["bad"]["ok"]
+    assert again["seconds"] == record["seconds"]
+    (tmp_path / "run_quick.json").write_text(json.dumps({**record, "commit": "another"}))
+    run.main(["--quick", "--only", "bad"])
+    assert not json.loads((tmp_path / "run_quick.json").read_text())["steps"]["bad"]["ok"]
 
 
 def test_a_codec_that_fails_is_named_and_the_others_are_written(small_run, monkeypatch, capsys):
