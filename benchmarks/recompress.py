@@ -289,6 +289,7 @@ def main() -> None:
         if not source.exists():
             write_archive(Path(name) / "new.zarr", arguments.gigabytes)
             (Path(name) / "new.zarr").rename(source)
+            os.sync()  # what the disk has still to do would disturb the first measurement
             print("archive written", flush=True)
         members = [array for _, array in zarr.open(source, mode="r").arrays() if array.ndim == 4]
         arrays, raw = len(members), sum(array.nbytes for array in members)
