@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tec_zarr.models.flex_stream import TOKENS
 from tec_zarr.models.layers import round_ste
-from tec_zarr.models.temporal import TemporalTransformer
+from tec_zarr.models.temporal import TemporalTransformer, bits_of
 
 __all__ = ["FlexTEC"]
 
@@ -52,6 +52,13 @@ class FlexTEC(TemporalTransformer):
         self, series: Tensor, quality: int | Sequence[int] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Reconstruction and rate in bits of every date, with mask tokens from `quality` on."""
+        found = self.likelihoods(series, quality)
+        return ((image, bits_of(likelihood, len(image))) for image, likelihood in found)
+
+    def likelihoods(  # type: ignore[override]
+        self, series: Tensor, quality: int | Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `dates`, with the likelihoods of the tokens that are kept."""
         if quality is None:
             quality = draw_quality()
         kept = [quality] * series.shape[1] if isinstance(quality, int) else list(quality)
@@ -66,11 +73,8 @@ class FlexTEC(TemporalTransformer):
             masked = (torch.arange(TOKENS, device=tokens.device) >= k)[:, None]
             shown = torch.where(masked, model.mask_token, quantised)
             hints = torch.where(masked, model.z_cur_mask_token, features)
-            bits = -torch.log2(likelihood[:, :k])
-            yield (
-                self.synthesise(model.join(shown, *size), model.join(hints, *size)),
-                bits.reshape(len(image), -1).sum(1),
-            )
+            image = self.synthesise(model.join(shown, *size), model.join(hints, *size))
+            yield image, likelihood[:, :k]
             # Teacher forcing: the next date's context has all tokens, as in training.
             latent_q = model.join(quantised, *size)
             contexts.push(latent_q.detach() if contexts.empty else latent_q)

@@ -239,6 +239,7 @@ class TableBuffers(nn.Module):
     """Integer tables that a checkpoint may hold or leave empty: loading takes any size."""
 
     TABLES: tuple[str, ...] = ("_offset", "_quantized_cdf", "_cdf_length")
+    ALL = (*TABLES, "scale_table")
 
     _offset: Tensor
     _quantized_cdf: Tensor

@@ -391,8 +391,17 @@ class EntropyTransformer(nn.Module):
         clone = copy.copy(self)
         clone._modules = dict(self._modules)
         for name in ("decoder", "mean_head", "scale_head", "decoder_embedding"):
-            clone._modules[name] = copy.deepcopy(getattr(self, name)).double()
+            clone._modules[name] = _converted(getattr(self, name), torch.float64)
         return clone
+
+
+def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy with parameters of another dtype, without copying them in their own first."""
+    parameters = {
+        id(value): nn.Parameter(value.detach().to(dtype), requires_grad=False)
+        for value in module.parameters()
+    }
+    return copy.deepcopy(module, parameters)
 
 
 def _in_batches(stack: _Stack, x: Tensor) -> Tensor:
@@ -405,7 +414,7 @@ def _in_batches(stack: _Stack, x: Tensor) -> Tensor:
         return stack(x)
     blocks = stack.blocks
     own = blocks[0].mlp1.fc1.weight.dtype == x.dtype
-    scratch = None if own else copy.deepcopy(blocks[0]).to(x.dtype)
+    scratch = None if own else _converted(blocks[0], x.dtype)
     windows = max(1, _TOKENS_AT_ONCE.get(x.device.type, _ON_DEVICES) // x.shape[1])
     for block in blocks:
         if scratch is not None:
@@ -623,6 +632,10 @@ class TemporalTransformer(nn.Module):
 
     def dates(self, series: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Reconstruction (B, C, H, W) and rate in bits (B,) of every date of (B, T, C, H, W)."""
+        return ((image, bits_of(part, len(image))) for image, part in self.likelihoods(series))
+
+    def likelihoods(self, series: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Reconstruction of every date of (B, T, C, H, W), and the likelihoods of what is sent."""
         contexts = self.contexts()
         for image in series.unbind(1):
             latent = self.analyse(image)
@@ -631,9 +644,11 @@ class TemporalTransformer(nn.Module):
             means, raw, features = self.entropy_model.predict(round_ste(tokens), contexts.joint())
             quantised, likelihood = self.entropy_model.bottleneck(tokens, means, raw)
             latent_q = self.entropy_model.join(quantised, *size)
-            yield (
-                self.synthesise(latent_q, self.entropy_model.join(features, *size)),
-                -torch.log2(likelihood).reshape(len(image), -1).sum(1),
-            )
+            yield self.synthesise(latent_q, self.entropy_model.join(features, *size)), likelihood
             # As in the reference's training, no gradient flows into the first date's latent.
             contexts.push(latent_q.detach() if contexts.empty else latent_q)
+
+
+def bits_of(likelihood: Tensor, images: int) -> Tensor:
+    """Information (images,) of likelihoods, in bits; images come one after the other."""
+    return -torch.log2(likelihood).reshape(images, -1).sum(1)
