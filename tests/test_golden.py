@@ -13,7 +13,7 @@ import pytest
 
 from tec_zarr import encode_chunk
 from tec_zarr.models.registry import find_model
-from tec_zarr.stream import read_frame
+from tec_zarr.stream import SectionKind, read_frame
 
 GOLDEN = [
     pytest.param(folder, name, id=f"{folder.name}-{name}")
@@ -104,9 +104,20 @@ def test_golden_streams_are_small_and_cover_every_part_of_a_frame(fresh):
     }
 
 
-def test_released_streams_are_not_overwritten(fresh):
-    with pytest.raises(FileExistsError):
-        make_golden.write("tec-s2", fresh.parent.parent)
+def test_released_streams_are_not_overwritten(fresh_folders, monkeypatch):
+    folder = fresh_folders["tec-tt-s2"]
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    monkeypatch.setattr(make_golden, "encode_chunk", lambda *_: pytest.fail("encoded again"))
+    make_golden.write("tec-tt-s2", folder.parent.parent)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_golden_streams_cover_dates_that_are_finer_than_their_chunk():
+    for weights in find_model("tec-tt-s2").weights:
+        folder = make_golden.FIXTURES / "tec-tt-s2" / weights[:16]
+        frame = read_frame((folder / "finer.tec").read_bytes())
+        heads = [section[0] for section in frame.payloads(SectionKind.LATENTS)]
+        assert any(head >> 4 for head in heads)
 
 
 def test_a_changed_stream_is_noticed(fresh, tmp_path):

@@ -28,7 +28,6 @@ from tec_zarr.models.s2_net import (
     COMPONENTS,
     COND_LOW,
     GROUPS,
-    LEVELS,
     MEAN_GRID,
     IntConv,
     Pass,
@@ -42,7 +41,6 @@ from tec_zarr.models.s2_temporal import (
     CLASS_OF,
     CLASS_STARTS,
     DCT,
-    FINER_STEPS,
     MOST_REFERENCES,
     WEIGHT_GRID,
     WEIGHT_LIMIT,
@@ -287,25 +285,20 @@ def code(latents: Tensor, passes: Iterator[Pass], weight: Tensor) -> Outcome:
 def sequence(
     transform: Transform, net: TemporalNet, dn: Tensor, quality: Tensor, references: list[int]
 ) -> list[Outcome]:
-    """Code (B, T, 12, H, W) date by date, date t from the ``references[t]`` dates before it.
-
-    ``quality`` (B, T) is each date's.
-    """
-    image = transform.net
+    """Code (B, T, 12, H, W) date by date, date t from the ``references[t]`` dates before it."""
+    image, step = transform.net, step_size(quality)
+    steps = image.steps(quality)
+    weight = (steps / step[:, None, None, None]).square()
     out: list[Outcome] = []
     known: list[Tensor] = []
     exact = torch.autocast(dn.device.type, enabled=False)
     for date, count in enumerate(references):
-        level = quality[:, date]
-        step = step_size(level)
-        steps = image.steps(level)
-        weight = (steps / step[:, None, None, None]).square()
         with torch.no_grad(), exact:
             picture = transform.picture(dn[:, date])
             prediction = transform.prediction(picture, known[len(known) - count :])
             difference = picture - prediction
             basis, spread, active = transform.basis(difference, step)
-            condition = torch.cat([torch.round(8 * (level[:, None] - 4.5)), spread], 1)
+            condition = torch.cat([torch.round(8 * (quality[:, None] - 4.5)), spread], 1)
             latents = transform.latents(difference, basis, active, steps)
             latents = latents + image.encoder(latents, condition)
             past = transform.latents(prediction, basis, active, steps)
@@ -322,18 +315,6 @@ def sequence(
     return out
 
 
-def draw_finer(quality: Tensor, dates: int) -> Tensor:
-    """Qualities (B, dates) of samples of ``quality`` (B,): in half of them references are finer.
-
-    As in the codec (:func:`tec_zarr.models.s2_temporal.finer_qualities`), most of all the first.
-    """
-    most = 1.5 * torch.rand(len(quality)) * (torch.rand(len(quality)) < 0.5)
-    falling = torch.cumprod(torch.cat([torch.ones(1), torch.rand(dates - 1)]), 0)
-    falling[-1] = 0.0  # nothing refers to the last
-    finer = torch.floor(FINER_STEPS * most[:, None] * falling + 0.5) / FINER_STEPS
-    return (quality[:, None] + finer).clamp(max=float(LEVELS))
-
-
 @torch.no_grad()
 def validate(
     transform: Transform, net: TemporalNet, batches: dict[float, Tensor]
@@ -341,7 +322,7 @@ def validate(
     """Bits, error and their sum of the later dates, over those of the image model."""
     out = {}
     for level, dn in batches.items():
-        quality = torch.full(dn.shape[:2], level)
+        quality = torch.full((len(dn),), level)
         torch.manual_seed(1)
         predicted = sequence(transform, net, dn, quality, list(range(dn.shape[1])))
         alone = sequence(transform, net, dn, quality, [0] * dn.shape[1])
@@ -398,13 +379,12 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
         dates = LENGTHS[0] if rng.random() < 0.3 else LENGTHS[1]
         dn = sampler.batch(config.batch * LENGTHS[1] // dates, dates)
         top = torch.where(torch.rand(len(dn)) < 0.85, 5.0, 7.0)
-        quality = draw_finer(1 + top * torch.rand(len(dn)), dates)
+        quality = 1 + top * torch.rand(len(dn))
         used = [int(rng.integers(1, min(t, MOST_REFERENCES) + 1)) for t in range(1, dates)]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             outcomes = sequence(transform, net, dn, quality, [0, *used])
         share = (step_size(quality) / 2400.0) ** 0.9 / config.crop**2
-        loss = sum((o.objective * share[:, t]).mean() for t, o in enumerate(outcomes) if t)
-        loss = loss / (dates - 1)
+        loss = sum((o.objective * share).mean() for o in outcomes[1:]) / (dates - 1)
         descend(loss, net, average, optimiser, min(config.ema, (step + 1) / (step + 100)))
         cost = [float((o.bits + o.error).sum()) for o in outcomes]
         shares.append(sum(cost[1:]) / (len(cost) - 1) / cost[0])
