@@ -60,7 +60,11 @@ def clouds(height: int, width: int, share: float, rng: np.random.Generator) -> n
     k = np.hypot(y, x)
     k[0, 0] = np.inf
     field = np.fft.irfft2(noise * k ** (-(5 / 3 + 1) / 2), s=(height, width))
-    return field >= np.quantile(field, 1 - share) if share < 1 else np.ones_like(field, bool)
+    return (
+        field >= np.quantile(field, 1 - share)
+        if 0 < share < 1
+        else np.full_like(field, share, bool)
+    )
 
 
 @dataclass(frozen=True)
@@ -339,6 +343,7 @@ def page() -> str:
             [(_named(*case), *(_least(of[(*case, m)], k) for m in METHODS[:2]
                                for k in ("psnr", "sam"))) for case in cases],
         ),
+        "behind": _behind({case: of[(*case, METHODS[0])] for case in cases}),
         "inside": _table(
             ("share hidden", *METHODS, "single dates, regression"),
             [(_named(*case), *(f"{of[(*case, m)]['inside']:.0%}" for m in METHODS),
@@ -382,6 +387,18 @@ def _least(line: dict[str, Any], score: str) -> str:
     ahead = {m: one[score] for m, one in line["ahead"].items() if one["rows"]}
     best = min(ahead, key=lambda m: ahead[m])
     return f"{ahead[best]:+.2f} ({best})"
+
+
+def _behind(lines: dict[tuple[float, float], dict[str, Any]]) -> str:
+    """Where a baseline is ahead of the default."""
+    found = [
+        f"`{m}` by {-ahead[score]:.2f} {unit} at {_named(*case)}"
+        for case, line in lines.items()
+        for m, ahead in line["ahead"].items()
+        for score, unit in (("psnr", "dB"), ("sam", "degrees"))
+        if ahead["rows"] and round(ahead[score], 2) < 0
+    ]
+    return "; ".join(found) if found else "nowhere"
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -51,7 +51,25 @@ def test_rows_are_scored_under_the_clouds_alone():
         ("regression", 1, 0.3), ("linear", 1, 0.3),
     ]  # fmt: skip
     assert all(20 < r.psnr < 60 and 0 < r.inside <= 1 for r in rows)
-    assert [line["method"] for line in inpainting.summary(rows)] == ["regression", "linear"]
+    assert all(r.scored == 1 for r in rows)
+    first, second = inpainting.summary(rows)
+    assert (first["method"], second["method"]) == ("regression", "linear")
+    ahead = first["ahead"]["linear"]
+    assert ahead["psnr"] == pytest.approx(rows[0].psnr - rows[1].psnr, abs=1e-4)
+    assert ahead["sam"] == pytest.approx(rows[1].sam - rows[0].sam, abs=1e-4)
+
+
+def test_a_method_that_has_nothing_for_a_date_is_not_compared_on_it():
+    dn = synthetic.cube(3, 32, bands=("B04",), clouds=False, nodata_edge=False).values
+    rows = list(inpainting.measure(dn, "here", ["linear", "previous"], [1.0]))
+    assert [(r.date, r.method) for r in rows] == [
+        (0, "linear"), (1, "linear"), (1, "previous"), (2, "linear"), (2, "previous"),
+    ]  # fmt: skip
+    assert all(r.scored == 1 for r in rows)
+
+
+def test_the_page_says_what_the_results_say():
+    assert inpainting.PAGE.read_text(encoding="utf-8") == inpainting.page()
 
 
 # ------------------------------------------------------------------------------- AllClear
