@@ -26,7 +26,9 @@ from tec_zarr.scale_tables import (
 _HEADER = struct.Struct("<BII")
 _VERSION = 1
 _WIDE = 3  # earlier bands whose neighbourhoods are regressors, not the pixel alone
-_WORTH_MERGING = 0.9  # of the pixels; above, repeated rows and columns are not looked at
+_WORTH_MERGING = (
+    0.9  # of the pixels; above, repeated rows and columns are not looked at
+)
 _INT32 = 1 << 31
 _MAPPED = (1 << 32) - 1  # in the checksum, for a band with a bound for each pixel
 
@@ -68,7 +70,11 @@ def encode(
     """
     original = np.asarray(original)
     limits = _checked(original.shape, base, valid, bounds)
-    if original.dtype.kind not in "iu" or original.dtype.itemsize > 4 or original.dtype == "u4":
+    if (
+        original.dtype.kind not in "iu"
+        or original.dtype.itemsize > 4
+        or original.dtype == "u4"
+    ):
         raise UnsupportedArrayError(
             f"bound layer: original is {original.dtype}, expected int32 or a narrower integer"
         )
@@ -77,19 +83,17 @@ def encode(
     error = np.abs(decoded.astype(np.int64) - original)
     if valid is not None:
         error[~np.asarray(valid, bool)] = 0
-    over = [np.count_nonzero(error[:, band] > limit) for band, limit in enumerate(limits)]
+    over = [
+        np.count_nonzero(error[:, band] > limit) for band, limit in enumerate(limits)
+    ]
     if any(over):
         raise TecError(
             f"bound layer: {over} pixels of the bands of shape {original.shape} would exceed "
             f"their bounds; this is a bug of tec_zarr, nothing was written, please report it"
         )
     payload = coder.getvalue()
-    return (
-        _HEADER.pack(
-            _VERSION, _checksum(original.shape, base, valid, limits, payload), zlib.crc32(decoded)
-        )
-        + payload
-    )
+    checksum = _checksum(original.shape, base, valid, limits, payload)
+    return _HEADER.pack(_VERSION, checksum, zlib.crc32(decoded.data)) + payload
 
 
 def decode(
@@ -126,10 +130,14 @@ def decode(
     limits = _checked(shape, base, valid, bounds)
     data = bytes(data)
     if len(data) < _HEADER.size:
-        raise FormatError(f"bound section: {len(data)} bytes, expected at least {_HEADER.size}")
+        raise FormatError(
+            f"bound section: {len(data)} bytes, expected at least {_HEADER.size}"
+        )
     version, payload_crc, decoded_crc = _HEADER.unpack_from(data)
     if version != _VERSION:
-        raise FormatError(f"bound section: version {version}, this tec_zarr reads {_VERSION}")
+        raise FormatError(
+            f"bound section: version {version}, this tec_zarr reads {_VERSION}"
+        )
     payload = data[_HEADER.size :]
     if _checksum(shape, base, valid, limits, payload) != payload_crc:
         raise ChecksumError(
@@ -137,13 +145,17 @@ def decode(
             "the base, validity, shape or bounds are not those of the encoder"
         )
     try:
-        with np.errstate(all="ignore"):  # forged weights may overflow; the checksum tells
+        with np.errstate(
+            all="ignore"
+        ):  # forged weights may overflow; the checksum tells
             decoded = _walk(SymbolDecoder(payload), shape, base, valid, limits, None)
     except TecError:
         raise
     except (AssertionError, IndexError, OverflowError, ValueError) as error:
-        raise FormatError(f"bound section of shape {tuple(shape)}: invalid symbols") from error
-    if zlib.crc32(decoded) != decoded_crc:
+        raise FormatError(
+            f"bound section of shape {tuple(shape)}: invalid symbols"
+        ) from error
+    if zlib.crc32(decoded.data) != decoded_crc:
         raise ChecksumError(
             f"bound section of shape {tuple(shape)}: decoded values are not the encoder's; "
             "please report this with your platform and numpy version"
@@ -159,7 +171,9 @@ def _checked(
 ) -> list[int | np.ndarray]:
     shape = tuple(shape)
     if len(shape) != 4 or min(shape, default=0) < 1:
-        raise UnsupportedArrayError(f"bound layer: shape {shape}, expected (T, C, H, W), no zeros")
+        raise UnsupportedArrayError(
+            f"bound layer: shape {shape}, expected (T, C, H, W), no zeros"
+        )
     for name, array in (("base", base), ("valid", valid)):
         if array is not None and np.shape(array) != shape:
             raise UnsupportedArrayError(
@@ -196,21 +210,27 @@ def _checksum(
     """CRC-32 of the payload and of everything that has to be the same at both ends."""
     numbers = [b if isinstance(b, int) else _MAPPED for b in bounds]
     crc = zlib.crc32(
-        struct.pack(f"<4Q{len(bounds)}I??", *shape, *numbers, base is not None, valid is not None)
+        struct.pack(
+            f"<4Q{len(bounds)}I??",
+            *shape,
+            *numbers,
+            base is not None,
+            valid is not None,
+        )
     )
     for bound in bounds:
         if not isinstance(bound, int):
-            crc = zlib.crc32(np.ascontiguousarray(bound), crc)
+            crc = zlib.crc32(np.ascontiguousarray(bound).data, crc)
     if base is not None:
-        crc = zlib.crc32(np.ascontiguousarray(base, "<i4"), crc)
+        crc = zlib.crc32(np.ascontiguousarray(base, "<i4").data, crc)
     if valid is not None:
-        crc = zlib.crc32(np.packbits(np.asarray(valid, bool)), crc)
+        crc = zlib.crc32(np.packbits(np.asarray(valid, bool)).data, crc)
     return zlib.crc32(payload, crc)
 
 
 def _walk(
     coder: SymbolCoder,
-    shape: tuple[int, ...],
+    shape: tuple[int, int, int, int],
     base: np.ndarray | None,
     valid: np.ndarray | None,
     bounds: list[int | np.ndarray],
@@ -227,30 +247,51 @@ def _walk(
         for position, band in enumerate(order):
             references = []
             if base is not None:
-                values = np.asarray(base[date, band], np.float64)
+                values = np.asarray(base[date, band], np.int32)
                 references.append(Reference(values, None, same=True, wide=True))
             if band in previous:
-                references.append(previous[band])
+                references.append(previous.pop(band))
             near = [order[i] for i in wide[position]]
             far = [b for b in reversed(order[:position]) if b not in near]
             references += [done[b] for b in near]
-            references += [Reference(done[b].values, None, same=False, wide=False) for b in far]
+            references += [
+                Reference(done[b].values, None, same=False, wide=False) for b in far
+            ]
             mask = None if valid is None else np.asarray(valid[date, band], bool)
-            target = None if original is None else original[date, band].astype(np.float64)
+            target = (
+                None if original is None else original[date, band].astype(np.float64)
+            )
             bound = bounds[band]
             if not isinstance(bound, int):
                 bound = bound[date].astype(np.float64)
-            values, spread = _plane(
-                coder, planes, shape[2:], mask, references, base is not None, bound, target
+            decoded[date, band], spread = _plane(
+                coder,
+                planes,
+                shape[2:],
+                mask,
+                references,
+                base is not None,
+                bound,
+                target,
             )
-            decoded[date, band] = values
-            done[band] = Reference(values, spread, same=False, wide=True)
-        previous = {b: Reference(r.values, r.spread, True, True) for b, r in done.items()}
+            # Spreads take more memory than all else: kept only for planes that look at them.
+            seen = date + 1 < dates or any(
+                position in later for later in wide[position + 1 :]
+            )
+            done[band] = Reference(
+                decoded[date, band], spread if seen else None, False, True
+            )
+        previous = {
+            b: Reference(r.values, r.spread, True, True) for b, r in done.items()
+        }
     return decoded
 
 
 def _plan(
-    coder: SymbolCoder, bands: int, original: np.ndarray | None, valid: np.ndarray | None
+    coder: SymbolCoder,
+    bands: int,
+    original: np.ndarray | None,
+    valid: np.ndarray | None,
 ) -> tuple[list[int], list[list[int]]]:
     """Code the order of the bands and, for each, which earlier ones are looked at closely."""
     order, alike = list(range(bands)), np.zeros((bands, bands))
@@ -261,9 +302,14 @@ def _plan(
         raise FormatError(f"bound section: band order {order} is not a permutation")
     wide = []
     for position, band in enumerate(order):
-        best = sorted(range(position), key=lambda i: (-alike[band, order[i]], -i))[:_WIDE]
+        best = sorted(range(position), key=lambda i: (-alike[band, order[i]], -i))[
+            :_WIDE
+        ]
         if position > _WIDE:
-            best = [coder.number(i if original is not None else None, position) for i in best]
+            best = [
+                coder.number(i if original is not None else None, position)
+                for i in best
+            ]
             best = list(dict.fromkeys(best))
         else:
             best = list(range(position))
@@ -271,7 +317,9 @@ def _plan(
     return order, wide
 
 
-def _detail_order(original: np.ndarray, valid: np.ndarray | None) -> tuple[list[int], np.ndarray]:
+def _detail_order(
+    original: np.ndarray, valid: np.ndarray | None
+) -> tuple[list[int], np.ndarray]:
     """Encoder only: the order of the bands, and how alike the details of two bands are.
 
     Bands with most detail come first, but those made of repeated pixels after the others: means
@@ -306,31 +354,31 @@ def _plane(
     target: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Code one plane, on the coarser grid that it was repeated from if there is one."""
-    encoding = target is not None
-    usable = encoding and (mask is None or mask.any())
-    low = high = None
-    if encoding:
+    known = None
+    if target is not None:
         chosen = target if mask is None else target[mask]
-        low, high = (int(chosen.min()), int(chosen.max())) if usable else (0, 0)
-    low, high = _limits(coder, low, high)
+        known = (int(chosen.min()), int(chosen.max())) if chosen.size else (0, 0)
+    low, high = _limits(coder, known)
     if based:
         base = np.clip(references[0].values, low, high)
         enough = None
-        if encoding:
+        if target is not None:
             over = np.abs(base - target) > bound
             enough = int(not (over if mask is None else over[mask]).any())
         if coder.number(enough, 2):
             return base, np.zeros(shape)
-    rows = columns = None
-    repeated = False
+    starts = None
+    repeated = 0
     if low < high:
-        if encoding:
-            rows, columns = _repeats(target, mask)
-        repeated = coder.number(int(rows is not None) if encoding else None, 2)
+        if target is not None:
+            starts = _repeats(target, mask)
+        repeated = coder.number(
+            int(starts is not None) if target is not None else None, 2
+        )
     if not repeated:
         return planes.plane(shape, mask, references, bound, (low, high), target)
-    rows = _starts(coder, rows, shape[0], encoding)
-    columns = _starts(coder, columns, shape[1], encoding)
+    rows = _starts(coder, starts and starts[0], shape[0])
+    columns = _starts(coder, starts and starts[1], shape[1])
     heights, widths = np.diff(rows, append=shape[0]), np.diff(columns, append=shape[1])
     area = np.multiply.outer(heights, widths).astype(np.float64)
 
@@ -342,54 +390,65 @@ def _plane(
         return np.floor(shrink(np.floor(np.minimum(plane, 2.0**32)), np.add) / area)
 
     small = [
-        Reference(mean(r.values), None if r.spread is None else mean(r.spread), r.same, r.wide)
+        Reference(
+            mean(r.values), None if r.spread is None else mean(r.spread), r.same, r.wide
+        )
         for r in references
     ]
-    if encoding:
-        target = shrink(target if mask is None else np.where(mask, target, -np.inf), np.maximum)
+    if target is not None:
+        target = shrink(
+            target if mask is None else np.where(mask, target, -np.inf), np.maximum
+        )
         target = np.where(np.isfinite(target), target, low)
     if mask is not None:
         mask = shrink(mask, np.logical_or)
-    if np.ndim(bound):
+    if not isinstance(bound, int):
         bound = shrink(bound, np.minimum)
     values, spread = planes.plane(area.shape, mask, small, bound, (low, high), target)
-    wide = (np.repeat(np.repeat(v, heights, axis=0), widths, axis=1) for v in (values, spread))
-    return tuple(wide)
+    return _spread_out(values, heights, widths), _spread_out(spread, heights, widths)
 
 
-def _limits(coder: SymbolCoder, low: int | None, high: int | None) -> tuple[int, int]:
+def _spread_out(
+    plane: np.ndarray, heights: np.ndarray, widths: np.ndarray
+) -> np.ndarray:
+    return np.repeat(np.repeat(plane, heights, axis=0), widths, axis=1)
+
+
+def _limits(coder: SymbolCoder, known: tuple[int, int] | None) -> tuple[int, int]:
     """Code the smallest and largest valid value of a plane."""
-    narrow = None if low is None else int(low >= 0 and high < 1 << 16)
+    narrow = known and int(known[0] >= 0 and known[1] < 1 << 16)
     if coder.number(narrow, 2):
-        low, high = coder.number(low, 1 << 16), coder.number(high, 1 << 16)
+        low, high = (coder.number(known and known[i], 1 << 16) for i in range(2))
     else:
-        low = coder.number(None if low is None else low + _INT32, 2 * _INT32) - _INT32
-        high = coder.number(None if high is None else high + _INT32, 2 * _INT32) - _INT32
+        low, high = (
+            coder.number(known and known[i] + _INT32, 2 * _INT32) - _INT32
+            for i in range(2)
+        )
     if low > high:
         raise FormatError(f"bound section: a plane of values from {low} to {high}")
     return low, high
 
 
-def _starts(
-    coder: SymbolCoder, starts: np.ndarray | None, length: int, encoding: bool
-) -> np.ndarray:
+def _starts(coder: SymbolCoder, starts: np.ndarray | None, length: int) -> np.ndarray:
     """Code which rows (or columns) start a run of equal ones, as changes of run length."""
-    count = 1 + coder.number(len(starts) - 1 if encoding else None, length)
+    count = 1 + coder.number(None if starts is None else len(starts) - 1, length)
     changes = scale = None
-    if encoding:
+    if starts is not None:
         changes = np.diff(np.diff(starts, append=length), prepend=0)
         scale = int(np.searchsorted(scale_thresholds(1.0), np.abs(changes).mean()))
     scale = coder.number(scale, SCALES)
     changes = coder.symbols(changes, np.full(count, scale), 0)
     runs = np.cumsum(changes)
     if runs.min() < 1 or runs.sum() != length:
-        raise FormatError(f"bound section: runs of equal rows do not add up to {length}")
+        raise FormatError(
+            f"bound section: runs of equal rows do not add up to {length}"
+        )
     return np.cumsum(runs) - runs
 
 
 def _repeats(
     target: np.ndarray, mask: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Encoder only: first rows and first columns of runs of equal ones, where that is worth it."""
     rows = _run_starts(target, mask)
     # Columns are compared after rows were merged: where pixels are invalid, two that were never
@@ -400,7 +459,7 @@ def _repeats(
         known = np.logical_or.reduceat(mask, rows, axis=0).T
     columns = _run_starts(merged.T, known)
     if len(rows) * len(columns) > _WORTH_MERGING * target.size:
-        return None, None
+        return None
     return rows, columns
 
 

@@ -9,11 +9,14 @@ matrix, where one rounding step fits every coefficient and most of them round to
 Everything that decides what a decoder reads is exact: regressors, Gram matrices and predictions
 are integers that float64 holds without rounding (so the order of a matrix product cannot matter),
 and the factorisation uses only elementwise additions, multiplications, divisions and square roots.
+
+Regressors are many, so they are made for some rows of a pass at a time, once for the Gram matrix
+and once more for the predictions: in the processor's cache that costs no more than keeping them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,9 +35,12 @@ TOP_SPACING = 64
 _WEIGHT_BITS = 18
 _WEIGHT_LIMIT = float(1 << 23)
 _SPREAD_UNIT = 256  # spreads are stored in 1/256 DN
-_SPREAD_WEIGHTS = np.array([0, 1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128, 181]) / 64.0
+_SPREAD_WEIGHTS = (
+    np.array([0, 1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128, 181]) / 64.0
+)
 _FEW = 128  # valid pixels in a pass, below which spreads are not modelled
 _TRUST = 16.0  # largest weight of a pixel in a fit
+_BAND_PIXELS = 4096  # whose regressors are there at once
 _SKIP, _RAW = SHAPES, SHAPES + 1
 _MODES = SHAPES + 2
 
@@ -62,6 +68,10 @@ _FARTHER = {1: _own_offsets(1, 18), 2: _own_offsets(2, 10), 3: _own_offsets(3, 9
 _AROUND = ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
+Pass = tuple[int, int, int, int]
+"""Kind, spacing, first row and first column."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """A decoded plane that helps to predict another one.
@@ -69,7 +79,7 @@ class Reference:
     Attributes
     ----------
     values : ndarray
-        float64 integers (H, W), DN.
+        int32 (H, W), DN.
     spread : ndarray or None
         float64 (H, W), how wrong its own prediction was, 1/256 DN.
     same : bool
@@ -87,14 +97,13 @@ class Reference:
 class _Lattices:
     """Shifted views of a plane on the lattice of a pass, replicated at the edges."""
 
-    def __init__(self, plane: np.ndarray, spacing: int, row: int, column: int) -> None:
-        self._plane, self._spacing, self._row, self._column = plane, spacing, row, column
-        height, width = plane.shape
-        self._rows = len(range(row, height, spacing))
-        self._columns = len(range(column, width, spacing))
+    def __init__(self, plane: np.ndarray, pass_: Pass) -> None:
+        _, self._spacing, self._row, self._column = pass_
+        self._plane = plane
+        self._rows, self._columns = _lattice_shape(plane.shape, pass_)
         self._padded: dict[tuple[int, int], np.ndarray] = {}
 
-    def at(self, dy: int, dx: int) -> np.ndarray | None:
+    def at(self, dy: int, dx: int, rows: slice) -> np.ndarray | None:
         """Values ``dy``, ``dx`` half spacings away, float64 (n,); None where none exist."""
         half = self._spacing // 2
         y, x = self._row + dy * half, self._column + dx * half
@@ -105,17 +114,40 @@ class _Lattices:
             lattice = self._plane[first :: self._spacing, start :: self._spacing]
             if not lattice.size:
                 return None
-            extra = max(0, self._rows - lattice.shape[0]), max(0, self._columns - lattice.shape[1])
+            extra = (
+                max(0, self._rows - lattice.shape[0]),
+                max(0, self._columns - lattice.shape[1]),
+            )
             padded = _replicated(lattice, *extra)
             self._padded[first, start] = padded
-        view = padded[2 + up : 2 + up + self._rows, 2 + left : 2 + left + self._columns]
-        return view.ravel()
+        view = padded[
+            2 + up + rows.start : 2 + up + rows.stop,
+            2 + left : 2 + left + self._columns,
+        ]
+        return view.astype(np.float64).ravel()
+
+    def near(self, offsets: Iterable[tuple[int, int]], rows: slice) -> list[np.ndarray]:
+        """Those of :meth:`at` that exist."""
+        return [v for v in (self.at(*o, rows) for o in offsets) if v is not None]
+
+    def mean4(self, kind: int, rows: slice) -> np.ndarray | None:
+        """Four times the mean of the nearest decoded neighbours, rounded down."""
+        found = self.near(_NEAREST[kind], rows)
+        if not found:
+            return None
+        total = _sum(found)
+        return total if len(found) == 4 else np.floor(total * 4.0 / len(found))
+
+
+def _lattice_shape(shape: tuple[int, ...], pass_: Pass) -> tuple[int, int]:
+    _, spacing, row, column = pass_
+    return len(range(row, shape[0], spacing)), len(range(column, shape[1], spacing))
 
 
 def _replicated(lattice: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """``lattice`` with two edge pixels more on each side, and more below and on the right."""
     height, width = lattice.shape
-    out = np.empty((height + 4 + rows, width + 4 + columns))
+    out = np.empty((height + 4 + rows, width + 4 + columns), lattice.dtype)
     inner = out[:, 2 : 2 + width]
     inner[2 : 2 + height] = lattice
     inner[:2] = lattice[0]
@@ -125,7 +157,7 @@ def _replicated(lattice: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return out
 
 
-def passes(height: int, width: int) -> list[tuple[int, int, int, int]]:
+def passes(height: int, width: int) -> list[Pass]:
     """Return (kind, spacing, first row, first column) of each pass over a plane, in order."""
     spacing = 1
     while spacing < TOP_SPACING and spacing * 2 < max(height, width):
@@ -133,7 +165,11 @@ def passes(height: int, width: int) -> list[tuple[int, int, int, int]]:
     order = [(0, spacing, 0, 0)]
     while spacing > 1:
         half = spacing // 2
-        order += [(1, spacing, half, half), (2, spacing, 0, half), (3, spacing, half, 0)]
+        order += [
+            (1, spacing, half, half),
+            (2, spacing, 0, half),
+            (3, spacing, half, 0),
+        ]
         spacing = half
     return [p for p in order if p[2] < height and p[3] < width]
 
@@ -150,15 +186,6 @@ def _sum(arrays: list[np.ndarray]) -> np.ndarray:
     return total
 
 
-def _mean4(lattices: _Lattices, kind: int) -> np.ndarray | None:
-    """Four times the mean of the nearest decoded neighbours, rounded down."""
-    found = [v for v in (lattices.at(*o) for o in _NEAREST[kind]) if v is not None]
-    if not found:
-        return None
-    total = _sum(found)
-    return total if len(found) == 4 else np.floor(total * 4.0 / len(found))
-
-
 @dataclass(frozen=True)
 class _Quantiser:
     """Steps of the residuals: one for the plane, or one for each pixel."""
@@ -173,7 +200,7 @@ class _Quantiser:
 
     def at(self, where: tuple[slice, slice] | np.ndarray | None) -> _Quantiser:
         """The steps at some of the pixels, in one dimension."""
-        if where is None or np.ndim(self.step) == 0:
+        if where is None or not isinstance(self.step, np.ndarray):
             return self
         return _Quantiser(self.step[where].ravel(), self.unit)
 
@@ -189,7 +216,7 @@ class _Quantiser:
 
     def groups(self, count: int) -> Iterator[tuple[float, slice | np.ndarray, int]]:
         """Yield (step, which pixels, how many), for each distinct step in rising order."""
-        if np.ndim(self.step) == 0:
+        if not isinstance(self.step, np.ndarray):
             yield self.step, slice(None), count
             return
         for step in np.unique(self.step).tolist():
@@ -197,77 +224,141 @@ class _Quantiser:
             yield step, where, len(where)
 
 
-@dataclass(frozen=True)
-class _Regressors:
-    level: np.ndarray  # four times the value expected before regression, (n,)
-    columns: list[np.ndarray]  # most useful first, each (n,)
-    activity: list[np.ndarray]  # regressors of the spread, 1/256 DN, each (n,) and >= 0
+class _Surroundings:
+    """What is decoded around the pixels of a pass, some of its rows at a time."""
 
+    def __init__(
+        self,
+        decoded: np.ndarray,
+        spread: np.ndarray,
+        references: list[Reference],
+        pass_: Pass,
+        middle: float,
+    ) -> None:
+        self._kind, self._spacing = pass_[:2]
+        self._middle = middle
+        self.shape = _lattice_shape(decoded.shape, pass_)
+        self._own = _Lattices(decoded, pass_)
+        self._errors = _Lattices(spread, pass_)
+        self._references = [
+            (
+                r,
+                _Lattices(r.values, pass_),
+                r.spread is not None and _Lattices(r.spread, pass_),
+            )
+            for r in references
+        ]
 
-def _regressors(
-    decoded: np.ndarray,
-    spread: np.ndarray,
-    references: list[Reference],
-    pass_: tuple[int, int, int, int],
-    middle: float,
-) -> _Regressors:
-    kind, spacing, row, column = pass_
-    first, second, third, activity = [], [], [], []
-    own = _Lattices(decoded, spacing, row, column)
-    level = _mean4(own, kind) if kind else None
-    anchored = level is not None
-    fine = spacing <= 32 and anchored
-    if anchored:
-        near = [v for v in (own.at(*o) for o in _NEAREST[kind]) if v is not None]
-        own_columns = [4.0 * v - level for v in near[:-1]]
-        for offset in _FARTHER[kind] if fine else ():
-            value = own.at(*offset)
-            if value is not None:
-                own_columns.append(4.0 * value - level)
-        errors = _Lattices(spread, spacing, row, column)
-        activity.append(_mean4(errors, kind) * 0.25)
-        far = [v for v in (errors.at(*o) for o in _FARTHER[kind][:8]) if v is not None]
+    def bands(self) -> Iterator[tuple[slice, slice]]:
+        """Yield (rows, pixels) of the pass from top to bottom."""
+        height, width = self.shape
+        step = max(1, _BAND_PIXELS // max(width, 1))
+        for row in range(0, height, step):
+            rows = slice(row, min(row + step, height))
+            yield rows, slice(rows.start * width, rows.stop * width)
+
+    def whole(self, some: Callable[[slice], list[np.ndarray]]) -> list[np.ndarray]:
+        """What ``some`` says of rows, for all pixels of the pass."""
+        out: list[np.ndarray] = []
+        for rows, pixels in self.bands():
+            found = some(rows)
+            out = out or [np.empty(self.shape[0] * self.shape[1]) for _ in found]
+            for line, values in zip(out, found, strict=True):
+                line[pixels] = values
+        return out
+
+    def level(self, rows: slice) -> tuple[np.ndarray, bool]:
+        """Four times the value expected before regression, (n,); whether neighbours say so."""
+        level = self._own.mean4(self._kind, rows) if self._kind else None
+        if level is not None:
+            return level, True
+        return np.full(
+            (rows.stop - rows.start) * self.shape[1], 4.0 * self._middle
+        ), False
+
+    def start(self, rows: slice) -> list[np.ndarray]:
+        """What :meth:`level` says, for :meth:`whole`."""
+        return [self.level(rows)[0]]
+
+    def activity(self, rows: slice) -> list[np.ndarray]:
+        """Regressors of the spread, 1/256 DN, each (n,) and >= 0."""
+        level, anchored = self.level(rows)
+        if not anchored:
+            return []
+        fine = self._spacing <= 32
+        mean = self._errors.mean4(self._kind, rows)
+        assert mean is not None  # where values are, spreads are
+        activity = [mean * 0.25]
+        far = self._errors.near(_FARTHER[self._kind][:8], rows)
         if far:
             activity.append(_sum(far) / len(far))
-        if own_columns:
-            texture = _sum([np.abs(v) for v in own_columns[:3]])
-            activity.append(texture * (_SPREAD_UNIT / 16))
-    else:
-        own_columns = []
-        level = np.full(
-            len(range(row, decoded.shape[0], spacing))
-            * len(range(column, decoded.shape[1], spacing)),
-            4.0 * middle,
-        )
-    for index, reference in enumerate(references):
-        lattices = _Lattices(reference.values, spacing, row, column)
-        centre = 4.0 * lattices.at(0, 0)
-        around = _mean4(lattices, kind) if kind else None
-        if around is None or not anchored:
-            first.append(centre - 4.0 * middle)
-            continue
-        first.append(centre - around)
-        if reference.same:
-            first.append(centre - level)
-        if reference.wide and fine:
-            for offset in _AROUND:
-                value = lattices.at(*offset)
-                if value is not None and offset != _NEAREST[kind][-1]:
-                    third.append(4.0 * value - around)
-        if reference.wide and index < 4:
-            if reference.spread is not None:
-                error = _Lattices(reference.spread, spacing, row, column)
-                activity.append(error.at(0, 0))
-                if fine:
-                    activity.append(_mean4(error, 2) * 0.25)
-            else:
-                activity.append(np.abs(centre - around) * (_SPREAD_UNIT / 4))
-        if not fine or reference.wide:
-            second.append(around - 4.0 * middle)
-    if anchored:
-        second.append(level - 4.0 * middle)
-    second.append(np.full(len(level), 256.0))
-    return _Regressors(level, first + own_columns + third + second, activity)
+        own = self._own_columns(rows, level, 3)
+        if own:
+            activity.append(_sum([np.abs(v) for v in own]) * (_SPREAD_UNIT / 16))
+        for reference, lattices, errors in self._references[:4]:
+            around = lattices.mean4(self._kind, rows)
+            if around is None or not reference.wide:
+                continue
+            if not errors:
+                activity.append(
+                    np.abs(self._centre(lattices, rows) - around) * (_SPREAD_UNIT / 4)
+                )
+                continue
+            activity += errors.near([(0, 0)], rows)
+            mean = errors.mean4(2, rows) if fine else None
+            if mean is not None:
+                activity.append(mean * 0.25)
+        return activity
+
+    def columns(self, rows: slice) -> list[np.ndarray]:
+        """Regressors, most useful first, each (n,)."""
+        level, anchored = self.level(rows)
+        fine = self._spacing <= 32 and anchored
+        offset = 4.0 * self._middle
+        first, second, third = [], [], []
+        for reference, lattices, _ in self._references:
+            centre = self._centre(lattices, rows)
+            around = lattices.mean4(self._kind, rows) if anchored else None
+            if around is None:
+                first.append(centre - offset)
+                continue
+            first.append(centre - around)
+            if reference.same:
+                first.append(centre - level)
+            if reference.wide and fine:
+                beside = (o for o in _AROUND if o != _NEAREST[self._kind][-1])
+                third += [_apart(v, around) for v in lattices.near(beside, rows)]
+            if not fine or reference.wide:
+                second.append(around - offset)
+        if anchored:
+            second.append(level - offset)
+        second.append(np.full(len(level), 256.0))
+        own = self._own_columns(rows, level, None) if anchored else []
+        return first + own + third + second
+
+    def _own_columns(
+        self, rows: slice, level: np.ndarray, count: int | None
+    ) -> list[np.ndarray]:
+        """How far decoded neighbours are from the level, nearest first; all but one of the four."""
+        near = self._own.near(_NEAREST[self._kind], rows)[:-1]
+        if self._spacing <= 32 and (count is None or len(near) < count):
+            near += self._own.near(_FARTHER[self._kind], rows)
+        return [_apart(v, level) for v in near[:count]]
+
+    @staticmethod
+    def _centre(lattices: _Lattices, rows: slice) -> np.ndarray:
+        """Four times what stands at the pixels themselves."""
+        centre = lattices.at(0, 0, rows)
+        assert centre is not None
+        centre *= 4.0
+        return centre
+
+
+def _apart(values: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """``4 * values - level``, in place."""
+    values *= 4.0
+    values -= level
+    return values
 
 
 def _exact_limit(count: int) -> float:
@@ -316,9 +407,7 @@ def _solve_transposed(factor: np.ndarray, whitened: np.ndarray) -> np.ndarray:
     return rest
 
 
-def _gram(columns: np.ndarray) -> np.ndarray:
-    count = columns.shape[1]
-    gram = columns @ columns.T  # exact: integers below 2 ** 53
+def _with_ridge(gram: np.ndarray, count: int) -> np.ndarray:
     diagonal = np.diagonal(gram).copy()
     ridge = np.floor(diagonal * 2.0**-24) + max(count / 8, 1.0)
     gram[np.diag_indices(len(gram))] = diagonal + ridge
@@ -360,12 +449,14 @@ class PlaneCoder:
 
         Returns
         -------
-        decoded, spread : ndarray
-            float64 (H, W): DN, and the size of the residuals in 1/256 DN.
+        decoded : ndarray
+            int32 (H, W), DN.
+        spread : ndarray
+            float64 (H, W): the size of the residuals in 1/256 DN.
         """
         low, high = float(limits[0]), float(limits[1])
         middle = float((limits[0] + limits[1]) // 2)
-        decoded = np.full(shape, middle)
+        decoded = np.full(shape, middle, np.int32)
         spread = np.zeros(shape)
         if low == high:
             return decoded, spread
@@ -373,10 +464,12 @@ class PlaneCoder:
         for pass_ in passes(*shape):
             _, spacing, row, column = pass_
             place = (slice(row, None, spacing), slice(column, None, spacing))
-            used = None if valid is None else np.flatnonzero(valid[place].ravel())
+            used = None
+            if valid is not None and not valid[place].all():
+                used = np.flatnonzero(valid[place].ravel())
             wanted = None if target is None else target[place].ravel()
             values, sizes = self._pass(
-                _regressors(decoded, spread, references, pass_, middle),
+                _Surroundings(decoded, spread, references, pass_, middle),
                 used,
                 quantiser.at(place),
                 (low, high),
@@ -389,22 +482,23 @@ class PlaneCoder:
 
     def _pass(
         self,
-        given: _Regressors,
+        given: _Surroundings,
         used: np.ndarray | None,
         quantiser: _Quantiser,
         limits: tuple[float, float],
-        pass_: tuple[int, int, int, int],
+        pass_: Pass,
         wanted: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Code one pass; returns its decoded values and spreads, each float64 (n,)."""
         low, high = limits
-        count = len(given.level) if used is None else len(used)
-        predicted = given.level
-        keep = min(len(given.columns), count // 8)
-        if keep:
-            predicted = predicted + self._regression(
-                given, used, keep, count, quantiser.step, pass_, wanted
+        predicted = given.whole(given.start)[0]
+        count = len(predicted) if used is None else len(used)
+        activity = given.whole(given.activity) if count >= _FEW else []
+        if count >= 8:
+            self._regression(
+                given, used, count, quantiser.step, pass_, activity, predicted, wanted
             )
+        del given
         predicted = np.clip(_quarter(predicted), low, high)
         sizes = np.zeros(len(predicted))
         if not count:
@@ -417,56 +511,81 @@ class PlaneCoder:
         if wanted is not None:
             wanted = wanted[chosen]
             steps = np.floor((wanted - base + quantiser.half) / step).astype(np.int64)
-        activity = [a[chosen] for a in given.activity] if count >= _FEW else []
-        mode, expected, scales = self._spread_model(steps, activity, count, quantiser, limits)
-        if mode == _RAW:
+        if used is not None:
+            activity = [a[used] for a in activity]
+        mode, expected, scales = self._spread_model(
+            steps, activity, count, quantiser, limits
+        )
+        del activity
+        if expected is None:  # the mode is _RAW
             index = np.empty(count)
             for size, where, amount in quantiser.groups(count):
                 known = None
                 if wanted is not None:
                     known = np.floor((wanted[where] - low) / size).astype(np.int64)
-                index[where] = self._coder.uniform(known, amount, int((high - low) // size) + 1)
+                index[where] = self._coder.uniform(
+                    known, amount, int((high - low) // size) + 1
+                )
             restored = np.minimum(low + index * step + quantiser.half, high)
             sizes[chosen] = np.abs(restored - base) * _SPREAD_UNIT
         else:
-            if mode == _SKIP:
+            if scales is None:  # the mode is _SKIP
                 steps = np.zeros(count, np.int64)
             else:
                 steps = self._coder.symbols(steps, scales, mode)
             restored = np.clip(base + steps * step, low, high)
             quiet = np.minimum(expected, step * (_SPREAD_UNIT / 4))
-            sizes[chosen] = np.where(steps == 0, quiet, np.abs(steps) * (step * _SPREAD_UNIT))
-        values = predicted.copy()
-        values[chosen] = restored
-        return values, sizes
+            sizes[chosen] = np.where(
+                steps == 0, quiet, np.abs(steps) * (step * _SPREAD_UNIT)
+            )
+        predicted[chosen] = restored
+        return predicted, sizes
 
     def _regression(
         self,
-        given: _Regressors,
+        given: _Surroundings,
         used: np.ndarray | None,
-        keep: int,
         count: int,
         step: float | np.ndarray,
-        pass_: tuple[int, int, int, int],
+        pass_: Pass,
+        activity: list[np.ndarray],
+        predicted: np.ndarray,
         wanted: np.ndarray | None,
-    ) -> np.ndarray:
-        """Code the weights of a pass; returns the correction of four times the prediction."""
+    ) -> None:
+        """Code the weights of a pass; corrects four times the prediction in place."""
         limit = _exact_limit(count)
-        columns = np.stack(given.columns[:keep])
-        np.clip(columns, -limit, limit, out=columns)
-        fit = columns if used is None else columns[:, used]
-        trust = _trust(given.activity, used, count, step)
-        if trust is not None:
-            limit = float(limit // _TRUST)
-            fit = np.clip(fit, -limit, limit) * trust
-        factor = _cholesky(_gram(fit))
-        whitened = grain = None
+        trust = _trust(activity, used, count, step)
+        narrow = limit if trust is None else float(limit // _TRUST)
+        error = None
         if wanted is not None:
-            error = 4.0 * wanted - given.level
+            error = 4.0 * wanted - predicted
             error = error if used is None else error[used]
             error = error if trust is None else error * trust
+        gram, rest = np.zeros((0, 0)), np.zeros(0)
+        keep = 0
+        for rows, pixels in given.bands():
+            columns = given.columns(rows)
+            keep = min(len(columns), count // 8)
+            known = pixels
+            if used is not None:
+                known = slice(
+                    *np.searchsorted(used, (pixels.start, pixels.stop)).tolist()
+                )
+                inside = used[known] - pixels.start
+                columns = [c[inside] for c in columns[:keep]]
+            fit = np.stack(columns[:keep])
+            np.clip(fit, -narrow, narrow, out=fit)
+            if trust is not None:
+                fit *= trust[known]
+            if not len(gram):
+                gram, rest = np.zeros((keep, keep)), np.zeros(keep)
+            gram += fit @ fit.T  # exact: integers below 2 ** 53
+            if error is not None:
+                rest += fit @ error[known]
+        factor = _cholesky(_with_ridge(gram, count))
+        whitened = grain = None
+        if error is not None:
             whitened = np.zeros(keep)
-            rest = fit @ error
             for j in range(keep):
                 whitened[j] = rest[j] / factor[j, j]
                 rest[j + 1 :] -= factor[j + 1 :, j] * whitened[j]
@@ -477,16 +596,25 @@ class PlaneCoder:
         grain = self._coder.number(grain, 256)
         width = quarter_octave(grain)
         quantised = None
-        if wanted is not None:
+        if whitened is not None:
             ratio = whitened / width
-            quantised = np.where(np.abs(ratio) < 0.65, 0.0, np.rint(ratio)).astype(np.int64)
+            quantised = np.where(np.abs(ratio) < 0.65, 0.0, np.rint(ratio)).astype(
+                np.int64
+            )
         quantised = self._weights(quantised, keep, pass_)
         weights = _solve_transposed(factor, quantised * width)
-        weights = np.clip(np.rint(weights * (1 << _WEIGHT_BITS)), -_WEIGHT_LIMIT, _WEIGHT_LIMIT)
-        return np.floor((weights @ columns) * 2.0**-_WEIGHT_BITS + 0.5)
+        weights = np.clip(
+            np.rint(weights * (1 << _WEIGHT_BITS)), -_WEIGHT_LIMIT, _WEIGHT_LIMIT
+        )
+        if not weights.any():
+            return
+        for rows, pixels in given.bands():
+            every = np.stack(given.columns(rows)[:keep])
+            np.clip(every, -limit, limit, out=every)
+            predicted[pixels] += np.floor((weights @ every) * 2.0**-_WEIGHT_BITS + 0.5)
 
     def _weights(
-        self, quantised: np.ndarray | None, keep: int, pass_: tuple[int, int, int, int]
+        self, quantised: np.ndarray | None, keep: int, pass_: Pass
     ) -> np.ndarray:
         """Code whitened weights; their sizes are learnt from the same pass of earlier planes."""
         key = (pass_[0], pass_[1])

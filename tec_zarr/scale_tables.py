@@ -37,7 +37,9 @@ def quarter_octave(index: int) -> float:
     return float(np.ldexp(QUARTER_OCTAVES[quarter], octave))
 
 
-_BETWEEN = 1.0905077326652577 * np.array([quarter_octave(_FIRST + i) for i in range(SCALES - 1)])
+_BETWEEN = 1.0905077326652577 * np.array(
+    [quarter_octave(_FIRST + i) for i in range(SCALES - 1)]
+)
 
 
 def scale_thresholds(step: float) -> np.ndarray:
@@ -141,7 +143,9 @@ def frequencies(shape: int, scale: int) -> np.ndarray:
 
 @cache
 def _model(shape: int, scale: int) -> constriction.stream.model.Categorical:
-    return constriction.stream.model.Categorical(frequencies(shape, scale), perfect=False)
+    return constriction.stream.model.Categorical(
+        frequencies(shape, scale), perfect=False
+    )
 
 
 @cache
@@ -183,7 +187,9 @@ class SymbolCoder(Protocol):
     def uniform(self, values: np.ndarray | None, count: int, size: int) -> np.ndarray:
         """Code ``count`` integers of 0 .. size - 1, all equally likely."""
 
-    def symbols(self, values: np.ndarray | None, scales: np.ndarray, shape: int) -> np.ndarray:
+    def symbols(
+        self, values: np.ndarray | None, scales: np.ndarray, shape: int
+    ) -> np.ndarray:
         """Code signed integers, each with the table of its scale index."""
 
 
@@ -207,11 +213,13 @@ class SymbolEncoder:
         """Return everything written so far."""
         return self._coder.get_compressed().astype("<u4").tobytes()
 
-    def number(self, value: int, size: int) -> int:
+    def number(self, value: int | None, size: int) -> int:
+        assert value is not None
         self.uniform(np.array([value], np.int64), 1, size)
         return int(value)
 
-    def uniform(self, values: np.ndarray, count: int, size: int) -> np.ndarray:
+    def uniform(self, values: np.ndarray | None, count: int, size: int) -> np.ndarray:
+        assert values is not None
         rest, bits = values, max(size - 1, 0).bit_length()
         while bits > _UNIFORM_BITS:
             self._flat(rest & 0xFFFF, 1 << _UNIFORM_BITS)
@@ -222,9 +230,14 @@ class SymbolEncoder:
         return values
 
     def _flat(self, values: np.ndarray, size: int) -> None:
-        self._coder.encode(values.astype(np.int32), constriction.stream.model.Uniform(size))
+        self._coder.encode(
+            values.astype(np.int32), constriction.stream.model.Uniform(size)
+        )
 
-    def symbols(self, values: np.ndarray, scales: np.ndarray, shape: int) -> np.ndarray:
+    def symbols(
+        self, values: np.ndarray | None, scales: np.ndarray, shape: int
+    ) -> np.ndarray:
+        assert values is not None
         for scale, where in _groups(scales):
             shift = int(SHIFTS[scale])
             table = scale - 4 * shift
@@ -257,15 +270,21 @@ class SymbolDecoder:
 
     def __init__(self, data: bytes) -> None:
         if len(data) % 4:
-            raise FormatError(f"bound section: {len(data)} bytes of symbols are not whole words")
+            raise FormatError(
+                f"bound section: {len(data)} bytes of symbols are not whole words"
+            )
         words = np.frombuffer(data, "<u4").astype(np.uint32)
         self._coder = constriction.stream.queue.RangeDecoder(words)
 
-    def number(self, value: None, size: int) -> int:
+    def number(self, value: int | None, size: int) -> int:
         return int(self.uniform(None, 1, size)[0])
 
-    def uniform(self, values: None, count: int, size: int) -> np.ndarray:
-        result, place, bits = np.zeros(count, np.int64), 0, max(size - 1, 0).bit_length()
+    def uniform(self, values: np.ndarray | None, count: int, size: int) -> np.ndarray:
+        result, place, bits = (
+            np.zeros(count, np.int64),
+            0,
+            max(size - 1, 0).bit_length(),
+        )
         while bits > _UNIFORM_BITS:
             result |= self._flat(count, 1 << _UNIFORM_BITS) << place
             place, bits = place + _UNIFORM_BITS, bits - _UNIFORM_BITS
@@ -278,13 +297,17 @@ class SymbolDecoder:
         model = constriction.stream.model.Uniform(size)
         return self._coder.decode(model, count).astype(np.int64)
 
-    def symbols(self, values: None, scales: np.ndarray, shape: int) -> np.ndarray:
+    def symbols(
+        self, values: np.ndarray | None, scales: np.ndarray, shape: int
+    ) -> np.ndarray:
         result = np.empty(len(scales), np.int64)
         for scale, where in _groups(scales):
             shift = int(SHIFTS[scale])
             table = scale - 4 * shift
             limit = table_limit(table)
-            inside = self._coder.decode(_model(shape, table), len(where)).astype(np.int64)
+            inside = self._coder.decode(_model(shape, table), len(where)).astype(
+                np.int64
+            )
             high = inside - limit
             low = self.uniform(None, len(where), 1 << shift) if shift else 0
             escaped = np.flatnonzero(inside == 2 * limit + 1)
