@@ -26,9 +26,7 @@ from tec_zarr.scale_tables import (
 _HEADER = struct.Struct("<BII")
 _VERSION = 1
 _WIDE = 3  # earlier bands whose neighbourhoods are regressors, not the pixel alone
-_WORTH_MERGING = (
-    0.9  # of the pixels; above, repeated rows and columns are not looked at
-)
+_WORTH_MERGING = 0.9  # of the pixels; above, repeated rows and columns are not looked at
 _INT32 = 1 << 31
 _MAPPED = (1 << 32) - 1  # in the checksum, for a band with a bound for each pixel
 
@@ -70,11 +68,7 @@ def encode(
     """
     original = np.asarray(original)
     limits = _checked(original.shape, base, valid, bounds)
-    if (
-        original.dtype.kind not in "iu"
-        or original.dtype.itemsize > 4
-        or original.dtype == "u4"
-    ):
+    if original.dtype.kind not in "iu" or original.dtype.itemsize > 4 or original.dtype == "u4":
         raise UnsupportedArrayError(
             f"bound layer: original is {original.dtype}, expected int32 or a narrower integer"
         )
@@ -83,9 +77,7 @@ def encode(
     error = np.abs(decoded.astype(np.int64) - original)
     if valid is not None:
         error[~np.asarray(valid, bool)] = 0
-    over = [
-        np.count_nonzero(error[:, band] > limit) for band, limit in enumerate(limits)
-    ]
+    over = [np.count_nonzero(error[:, band] > limit) for band, limit in enumerate(limits)]
     if any(over):
         raise TecError(
             f"bound layer: {over} pixels of the bands of shape {original.shape} would exceed "
@@ -130,14 +122,10 @@ def decode(
     limits = _checked(shape, base, valid, bounds)
     data = bytes(data)
     if len(data) < _HEADER.size:
-        raise FormatError(
-            f"bound section: {len(data)} bytes, expected at least {_HEADER.size}"
-        )
+        raise FormatError(f"bound section: {len(data)} bytes, expected at least {_HEADER.size}")
     version, payload_crc, decoded_crc = _HEADER.unpack_from(data)
     if version != _VERSION:
-        raise FormatError(
-            f"bound section: version {version}, this tec_zarr reads {_VERSION}"
-        )
+        raise FormatError(f"bound section: version {version}, this tec_zarr reads {_VERSION}")
     payload = data[_HEADER.size :]
     if _checksum(shape, base, valid, limits, payload) != payload_crc:
         raise ChecksumError(
@@ -145,16 +133,12 @@ def decode(
             "the base, validity, shape or bounds are not those of the encoder"
         )
     try:
-        with np.errstate(
-            all="ignore"
-        ):  # forged weights may overflow; the checksum tells
+        with np.errstate(all="ignore"):  # forged weights may overflow; the checksum tells
             decoded = _walk(SymbolDecoder(payload), shape, base, valid, limits, None)
     except TecError:
         raise
     except (AssertionError, IndexError, OverflowError, ValueError) as error:
-        raise FormatError(
-            f"bound section of shape {tuple(shape)}: invalid symbols"
-        ) from error
+        raise FormatError(f"bound section of shape {tuple(shape)}: invalid symbols") from error
     if zlib.crc32(decoded.data) != decoded_crc:
         raise ChecksumError(
             f"bound section of shape {tuple(shape)}: decoded values are not the encoder's; "
@@ -171,9 +155,7 @@ def _checked(
 ) -> list[int | np.ndarray]:
     shape = tuple(shape)
     if len(shape) != 4 or min(shape, default=0) < 1:
-        raise UnsupportedArrayError(
-            f"bound layer: shape {shape}, expected (T, C, H, W), no zeros"
-        )
+        raise UnsupportedArrayError(f"bound layer: shape {shape}, expected (T, C, H, W), no zeros")
     for name, array in (("base", base), ("valid", valid)):
         if array is not None and np.shape(array) != shape:
             raise UnsupportedArrayError(
@@ -254,13 +236,9 @@ def _walk(
             near = [order[i] for i in wide[position]]
             far = [b for b in reversed(order[:position]) if b not in near]
             references += [done[b] for b in near]
-            references += [
-                Reference(done[b].values, None, same=False, wide=False) for b in far
-            ]
+            references += [Reference(done[b].values, None, same=False, wide=False) for b in far]
             mask = None if valid is None else np.asarray(valid[date, band], bool)
-            target = (
-                None if original is None else original[date, band].astype(np.float64)
-            )
+            target = None if original is None else original[date, band].astype(np.float64)
             bound = bounds[band]
             if not isinstance(bound, int):
                 bound = bound[date].astype(np.float64)
@@ -275,15 +253,9 @@ def _walk(
                 target,
             )
             # Spreads take more memory than all else: kept only for planes that look at them.
-            seen = date + 1 < dates or any(
-                position in later for later in wide[position + 1 :]
-            )
-            done[band] = Reference(
-                decoded[date, band], spread if seen else None, False, True
-            )
-        previous = {
-            b: Reference(r.values, r.spread, True, True) for b, r in done.items()
-        }
+            seen = date + 1 < dates or any(position in later for later in wide[position + 1 :])
+            done[band] = Reference(decoded[date, band], spread if seen else None, False, True)
+        previous = {b: Reference(r.values, r.spread, True, True) for b, r in done.items()}
     return decoded
 
 
@@ -302,14 +274,9 @@ def _plan(
         raise FormatError(f"bound section: band order {order} is not a permutation")
     wide = []
     for position, band in enumerate(order):
-        best = sorted(range(position), key=lambda i: (-alike[band, order[i]], -i))[
-            :_WIDE
-        ]
+        best = sorted(range(position), key=lambda i: (-alike[band, order[i]], -i))[:_WIDE]
         if position > _WIDE:
-            best = [
-                coder.number(i if original is not None else None, position)
-                for i in best
-            ]
+            best = [coder.number(i if original is not None else None, position) for i in best]
             best = list(dict.fromkeys(best))
         else:
             best = list(range(position))
@@ -317,9 +284,7 @@ def _plan(
     return order, wide
 
 
-def _detail_order(
-    original: np.ndarray, valid: np.ndarray | None
-) -> tuple[list[int], np.ndarray]:
+def _detail_order(original: np.ndarray, valid: np.ndarray | None) -> tuple[list[int], np.ndarray]:
     """Encoder only: the order of the bands, and how alike the details of two bands are.
 
     Bands with most detail come first, but those made of repeated pixels after the others: means
@@ -372,9 +337,7 @@ def _plane(
     if low < high:
         if target is not None:
             starts = _repeats(target, mask)
-        repeated = coder.number(
-            int(starts is not None) if target is not None else None, 2
-        )
+        repeated = coder.number(int(starts is not None) if target is not None else None, 2)
     if not repeated:
         return planes.plane(shape, mask, references, bound, (low, high), target)
     rows = _starts(coder, starts and starts[0], shape[0])
@@ -390,15 +353,11 @@ def _plane(
         return np.floor(shrink(np.floor(np.minimum(plane, 2.0**32)), np.add) / area)
 
     small = [
-        Reference(
-            mean(r.values), None if r.spread is None else mean(r.spread), r.same, r.wide
-        )
+        Reference(mean(r.values), None if r.spread is None else mean(r.spread), r.same, r.wide)
         for r in references
     ]
     if target is not None:
-        target = shrink(
-            target if mask is None else np.where(mask, target, -np.inf), np.maximum
-        )
+        target = shrink(target if mask is None else np.where(mask, target, -np.inf), np.maximum)
         target = np.where(np.isfinite(target), target, low)
     if mask is not None:
         mask = shrink(mask, np.logical_or)
@@ -408,9 +367,7 @@ def _plane(
     return _spread_out(values, heights, widths), _spread_out(spread, heights, widths)
 
 
-def _spread_out(
-    plane: np.ndarray, heights: np.ndarray, widths: np.ndarray
-) -> np.ndarray:
+def _spread_out(plane: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return np.repeat(np.repeat(plane, heights, axis=0), widths, axis=1)
 
 
@@ -421,8 +378,7 @@ def _limits(coder: SymbolCoder, known: tuple[int, int] | None) -> tuple[int, int
         low, high = (coder.number(known and known[i], 1 << 16) for i in range(2))
     else:
         low, high = (
-            coder.number(known and known[i] + _INT32, 2 * _INT32) - _INT32
-            for i in range(2)
+            coder.number(known and known[i] + _INT32, 2 * _INT32) - _INT32 for i in range(2)
         )
     if low > high:
         raise FormatError(f"bound section: a plane of values from {low} to {high}")
@@ -440,15 +396,11 @@ def _starts(coder: SymbolCoder, starts: np.ndarray | None, length: int) -> np.nd
     changes = coder.symbols(changes, np.full(count, scale), 0)
     runs = np.cumsum(changes)
     if runs.min() < 1 or runs.sum() != length:
-        raise FormatError(
-            f"bound section: runs of equal rows do not add up to {length}"
-        )
+        raise FormatError(f"bound section: runs of equal rows do not add up to {length}")
     return np.cumsum(runs) - runs
 
 
-def _repeats(
-    target: np.ndarray, mask: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _repeats(target: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
     """Encoder only: first rows and first columns of runs of equal ones, where that is worth it."""
     rows = _run_starts(target, mask)
     # Columns are compared after rows were merged: where pixels are invalid, two that were never

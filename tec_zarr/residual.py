@@ -35,9 +35,7 @@ TOP_SPACING = 64
 _WEIGHT_BITS = 18
 _WEIGHT_LIMIT = float(1 << 23)
 _SPREAD_UNIT = 256  # spreads are stored in 1/256 DN
-_SPREAD_WEIGHTS = (
-    np.array([0, 1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128, 181]) / 64.0
-)
+_SPREAD_WEIGHTS = np.array([0, 1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128, 181]) / 64.0
 _FEW = 128  # valid pixels in a pass, below which spreads are not modelled
 _TRUST = 16.0  # largest weight of a pixel in a fit
 _BAND_PIXELS = 4096  # whose regressors are there at once
@@ -272,9 +270,7 @@ class _Surroundings:
         level = self._own.mean4(self._kind, rows) if self._kind else None
         if level is not None:
             return level, True
-        return np.full(
-            (rows.stop - rows.start) * self.shape[1], 4.0 * self._middle
-        ), False
+        return np.full((rows.stop - rows.start) * self.shape[1], 4.0 * self._middle), False
 
     def start(self, rows: slice) -> list[np.ndarray]:
         """What :meth:`level` says, for :meth:`whole`."""
@@ -300,9 +296,7 @@ class _Surroundings:
             if around is None or not reference.wide:
                 continue
             if not errors:
-                activity.append(
-                    np.abs(self._centre(lattices, rows) - around) * (_SPREAD_UNIT / 4)
-                )
+                activity.append(np.abs(self._centre(lattices, rows) - around) * (_SPREAD_UNIT / 4))
                 continue
             activity += errors.near([(0, 0)], rows)
             mean = errors.mean4(2, rows) if fine else None
@@ -336,9 +330,7 @@ class _Surroundings:
         own = self._own_columns(rows, level, None) if anchored else []
         return first + own + third + second
 
-    def _own_columns(
-        self, rows: slice, level: np.ndarray, count: int | None
-    ) -> list[np.ndarray]:
+    def _own_columns(self, rows: slice, level: np.ndarray, count: int | None) -> list[np.ndarray]:
         """How far decoded neighbours are from the level, nearest first; all but one of the four."""
         near = self._own.near(_NEAREST[self._kind], rows)[:-1]
         if self._spacing <= 32 and (count is None or len(near) < count):
@@ -495,9 +487,7 @@ class PlaneCoder:
         count = len(predicted) if used is None else len(used)
         activity = given.whole(given.activity) if count >= _FEW else []
         if count >= 8:
-            self._regression(
-                given, used, count, quantiser.step, pass_, activity, predicted, wanted
-            )
+            self._regression(given, used, count, quantiser.step, pass_, activity, predicted, wanted)
         del given
         predicted = np.clip(_quarter(predicted), low, high)
         sizes = np.zeros(len(predicted))
@@ -513,9 +503,7 @@ class PlaneCoder:
             steps = np.floor((wanted - base + quantiser.half) / step).astype(np.int64)
         if used is not None:
             activity = [a[used] for a in activity]
-        mode, expected, scales = self._spread_model(
-            steps, activity, count, quantiser, limits
-        )
+        mode, expected, scales = self._spread_model(steps, activity, count, quantiser, limits)
         del activity
         if expected is None:  # the mode is _RAW
             index = np.empty(count)
@@ -523,9 +511,7 @@ class PlaneCoder:
                 known = None
                 if wanted is not None:
                     known = np.floor((wanted[where] - low) / size).astype(np.int64)
-                index[where] = self._coder.uniform(
-                    known, amount, int((high - low) // size) + 1
-                )
+                index[where] = self._coder.uniform(known, amount, int((high - low) // size) + 1)
             restored = np.minimum(low + index * step + quantiser.half, high)
             sizes[chosen] = np.abs(restored - base) * _SPREAD_UNIT
         else:
@@ -535,9 +521,7 @@ class PlaneCoder:
                 steps = self._coder.symbols(steps, scales, mode)
             restored = np.clip(base + steps * step, low, high)
             quiet = np.minimum(expected, step * (_SPREAD_UNIT / 4))
-            sizes[chosen] = np.where(
-                steps == 0, quiet, np.abs(steps) * (step * _SPREAD_UNIT)
-            )
+            sizes[chosen] = np.where(steps == 0, quiet, np.abs(steps) * (step * _SPREAD_UNIT))
         predicted[chosen] = restored
         return predicted, sizes
 
@@ -568,9 +552,7 @@ class PlaneCoder:
             keep = min(len(columns), count // 8)
             known = pixels
             if used is not None:
-                known = slice(
-                    *np.searchsorted(used, (pixels.start, pixels.stop)).tolist()
-                )
+                known = slice(*np.searchsorted(used, (pixels.start, pixels.stop)).tolist())
                 inside = used[known] - pixels.start
                 columns = [c[inside] for c in columns[:keep]]
             fit = np.stack(columns[:keep])
@@ -598,14 +580,10 @@ class PlaneCoder:
         quantised = None
         if whitened is not None:
             ratio = whitened / width
-            quantised = np.where(np.abs(ratio) < 0.65, 0.0, np.rint(ratio)).astype(
-                np.int64
-            )
+            quantised = np.where(np.abs(ratio) < 0.65, 0.0, np.rint(ratio)).astype(np.int64)
         quantised = self._weights(quantised, keep, pass_)
         weights = _solve_transposed(factor, quantised * width)
-        weights = np.clip(
-            np.rint(weights * (1 << _WEIGHT_BITS)), -_WEIGHT_LIMIT, _WEIGHT_LIMIT
-        )
+        weights = np.clip(np.rint(weights * (1 << _WEIGHT_BITS)), -_WEIGHT_LIMIT, _WEIGHT_LIMIT)
         if not weights.any():
             return
         for rows, pixels in given.bands():
@@ -613,9 +591,7 @@ class PlaneCoder:
             np.clip(every, -limit, limit, out=every)
             predicted[pixels] += np.floor((weights @ every) * 2.0**-_WEIGHT_BITS + 0.5)
 
-    def _weights(
-        self, quantised: np.ndarray | None, keep: int, pass_: Pass
-    ) -> np.ndarray:
+    def _weights(self, quantised: np.ndarray | None, keep: int, pass_: Pass) -> np.ndarray:
         """Code whitened weights; their sizes are learnt from the same pass of earlier planes."""
         key = (pass_[0], pass_[1])
         learnt = self._weight_size.get(key, np.zeros(0))

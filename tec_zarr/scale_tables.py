@@ -37,9 +37,7 @@ def quarter_octave(index: int) -> float:
     return float(np.ldexp(QUARTER_OCTAVES[quarter], octave))
 
 
-_BETWEEN = 1.0905077326652577 * np.array(
-    [quarter_octave(_FIRST + i) for i in range(SCALES - 1)]
-)
+_BETWEEN = 1.0905077326652577 * np.array([quarter_octave(_FIRST + i) for i in range(SCALES - 1)])
 
 
 def scale_thresholds(step: float) -> np.ndarray:
@@ -143,9 +141,7 @@ def frequencies(shape: int, scale: int) -> np.ndarray:
 
 @cache
 def _model(shape: int, scale: int) -> constriction.stream.model.Categorical:
-    return constriction.stream.model.Categorical(
-        frequencies(shape, scale), perfect=False
-    )
+    return constriction.stream.model.Categorical(frequencies(shape, scale), perfect=False)
 
 
 @cache
@@ -187,9 +183,7 @@ class SymbolCoder(Protocol):
     def uniform(self, values: np.ndarray | None, count: int, size: int) -> np.ndarray:
         """Code ``count`` integers of 0 .. size - 1, all equally likely."""
 
-    def symbols(
-        self, values: np.ndarray | None, scales: np.ndarray, shape: int
-    ) -> np.ndarray:
+    def symbols(self, values: np.ndarray | None, scales: np.ndarray, shape: int) -> np.ndarray:
         """Code signed integers, each with the table of its scale index."""
 
 
@@ -230,13 +224,9 @@ class SymbolEncoder:
         return values
 
     def _flat(self, values: np.ndarray, size: int) -> None:
-        self._coder.encode(
-            values.astype(np.int32), constriction.stream.model.Uniform(size)
-        )
+        self._coder.encode(values.astype(np.int32), constriction.stream.model.Uniform(size))
 
-    def symbols(
-        self, values: np.ndarray | None, scales: np.ndarray, shape: int
-    ) -> np.ndarray:
+    def symbols(self, values: np.ndarray | None, scales: np.ndarray, shape: int) -> np.ndarray:
         assert values is not None
         for scale, where in _groups(scales):
             shift = int(SHIFTS[scale])
@@ -270,9 +260,7 @@ class SymbolDecoder:
 
     def __init__(self, data: bytes) -> None:
         if len(data) % 4:
-            raise FormatError(
-                f"bound section: {len(data)} bytes of symbols are not whole words"
-            )
+            raise FormatError(f"bound section: {len(data)} bytes of symbols are not whole words")
         words = np.frombuffer(data, "<u4").astype(np.uint32)
         self._coder = constriction.stream.queue.RangeDecoder(words)
 
@@ -297,17 +285,13 @@ class SymbolDecoder:
         model = constriction.stream.model.Uniform(size)
         return self._coder.decode(model, count).astype(np.int64)
 
-    def symbols(
-        self, values: np.ndarray | None, scales: np.ndarray, shape: int
-    ) -> np.ndarray:
+    def symbols(self, values: np.ndarray | None, scales: np.ndarray, shape: int) -> np.ndarray:
         result = np.empty(len(scales), np.int64)
         for scale, where in _groups(scales):
             shift = int(SHIFTS[scale])
             table = scale - 4 * shift
             limit = table_limit(table)
-            inside = self._coder.decode(_model(shape, table), len(where)).astype(
-                np.int64
-            )
+            inside = self._coder.decode(_model(shape, table), len(where)).astype(np.int64)
             high = inside - limit
             low = self.uniform(None, len(where), 1 << shift) if shift else 0
             escaped = np.flatnonzero(inside == 2 * limit + 1)
