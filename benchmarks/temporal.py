@@ -226,6 +226,10 @@ def page(results: dict) -> str:
         "would, and it takes most of the bytes of a series. The rows *clear dates* show the same "
         f"places without dates whose mean in B02 is above {CLOUDY_BLUE:g} DN.",
         "",
+        "**Finer dates.** A date that many others are predicted from is coded up to two qualities "
+        "finer than the chunk: an error of it would be handed on. So the PSNR of a chunk's dates "
+        "differs; none is coded coarser than its `quality`.",
+        "",
         "**Key dates.** Dates refer to one another only within a chunk, and with `gop=n` only "
         "within runs of n dates: fewer have to be decoded for one, for more bytes. At quality 4 on "
         f"*{results['key_dates_of']}*:",
