@@ -564,7 +564,8 @@ def elsewhere() -> str:
         rows.append(
             [
                 f"[{page}]({page})", about, f"`python {command}`",
-                "last full run" if of_run else "by itself" + (f", {commit[:12]}" if commit else ""),
+                # Its own page and results say when: they change without this page.
+                "last full run" if of_run else "by itself",
             ]
         )  # fmt: skip
     text = "## On other pages\n\n"
