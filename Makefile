@@ -14,6 +14,7 @@ test: $(VENV)/.test lint
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 # The built wheel, installed alone in an environment of its own, runs the demo.
 wheel-check: $(VENV)/.test

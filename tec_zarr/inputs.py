@@ -80,8 +80,18 @@ def _open(path: Path) -> xr.Dataset:
 
 
 def single_array(ds: xr.Dataset, names: set[str]) -> xr.DataArray:
-    """One (..., band, y, x) array of the reflectance variables ``names`` of ``ds``."""
+    """One (..., band, y, x) array of the reflectance variables ``names`` of ``ds``.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        If there are none.
+    """
     chosen = [n for n in ds.data_vars if n in names]
+    if not chosen:
+        raise UnsupportedArrayError(
+            f"no Sentinel-2 reflectance among the variables {[str(n) for n in ds.data_vars]}"
+        )
     if len(chosen) == 1:
         return ds[chosen[0]]
     stacked = ds[chosen].to_array("band")

@@ -115,9 +115,7 @@ def test_a_chunk_that_is_listed_exactly_takes_two_and_a_half_times_its_size(dtyp
     assert peak(lambda: decode_chunk(frame)) <= allowed
 
 
-@pytest.mark.parametrize(
-    ("limit", "least"), [("MAX_LATENTS_BYTES", 100), ("MAX_MASK_BYTES", 100)]
-)
+@pytest.mark.parametrize(("limit", "least"), [("MAX_LATENTS_BYTES", 100), ("MAX_MASK_BYTES", 100)])
 def test_limits_of_latents_and_masks_are_read_at_every_call(monkeypatch, limit, least):
     array = scene((1, 12, 64, 64)).astype("u2")
     array[0, :, ::2, ::3] = 0
@@ -148,9 +146,7 @@ def test_weights_scattered_over_millions_of_chunks_are_not_read(tmp_path, monkey
     sha256 = "ab" * 32
     group = zarr.open_group(tmp_path / "a.zarr", mode="w")
     codec = tec_zarr.TECCodec(weights_sha256=sha256)
-    group.create_array(
-        "dn", shape=(1, 1, 8, 8), dtype="u2", serializer=codec, compressors=None
-    )
+    group.create_array("dn", shape=(1, 1, 8, 8), dtype="u2", serializer=codec, compressors=None)
     group.create_array(
         f"{embed.GROUP}/{sha256}", shape=(2**30,), chunks=(1,), dtype="u1", compressors=None
     )
@@ -300,3 +296,81 @@ def test_a_model_that_panics_is_damage(monkeypatch):
     monkeypatch.setattr(toy.ToyModel, "decode", fail)
     with pytest.raises(ChecksumError, match="ZeroDivisionError"):
         decode_chunk(frame)
+
+
+# ---- what is declared
+
+
+def test_the_lowest_versions_that_are_tested_are_those_declared():
+    import tomllib
+    from pathlib import Path
+
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    declared = dict(item.replace("[array]", "").split(">=") for item in project["dependencies"])
+    pinned = dict(
+        line.split("==") for line in (root / "tests/minimum-versions.txt").read_text().split()
+    )
+    assert declared.pop("torch")  # no older CPU build than CI's is to be had: see robustness.md
+    assert declared == pinned
+
+
+# ---- limits that had no test
+
+
+def test_more_bands_than_the_limit_are_refused_before_they_are_listed(monkeypatch):
+    frame = write_frame(header((1, 2**20, 1, 1)), [Section(SectionKind.LATENTS, b"")])
+    assert peak(lambda: attempt(frame)) < 100_000
+    with pytest.raises(LimitError, match=r"1048576 bands.*MAX_BANDS = 4096"):
+        decode_chunk(frame)
+    with pytest.raises(LimitError, match="use smaller chunks"):
+        encode_chunk(np.ones((1, 5000, 1, 1), "u2"), SPEC)
+
+
+def test_embedded_weights_share_one_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEC_ZARR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(config, "MAX_WEIGHTS_BYTES", 100)
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    sha256 = "ab" * 32
+    group.create_array(
+        "dn", shape=(1, 1, 8, 8), dtype="u2", compressors=None,
+        serializer=tec_zarr.TECCodec(weights_sha256=sha256),
+    )  # fmt: skip
+    group.create_array(f"{embed.GROUP}/{sha256}", shape=(101,), dtype="u1", compressors=None)
+    with pytest.raises(LimitError, match="MAX_WEIGHTS_BYTES = 100"):
+        tec_zarr.use_embedded_weights(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.nc", "a.tif", "zarr.json", "a.txt"])
+@pytest.mark.parametrize("command", ["info", "encode"])
+def test_damaged_files_end_in_one_line(tmp_path, capsys, name, command):
+    from tec_zarr.cli import main
+
+    (tmp_path / name).write_bytes(b"PK\x03\x04 not what it says")
+    source = tmp_path if name == "zarr.json" else tmp_path / name
+    target = [str(tmp_path / "out.zarr")] if command == "encode" else []
+    assert main([command, str(source), *target]) == 1
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert message.startswith(f"tec-zarr: {source}")
+
+
+def test_a_file_without_reflectance_cannot_be_compared(tmp_path, capsys):
+    import xarray as xr
+
+    from tec_zarr.cli import main
+
+    path = str(tmp_path / "a.zarr")
+    xr.Dataset({"height": (("y", "x"), np.zeros((4, 4), "u2"))}).to_zarr(path, zarr_format=2)
+    assert main(["verify", path, path]) == 1
+    assert "no Sentinel-2 reflectance among the variables ['height']" in capsys.readouterr().err
+
+
+def test_bounded_chunks_decode_in_bounded_memory():
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(500, 3000, 256)[:, None]
+    array = (ramp + rng.normal(0, 60, (1, 4, 256, 256))).clip(1).astype("u2")
+    frame = encode_chunk(array, ChunkSpec(model=toy.NAME, max_error=0))
+    decode_chunk(frame)  # probability tables are made once
+    constant = 12 * 2**20  # regressors of 4096 pixels
+    assert peak(lambda: decode_chunk(frame)) < 20 * array.nbytes + constant

@@ -9,6 +9,7 @@ something undocumented; the input is then in a file ``crash-...`` of the corpus 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -23,10 +24,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 INSTRUMENTED = ("tec_zarr",)
+LATER = {
+    "chunk": ["tec_zarr.models.s2"],
+    "section": ["tec_zarr.models.s2"],
+    "weights": ["tec_zarr.models.s2", "tec_zarr.embed"],
+    "manifest": ["tec_zarr.manifest"],
+    "command_line": ["tec_zarr.cli", "tec_zarr.inputs", "tec_zarr.store", "tec_zarr.report"],
+}
 LONGEST_INPUT = 1024
 SECONDS = 5
 INTERRUPTED = 72
 """What libFuzzer exits with when somebody stops it; the executions until then count."""
+
+AT_ONCE = 2_000_000
+"""Executions of one process: atheris itself keeps about half a kilobyte of each."""
 
 MEMORY = 2**31
 """Bytes that the process may grow by: far below the terabytes that a frame can claim."""
@@ -48,21 +59,30 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         corpus = arguments.corpus or Path(folder)
         corpus.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, __file__, "--inside", arguments.target, "--corpus", str(corpus),
-                   "--runs", str(arguments.runs), "--seconds", str(arguments.seconds)]  # fmt: skip
-        start = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        start, executions, features = time.monotonic(), 0, ("", "0", "0")
+        while True:
+            left = 0
+            if arguments.seconds:
+                left = max(1, round(arguments.seconds - (time.monotonic() - start)))
+            command = [sys.executable, __file__, "--inside", arguments.target, "--corpus",
+                       str(corpus), "--runs", str(min(AT_ONCE, arguments.runs - executions)),
+                       "--seconds", str(left)]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            found = re.findall(r"#(\d+)\s+(?:DONE|\w+)\s+cov: (\d+) ft: (\d+)", done.stderr)
+            counted = re.search(r"Done (\d+) (?:runs )?in", done.stderr)
+            features = found[-1] if found else features
+            executions += int(counted[1] if counted else features[0] or 0)
+            late = arguments.seconds and time.monotonic() - start >= arguments.seconds
+            if done.returncode or late or executions >= arguments.runs:
+                break
         seconds = time.monotonic() - start
     tail = done.stdout[-3000:] + done.stderr[-1500:]
-    found = re.findall(r"#(\d+)\s+(?:DONE|\w+)\s+cov: (\d+) ft: (\d+)", done.stderr)
-    counted = re.search(r"Done (\d+) (?:runs )?in", done.stderr)
-    runs = int(counted[1]) if counted else int(found[-1][0]) if found else 0
     result = {
         "target": arguments.target,
-        "executions": runs,
+        "executions": executions,
         "seconds": round(seconds, 1),
-        "edges": int(found[-1][1]) if found else 0,
-        "features": int(found[-1][2]) if found else 0,
+        "edges": int(features[1]),
+        "features": int(features[2]),
         "failures": int(done.returncode not in (0, INTERRUPTED)),
         "longest_input_bytes": LONGEST_INPUT,
         "timeout_seconds": SECONDS,
@@ -93,8 +113,8 @@ def _fuzz(arguments: argparse.Namespace) -> None:
         sys.path.insert(0, str(Path(__file__).parent))
         import targets
 
-        if arguments.target in ("section", "chunk", "weights"):
-            import tec_zarr.models.s2  # noqa: F401  instrumented, too
+        for name in LATER.get(arguments.target, ()):  # what a target imports when it is called
+            importlib.import_module(name)
     targets.prepare()
     target, seeds = targets.TARGETS[arguments.target]
     for i, seed in enumerate(seeds()):
