@@ -276,9 +276,7 @@ class TecS2:
     def _decode_date(self, section: bytes, quality: float, out: np.ndarray) -> np.ndarray:
         """Write float32 DN into ``out`` (C, h, w); returns the latents."""
         latents, context = self.decode_latents(section, out.shape, quality)
-        self.synthesis(
-            latents, context.channels, quality, context.condition, context.spectral, out
-        )
+        self.synthesis(latents, context.channels, quality, context.condition, context.spectral, out)
         return latents
 
     def worth(self, quality: float) -> np.ndarray:
