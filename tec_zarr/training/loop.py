@@ -67,7 +67,9 @@ def condition_vector(sigma: Tensor, quality: Tensor) -> Tensor:
     return torch.cat([torch.round(8 * (quality[:, None] - 4.5)), spread], 1)
 
 
-def tile_loss(net: S2Net, components: Tensor, sigma: Tensor, bands: Tensor, quality: Tensor):
+def tile_loss(
+    net: S2Net, components: Tensor, sigma: Tensor, bands: Tensor, quality: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Bits per pixel and mean squared error over the present bands, per tile, and the loss."""
     condition = condition_vector(sigma, quality)
     coded = net(components, quality, condition)
