@@ -742,7 +742,8 @@ def _reading() -> str:
     window, date = list(next(iter(results["bytes_read"].values())))[:2]
     read = results["bytes_read"]
     return (
-        "## When reads are tiny\n\nA chunk is decoded whole: for one pixel as for all. The default "
+        "## When reads are tiny\n\nAll bytes of a chunk are read, and a date is decoded whole: for "
+        "one pixel as for all. (Other dates of the chunk are not, in Zarr format 3.) The default "
         f"chunk is 4 dates x all bands x 256 x 256. {window}: {read['tec'][window]:,} bytes are "
         f"read, plain {read['plain'][window]:,}; {date}: {read['tec'][date]:,} bytes, or "
         f'{read["tec, one date a chunk"][date]:,} with `chunks={{"time": 1}}`. The first pixel '
