@@ -371,7 +371,7 @@ class _Part:
         return replace(
             self,
             samples=self.samples[:, bands],
-            mask=_mask_of(self.mask, bands),
+            mask=mask_of_bands(self.mask, bands),
             bands=None if self.bands is None else tuple(self.bands[c] for c in bands),
         )
 
@@ -398,7 +398,7 @@ def _at_quality(part: _Part, quality: float) -> _Coded:
     quality = round(quality * QUALITY_STEPS) / QUALITY_STEPS
     sections = []
     latents_crc = 0
-    for tile, dates in _coded_tiles(part.samples.shape, mask):
+    for tile, dates in coded_tiles(part.samples.shape, mask):
         cube = _to_dn(part.samples[:, :, *tile][dates], part.scale, spec.offset)
         if mask is not None:
             cube = fill_unknown(cube, mask.labels[:, :, *tile][dates] == 0)
@@ -411,7 +411,7 @@ def _at_quality(part: _Part, quality: float) -> _Coded:
                 temporal = cast("TemporalModel", model)
                 encoded = temporal.encode(cube, quality, part.bands, gop=spec.gop)
         sections += [Section(SectionKind.LATENTS, data) for data in encoded.sections]
-        latents_crc = _chain(latents_crc, encoded.latents_crc)
+        latents_crc = chained_checksum(latents_crc, encoded.latents_crc)
     return _Coded(sections, mask, quality, latents_crc)
 
 
@@ -676,16 +676,17 @@ def _samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
     if dates is not None and (header.bounded or header.weights not in _verified):
         return _samples(frame)[dates]
     native = header.dtype.newbyteorder("=")
-    packed, exact = (_single(frame.payloads(k), k) for k in (SectionKind.MASK, SectionKind.EXACT))
+    kinds = SectionKind.MASK, SectionKind.EXACT
+    packed, exact = (single_payload(frame.payloads(kind), kind) for kind in kinds)
     mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
     latents = frame.payloads(SectionKind.LATENTS)
-    residuals = _single(frame.payloads(SectionKind.BOUND), SectionKind.BOUND)
-    levels = _single(frame.payloads(SectionKind.BOUND_MAP), SectionKind.BOUND_MAP)
+    residuals = single_payload(frame.payloads(SectionKind.BOUND), SectionKind.BOUND)
+    levels = single_payload(frame.payloads(SectionKind.BOUND_MAP), SectionKind.BOUND_MAP)
     bounded = header.bounded
     if bool(residuals) != bool(bounded) or bool(levels) != bool(header.indices):
         raise FormatError("TEC frame damaged: bounds without a bound layer, or the reverse")
     free = [c for c in range(header.shape4[1]) if c not in bounded]
-    coded = _coded_tiles(header.shape4, _mask_of(mask, free)) if free else iter(())
+    coded = coded_tiles(header.shape4, mask_of_bands(mask, free)) if free else iter(())
     tiles = list(islice(coded, len(latents) + 1))  # each has a section at least
     if len(latents) != sum(len(dates) for _, dates in tiles):
         raise FormatError(
@@ -700,14 +701,14 @@ def _samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
         places = None if dates is None else [there.index(date) for date in wanted]
         cube, crc = _decode_tile(header, latents[: len(there)], shape, free, places)
         del latents[: len(there)]
-        latents_crc = _chain(latents_crc, crc)
+        latents_crc = chained_checksum(latents_crc, crc)
         view = samples[:, :, *tile]
         view[np.ix_(wanted, free)] = _values(cube, header)
     if bounded:
         samples[:, bounded] = _values(_bound_layer(header, residuals, levels, mask), header)
     if dates is None and latents_crc != header.latents_crc:
         raise ChecksumError(
-            f"model {_model_name(header)!r} decoded other latents than were encoded, for a chunk "
+            f"model {name_of_model(header)!r} decoded other latents than were encoded, for a chunk "
             f"of shape {header.shape}: this machine's arithmetic disagrees with the encoder's; "
             "please report it with the versions of torch and constriction"
         )
@@ -715,7 +716,7 @@ def _samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
         mask.restore(samples)
     if dates is not None:
         return samples[dates]
-    if tiles and hasattr(_model_of(header), "decode_dates"):
+    if tiles and hasattr(model_of(header), "decode_dates"):
         _verified.add(header.weights)
     return samples
 
@@ -738,7 +739,7 @@ def _bound_layer(
     return bound.decode(residuals, None, some, (t, len(bounded), h, w), steps)
 
 
-def _mask_of(mask: Mask | None, bands: Sequence[int]) -> Mask | None:
+def mask_of_bands(mask: Mask | None, bands: Sequence[int]) -> Mask | None:
     """Labels of some of the bands; without the values, which go by all of them."""
     if mask is None or len(bands) == mask.labels.shape[1]:
         return mask
@@ -833,7 +834,7 @@ def _name_axes(
     return axes, bands
 
 
-def _coded_tiles(
+def coded_tiles(
     shape: tuple[int, int, int, int], mask: Mask | None
 ) -> Iterator[tuple[tuple[slice, slice], list[int]]]:
     """Tiles row by row, with the dates that the model codes in each; tiles without any, not."""
@@ -937,7 +938,7 @@ def _decode_tile(
     dates: list[int] | None,
 ) -> tuple[np.ndarray, int]:
     """DN and checksum of a tile of ``shape``; with ``dates``, those alone and no checksum."""
-    model = _model_of(header)
+    model = model_of(header)
     names = None if header.bands is None else tuple(header.bands[c] for c in bands)
     try:
         if dates is not None:
@@ -956,24 +957,27 @@ def _decode_tile(
         ) from error
 
 
-def _model_of(header: Header) -> Model:
-    name = _model_name(header)
+def model_of(header: Header) -> Model:
+    """The loaded model of a frame; WeightsMismatchError where its weights are not here."""
+    name = name_of_model(header)
     try:
         return get_model(name, header.weights.hex())
     except WeightsMismatchError as error:
         raise WeightsMismatchError(f"chunk of shape {header.shape}: {error}") from None
 
 
-def _model_name(header: Header) -> str:
+def name_of_model(header: Header) -> str:
+    """Name of the model that a frame was written with."""
     return header.model_name or name_of(header.model_id)
 
 
-def _chain(crc: int, tile_crc: int) -> int:
+def chained_checksum(crc: int, tile_crc: int) -> int:
     """Checksum over the tiles' checksums, so that one number stands for all of them."""
     return zlib.crc32(tile_crc.to_bytes(4, "little"), crc)
 
 
-def _single(payloads: list[bytes], kind: SectionKind) -> bytes:
+def single_payload(payloads: list[bytes], kind: SectionKind) -> bytes:
+    """The payload of a kind that a frame has once or not at all; empty without."""
     if len(payloads) > 1:
         raise FormatError(f"TEC frame damaged: {len(payloads)} sections of kind {kind.name}")
     return payloads[0] if payloads else b""

@@ -97,7 +97,7 @@ def stored_arrays(store: str | Path) -> list[StoredArray]:
 
 def tec_spec(array: zarr.Array) -> ChunkSpec | None:
     """TEC's settings for ``array``, None where it is not encoded with TEC."""
-    return next((c for c in _codecs(array) if isinstance(c, ChunkSpec)), None)
+    return next((c for c in codecs_of(array) if isinstance(c, ChunkSpec)), None)
 
 
 def kept_bounds(array: zarr.Array) -> tuple[KeptBound, ...]:
@@ -128,7 +128,7 @@ def kept_bounds(array: zarr.Array) -> tuple[KeptBound, ...]:
 
 def frame_headers(array: zarr.Array) -> Iterator[Header]:
     """Headers of all TEC chunks that are stored, also inside shards, by reading nothing else."""
-    codecs = _codecs(array)
+    codecs = codecs_of(array)
     store = array.store_path
     sharding = codecs[0] if isinstance(codecs[0], ShardingCodec) else None
     alone = len(codecs) == 1 and (sharding is None or len(sharding.codecs) == 1)
@@ -170,7 +170,8 @@ def _label(bands: tuple[int, ...], names: Sequence[str] | None) -> str:
     return known[0] if len(known) == 1 else index_name(*known)
 
 
-def _codecs(array: zarr.Array) -> list[object]:
+def codecs_of(array: zarr.Array) -> list[object]:
+    """All codecs of an array, of either format, in the order of encoding."""
     if array.metadata.zarr_format == 2:
         return [*array.filters, *array.compressors]
     return [*array.filters, array.serializer, *array.compressors]
@@ -179,7 +180,7 @@ def _codecs(array: zarr.Array) -> list[object]:
 def _stored(path: str, array: zarr.Array) -> StoredArray:
     spec = tec_spec(array)
     if spec is None:
-        codec = ", ".join(type(c).__name__.removesuffix("Codec").lower() for c in _codecs(array))
+        codec = ", ".join(type(c).__name__.removesuffix("Codec").lower() for c in codecs_of(array))
     else:
         codec = f"TEC {spec.model} {_target(spec)} weights {str(spec.weights_sha256)[:8]}"
     return StoredArray(

@@ -19,13 +19,13 @@ import zarr
 from zarr.codecs import ShardingCodec
 
 from tec_zarr.chunk import (
-    _chain,
-    _coded_tiles,
-    _mask_of,
-    _model_name,
-    _model_of,
-    _single,
+    chained_checksum,
+    coded_tiles,
     decode_chunk,
+    mask_of_bands,
+    model_of,
+    name_of_model,
+    single_payload,
 )
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.manifest import list_keys, read, write
@@ -35,7 +35,7 @@ from tec_zarr.models.flex_stream import TOKENS, ContextError, check_tokens, cut
 from tec_zarr.models.registry import Encoded, register_model
 from tec_zarr.plan import open_source, open_target
 from tec_zarr.provenance import ATTRIBUTE
-from tec_zarr.report import _codecs, tec_spec
+from tec_zarr.report import codecs_of, tec_spec
 from tec_zarr.stream import Frame, Header, Section, SectionKind, read_frame, write_frame
 
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
@@ -79,7 +79,7 @@ def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> by
         try:
             return cut(sections, kept)
         except ContextError:
-            model: Any = _model_of(frame.header)
+            model: Any = model_of(frame.header)
             return model.recode(sections, shape, kept)
 
     return _lowered(frame, tokens, shorter)
@@ -112,7 +112,7 @@ def preview_chunk(data: bytes | memoryview, tokens: int = 2) -> np.ndarray:
     _check_model(frame.header)
     if not 1 <= tokens < TOKENS:
         raise UnsupportedArrayError(f"a preview shows 1 to {TOKENS - 1} tokens, not {tokens}")
-    model: Any = _model_of(frame.header)
+    model: Any = model_of(frame.header)
     shown = model.preview(tokens)
     register_model(shown.name, lambda: shown, shown.weights_sha256)
     frame = replace(frame, header=replace(frame.header, model_name=shown.name))
@@ -186,10 +186,10 @@ def transcode(
 
 
 def _check_model(header: Header) -> None:
-    if not _is_flexible(_model_name(header), lambda: _model_of(header)):
+    if not _is_flexible(name_of_model(header), lambda: model_of(header)):
         raise UnsupportedArrayError(
-            f"a chunk of model {_model_name(header)!r} has one quality, that of its encoding: only "
-            "FlexTEC chunks can be transcoded. Decode it and encode it again, at a further loss"
+            f"a chunk of model {name_of_model(header)!r} has one quality, that of its encoding: "
+            "only FlexTEC chunks can be transcoded. Decode and encode it again, at a further loss"
         )
 
 
@@ -209,14 +209,15 @@ def _lowered(
     """The frame with every tile's sections replaced by shorter ones, and its checksum with them."""
     header = frame.header
     kept = check_tokens(tokens, header.shape4[0])
-    packed, exact = (_single(frame.payloads(k), k) for k in (SectionKind.MASK, SectionKind.EXACT))
+    kinds = SectionKind.MASK, SectionKind.EXACT
+    packed, exact = (single_payload(frame.payloads(kind), kind) for kind in kinds)
     native = header.dtype.newbyteorder("=")
     mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
     free = [c for c in range(header.shape4[1]) if c not in header.bounded]
     sections = iter(frame.payloads(SectionKind.LATENTS))
     latents: list[Section] = []
     crc = 0
-    for tile, dates in _coded_tiles(header.shape4, _mask_of(mask, free)) if free else ():
+    for tile, dates in coded_tiles(header.shape4, mask_of_bands(mask, free)) if free else ():
         mine = list(islice(sections, len(dates)))
         if len(mine) < len(dates):
             raise FormatError(f"TEC frame damaged: too few sections for shape {header.shape}")
@@ -226,7 +227,7 @@ def _lowered(
         shape = (len(dates), len(free), height, width)
         coded = shorter(mine, shape, [kept[t] for t in dates])
         latents += [Section(SectionKind.LATENTS, section) for section in coded.sections]
-        crc = _chain(crc, coded.latents_crc)
+        crc = chained_checksum(crc, coded.latents_crc)
     before = [s for s in frame.sections if s.kind in (SectionKind.MASK, SectionKind.EXACT)]
     after = [s for s in frame.sections[len(before) :] if s.kind is not SectionKind.LATENTS]
     quality = min(header.quality, _quality(kept))
@@ -250,7 +251,7 @@ def _check_array(path: str, array: zarr.Array) -> None:
             f"array {path!r} is coded with {spec.model}, which has one quality for each encoding: "
             "only FlexTEC can be transcoded. Use tec-zarr recompress on the original data"
         )
-    codecs = _codecs(array)
+    codecs = codecs_of(array)
     inner = codecs[0].codecs if isinstance(codecs[0], ShardingCodec) else codecs
     end = not isinstance(codecs[0], ShardingCodec) or codecs[0].index_location.value == "end"
     if len(codecs) != 1 or len(inner) != 1 or not end:
