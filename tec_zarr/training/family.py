@@ -12,11 +12,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,13 @@ from tec_zarr.models.flex import FlexTEC, draw_quality
 from tec_zarr.models.fp import FactorizedPrior
 from tec_zarr.models.layers import EntropyBottleneck
 from tec_zarr.training.data import npz_windows
-from tec_zarr.training.loop import descend, save_checkpoint
+from tec_zarr.training.loop import (
+    add_to_log,
+    begin_run,
+    descend,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from tec_zarr.training.temporal import Series, SeriesSampler, load_series
 
 __all__ = ["FamilyConfig", "series_loss", "train_family"]
@@ -256,33 +261,22 @@ def train_family(config: FamilyConfig) -> Path:
     """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(config), indent=1))
+    out = begin_run(config)
     kept, held = load_places(config)
     net = build(config).to(config.device)
     average = copy.deepcopy(net)
     optimiser = torch.optim.Adam(net.parameters(), config.rate)
-    checkpoint, start = out / "last.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=config.device, weights_only=True)
-        net.load_state_dict(state["net"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        start = state["step"]
+    checkpoint = out / "last.pt"
+    start = restore_checkpoint(checkpoint, net, average, optimiser, config.device)
     torch.manual_seed(config.seed + start)
     sampler = DateSampler(kept, config.crop, config.seed + start)
     fixed = DateSampler(held, config.crop, seed=5).batch(min(8, config.batch), config.sample_dates)
     fixed = fixed.to(config.device)
 
-    def log(line: dict) -> None:
-        with (out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
     began = saved = time.monotonic()
     for step in range(start, config.steps):
         if step == start:
-            log({"step": step, "validation": validate(average, fixed, config)})
+            add_to_log(out, {"step": step, "validation": validate(average, fixed, config)})
         cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group in optimiser.param_groups:
             group["lr"] = config.rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * cosine)
@@ -292,9 +286,10 @@ def train_family(config: FamilyConfig) -> Path:
         descend(total, net, average, optimiser, min(config.ema, (step + 1) / (step + 10)))
         if (step + 1) % 50 == 0:
             parts = [round(float(part.detach()), 5) for part in (loss, rate, error)]
-            log({"step": step + 1, "loss": parts, "seconds": round(time.monotonic() - began)})
+            seconds = round(time.monotonic() - began)
+            add_to_log(out, {"step": step + 1, "loss": parts, "seconds": seconds})
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-            log({"step": step + 1, "validation": validate(average, fixed, config)})
+            add_to_log(out, {"step": step + 1, "validation": validate(average, fixed, config)})
         if time.monotonic() - saved > config.checkpoint_seconds or step + 1 == config.steps:
             save_checkpoint(checkpoint, net, average, optimiser, step + 1)
             saved = time.monotonic()

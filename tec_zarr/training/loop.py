@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -161,17 +162,41 @@ def save_checkpoint(
     partial.replace(path)
 
 
+def begin_run(config: Any) -> Path:
+    """The folder of a run, made if need be, with its configuration (a dataclass) in it."""
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(asdict(config), indent=1))
+    return out
+
+
+def add_to_log(out: Path, line: dict[str, Any]) -> None:
+    """Append a line to the log of the run in ``out``."""
+    with (out / "log.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def restore_checkpoint(
+    path: Path, net: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, device: str
+) -> int:
+    """Take up what :func:`save_checkpoint` wrote, if anything; returns the steps done."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    net.load_state_dict(state["net"])
+    average.load_state_dict(state["average"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"])
+
+
 def train(config: Config) -> S2Net:
     """Run or resume; returns the averaged (EMA) network, leaves ``last.pt`` and ``log.jsonl``."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(config), indent=1))
+    out = begin_run(config)
     kept, held = split_windows(config)
     net = S2Net()
     checkpoint = out / "last.pt"
-    start = 0
     if config.start:
         net.load_state_dict(torch.load(config.start, weights_only=True))
     elif not checkpoint.exists():
@@ -191,17 +216,8 @@ def train(config: Config) -> S2Net:
     base_rates = [config.rate, config.transform_rate]
     average = S2Net().to(config.device)
     average.load_state_dict(net.state_dict())
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=config.device, weights_only=True)
-        net.load_state_dict(state["net"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        start = state["step"]
+    start = restore_checkpoint(checkpoint, net, average, optimiser, config.device)
     batches = Prefetch(Sampler(kept, config.crop, config.seed + 2 + start), config.batch)
-
-    def log(line: dict) -> None:
-        with (out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
 
     began = saved = time.monotonic()
     seen = 0.0
@@ -218,10 +234,10 @@ def train(config: Config) -> S2Net:
         seen = float(loss.detach()) if seen == 0 else 0.98 * seen + 0.02 * float(loss.detach())
         if (step + 1) % 50 == 0:
             elapsed = round(time.monotonic() - began, 1)
-            log({"step": step + 1, "loss": round(seen, 5), "seconds": elapsed})
+            add_to_log(out, {"step": step + 1, "loss": round(seen, 5), "seconds": elapsed})
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps or step == start:
             curve = validate(average, held, config)
-            log({"step": step + 1, "validation": curve})
+            add_to_log(out, {"step": step + 1, "validation": curve})
         if time.monotonic() - saved > config.checkpoint_seconds or step + 1 == config.steps:
             save_checkpoint(checkpoint, net, average, optimiser, step + 1)
             saved = time.monotonic()

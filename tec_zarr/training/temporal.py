@@ -9,11 +9,10 @@ a gradient, and from the squared error wherever the symbol is zero.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +46,14 @@ from tec_zarr.models.s2_temporal import (
 )
 from tec_zarr.models.s2_temporal_net import TemporalNet
 from tec_zarr.training.data import BANDS, BANDS_10M, _fill_nodata
-from tec_zarr.training.loop import LAMBDA, descend, save_checkpoint
+from tec_zarr.training.loop import (
+    LAMBDA,
+    add_to_log,
+    begin_run,
+    descend,
+    restore_checkpoint,
+    save_checkpoint,
+)
 
 #: Dates of a sample: pairs, which most places have, and series.
 LENGTHS = (2, 4)
@@ -343,31 +349,20 @@ def validate(
 def train_temporal(config: TemporalConfig) -> TemporalNet:
     """Run or resume; returns the averaged (EMA) network, leaves ``last.pt`` and ``log.jsonl``."""
     torch.set_num_threads(config.threads)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(config), indent=1))
+    out = begin_run(config)
     image = get_model("tec-s2", config.image or None)
     transform = Transform(thawed(image.net))
     net, average = TemporalNet(), TemporalNet()
     net.start_from(transform.net)
     optimiser = torch.optim.AdamW(net.parameters(), config.rate, (0.9, 0.98), weight_decay=0.0)
     average.load_state_dict(net.state_dict())
-    checkpoint, start = out / "last.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        net.load_state_dict(state["net"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        start = state["step"]
+    checkpoint = out / "last.pt"
+    start = restore_checkpoint(checkpoint, net, average, optimiser, "cpu")
     torch.manual_seed(config.seed + start)
     rng = np.random.default_rng(config.seed + start)
     sampler = SeriesSampler(load_series(config, held=False), config.crop, config.seed + start)
     held = SeriesSampler(load_series(config, held=True), config.crop, seed=5)
     batches = {level: held.batch(12, LENGTHS[-1]) for level in (2.0, 3.5, 5.0)}
-
-    def log(line: dict) -> None:
-        with (out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
 
     began = saved = time.monotonic()
     shares: list[float] = []
@@ -391,9 +386,9 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
         if (step + 1) % 50 == 0:
             seconds = round(time.monotonic() - began)
             mean = round(float(np.mean(shares[-50:])), 4)
-            log({"step": step + 1, "later over first date": mean, "seconds": seconds})
+            add_to_log(out, {"step": step + 1, "later over first date": mean, "seconds": seconds})
         if (step + 1) % config.validate_every == 0 or step in (start, config.steps - 1):
-            log({"step": step + 1, "validation": validate(transform, average, batches)})
+            add_to_log(out, {"step": step + 1, "validation": validate(transform, average, batches)})
             torch.manual_seed(config.seed + step + 1)
         if time.monotonic() - saved > config.checkpoint_seconds or step + 1 == config.steps:
             save_checkpoint(checkpoint, net, average, optimiser, step + 1)
