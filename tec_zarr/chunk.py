@@ -716,7 +716,7 @@ def _samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
         mask.restore(samples)
     if dates is not None:
         return samples[dates]
-    if tiles and hasattr(model_of(header), "decode_dates"):
+    if tiles and header.weights not in _verified and hasattr(model_of(header), "decode_dates"):
         _verified.add(header.weights)
     return samples
 
