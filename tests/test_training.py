@@ -99,7 +99,7 @@ def test_a_zarr_array_with_some_bands_trains_too(tmp_path):
     zarr.create_array(tmp_path / "cube.zarr", data=cube.values)
     found = data.zarr_windows(tmp_path / "cube.zarr", ("B02", "B03", "B04", "B08"))
     assert np.flatnonzero(found[0].present).tolist() == [1, 2, 3, 7]
-    components, sigma, bands = data.Sampler(found, 32, seed=0).batch(3)
+    components, sigma, bands = data.Sampler(found, 32, seed=0).batch(3).rotated()
     assert components.shape == (3, 12, 32, 32)
     assert (bands <= 4).all()
     assert (sigma[:, 4:] == 0).all()

@@ -336,6 +336,10 @@ def save(net: S2Net, frequencies: np.ndarray, path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in sorted(out.items())}, path)
 
 
+#: Networks that only correct pixels or latents: eleven bits of a weight are plenty.
+_SHORT = ("encoder.", "decoder.", "refine.")
+
+
 def net_tensors(net: torch.nn.Module) -> dict[str, Tensor]:
     """Everything that a weights file holds of ``net``, integer layers as integers."""
     integer = {name: m for name, m in net.named_modules() if isinstance(m, IntConv)}
@@ -345,7 +349,8 @@ def net_tensors(net: torch.nn.Module) -> dict[str, Tensor]:
         out |= {f"{name}.{part}": tensor for part, tensor in parts}
     for name, tensor in net.state_dict().items():
         if name.rpartition(".")[0] not in integer:
-            out[name] = tensor.detach().float()
+            kind = torch.float16 if name.startswith(_SHORT) else torch.float32
+            out[name] = tensor.detach().to(kind)
     return out
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,11 @@ class IntConv(nn.Module):
         self.register_buffer("taps", None if taps is None else taps.float(), persistent=False)
         self.frozen: tuple[Tensor, Tensor, Tensor] | None = None
 
+    @property
+    def largest_input(self) -> int:
+        """Magnitude that an input can have, in its units."""
+        return 127 if self.grid == COMPAND_GRID else 255
+
     def freeze(self, weight: Tensor, exponent: Tensor, bias: Tensor) -> None:
         """Use int8 ``weight`` * 2**``exponent`` and int32 ``bias`` from a weights file from now on.
 
@@ -98,8 +104,7 @@ class IntConv(nn.Module):
         ValueError
             A sum could reach 2**24 units, where float32 stops being exact.
         """
-        largest = 127 if self.grid == COMPAND_GRID else 255
-        peak = weight.double().abs().sum((1, 2, 3)) * largest + bias.double().abs()
+        peak = weight.double().abs().sum((1, 2, 3)) * self.largest_input + bias.double().abs()
         if float(peak.max()) >= 2**24:
             raise ValueError(
                 f"integer layer {tuple(weight.shape)} can reach {float(peak.max()):.0f} >= 2**24"
@@ -121,8 +126,11 @@ class IntConv(nn.Module):
     def integer_weight(self) -> tuple[Tensor, Tensor]:
         """Weights on their grid (int8 steps), and the power-of-two step of each output channel."""
         weight = self.weight if self.taps is None else self.weight * self.taps
-        peak = weight.detach().abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(2.0**-12)
-        step = torch.exp2(torch.ceil(torch.log2(peak / 127.0)))
+        size = weight.detach().abs()
+        peak = size.amax(dim=(1, 2, 3), keepdim=True).clamp_min(2.0**-12) / 127.0
+        # Wide layers: no sum may reach 2**24, whatever the inputs; a sixteenth is for the bias.
+        total = size.sum(dim=(1, 2, 3), keepdim=True) * (self.largest_input / (15 * 2.0**20))
+        step = torch.exp2(torch.ceil(torch.log2(torch.maximum(peak, total))))
         return quantised(weight / step) * step, step
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -177,6 +185,13 @@ def coarse_mask(number: int, height: int, width: int) -> Tensor:
 def anchor_mask(height: int, width: int) -> Tensor:
     """Checkerboard anchors of the later groups: bool (height, width), row + column even."""
     return (torch.arange(height)[:, None] + torch.arange(width)[None, :]) % 2 == 0
+
+
+@cache
+def masks(height: int, width: int, device: torch.device) -> tuple[list[Tensor], Tensor]:
+    """Masks of the coarse passes and of the anchors where training needs them, copied once."""
+    coarse = [coarse_mask(n, height, width).to(device) for n in range(len(COARSE_PASSES))]
+    return coarse, anchor_mask(height, width).to(device)
 
 
 class CoarsePass(nn.Module):
@@ -369,16 +384,16 @@ class S2Net(nn.Module):
         prior = self.scale_prior(condition).split(GROUPS, 1)
         batch = condition.shape[0]
         device = condition.device
+        coarse, anchors = masks(height, width, device)
         known = torch.zeros(batch, GROUPS[0], height, width, device=device)
         for number in range(len(COARSE_PASSES) if coded[0] else 0):
-            mask = coarse_mask(number, height, width).to(device)
             if number == 0:
                 mean = torch.zeros_like(known)
                 scale = prior[0].expand_as(known)
             else:
                 mean, scale = self.coarse[number - 1](known, condition)
                 scale = scale + prior[0]
-            step = Pass(0, mask, mean, scale)
+            step = Pass(0, coarse[number], mean, scale)
             yield step
             known = known + step.decoded
         decoded = [known]
@@ -387,15 +402,14 @@ class S2Net(nn.Module):
                 decoded.append(torch.zeros(batch, GROUPS[group], height, width, device=device))
                 continue
             context = module.context(torch.cat(decoded, 1), condition)
-            mask = anchor_mask(height, width).to(device)
             mean, scale = module.anchor_parameters(context)
-            step = Pass(group, mask, mean, scale + prior[group])
+            step = Pass(group, anchors, mean, scale + prior[group])
             yield step
-            anchors = step.decoded
-            mean, scale = module.other_parameters(context, anchors)
-            step = Pass(group, ~mask, mean, scale + prior[group])
+            first = step.decoded
+            mean, scale = module.other_parameters(context, first)
+            step = Pass(group, ~anchors, mean, scale + prior[group])
             yield step
-            decoded.append(anchors + step.decoded)
+            decoded.append(first + step.decoded)
 
     # ---- training
 

@@ -739,6 +739,6 @@ def load(path: Path) -> TecTtS2:
     tensors = read_tensors(data)
     image_sha256 = tensors.pop("image_sha256").numpy().tobytes().hex()
     tables = Tables(tensors.pop("tables").numpy())
-    net = frozen_net(TemporalNet(), tensors, path)
+    net = frozen_net(TemporalNet.like(tensors), tensors, path)
     image = get_model("tec-s2", image_sha256)
     return TecTtS2(image, net, tables, hashlib.sha256(data).hexdigest())

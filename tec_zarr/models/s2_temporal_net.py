@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from tec_zarr.models.s2_net import (
     ACT_GRID,
+    CHANNELS,
     COARSE_PASSES,
     COMPAND_GRID,
+    COMPONENTS,
     GROUPS,
     CoarsePass,
     FineGroup,
@@ -30,16 +32,18 @@ from tec_zarr.models.s2_net import (
     Pass,
     S2Net,
     activation,
-    anchor_mask,
-    coarse_mask,
     compand,
     full_precision,
+    masks,
     quantised,
 )
 
 #: Gates live on a grid of 1/64, from -2 to 2: products with a prediction stay exact.
 GATE_GRID, GATE_LIMIT = 64.0, 2.0
-HIDDEN = (64, 64, 96, 128)
+#: Hidden units of newly trained networks: of the passes of group 0, and of each later group.
+COARSE_HIDDEN, HIDDEN = 96, (128, 160, 160, 192)
+#: Width and residual blocks of a new network's refinement.
+REFINEMENT = 96, 2
 #: Channels of the prediction that group 0 looks at.
 COARSE_PAST = GROUPS[0] + GROUPS[1]
 
@@ -101,34 +105,100 @@ class TemporalGroup(FineGroup):
             return mean + gated(self.others_gate(hidden.float()), past[:, self.channels]), scale
 
 
-class TemporalNet(nn.Module):
-    """Entropy networks of a date whose prediction is known.
+class Refinement(nn.Module):
+    """What the prediction and the neighbours say of a date's latents once they are decoded.
 
-    The transform is the image model's; this module holds no copy of it.
+    A zero-initialised residual network on the latent grid, in steps, before the image model's
+    synthesis.  float32: pixels need it, nothing that is coded does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, blocks: int):
+        super().__init__()
+        self.first = nn.Conv2d(2 * CHANNELS, width, 1)
+        self.condition = nn.Linear(COMPONENTS + 1, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LeakyReLU(0.1),
+                nn.Conv2d(width, width, 3, padding=1),
+                nn.LeakyReLU(0.1),
+                nn.Conv2d(width, width, 3, padding=1),
+            )
+            for _ in range(blocks)
+        )
+        self.last = nn.Conv2d(width, CHANNELS, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, latents: Tensor, past: Tensor, condition: Tensor) -> Tensor:
+        """What to add to ``latents`` (B, 320, h, w); ``past`` alike; ``condition`` (B, 13)."""
+        both = torch.cat([latents, past], 1)
+        hidden = self.first(4.0 * both / (8.0 + both.abs()))
+        hidden = hidden + self.condition(condition / 16.0)[:, :, None, None]
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.last(nn.functional.leaky_relu(hidden, 0.1))
+
+
+class TemporalNet(nn.Module):
+    """Entropy networks of a date whose prediction is known, or zero.
+
+    The transform is the image model's; this module holds no copy of it.
+
+    Parameters
+    ----------
+    coarse : int
+        Hidden units of the passes of group 0.
+    hidden : tuple of int
+        Hidden units of each later group.
+    refinement : tuple of (int, int), optional
+        Width and blocks of the :class:`Refinement`.  The first released networks have none, and
+        leave dates without references to the image model.
+    """
+
+    def __init__(
+        self,
+        coarse: int = COARSE_HIDDEN,
+        hidden: tuple[int, ...] = HIDDEN,
+        refinement: tuple[int, int] | None = REFINEMENT,
+    ) -> None:
         super().__init__()
         self.prior = nn.Parameter(torch.zeros(sum(GROUPS), 13))
         self.prior_bias = nn.Parameter(torch.zeros(sum(GROUPS)))
-        self.coarse = nn.ModuleList(TemporalCoarse(offsets) for _, offsets in COARSE_PASSES[1:])
+        self.coarse = nn.ModuleList(
+            TemporalCoarse(offsets, coarse) for _, offsets in COARSE_PASSES[1:]
+        )
         before = [sum(GROUPS[:i]) for i in range(1, len(GROUPS))]
         self.fine = nn.ModuleList(
-            TemporalGroup(b, size, hidden)
-            for b, size, hidden in zip(before, GROUPS[1:], HIDDEN, strict=True)
+            TemporalGroup(b, size, width)
+            for b, size, width in zip(before, GROUPS[1:], hidden, strict=True)
+        )
+        self.refine = Refinement(*refinement) if refinement else None
+
+    @classmethod
+    def like(cls, tensors: dict[str, Tensor]) -> TemporalNet:
+        """A network of the sizes of a weights file's tensors."""
+        blocks = {name.split(".")[2] for name in tensors if name.startswith("refine.blocks.")}
+        first = tensors.get("refine.first.bias")
+        return cls(
+            len(tensors["coarse.0.second.bias"]),
+            tuple(len(tensors[f"fine.{i}.second.bias"]) for i in range(len(GROUPS) - 1)),
+            None if first is None else (len(first), len(blocks)),
         )
 
     scale_prior = S2Net.scale_prior
 
     def start_from(self, image: S2Net) -> None:
-        """Begin as the image model, blind to the prediction."""
-        known = {n: t for n, t in image.state_dict().items() if n in self.state_dict()}
+        """Take from the image model what has the same shape: the priors, and equal layers."""
+        mine = self.state_dict()
+        known = {
+            n: t for n, t in image.state_dict().items() if n in mine and t.shape == mine[n].shape
+        }
         self.load_state_dict(known, strict=False)
 
     def passes(self, condition: Tensor, past: Tensor) -> Iterator[Pass]:
         """Walk the decoding order as :meth:`S2Net.passes` does; ``past`` (B, 320, h, w) steps."""
         prior = self.scale_prior(condition).split(GROUPS, 1)
-        height, width = past.shape[-2:]
+        coarse, anchors = masks(*past.shape[-2:], past.device)
         known = torch.zeros_like(past[:, : GROUPS[0]])
         for number in range(len(COARSE_PASSES)):
             if number == 0:
@@ -136,18 +206,17 @@ class TemporalNet(nn.Module):
             else:
                 mean, scale = self.coarse[number - 1].parameters_of(known, condition, past)
                 scale = scale + prior[0]
-            step = Pass(0, coarse_mask(number, height, width).to(past.device), mean, scale)
+            step = Pass(0, coarse[number], mean, scale)
             yield step
             known = known + step.decoded
         decoded = [known]
-        mask = anchor_mask(height, width).to(past.device)
         for group, module in enumerate(self.fine, start=1):
             context = module.context_of(torch.cat(decoded, 1), condition, past)
             mean, scale = module.anchors_of(context, past)
-            step = Pass(group, mask, mean, scale + prior[group])
+            step = Pass(group, anchors, mean, scale + prior[group])
             yield step
-            anchors = step.decoded
-            mean, scale = module.others_of(context, anchors, past)
-            step = Pass(group, ~mask, mean, scale + prior[group])
+            first = step.decoded
+            mean, scale = module.others_of(context, first, past)
+            step = Pass(group, ~anchors, mean, scale + prior[group])
             yield step
-            decoded.append(anchors + step.decoded)
+            decoded.append(first + step.decoded)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import L2A_BANDS
@@ -193,20 +195,40 @@ def _shared(mine: list[Window]) -> list[Window]:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A crop in KLT coordinates: ``components`` (12, crop, crop) float32 with the unused ones
-    zero.
+class Crops:
+    """Crops of frames, and how each is turned into the KLT coordinates of its window.
+
+    Pixels travel as they are stored: rotating them is work for the device that trains.
     """
 
-    components: np.ndarray
-    sigma: np.ndarray  # (12,) float32, standard deviation of each component over the window, DN
-    bands: int
+    dn: np.ndarray  # (B, 12, crop, crop) uint16, absent bands zero
+    mean: np.ndarray  # (B, 12) float32, DN
+    rotation: np.ndarray  # (B, 12, 12) float32, rows are components; gains are in it
+    sigma: np.ndarray  # (B, 12) float32, standard deviation of each component over its window, DN
+    bands: np.ndarray  # (B,) how many bands are there
+
+    def rotated(self, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+        """Components (B, 12, crop, crop) float32 DN, sigma (B, 12), band counts (B,)."""
+        # Torch computes little with uint16, and copies int16 as well.
+        dn = torch.from_numpy(self.dn.view(np.int16)).to(device).int() & 0xFFFF
+        mean, rotation, sigma = (
+            torch.from_numpy(a).to(device) for a in (self.mean, self.rotation, self.sigma)
+        )
+        centred = dn.flatten(2).float() - mean[:, :, None]
+        components = (rotation @ centred).view(dn.shape)
+        return components, sigma, torch.from_numpy(self.bands).to(device)
 
 
 class Sampler:
     """Draws augmented crops without end; deterministic for a seed."""
 
-    def __init__(self, windows: list[Window], crop: int, seed: int, drop_bands: bool = True):
+    def __init__(
+        self,
+        windows: list[Window],
+        crop: int,
+        seed: int | Sequence[int],
+        drop_bands: bool = True,
+    ):
         if not windows:
             raise UnsupportedArrayError(
                 "no training windows: every frame is too small or mostly nodata"
@@ -216,7 +238,8 @@ class Sampler:
         self.cumulative = np.cumsum(weights / weights.sum())
         self.rng = np.random.default_rng(seed)
 
-    def draw(self) -> Sample:
+    def draw(self) -> tuple[np.ndarray, ...]:
+        """One crop's part of each array of :class:`Crops`."""
         rng, crop = self.rng, self.crop
         window = self.windows[int(np.searchsorted(self.cumulative, rng.random()))]
         bands = self._bands(window.present)
@@ -238,13 +261,14 @@ class Sampler:
         patch = patch[:, top : top + crop, left : left + crop]
         if rng.random() < 0.5:
             patch = patch[:, ::-1]
-        patch = np.rot90(patch, rng.integers(0, 4), axes=(1, 2))
-        centred = (patch.reshape(len(bands), -1) - window.mean[bands, None]) * gain[:, None]
-        components = np.zeros((BANDS, crop, crop), np.float32)
-        components[: len(bands)] = (vectors.T @ centred).reshape(-1, crop, crop)
-        sigma = np.zeros(BANDS, np.float32)
+        dn = np.zeros((BANDS, crop, crop), np.uint16)
+        dn[bands] = np.rot90(patch, rng.integers(0, 4), axes=(1, 2))
+        mean, sigma = np.zeros((2, BANDS), np.float32)
+        mean[bands] = window.mean[bands]
+        rotation = np.zeros((BANDS, BANDS), np.float32)
+        rotation[: len(bands), bands] = (vectors * gain[:, None]).T
         sigma[: len(bands)] = np.sqrt(np.maximum(values, 0))
-        return Sample(components, sigma, len(bands))
+        return dn, mean, rotation, sigma, np.int64(len(bands))
 
     def _bands(self, present: np.ndarray) -> np.ndarray:
         rng, bands = self.rng, np.flatnonzero(present)
@@ -258,11 +282,5 @@ class Sampler:
             bands = np.sort(rng.choice(bands, keep, replace=False))
         return bands
 
-    def batch(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``size`` samples: components (B, 12, crop, crop), sigma (B, 12), band counts (B,)."""
-        samples = [self.draw() for _ in range(size)]
-        return (
-            np.stack([s.components for s in samples]),
-            np.stack([s.sigma for s in samples]),
-            np.array([s.bands for s in samples]),
-        )
+    def batch(self, size: int) -> Crops:
+        return Crops(*map(np.stack, zip(*(self.draw() for _ in range(size)), strict=True)))

@@ -5,7 +5,6 @@ Trained from random numbers a transform needs days; from here it beats JPEG 2000
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,8 +73,7 @@ def tuned_overlap(samples: Tensor, steps: int, seed: int) -> Tensor:
 
 def initialise(net: S2Net, sampler: Sampler, count: int = 400, seed: int = 0) -> None:
     """Set the linear transform, its inverse and the scale prior from ``count`` samples."""
-    components, sigma, _ = sampler.batch(count)
-    samples = torch.from_numpy(components)
+    samples, sigma, _ = sampler.batch(count).rotated()
     matrix = tuned_overlap(samples[:, :6], 3 * count // 4, seed)
     with torch.no_grad():
         blocks = _blocks(overlap(samples, matrix))
@@ -93,7 +91,7 @@ def initialise(net: S2Net, sampler: Sampler, count: int = 400, seed: int = 0) ->
         net.synthesis_overlap.copy_(torch.linalg.inv(matrix))
         # Scale index = spread of the channel's component (in the condition, quarter octaves over
         # the step) + a constant: how much of that spread falls into this frequency.
-        spread = torch.from_numpy(np.maximum(sigma, 1.0)).square()[:, :, None]
+        spread = sigma.clamp_min(1.0).square()[:, :, None]
         share = torch.log2((variance + 1.0) / spread).median(0).values.flatten()[chosen]
         net.prior.zero_()
         net.prior[torch.arange(CHANNELS), 1 + component] = 1.0

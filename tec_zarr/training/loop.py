@@ -12,7 +12,9 @@ import json
 import math
 import threading
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -41,6 +43,8 @@ class Config:
     ema: float = 0.999
     seed: int = 0
     threads: int = 1
+    #: Threads that cut crops.
+    workers: int = 1
     device: str = "cpu"
     #: Crops that the closed-form initialisation looks at.
     initial_samples: int = 400
@@ -91,16 +95,25 @@ def draw_quality(count: int) -> Tensor:
 
 
 class Prefetch:
-    """Batches made by a background thread, so that the network does not wait for crops."""
+    """What ``makers`` make, in turns, each in a thread of its own: the network need not wait.
 
-    def __init__(self, sampler: Sampler, batch: int):
-        self.queue: Queue = Queue(4)
-        self.sampler, self.batch = sampler, batch
-        threading.Thread(target=self._run, daemon=True).start()
+    The order is that of the makers, whatever the threads do.
+    """
 
-    def _run(self) -> None:
+    def __init__(self, makers: Sequence[Callable[[], Any]]):
+        self.queues: list[Queue] = [Queue(2) for _ in makers]
+        self.turn = 0
+        for make, queue in zip(makers, self.queues, strict=True):
+            threading.Thread(target=self._run, args=(make, queue), daemon=True).start()
+
+    @staticmethod
+    def _run(make: Callable[[], Any], queue: Queue) -> None:
         while True:
-            self.queue.put(tuple(torch.from_numpy(a) for a in self.sampler.batch(self.batch)))
+            queue.put(make())
+
+    def get(self) -> Any:
+        self.turn += 1
+        return self.queues[self.turn % len(self.queues)].get()
 
 
 def split_windows(config: Config) -> tuple[list[Window], list[Window]]:
@@ -122,7 +135,7 @@ def split_windows(config: Config) -> tuple[list[Window], list[Window]]:
 def validate(net: S2Net, held: list[Window], config: Config) -> dict[str, list[float]]:
     """Estimated (bpppb, PSNR) on fixed crops of held-out places at qualities 2 .. 7."""
     sampler = Sampler(held, config.crop, seed=1, drop_bands=False)
-    components, sigma, bands = (torch.from_numpy(a).to(config.device) for a in sampler.batch(24))
+    components, sigma, bands = sampler.batch(24).rotated(config.device)
     curve = {}
     for level in range(2, 8):
         quality = torch.full((len(bands),), float(level), device=config.device)
@@ -135,7 +148,11 @@ def validate(net: S2Net, held: list[Window], config: Config) -> dict[str, list[f
 
 
 def descend(
-    loss: Tensor, net: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, decay: float
+    loss: Tensor,
+    net: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    decay: float | Tensor,
 ) -> None:
     """One step of the optimiser, and of the running average of the parameters."""
     optimiser.zero_grad()
@@ -143,8 +160,84 @@ def descend(
     torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
     optimiser.step()
     with torch.no_grad():
-        for slow, fast in zip(average.parameters(), net.parameters(), strict=True):
-            slow.lerp_(fast, 1 - decay)
+        slow = list(average.parameters())
+        change = torch._foreach_sub(list(net.parameters()), slow)
+        torch._foreach_mul_(change, 1 - decay)
+        torch._foreach_add_(slow, change)
+
+
+class Stepper:
+    """One step of the optimiser on a loss, and of the running average of the parameters.
+
+    On a GPU the whole step is recorded once and replayed (a CUDA graph): the networks are small, so
+    that starting their kernels one by one takes longer than running them.
+
+    Parameters
+    ----------
+    loss : callable
+        From tensors, whose shapes are the same in every step, to a scalar.
+    rates : sequence of float
+        Largest learning rate of each of the optimiser's groups.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        net: nn.Module,
+        average: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        rates: Sequence[float],
+        device: str,
+    ):
+        self.loss, self.optimiser, self.rates = loss, optimiser, rates
+        self.net, self.average = net, average
+        self.device = torch.device(device)
+        self.decay = torch.zeros((), device=device)
+        self.graph: Any = None
+        for group in optimiser.param_groups:
+            group["lr"] = torch.zeros((), device=device) if self.device.type == "cuda" else 0.0
+
+    def __call__(self, share: float, decay: float, *inputs: Tensor) -> Tensor:
+        """Step at ``share`` of the largest rates; returns the loss, valid until the next call."""
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            if self.device.type == "cuda":
+                group["lr"].fill_(share * rate)
+            else:
+                group["lr"] = share * rate
+        self.decay.fill_(decay)
+        if self.device.type != "cuda":
+            return self._step(inputs)
+        if self.graph is None:
+            self._record(inputs)
+        for kept, given in zip(self.inputs, inputs, strict=True):
+            kept.copy_(given)
+        self.graph.replay()
+        return self.result
+
+    def _record(self, inputs: Sequence[Tensor]) -> None:
+        self.inputs = [given.clone() for given in inputs]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # steps like any other, on one batch
+                self._step(self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = self._step(self.inputs)
+
+    def _step(self, inputs: Sequence[Tensor]) -> Tensor:
+        # Weights that autocast has converted must not outlive a recording.
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False):
+            loss = self.loss(*inputs)
+        descend(loss, self.net, self.average, self.optimiser, self.decay)
+        return loss.detach()
+
+
+def adam(groups: list[dict[str, Any]] | Iterable[nn.Parameter], device: str) -> torch.optim.AdamW:
+    """The optimiser of all trainings of the embedded models."""
+    recorded = torch.device(device).type == "cuda"
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, capturable=recorded)
 
 
 def save_checkpoint(
@@ -205,33 +298,36 @@ def train(config: Config) -> S2Net:
     net = net.to(config.device)
     slow = {"analysis_overlap", "synthesis_overlap", "analysis", "synthesis"}
     named = list(net.named_parameters())
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [p for n, p in named if n not in slow], "lr": config.rate},
-            {"params": [p for n, p in named if n in slow], "lr": config.transform_rate},
-        ],
-        weight_decay=0.0,
-        betas=(0.9, 0.98),
-    )
-    base_rates = [config.rate, config.transform_rate]
+    groups = [[p for n, p in named if n not in slow], [p for n, p in named if n in slow]]
+    optimiser = adam([{"params": group} for group in groups], config.device)
     average = S2Net().to(config.device)
     average.load_state_dict(net.state_dict())
     start = restore_checkpoint(checkpoint, net, average, optimiser, config.device)
-    batches = Prefetch(Sampler(kept, config.crop, config.seed + 2 + start), config.batch)
+    stepper = Stepper(
+        lambda *batch: tile_loss(net, *batch)[0],
+        net,
+        average,
+        optimiser,
+        (config.rate, config.transform_rate),
+        config.device,
+    )
+    makers = [
+        partial(Sampler(kept, config.crop, (config.seed, 2 + start, n)).batch, config.batch)
+        for n in range(config.workers)
+    ]
+    batches = Prefetch(makers)
 
     began = saved = time.monotonic()
     seen = 0.0
     for step in range(start, config.steps):
         warm = min(1.0, (step + 1) / 200)
         cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        for group, base in zip(optimiser.param_groups, base_rates, strict=True):
-            group["lr"] = base * warm * (0.02 + 0.98 * cosine)
-        components, sigma, bands = (a.to(config.device) for a in batches.queue.get())
+        components, sigma, bands = batches.get().rotated(config.device)
         quality = draw_quality(len(bands)).to(config.device)
-        with torch.autocast(config.device.split(":")[0], dtype=torch.bfloat16):
-            loss, _, _ = tile_loss(net, components, sigma, bands, quality)
-        descend(loss, net, average, optimiser, min(config.ema, (step + 1) / (step + 100)))
-        seen = float(loss.detach()) if seen == 0 else 0.98 * seen + 0.02 * float(loss.detach())
+        decay = min(config.ema, (step + 1) / (step + 100))
+        loss = stepper(warm * (0.02 + 0.98 * cosine), decay, components, sigma, bands, quality)
+        if (step + 1) % 10 == 0:
+            seen = float(loss) if seen == 0 else 0.9 * seen + 0.1 * float(loss)
         if (step + 1) % 50 == 0:
             elapsed = round(time.monotonic() - began, 1)
             add_to_log(out, {"step": step + 1, "loss": round(seen, 5), "seconds": elapsed})

@@ -1,19 +1,23 @@
 """Training of the temporal networks of ``tec-tt-s2``, on the frozen transform of an image model.
 
-A sample is a few dates of one place, in some order.  The first is coded by the image model; each
-later one is predicted from those before it (:mod:`tec_zarr.models.s2_temporal`) and the temporal
-networks learn to code what is left.  Predictions are made from what a decoder has, symbols are
-really rounded: scales learn from the symbols themselves, means from noisy ones, so that they have
-a gradient, and from the squared error wherever the symbol is zero.
+A sample is a few dates of one place, in some order.  Each but the first is predicted from those
+before it (:mod:`tec_zarr.models.s2_temporal`) and the temporal networks learn to code what is left.
+Predictions are made from dates that were quantised, as a decoder has them, but without the
+networks' means, so that all dates are one batch for the networks.  Symbols are really rounded:
+scales learn from the symbols themselves, means from noisy ones, so that they have a gradient, and
+from the squared error wherever the symbol is zero.  The refinement learns from the error of the
+picture.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +36,7 @@ from tec_zarr.models.s2_net import (
     Pass,
     S2Net,
     dead_zone,
+    full_precision,
     overlap,
     step_size,
     symbol_bits,
@@ -48,9 +53,11 @@ from tec_zarr.models.s2_temporal_net import TemporalNet
 from tec_zarr.training.data import BANDS, BANDS_10M, _fill_nodata
 from tec_zarr.training.loop import (
     LAMBDA,
+    Prefetch,
+    Stepper,
+    adam,
     add_to_log,
     begin_run,
-    descend,
     restore_checkpoint,
     save_checkpoint,
 )
@@ -71,10 +78,13 @@ class TemporalConfig:
     steps: int = 9_000
     batch: int = 16
     crop: int = 64
-    rate: float = 6e-4
+    rate: float = 1e-3
     ema: float = 0.998
     seed: int = 0
     threads: int = 1
+    #: Threads that cut crops.
+    workers: int = 1
+    device: str = "cpu"
     checkpoint_seconds: float = 200.0
     validate_every: int = 400
     #: Places kept out of training, by prefix of the file name, to validate and measure on.
@@ -131,11 +141,12 @@ def load_series(config: TemporalConfig, held: bool, smallest: int = 24) -> list[
 class SeriesSampler:
     """Draws augmented crops of several dates without end; deterministic for a seed."""
 
-    def __init__(self, series: list[Series], crop: int, seed: int):
+    def __init__(self, series: list[Series], crop: int, seed: int | Sequence[int]):
         self.series, self.crop, self.rng = series, crop, np.random.default_rng(seed)
+        self.long = [s for s in series if len(s.dn) >= 3] or series
 
     def _place(self, dates: int) -> Series:
-        fitting = [s for s in self.series if len(s.dn) >= min(dates, 3)] or self.series
+        fitting = self.series if dates < 3 else self.long
         weights = np.array([s.weight for s in fitting])
         return fitting[int(self.rng.choice(len(fitting), p=weights / weights.sum()))]
 
@@ -201,8 +212,12 @@ class Transform:
 
     def __init__(self, net: S2Net):
         self.net = net
-        dct = DCT.float()
+        dct = DCT.float().to(net.analysis.device)
         self.dct = dct
+        self.classes = [
+            torch.nonzero(number == CLASS_OF)[:, 0].to(dct.device)
+            for number in range(len(CLASS_STARTS))
+        ]
         self.analysis = net.analysis.unflatten(1, (COMPONENTS, -1)) @ dct.T  # (320, 12, 64)
         self.synthesis = dct @ net.synthesis.unflatten(0, (COMPONENTS, -1))  # (12, 64, 320)
 
@@ -219,17 +234,17 @@ class Transform:
         out = torch.zeros_like(picture)
         if not references:
             return out
-        for number in range(len(CLASS_STARTS)):
-            chosen = number == CLASS_OF
+        for chosen in self.classes:
             known = torch.stack([r[:, :, chosen] for r in references], 2).flatten(3)
-            target = picture[:, :, chosen].flatten(2)
+            target_blocks = picture[:, :, chosen]
+            target = target_blocks.flatten(2)
             gram = known @ known.transpose(-1, -2)
             size = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
             ridge = torch.diag_embed((0.01 * size + 1.0).expand(*size.shape[:-1], len(references)))
             weights = torch.linalg.solve(gram + ridge, (known @ target[..., None])[..., 0])
             weights = torch.round(weights * WEIGHT_GRID).clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
             weighted = (weights[..., None] / WEIGHT_GRID * known).sum(2)
-            out[:, :, chosen] = weighted.view_as(out[:, :, chosen])
+            out[:, :, chosen] = weighted.view_as(target_blocks)
         return out
 
     def basis(self, difference: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -258,7 +273,7 @@ class Transform:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What coding one date took, (B,) each: objective with gradients, bits, weighted error."""
+    """What coding dates took, (B,) each: objective with gradients, bits, weighted error."""
 
     objective: Tensor
     bits: Tensor
@@ -288,60 +303,103 @@ def code(latents: Tensor, passes: Iterator[Pass], weight: Tensor) -> Outcome:
     return Outcome(*(part.sum((1, 2, 3)) for part in parts), whole)
 
 
-def sequence(
-    transform: Transform, net: TemporalNet, dn: Tensor, quality: Tensor, references: list[int]
-) -> list[Outcome]:
-    """Code (B, T, 12, H, W) date by date, date t from the ``references[t]`` dates before it."""
+class Dates(NamedTuple):
+    """Dates (B, ...) as the networks meet them, each in the basis of its own difference."""
+
+    latents: Tensor  # (B, 320, h, w), before rounding, in steps
+    past: Tensor  # (B, 320, h, w), of the prediction
+    condition: Tensor  # (B, 13)
+    steps: Tensor  # (B, 320, 1, 1), DN
+    step: Tensor  # (B,), DN
+    difference: Tensor  # (B, 12, 64, h, w), picture less prediction, DN
+    basis: Tensor  # (B, 12, 12)
+    active: Tensor  # (B, 12)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of squared errors in steps, (B, 320, 1, 1)."""
+        return (self.steps / self.step[:, None, None, None]).square()
+
+
+def rounded(date: Dates) -> Tensor:
+    """Latents as a quantiser leaves them that does not know what to expect."""
+    size = date.latents.abs()
+    return date.latents.sign() * torch.floor(size + 0.4)
+
+
+@torch.no_grad()
+def dates_of(
+    transform: Transform,
+    dn: Tensor,
+    quality: Tensor,
+    references: list[int],
+    quantise: Callable[[Dates], Tensor],
+) -> list[Dates]:
+    """(B, T, 12, H, W) date by date, date t predicted from the ``references[t]`` before it.
+
+    ``quantise`` says what is decoded of a date's latents, by which later ones are predicted.
+    """
     image, step = transform.net, step_size(quality)
     steps = image.steps(quality)
-    weight = (steps / step[:, None, None, None]).square()
-    out: list[Outcome] = []
+    out: list[Dates] = []
     known: list[Tensor] = []
-    exact = torch.autocast(dn.device.type, enabled=False)
-    for date, count in enumerate(references):
-        with torch.no_grad(), exact:
-            picture = transform.picture(dn[:, date])
-            prediction = transform.prediction(picture, known[len(known) - count :])
-            difference = picture - prediction
-            basis, spread, active = transform.basis(difference, step)
-            condition = torch.cat([torch.round(8 * (quality[:, None] - 4.5)), spread], 1)
-            latents = transform.latents(difference, basis, active, steps)
-            latents = latents + image.encoder(latents, condition)
-            past = transform.latents(prediction, basis, active, steps)
-            past = torch.floor(past * MEAN_GRID + 0.5) / MEAN_GRID
-        if count:
-            outcome = code(latents, net.passes(condition, past), weight)
-        else:
-            with torch.no_grad():
-                outcome = code(latents, image.passes(condition, *latents.shape[-2:]), weight)
-        with torch.no_grad(), exact:
-            whole = outcome.decoded.float()
-            known.append(prediction + transform.decoded(whole, basis, active, steps))
-        out.append(outcome)
+    for number, count in enumerate(references):
+        picture = transform.picture(dn[:, number])
+        prediction = transform.prediction(picture, known[len(known) - count :])
+        difference = picture - prediction
+        basis, spread, active = transform.basis(difference, step)
+        condition = torch.cat([torch.round(8 * (quality[:, None] - 4.5)), spread], 1)
+        latents = transform.latents(difference, basis, active, steps)
+        latents = latents + image.encoder(latents, condition)
+        past = transform.latents(prediction, basis, active, steps)
+        past = torch.floor(past * MEAN_GRID + 0.5) / MEAN_GRID
+        date = Dates(latents, past, condition, steps, step, difference, basis, active)
+        out.append(date)
+        known.append(prediction + transform.decoded(quantise(date), basis, active, steps))
     return out
+
+
+def picture_error(transform: Transform, net: TemporalNet, date: Dates, whole: Tensor) -> Tensor:
+    """Squared error of the refined pictures of decoded latents, (B,), in the objective's unit."""
+    refined = whole + net.refine(whole, date.past, date.condition)
+    refined = (refined + transform.net.decoder(refined, date.condition)).float()
+    with full_precision(refined):
+        decoded = transform.decoded(refined, date.basis, date.active, date.steps)
+        error = (decoded - date.difference).square().sum((1, 2, 3, 4))
+    return LAMBDA * error / date.step.square()
 
 
 @torch.no_grad()
 def validate(
     transform: Transform, net: TemporalNet, batches: dict[float, Tensor]
 ) -> dict[str, list[list[float]]]:
-    """Bits, error and their sum of the later dates, over those of the image model."""
-    out = {}
+    """Bits, error and their sum of each date, over those of the image model."""
+    image, out = transform.net, {}
     for level, dn in batches.items():
-        quality = torch.full((len(dn),), level)
+        quality = torch.full((len(dn),), level, device=dn.device)
         torch.manual_seed(1)
-        predicted = sequence(transform, net, dn, quality, list(range(dn.shape[1])))
-        alone = sequence(transform, net, dn, quality, [0] * dn.shape[1])
+        sums: list[list[list[float]]] = [[], []]
+
+        def temporal(date: Dates, kept: list = sums[0]) -> Tensor:
+            coded = code(date.latents, net.passes(date.condition, date.past), date.weight)
+            error = picture_error(transform, net, date, coded.decoded)
+            kept.append([float(coded.bits.sum()), float(error.sum())])
+            return coded.decoded
+
+        def alone(date: Dates, kept: list = sums[1]) -> Tensor:
+            passes = image.passes(date.condition, *date.latents.shape[-2:])
+            coded = code(date.latents, passes, date.weight)
+            whole = coded.decoded + image.decoder(coded.decoded, date.condition)
+            decoded = transform.decoded(whole, date.basis, date.active, date.steps)
+            error = (decoded - date.difference).square().sum() * LAMBDA / date.step[0] ** 2
+            kept.append([float(coded.bits.sum()), float(error)])
+            return coded.decoded
+
+        dates_of(transform, dn, quality, list(range(dn.shape[1])), temporal)
+        dates_of(transform, dn, quality, [0] * dn.shape[1], alone)
         out[f"{level:g}"] = [
-            [
-                round(float(a.sum() / b.sum()), 4)
-                for a, b in (
-                    (p.bits, s.bits),
-                    (p.error, s.error),
-                    (p.bits + p.error, s.bits + s.error),
-                )
-            ]
-            for p, s in zip(predicted[1:], alone[1:], strict=True)
+            [round(a / b, 4) for a, b in ((p[0], s[0]), (p[1], s[1]), (sum(p), sum(s)))]
+            for p, s in zip(*sums, strict=True)
         ]
     return out
 
@@ -351,44 +409,61 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
     torch.set_num_threads(config.threads)
     out = begin_run(config)
     image = get_model("tec-s2", config.image or None)
-    transform = Transform(thawed(image.net))
-    net, average = TemporalNet(), TemporalNet()
+    transform = Transform(thawed(image.net).to(config.device))
+    torch.manual_seed(config.seed)
+    net, average = (TemporalNet().to(config.device) for _ in range(2))
     net.start_from(transform.net)
-    optimiser = torch.optim.AdamW(net.parameters(), config.rate, (0.9, 0.98), weight_decay=0.0)
     average.load_state_dict(net.state_dict())
+    optimiser = adam(net.parameters(), config.device)
     checkpoint = out / "last.pt"
-    start = restore_checkpoint(checkpoint, net, average, optimiser, "cpu")
+    start = restore_checkpoint(checkpoint, net, average, optimiser, config.device)
     torch.manual_seed(config.seed + start)
     rng = np.random.default_rng(config.seed + start)
-    sampler = SeriesSampler(load_series(config, held=False), config.crop, config.seed + start)
-    held = SeriesSampler(load_series(config, held=True), config.crop, seed=5)
-    batches = {level: held.batch(12, LENGTHS[-1]) for level in (2.0, 3.5, 5.0)}
+    series = load_series(config, held=False)
+    # Samples of two dates and of four; their dates together are as many.
+    count, most = config.batch, LENGTHS[-1]
+    shapes = [(count * most // dates, dates) for dates in LENGTHS]
 
+    def batches_of(size: int, dates: int) -> Prefetch:
+        samplers = [
+            SeriesSampler(series, config.crop, (config.seed, start, dates, n))
+            for n in range(config.workers)
+        ]
+        return Prefetch([partial(s.batch, size, dates) for s in samplers])
+
+    batches = {dates: batches_of(size, dates) for size, dates in shapes}
+    held = SeriesSampler(load_series(config, held=True), config.crop, seed=5)
+    validation = {level: held.batch(12, most).to(config.device) for level in (2.0, 3.5, 5.0)}
+
+    def loss(*parts: Tensor) -> Tensor:
+        date = Dates(*parts)
+        coded = code(date.latents, net.passes(date.condition, date.past), date.weight)
+        objective = coded.objective + picture_error(transform, net, date, coded.decoded)
+        return (objective * (date.step / 2400.0) ** 0.9).mean() / config.crop**2
+
+    stepper = Stepper(loss, net, average, optimiser, (config.rate,), config.device)
     began = saved = time.monotonic()
-    shares: list[float] = []
+    seen = 0.0
     for step in range(start, config.steps):
+        warm = min(1.0, (step + 1) / 100)
         cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        rate = config.rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * cosine)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        dates = LENGTHS[0] if rng.random() < 0.3 else LENGTHS[1]
-        dn = sampler.batch(config.batch * LENGTHS[1] // dates, dates)
+        dates = LENGTHS[0] if rng.random() < 0.3 else most
+        dn = batches[dates].get().to(config.device)
         top = torch.where(torch.rand(len(dn)) < 0.85, 5.0, 7.0)
-        quality = 1 + top * torch.rand(len(dn))
+        quality = (1 + top * torch.rand(len(dn))).to(config.device)
         used = [int(rng.integers(1, min(t, MOST_REFERENCES) + 1)) for t in range(1, dates)]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            outcomes = sequence(transform, net, dn, quality, [0, *used])
-        share = (step_size(quality) / 2400.0) ** 0.9 / config.crop**2
-        loss = sum((o.objective * share).mean() for o in outcomes[1:]) / (dates - 1)
-        descend(loss, net, average, optimiser, min(config.ema, (step + 1) / (step + 100)))
-        cost = [float((o.bits + o.error).sum()) for o in outcomes]
-        shares.append(sum(cost[1:]) / (len(cost) - 1) / cost[0])
+        prepared = dates_of(transform, dn, quality, [0, *used], rounded)
+        together = [torch.cat(parts) for parts in zip(*prepared, strict=True)]
+        decay = min(config.ema, (step + 1) / (step + 100))
+        value = stepper(warm * (0.02 + 0.98 * cosine), decay, *together)
+        if (step + 1) % 10 == 0:
+            seen = float(value) if seen == 0 else 0.9 * seen + 0.1 * float(value)
         if (step + 1) % 50 == 0:
             seconds = round(time.monotonic() - began)
-            mean = round(float(np.mean(shares[-50:])), 4)
-            add_to_log(out, {"step": step + 1, "later over first date": mean, "seconds": seconds})
+            add_to_log(out, {"step": step + 1, "loss": round(seen, 5), "seconds": seconds})
         if (step + 1) % config.validate_every == 0 or step in (start, config.steps - 1):
-            add_to_log(out, {"step": step + 1, "validation": validate(transform, average, batches)})
+            found = validate(transform, average, validation)
+            add_to_log(out, {"step": step + 1, "validation": found})
             torch.manual_seed(config.seed + step + 1)
         if time.monotonic() - saved > config.checkpoint_seconds or step + 1 == config.steps:
             save_checkpoint(checkpoint, net, average, optimiser, step + 1)
