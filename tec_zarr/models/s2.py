@@ -241,9 +241,13 @@ class TecS2:
 
     @torch.inference_mode()
     def encode_date(
-        self, date: np.ndarray, quality: float, sink: SymbolSink
+        self, date: np.ndarray, quality: float, sink: SymbolSink, trade: float | None = None
     ) -> tuple[bytes, memoryview]:
-        """Code (C, h, w) DN into ``sink``; returns the section's header and the latents' bytes."""
+        """Code (C, h, w) DN into ``sink``; returns the section's header and the latents' bytes.
+
+        ``trade``, for a date that is coded finer than its chunk, is the chunk's quality: by it
+        bits are weighed against errors.
+        """
         count, height, width = date.shape
         flat = date.reshape(count, -1).astype(np.float64)
         mean = flat.mean(axis=1)
@@ -255,7 +259,7 @@ class TecS2:
         whole[: len(rotated)] = rotated.reshape(-1, height, width)
         components = padded(torch.from_numpy(whole)[None])
         latents = self.analysis.analyse(components, context.quality, context.condition.double())[0]
-        flags, decoded = self.coder.encode(latents, context, self.worth(quality), sink)
+        flags, decoded = self.coder.encode(latents, context, self.worth(quality, trade), sink)
         return header + flags, checked(decoded)
 
     @torch.inference_mode()
@@ -279,11 +283,11 @@ class TecS2:
         self.synthesis(latents, context.channels, quality, context.condition, context.spectral, out)
         return latents
 
-    def worth(self, quality: float) -> np.ndarray:
-        """What a squared step of each channel is worth in bits, (320,)."""
+    def worth(self, quality: float, trade: float | None = None) -> np.ndarray:
+        """What a squared step of each channel is worth in bits, (320,); ``trade`` as above."""
         steps = self.analysis.steps(torch.tensor([quality], dtype=torch.float64))[0, :, 0, 0]
         gain = torch.log2(steps / step_size(quality)).numpy()
-        return lagrangian(quality) * np.exp2(2 * gain)
+        return lagrangian(quality if trade is None else trade) * np.exp2(2 * gain)
 
 
 def check_bands(model: str, shape: tuple[int, ...]) -> None:

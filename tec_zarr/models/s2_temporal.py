@@ -5,7 +5,8 @@ is predicted as a weighted sum of those of up to three other dates, with weights
 each of three classes of spatial frequency: what is fine has changed more than what is coarse.  The
 difference is coded as ``tec-s2`` codes a picture, in its own KLT, by networks that also see the
 prediction (:mod:`tec_zarr.models.s2_temporal_net`).  A date without references is a ``tec-s2``
-section behind one byte: what no other date explains costs what the image model needs.
+section behind one byte, or coded by the same networks from a prediction of zero, whichever is
+smaller: what no other date explains costs no more than the image model needs.
 
 Predictions steer the entropy coder, so that they have to be the same on every machine.  They are
 whole numbers of 1/16 DN, made of whole numbers by matrix products in float64 whose sums stay below
@@ -44,7 +45,7 @@ from tec_zarr.models.s2 import (
     padded,
 )
 from tec_zarr.models.s2_integer import IntegerModel, Past
-from tec_zarr.models.s2_net import BLOCK, GROUPS, LEVELS, MEAN_GRID, overlap, step_size
+from tec_zarr.models.s2_net import BLOCK, CHANNELS, GROUPS, LEVELS, MEAN_GRID, overlap, step_size
 from tec_zarr.models.s2_temporal_net import TemporalNet
 
 MOST_REFERENCES = 3
@@ -66,6 +67,9 @@ FINER_STEPS, MOST_FINER = 8, 15
 FINER_SLOPE, FINER_START = 0.7, 0.4
 #: References are sought among this many dates, the nearest in time first.
 CANDIDATES = 8
+#: In place of the reference that lends its basis, in a date without references: the networks coded
+#: it, not the image model.
+_OWN = 1
 #: Bytes that the list of references cannot exceed (3 dates and 279 weights of 56 bits), nor a
 #: spectral header after it.
 _LONGEST_HEADER = 2048
@@ -129,12 +133,14 @@ class Predictor:
         steps = self.image.analysis.steps(torch.tensor([quality], dtype=torch.float64))
         return _whole(steps[0, :, :, 0] * 2.0**STEP_BITS)
 
-    def weighted(self, pictures: dict[int, Tensor], references: list[Reference]) -> Tensor:
-        """The prediction (C, 64, P) from decoded pictures, by date."""
-        total = sum(
-            torch.from_numpy(r.weights).double()[CLASS_OF].T[:, :, None] * pictures[r.date]
-            for r in references
-        )
+    def weighted(
+        self, pictures: dict[int, Tensor], references: list[Reference], bands: int, places: int
+    ) -> Tensor:
+        """The prediction (C, 64, P) from decoded pictures, by date; zero without references."""
+        total = torch.zeros(bands, BLOCK * BLOCK, places, dtype=torch.float64)
+        for r in references:
+            weights = torch.from_numpy(r.weights).double()[CLASS_OF].T[:, :, None]
+            total += weights * pictures[r.date]
         return _whole(total, WEIGHT_GRID)
 
     def latents(self, prediction: Tensor, spectral: klt.Klt, quality: float) -> Tensor:
@@ -166,11 +172,11 @@ class TecTtS2:
     Parameters
     ----------
     image : TecS2
-        Codes dates that have no references, and is the transform of the others.
+        Codes dates that the networks code no better, and is the transform of the others.
     net : TemporalNet
         With its integer layers frozen.
     tables : Tables
-        One per scale index, of dates with references.
+        One per scale index, of dates that the networks code.
     """
 
     name = "tec-tt-s2"
@@ -259,7 +265,7 @@ class TecTtS2:
             read = self._read(parsed[number], done, shape[1:], level, number in needed)
             if number in dates:
                 self._pixels(read, level, out[dates.index(number)])
-            done[number] = replace(read, prediction=None)  # the largest part, no longer needed
+            done[number] = replace(read, prediction=None, past=None)  # large, no longer needed
         return out, done
 
     # ---- one date
@@ -276,12 +282,17 @@ class TecTtS2:
             date = cube[number]
             picture = self.picture_of(date, means[number])
             level = date_quality(quality, finer[number])
-            best = self._alone(date, picture, level)
+            best = self._alone(date, picture, level, quality)
+            if self.net.refine:
+                own = self._predicted(number, date, picture, level, quality, [], done)
+                best = min(best, own, key=lambda d: d.cost)
             near = sorted(done, key=lambda d: abs(d - number))[:CANDIDATES]
             known = {d: done[d].picture for d in near}
             references = choose_references(picture, known, number, float(step_size(level)))
             if references:
-                predicted = self._predicted(number, date, picture, level, references, done)
+                predicted = self._predicted(
+                    number, date, picture, level, quality, references, done
+                )
                 best = min(best, predicted, key=lambda d: d.cost)
             # The quality of a date stands in the high bits of what its section begins with.
             head = bytes([best.section[0] | finer[number] << 4])
@@ -292,14 +303,15 @@ class TecTtS2:
         """Where a predicted date's symbols go."""
         return SymbolEncoder(self.coder.tables)
 
-    def _alone(self, date: np.ndarray, picture: Tensor, quality: float) -> _Date:
+    def _alone(self, date: np.ndarray, picture: Tensor, quality: float, trade: float) -> _Date:
         sink = SymbolEncoder(self.image.coder.tables)
-        header, latents = self.image.encode_date(date, quality, sink)
+        header, latents = self.image.encode_date(date, quality, sink, trade)
         section = bytes([0]) + header + sink.finish()
         spectral, _ = klt.read(header, len(date), step_size(quality))
         places = np.frombuffer(latents, "<i4").reshape(-1, sum(GROUPS))
         decoded = self._decoded_picture(places, spectral, None, quality)
-        return _Date(section, latents, decoded, spectral, _cost(section, decoded, picture, quality))
+        cost = _cost(section, decoded, picture, quality, trade)
+        return _Date(section, latents, decoded, spectral, cost)
 
     def _predicted(
         self,
@@ -307,11 +319,12 @@ class TecTtS2:
         date: np.ndarray,
         picture: Tensor,
         quality: float,
+        trade: float,
         references: list[Reference],
         done: dict[int, _Date],
     ) -> _Date:
         pictures = {r.date: done[r.date].picture for r in references}
-        prediction = self.predictor.weighted(pictures, references)
+        prediction = self.predictor.weighted(pictures, references, len(date), picture.shape[2])
         missing = picture - prediction / PICTURE_GRID
         mean = date.mean((1, 2), np.float64)
         bases = [done[r.date].spectral for r in references]
@@ -324,16 +337,17 @@ class TecTtS2:
         latents = self.latents_of(residual, context, rows, columns)
         past = Past(self.predictor.latents(prediction, spectral, quality)[None], rows, columns)
         sink = self.symbol_sink()
-        flags, decoded = self.coder.encode(latents, context, self.image.worth(quality), sink, past)
+        worth = self.image.worth(quality, trade)
+        flags, decoded = self.coder.encode(latents, context, worth, sink, past)
         section = (
-            bytes([len(references) | inherited << 2])
+            bytes([len(references) | (inherited if references else _OWN) << 2])
             + _write_references(references, number)
             + header
             + flags
             + sink.finish()
         )
         after = self._decoded_picture(decoded, spectral, prediction, quality)
-        cost = _cost(section, after, picture, quality)
+        cost = _cost(section, after, picture, quality, trade)
         return _Date(section, checked(decoded), after, spectral, cost)
 
     def latents_of(self, picture: Tensor, context: Context, rows: int, columns: int) -> Tensor:
@@ -353,24 +367,27 @@ class TecTtS2:
         quality: float,
         needed: bool,
     ) -> _Read:
-        prediction = None
-        if parsed.references:
+        prediction = past = None
+        if parsed.by_image:
+            latents, context = self.image.decode_latents(parsed.rest, shape, quality)
+        else:
+            if not (parsed.references or self.net.refine):
+                raise FormatError("a date without references was coded by newer networks")
             count, height, width = shape
+            rows, columns = -(-height // BLOCK), -(-width // BLOCK)
             pictures = {r.date: done[r.date].picture for r in parsed.references}
-            prediction = self.predictor.weighted(pictures, parsed.references)
-            bases = [done[r.date].context.spectral for r in parsed.references]
+            references = parsed.references
+            prediction = self.predictor.weighted(pictures, references, count, rows * columns)
+            bases = [done[r.date].context.spectral for r in references]
             step = float(step_size(quality))
             spectral, rest = _read_spectral(parsed.rest, parsed.inherited, bases, count, step)
-            rows, columns = -(-height // BLOCK), -(-width // BLOCK)
             past = Past(self.predictor.latents(prediction, spectral, quality)[None], rows, columns)
             context = context_of(spectral, quality)
             latents, context = self.coder.decode(rest, context, rows, columns, past)
-        else:
-            latents, context = self.image.decode_latents(parsed.rest, shape, quality)
         picture = torch.empty(0)
         if needed:
             picture = self._decoded_picture(latents, context.spectral, prediction, quality)
-        return _Read(latents, context, picture, prediction)
+        return _Read(latents, context, picture, prediction, past)
 
     def _decoded_picture(
         self, latents: np.ndarray, spectral: klt.Klt, prediction: Tensor | None, quality: float
@@ -384,9 +401,13 @@ class TecTtS2:
 
     def _pixels(self, read: _Read, quality: float, out: np.ndarray) -> None:
         """Write float32 DN into ``out`` (C, h, w)."""
-        context = read.context
+        context, latents, channels = read.context, read.latents, read.context.channels
+        if read.past and self.net.refine:
+            rows, columns = read.past.geometry.height, read.past.geometry.width
+            latents = self.refined(latents, read.past, context.condition, rows, columns)
+            channels = CHANNELS
         self.image.synthesis(
-            read.latents, context.channels, quality, context.condition, context.spectral, out
+            latents, channels, quality, context.condition, context.spectral, out
         )
         if read.prediction is not None:
             # In float64: predictions are large, and a process may have traded float32's precision.
@@ -394,6 +415,16 @@ class TecTtS2:
             blocks = from_blocks(samples, -(-out.shape[1] // BLOCK))
             whole = overlap(blocks, self.image.analysis.synthesis_overlap)
             out += whole[:, : out.shape[1], : out.shape[2]].numpy()
+
+    def refined(
+        self, latents: np.ndarray, past: Past, condition: Tensor, rows: int, columns: int
+    ) -> np.ndarray:
+        """Decoded latents (P, 320) in 1/16 step with the networks' refinement, float32."""
+        units = torch.from_numpy(latents).float()
+        both = (units, past.units[0].float())
+        grids = (x.T.reshape(1, -1, rows, columns) / MEAN_GRID for x in both)
+        change = self.net.refine(*grids, condition)
+        return (units + MEAN_GRID * change[0].flatten(1).T).contiguous().numpy()
 
     def picture_of(self, date: np.ndarray, mean: np.ndarray) -> Tensor:
         """(C, h, w) DN to its picture (C, 64, P) float64 in DN."""
@@ -569,6 +600,7 @@ class _Read:
     context: Context
     picture: Tensor
     prediction: Tensor | None
+    past: Past | None
 
 
 @dataclass(frozen=True)
@@ -579,6 +611,7 @@ class _Parsed:
     inherited: int
     finer: int
     rest: bytes
+    by_image: bool = False
 
 
 def _decoding_order(parsed: list[_Parsed], dates: Sequence[int]) -> list[int]:
@@ -598,10 +631,12 @@ def _decoding_order(parsed: list[_Parsed], dates: Sequence[int]) -> list[int]:
     return list(order)
 
 
-def _cost(section: bytes, decoded: Tensor, picture: Tensor, quality: float) -> float:
+def _cost(
+    section: bytes, decoded: Tensor, picture: Tensor, quality: float, trade: float
+) -> float:
     """Bits, and squared error at what it costs to lower it by a finer quality."""
     error = float((picture - decoded / PICTURE_GRID).square().sum())
-    slope = ERROR_WORTH * lagrangian(quality) / float(step_size(quality)) ** 2
+    slope = ERROR_WORTH * lagrangian(trade) / float(step_size(quality)) ** 2
     return 8 * len(section) + slope * error
 
 
@@ -630,10 +665,10 @@ def _parse(section: bytes, date: int, shape: tuple[int, ...]) -> _Parsed:
     if not section:
         raise FormatError("a temporal section begins with nothing")
     count, inherited, finer = section[0] & 3, section[0] >> 2 & 3, section[0] >> 4
-    if inherited > count:
+    if inherited > max(count, _OWN):
         raise FormatError(f"a temporal section begins with {section[:1].hex()}")
     if not count:
-        return _Parsed([], 0, finer, section[1:])
+        return _Parsed([], 0, finer, section[1:], by_image=inherited != _OWN)
     head = section[1 : 1 + _LONGEST_HEADER]
     bits = klt.BitReader(head)
     out = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -238,7 +239,7 @@ class Sampler:
         self.cumulative = np.cumsum(weights / weights.sum())
         self.rng = np.random.default_rng(seed)
 
-    def draw(self) -> tuple[np.ndarray, ...]:
+    def draw(self) -> tuple[Any, ...]:
         """One crop's part of each array of :class:`Crops`."""
         rng, crop = self.rng, self.crop
         window = self.windows[int(np.searchsorted(self.cumulative, rng.random()))]
