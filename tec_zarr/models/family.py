@@ -381,14 +381,8 @@ class _TTCoder:
         self.module = module
         self.analyse, self.synthesise = module.analyse, module.synthesise
 
-    def _contexts(self, decoding: bool) -> ContextEncoder:
-        contexts = self.module.contexts(torch.float64)
-        if decoding:
-            contexts.model = contexts.model.with_float64_decoder()
-        return contexts
-
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
-        contexts = self._contexts(decoding=False)
+        contexts = self.module.contexts(torch.float64)
         sections, crc = [], 0
         for t, latent in enumerate(latents.split(1)):
             port = _Writer()
@@ -402,7 +396,7 @@ class _TTCoder:
         return Encoded(sections, crc)
 
     def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
-        contexts = self._contexts(decoding=True)
+        contexts = self.module.contexts(torch.float64)
         series = _Series([])
         for t, data in enumerate(sections):
             port = _Reader(data)
@@ -419,7 +413,7 @@ class _TTCoder:
 class _FlexCoder(_TTCoder):
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
         qualities, context = options["tokens"], options["context_tokens"]
-        contexts = self._contexts(decoding=False)
+        contexts = self.module.contexts(torch.float64)
         sections, crc = [], 0
         for t, (latent, k) in enumerate(zip(latents.split(1), qualities, strict=True)):
             joint = contexts.joint()
@@ -456,7 +450,7 @@ class _FlexCoder(_TTCoder):
         self, sections: Sequence[bytes], height: int, width: int, shown: int = TOKENS
     ) -> _Series:
         """Decode; with `shown` tokens of each date only, mask tokens stand for the others."""
-        contexts = self._contexts(decoding=True)
+        contexts = self.module.contexts(torch.float64)
         series = _Series([])
         for t, data in enumerate(sections):
             section = FlexSection.from_bytes(data)

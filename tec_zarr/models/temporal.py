@@ -31,6 +31,7 @@ from tec_zarr.models.layers import (
     TableBuffers,
     conv,
     gaussian_likelihood,
+    gelu,
     round_ste,
 )
 from tec_zarr.models.transforms import Transform
@@ -159,7 +160,7 @@ class _MLP(nn.Module):
         self.fc2 = _linear(expansion * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class _Block(nn.Module):
@@ -384,15 +385,6 @@ class EntropyTransformer(nn.Module):
         """Decoder inputs: the start symbol, then every token but the last."""
         start = self.learned_zero.sym.to(tokens.dtype).expand(len(tokens), 1, -1)
         return torch.cat([start, tokens[:, :-1]], dim=1)
-
-    def with_float64_decoder(self) -> EntropyTransformer:
-        """This model with a float64 copy of the decoder: token-by-token decoding would spend
-        most of its time converting weights otherwise."""
-        clone = copy.copy(self)
-        clone._modules = dict(self._modules)
-        for name in ("decoder", "mean_head", "scale_head", "decoder_embedding"):
-            clone._modules[name] = _converted(getattr(self, name), torch.float64)
-        return clone
 
 
 def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
