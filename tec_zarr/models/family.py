@@ -38,7 +38,6 @@ from tec_zarr.models.layers import EntropyBottleneck
 from tec_zarr.models.masked import predict_hidden
 from tec_zarr.models.registry import Encoded
 from tec_zarr.models.temporal import (
-    ContextEncoder,
     EntropyTransformer,
     TemporalTransformer,
     TokenDecoder,
