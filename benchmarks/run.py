@@ -168,7 +168,9 @@ class Run:
             if before.get("commit") != record["commit"]:
                 return
             record = {**before, "steps": {**before["steps"], **self.entries}}
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        partial = path.with_suffix(".partial")  # whoever ends this must not find half a record
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+        partial.replace(path)
 
     def _call(self, step: Step) -> int:
         command = [sys.executable, "-u", "-W", "ignore", str(HERE / f"{step.name}.py")]
