@@ -258,9 +258,9 @@ class FineGroup(nn.Module):
 class Correction(nn.Module):
     """Zero-initialised residual network on the latent grid, in steps (float32, not exact)."""
 
-    def __init__(self, width: int, blocks: int):
+    def __init__(self, width: int, blocks: int, inputs: int = CHANNELS):
         super().__init__()
-        self.first = nn.Conv2d(CHANNELS, width, 1)
+        self.first = nn.Conv2d(inputs, width, 1)
         self.condition = nn.Linear(COMPONENTS + 1, width)
         self.blocks = nn.ModuleList(
             nn.ModuleList(
@@ -277,7 +277,8 @@ class Correction(nn.Module):
             self.first(4.0 * y / (8.0 + y.abs()))
             + self.condition(condition / 16.0)[:, :, None, None]
         )
-        for one, two in self.blocks:
+        for block in self.blocks:
+            one, two = block.children()
             hidden = hidden + two(F.leaky_relu(one(F.leaky_relu(hidden, 0.1)), 0.1))
         return self.last(F.leaky_relu(hidden, 0.1))
 

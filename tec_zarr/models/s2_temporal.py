@@ -403,8 +403,7 @@ class TecTtS2:
         """Write float32 DN into ``out`` (C, h, w)."""
         context, latents, channels = read.context, read.latents, read.context.channels
         if read.past and self.net.refine:
-            rows, columns = read.past.geometry.height, read.past.geometry.width
-            latents = self.refined(latents, read.past, context.condition, rows, columns)
+            latents = self.refined(latents, read.past, context.condition)
             channels = CHANNELS
         self.image.synthesis(
             latents, channels, quality, context.condition, context.spectral, out
@@ -416,15 +415,13 @@ class TecTtS2:
             whole = overlap(blocks, self.image.analysis.synthesis_overlap)
             out += whole[:, : out.shape[1], : out.shape[2]].numpy()
 
-    def refined(
-        self, latents: np.ndarray, past: Past, condition: Tensor, rows: int, columns: int
-    ) -> np.ndarray:
+    def refined(self, latents: np.ndarray, past: Past, condition: Tensor) -> np.ndarray:
         """Decoded latents (P, 320) in 1/16 step with the networks' refinement, float32."""
-        units = torch.from_numpy(latents).float()
-        both = (units, past.units[0].float())
-        grids = (x.T.reshape(1, -1, rows, columns) / MEAN_GRID for x in both)
-        change = self.net.refine(*grids, condition)
-        return (units + MEAN_GRID * change[0].flatten(1).T).contiguous().numpy()
+        size = past.geometry.height, past.geometry.width
+        both = (torch.from_numpy(latents).float(), past.units[0].float())
+        grids = (x.T.reshape(1, -1, *size) / MEAN_GRID for x in both)
+        out = self.net.refine.refined(*grids, condition)
+        return (MEAN_GRID * out[0].flatten(1).T).contiguous().numpy()
 
     def picture_of(self, date: np.ndarray, mean: np.ndarray) -> Tensor:
         """(C, h, w) DN to its picture (C, 64, P) float64 in DN."""

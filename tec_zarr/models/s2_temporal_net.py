@@ -24,9 +24,9 @@ from tec_zarr.models.s2_net import (
     CHANNELS,
     COARSE_PASSES,
     COMPAND_GRID,
-    COMPONENTS,
     GROUPS,
     CoarsePass,
+    Correction,
     FineGroup,
     IntConv,
     Pass,
@@ -105,38 +105,22 @@ class TemporalGroup(FineGroup):
             return mean + gated(self.others_gate(hidden.float()), past[:, self.channels]), scale
 
 
-class Refinement(nn.Module):
+class Refinement(Correction):
     """What the prediction and the neighbours say of a date's latents once they are decoded.
 
-    A zero-initialised residual network on the latent grid, in steps, before the image model's
-    synthesis.  float32: pixels need it, nothing that is coded does.
+    It comes before the image model's synthesis, and its own correction.
     """
 
     def __init__(self, width: int, blocks: int):
-        super().__init__()
-        self.first = nn.Conv2d(2 * CHANNELS, width, 1)
-        self.condition = nn.Linear(COMPONENTS + 1, width)
+        super().__init__(width, blocks, inputs=2 * CHANNELS)
+        # Weights files number the activations of a block too: its convolutions are 1 and 3.
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LeakyReLU(0.1),
-                nn.Conv2d(width, width, 3, padding=1),
-                nn.LeakyReLU(0.1),
-                nn.Conv2d(width, width, 3, padding=1),
-            )
-            for _ in range(blocks)
+            nn.ModuleDict({"1": one, "3": two}) for one, two in self.blocks
         )
-        self.last = nn.Conv2d(width, CHANNELS, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
 
-    def forward(self, latents: Tensor, past: Tensor, condition: Tensor) -> Tensor:
-        """What to add to ``latents`` (B, 320, h, w); ``past`` alike; ``condition`` (B, 13)."""
-        both = torch.cat([latents, past], 1)
-        hidden = self.first(4.0 * both / (8.0 + both.abs()))
-        hidden = hidden + self.condition(condition / 16.0)[:, :, None, None]
-        for block in self.blocks:
-            hidden = hidden + block(hidden)
-        return self.last(nn.functional.leaky_relu(hidden, 0.1))
+    def refined(self, latents: Tensor, past: Tensor, condition: Tensor) -> Tensor:
+        """Latents (B, 320, h, w) in steps, ``past`` alike; ``condition`` (B, 13)."""
+        return latents + self(torch.cat([latents, past], 1), condition)
 
 
 class TemporalNet(nn.Module):

@@ -359,14 +359,20 @@ def dates_of(
     return out
 
 
-def picture_error(transform: Transform, net: TemporalNet, date: Dates, whole: Tensor) -> Tensor:
-    """Squared error of the refined pictures of decoded latents, (B,), in the objective's unit."""
-    refined = whole + net.refine(whole, date.past, date.condition)
-    refined = (refined + transform.net.decoder(refined, date.condition)).float()
-    with full_precision(refined):
-        decoded = transform.decoded(refined, date.basis, date.active, date.steps)
+def picture_error(transform: Transform, date: Dates, whole: Tensor) -> Tensor:
+    """Squared error of the pictures of decoded latents, (B,), in the objective's unit."""
+    corrected = (whole + transform.net.decoder(whole, date.condition)).float()
+    with full_precision(corrected):
+        decoded = transform.decoded(corrected, date.basis, date.active, date.steps)
         error = (decoded - date.difference).square().sum((1, 2, 3, 4))
     return LAMBDA * error / date.step.square()
+
+
+def coded_date(transform: Transform, net: TemporalNet, date: Dates) -> tuple[Outcome, Tensor]:
+    """Code dates by the temporal networks; also the error of their refined pictures, (B,)."""
+    coded = code(date.latents, net.passes(date.condition, date.past), date.weight)
+    refined = net.refine.refined(coded.decoded, date.past, date.condition)
+    return coded, picture_error(transform, date, refined)
 
 
 @torch.no_grad()
@@ -381,18 +387,15 @@ def validate(
         sums: list[list[list[float]]] = [[], []]
 
         def temporal(date: Dates, kept: list = sums[0]) -> Tensor:
-            coded = code(date.latents, net.passes(date.condition, date.past), date.weight)
-            error = picture_error(transform, net, date, coded.decoded)
+            coded, error = coded_date(transform, net, date)
             kept.append([float(coded.bits.sum()), float(error.sum())])
             return coded.decoded
 
         def alone(date: Dates, kept: list = sums[1]) -> Tensor:
             passes = image.passes(date.condition, *date.latents.shape[-2:])
             coded = code(date.latents, passes, date.weight)
-            whole = coded.decoded + image.decoder(coded.decoded, date.condition)
-            decoded = transform.decoded(whole, date.basis, date.active, date.steps)
-            error = (decoded - date.difference).square().sum() * LAMBDA / date.step[0] ** 2
-            kept.append([float(coded.bits.sum()), float(error)])
+            error = picture_error(transform, date, coded.decoded)
+            kept.append([float(coded.bits.sum()), float(error.sum())])
             return coded.decoded
 
         dates_of(transform, dn, quality, list(range(dn.shape[1])), temporal)
@@ -437,9 +440,8 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
 
     def loss(*parts: Tensor) -> Tensor:
         date = Dates(*parts)
-        coded = code(date.latents, net.passes(date.condition, date.past), date.weight)
-        objective = coded.objective + picture_error(transform, net, date, coded.decoded)
-        return (objective * (date.step / 2400.0) ** 0.9).mean() / config.crop**2
+        coded, error = coded_date(transform, net, date)
+        return ((coded.objective + error) * (date.step / 2400.0) ** 0.9).mean() / config.crop**2
 
     stepper = Stepper(loss, net, average, optimiser, (config.rate,), config.device)
     began = saved = time.monotonic()
