@@ -69,6 +69,16 @@ def test_a_stopped_run_goes_on_where_it_was(config, trained, tmp_path):
     assert not torch.equal(again["net"]["analysis"], state["net"]["analysis"])
 
 
+def test_a_run_that_began_on_a_gpu_goes_on_here(config, trained, tmp_path):
+    loop.train(loop.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 3}))
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    for group in state["optimiser"]["param_groups"]:
+        group |= {"capturable": True, "lr": torch.tensor(1e-4)}
+    torch.save(state, tmp_path / "last.pt")
+    loop.train(loop.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 5}))
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 5
+
+
 def test_exported_weights_code_and_decode(trained, folder, tmp_path):
     path = tmp_path / "weights.safetensors"
     sha256 = release(trained, data.npz_windows(folder)[:2], path)

@@ -194,8 +194,13 @@ class Stepper:
         self.device = torch.device(device)
         self.decay = torch.zeros((), device=device)
         self.graph: Any = None
+        recorded = self.device.type == "cuda"
         for group in optimiser.param_groups:
-            group["lr"] = torch.zeros((), device=device) if self.device.type == "cuda" else 0.0
+            # Set here, after a checkpoint was taken up: it may come from the other kind of device.
+            group["capturable"] = recorded
+            group["lr"] = torch.zeros((), device=device) if recorded else 0.0
+        for state in optimiser.state.values():
+            state["step"] = state["step"].to(device)
 
     def __call__(self, share: float, decay: float, *inputs: Tensor) -> Tensor:
         """Step at ``share`` of the largest rates; returns the loss, valid until the next call."""
@@ -234,10 +239,9 @@ class Stepper:
         return loss.detach()
 
 
-def adam(groups: list[dict[str, Any]] | Iterable[nn.Parameter], device: str) -> torch.optim.AdamW:
+def adam(groups: list[dict[str, Any]] | Iterable[nn.Parameter]) -> torch.optim.AdamW:
     """The optimiser of all trainings of the embedded models."""
-    recorded = torch.device(device).type == "cuda"
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, capturable=recorded)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
 
 
 def save_checkpoint(
@@ -299,7 +303,7 @@ def train(config: Config) -> S2Net:
     slow = {"analysis_overlap", "synthesis_overlap", "analysis", "synthesis"}
     named = list(net.named_parameters())
     groups = [[p for n, p in named if n not in slow], [p for n, p in named if n in slow]]
-    optimiser = adam([{"params": group} for group in groups], config.device)
+    optimiser = adam([{"params": group} for group in groups])
     average = S2Net().to(config.device)
     average.load_state_dict(net.state_dict())
     start = restore_checkpoint(checkpoint, net, average, optimiser, config.device)

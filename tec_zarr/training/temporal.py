@@ -417,7 +417,7 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
     net, average = (TemporalNet().to(config.device) for _ in range(2))
     net.start_from(transform.net)
     average.load_state_dict(net.state_dict())
-    optimiser = adam(net.parameters(), config.device)
+    optimiser = adam(net.parameters())
     checkpoint = out / "last.pt"
     start = restore_checkpoint(checkpoint, net, average, optimiser, config.device)
     torch.manual_seed(config.seed + start)
