@@ -12,7 +12,8 @@ import zarr
 from tec_zarr import cli, synthetic
 from tec_zarr.models import s2, s2_temporal
 from tec_zarr.models.registry import get_model
-from tec_zarr.models.s2_net import IntConv
+from tec_zarr.models.s2_net import CHANNELS, COMPONENTS, IntConv, S2Net
+from tec_zarr.models.s2_temporal_net import TemporalNet
 from tec_zarr.training import data, loop, temporal
 from tec_zarr.training.export import release
 
@@ -169,7 +170,7 @@ def test_one_command_trains_the_temporal_model_and_goes_on_where_it_was(series_f
 
 def test_temporal_training_starts_with_the_image_models_networks():
     frozen = get_model("tec-s2").net
-    net = temporal.thawed(frozen)
+    net = temporal.thawed(frozen, S2Net())
     for name, module in frozen.named_modules():
         if isinstance(module, IntConv):
             again = net.get_submodule(name)
@@ -179,6 +180,23 @@ def test_temporal_training_starts_with_the_image_models_networks():
             assert torch.equal(
                 weight * 2 ** exponent.view(shape), other * 2 ** finer.view(shape)
             ), name
+
+
+def test_wider_temporal_networks_start_with_what_narrower_ones_compute():
+    known = get_model("tec-tt-s2").net
+    narrow = temporal.thawed(known, TemporalNet.like(s2.net_tensors(known)))
+    sizes = len(narrow.coarse[0].second.bias), [len(m.second.bias) for m in narrow.fine]
+    wide = TemporalNet(sizes[0] + 16, tuple(n + 16 for n in sizes[1]))
+    wide.start_from(narrow)
+    condition = torch.zeros(1, COMPONENTS + 1)
+    past = torch.randint(-40, 40, (1, CHANNELS, 8, 8)).float()
+    seen = []
+    for net in (narrow, wide):
+        torch.manual_seed(0)
+        for step in net.passes(condition, past):
+            step.decoded = torch.randint(-3, 4, step.mean.shape).float() * step.mask
+            seen.append(torch.cat([step.mean, step.scale]).detach())
+    assert all(map(torch.equal, seen, seen[len(seen) // 2 :]))
 
 
 def test_places_held_out_of_training_are_not_trained_on(series_folder):

@@ -7,6 +7,7 @@ without a second copy of the model in memory.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from typing import Any
@@ -364,14 +365,15 @@ class EntropyBottleneck(TableBuffers):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Compute the integer tables from the density, in float64."""
-        quantiles = self.quantiles[:, 0].double()
+        """Compute the integer tables from the density, in float64, on the CPU wherever it is."""
+        here = copy.deepcopy(self).cpu()
+        quantiles = here.quantiles[:, 0].double()
         below = torch.ceil(quantiles[:, 1] - quantiles[:, 0]).clamp(min=0).int()
         above = torch.ceil(quantiles[:, 2] - quantiles[:, 1]).clamp(min=0).int()
         length = below + above + 1
         longest = int(length.max())
         grid = (quantiles[:, 1] - below)[:, None, None] + torch.arange(longest)
-        probability = self.likelihood(grid)[:, 0]
+        probability = here.likelihood(grid)[:, 0]
         outside = torch.arange(longest) >= length[:, None]
         probability = probability.masked_fill(outside, 0.0)
         tail = (1.0 - probability.sum(1)).clamp(min=0.0)

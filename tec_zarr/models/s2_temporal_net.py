@@ -114,9 +114,7 @@ class Refinement(Correction):
     def __init__(self, width: int, blocks: int):
         super().__init__(width, blocks, inputs=2 * CHANNELS)
         # Weights files number the activations of a block too: its convolutions are 1 and 3.
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({"1": one, "3": two}) for one, two in self.blocks
-        )
+        self.blocks = nn.ModuleList(nn.ModuleDict({"1": one, "3": two}) for one, two in self.blocks)
 
     def refined(self, latents: Tensor, past: Tensor, condition: Tensor) -> Tensor:
         """Latents (B, 320, h, w) in steps, ``past`` alike; ``condition`` (B, 13)."""
@@ -171,13 +169,21 @@ class TemporalNet(nn.Module):
 
     scale_prior = S2Net.scale_prior
 
-    def start_from(self, image: S2Net) -> None:
-        """Take from the image model what has the same shape: the priors, and equal layers."""
+    def start_from(self, other: S2Net | TemporalNet) -> None:
+        """Take the values of networks that are as wide or narrower, and compute what they do.
+
+        What this network has beyond them keeps its random numbers on the way in, and nothing of it
+        reaches what they compute.
+        """
         mine = self.state_dict()
-        known = {
-            n: t for n, t in image.state_dict().items() if n in mine and t.shape == mine[n].shape
-        }
-        self.load_state_dict(known, strict=False)
+        for name, theirs in other.state_dict().items():
+            if name not in mine or theirs.dim() != mine[name].dim():
+                continue
+            target = mine[name]
+            if any(small > large for small, large in zip(theirs.shape, target.shape, strict=True)):
+                continue
+            target[: len(theirs)] = 0
+            target[tuple(slice(n) for n in theirs.shape)] = theirs
 
     def passes(self, condition: Tensor, past: Tensor) -> Iterator[Pass]:
         """Walk the decoding order as :meth:`S2Net.passes` does; ``past`` (B, 320, h, w) steps."""

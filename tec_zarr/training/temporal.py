@@ -26,6 +26,7 @@ from torch import Tensor
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.models.klt import ACTIVE_SPREAD, SPREAD_HIGH, SPREAD_LOW
 from tec_zarr.models.registry import get_model
+from tec_zarr.models.s2 import Net, net_tensors
 from tec_zarr.models.s2_net import (
     BLOCK,
     COMPONENTS,
@@ -49,7 +50,7 @@ from tec_zarr.models.s2_temporal import (
     WEIGHT_GRID,
     WEIGHT_LIMIT,
 )
-from tec_zarr.models.s2_temporal_net import TemporalNet
+from tec_zarr.models.s2_temporal_net import COARSE_HIDDEN, HIDDEN, TemporalNet
 from tec_zarr.training.data import BANDS, BANDS_10M, _fill_nodata
 from tec_zarr.training.loop import (
     LAMBDA,
@@ -75,6 +76,11 @@ class TemporalConfig:
     model: str = "tec-tt-s2"
     #: SHA-256 of the image model's weights; the newest without.
     image: str = ""
+    #: SHA-256 of temporal weights to start from; the image model's networks without.
+    start: str = ""
+    #: Hidden units of the passes of group 0, and of each later group.
+    coarse: int = COARSE_HIDDEN
+    hidden: tuple[int, ...] = HIDDEN
     steps: int = 9_000
     batch: int = 16
     crop: int = 64
@@ -193,9 +199,8 @@ class SeriesSampler:
         return torch.from_numpy(np.stack([self.draw(dates) for _ in range(size)]))
 
 
-def thawed(frozen: S2Net) -> S2Net:
-    """A trainable network with the values of frozen weights."""
-    net = S2Net()
+def thawed(frozen: Net, net: Net) -> Net:
+    """Give ``net``, which can be trained, the values of frozen weights of the same sizes."""
     net.load_state_dict(frozen.state_dict())
     for name, module in frozen.named_modules():
         if isinstance(module, IntConv):
@@ -204,7 +209,7 @@ def thawed(frozen: S2Net) -> S2Net:
             target = net.get_submodule(name)
             target.weight.data = (weight * step[:, None, None, None]).float()
             target.bias.data = (bias * step / module.grid).float()
-    return net.eval().requires_grad_(False)
+    return net
 
 
 class Transform:
@@ -412,10 +417,15 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
     torch.set_num_threads(config.threads)
     out = begin_run(config)
     image = get_model("tec-s2", config.image or None)
-    transform = Transform(thawed(image.net).to(config.device))
+    frozen = thawed(image.net, S2Net()).eval().requires_grad_(False)
     torch.manual_seed(config.seed)
-    net, average = (TemporalNet().to(config.device) for _ in range(2))
-    net.start_from(transform.net)
+    net, average = (TemporalNet(config.coarse, config.hidden) for _ in range(2))
+    net.start_from(frozen)
+    if config.start:
+        known = get_model("tec-tt-s2", config.start).net
+        net.start_from(thawed(known, TemporalNet.like(net_tensors(known))))
+    transform = Transform(frozen.to(config.device))
+    net, average = net.to(config.device), average.to(config.device)
     average.load_state_dict(net.state_dict())
     optimiser = adam(net.parameters())
     checkpoint = out / "last.pt"
