@@ -41,7 +41,7 @@ from tec_zarr.models.s2_net import (
 #: Gates live on a grid of 1/64, from -2 to 2: products with a prediction stay exact.
 GATE_GRID, GATE_LIMIT = 64.0, 2.0
 #: Hidden units of newly trained networks: of the passes of group 0, and of each later group.
-COARSE_HIDDEN, HIDDEN = 64, (64, 64, 96, 128)
+COARSE_HIDDEN, HIDDEN = 96, (128, 160, 160, 192)
 #: Width and residual blocks of a new network's refinement.
 REFINEMENT = 96, 2
 #: Channels of the prediction that group 0 looks at.

@@ -50,7 +50,8 @@ from tec_zarr.models.s2_temporal import (
     WEIGHT_GRID,
     WEIGHT_LIMIT,
 )
-from tec_zarr.models.s2_temporal_net import COARSE_HIDDEN, HIDDEN, TemporalNet
+from tec_zarr.models.s2_temporal import load as load_weights
+from tec_zarr.models.s2_temporal_net import TemporalNet
 from tec_zarr.training.data import BANDS, BANDS_10M, _fill_nodata
 from tec_zarr.training.loop import (
     LAMBDA,
@@ -76,11 +77,9 @@ class TemporalConfig:
     model: str = "tec-tt-s2"
     #: SHA-256 of the image model's weights; the newest without.
     image: str = ""
-    #: SHA-256 of temporal weights to start from; the image model's networks without.
+    #: Temporal weights (safetensors), as wide or narrower, to start from; without, the image
+    #: model's networks.
     start: str = ""
-    #: Hidden units of the passes of group 0, and of each later group.
-    coarse: int = COARSE_HIDDEN
-    hidden: tuple[int, ...] = HIDDEN
     steps: int = 9_000
     batch: int = 16
     crop: int = 64
@@ -419,10 +418,10 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
     image = get_model("tec-s2", config.image or None)
     frozen = thawed(image.net, S2Net()).eval().requires_grad_(False)
     torch.manual_seed(config.seed)
-    net, average = (TemporalNet(config.coarse, config.hidden) for _ in range(2))
+    net, average = (TemporalNet() for _ in range(2))
     net.start_from(frozen)
     if config.start:
-        known = get_model("tec-tt-s2", config.start).net
+        known = load_weights(Path(config.start)).net
         net.start_from(thawed(known, TemporalNet.like(net_tensors(known))))
     transform = Transform(frozen.to(config.device))
     net, average = net.to(config.device), average.to(config.device)
