@@ -419,10 +419,11 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
     frozen = thawed(image.net, S2Net()).eval().requires_grad_(False)
     torch.manual_seed(config.seed)
     net, average = (TemporalNet() for _ in range(2))
-    net.start_from(frozen)
+    start_net: S2Net | TemporalNet = frozen
     if config.start:
         known = load_weights(Path(config.start)).net
-        net.start_from(thawed(known, TemporalNet.like(net_tensors(known))))
+        start_net = thawed(known, TemporalNet.like(net_tensors(known)))
+    net.start_from(start_net)
     transform = Transform(frozen.to(config.device))
     net, average = net.to(config.device), average.to(config.device)
     average.load_state_dict(net.state_dict())
