@@ -90,7 +90,7 @@ def compare(
     here: FamilyModel, there: FamilyModel, batches: Sequence[int], cubes: list[np.ndarray]
 ) -> list[dict[str, Any]]:
     """Rows of the CPU, one chunk after the other, and of the device for every batch."""
-    few = cubes[:4]
+    few = cubes[:2]
     own = [here.encode(cube, QUALITY, None) for cube in few]
     alone = [there.encode(cube, QUALITY, None) for cube in cubes]  # and warms the device up
     rows = [row(here, "cpu", 1, few, None)]

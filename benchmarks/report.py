@@ -68,9 +68,9 @@ def made() -> dict[Path, str]:
         WHEN_NOT: when_not(),
         README: readme,
     }
-    scaling, published = load("recompress"), load("reference_speed")
-    if scaling and published:
-        found[SCALING] = scaling_page.page(scaling, published, machine(scaling))
+    scaling, published, device = map(load, ("recompress", "reference_speed", "device"))
+    if scaling and published and device:
+        found[SCALING] = scaling_page.page(scaling, published, device, machine(scaling))
     return found
 
 

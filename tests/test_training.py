@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,7 +62,9 @@ def test_training_lowers_the_loss_it_reports(trained, config):
 
 def test_a_stopped_run_goes_on_where_it_was(config, trained, tmp_path):
     short = loop.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 3})
-    loop.train(short)
+    threads = torch.get_num_threads()
+    loop.train(replace(short, threads=threads + 1))
+    assert torch.get_num_threads() == threads  # pixels read afterwards may depend on it
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert state["step"] == 3
     loop.train(loop.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 5}))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +37,8 @@ from tec_zarr.training.loop import (
     descend,
     restore_checkpoint,
     save_checkpoint,
+    share_of_rate,
+    with_its_threads,
 )
 from tec_zarr.training.temporal import Series, SeriesSampler, load_series
 
@@ -248,6 +249,7 @@ def build(config: FamilyConfig) -> nn.Module:
     return cls(hub.PUBLISHED[config.model].bands, **config.network)
 
 
+@with_its_threads
 def train_family(config: FamilyConfig) -> Path:
     """Run or resume a training.
 
@@ -259,7 +261,6 @@ def train_family(config: FamilyConfig) -> Path:
     Path
         The weights.
     """
-    torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     out = begin_run(config)
     kept, held = load_places(config)
@@ -277,9 +278,8 @@ def train_family(config: FamilyConfig) -> Path:
     for step in range(start, config.steps):
         if step == start:
             add_to_log(out, {"step": step, "validation": validate(average, fixed, config)})
-        cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group in optimiser.param_groups:
-            group["lr"] = config.rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * cosine)
+            group["lr"] = config.rate * share_of_rate(step, config.steps, 100)
         series = sampler.batch(config.batch, config.sample_dates).to(config.device)
         loss, rate, error = series_loss(net.train(), series, config.distortion)
         total = loss + _tail_loss(net)

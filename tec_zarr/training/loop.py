@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from tec_zarr.training.data import Sampler, Window, windows
 from tec_zarr.training.initialise import initialise
 
 LAMBDA = 8.0
+
+Settings = TypeVar("Settings", bound=Any)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -286,9 +289,34 @@ def restore_checkpoint(
     return int(state["step"])
 
 
+def with_its_threads(train: Callable[[Settings], Result]) -> Callable[[Settings], Result]:
+    """Have a training run with its configuration's ``threads`` of torch's, and put them back.
+
+    Pixels of one stream may differ in the last place from one number of threads to another, so
+    that a program which trains and then reads archives must not be left with other ones.
+    """
+
+    @wraps(train)
+    def run(config: Settings) -> Result:
+        before = torch.get_num_threads()
+        torch.set_num_threads(config.threads)
+        try:
+            return train(config)
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
+def share_of_rate(step: int, steps: int, warm_up: int) -> float:
+    """Part of the largest learning rate at ``step``: a linear warm-up, half a cosine to 2 %."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * cosine)
+
+
+@with_its_threads
 def train(config: Config) -> S2Net:
     """Run or resume; returns the averaged (EMA) network, leaves ``last.pt`` and ``log.jsonl``."""
-    torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     out = begin_run(config)
     kept, held = split_windows(config)
@@ -324,12 +352,11 @@ def train(config: Config) -> S2Net:
     began = saved = time.monotonic()
     seen = 0.0
     for step in range(start, config.steps):
-        warm = min(1.0, (step + 1) / 200)
-        cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
         components, sigma, bands = batches.get().rotated(config.device)
         quality = draw_quality(len(bands)).to(config.device)
         decay = min(config.ema, (step + 1) / (step + 100))
-        loss = stepper(warm * (0.02 + 0.98 * cosine), decay, components, sigma, bands, quality)
+        share = share_of_rate(step, config.steps, 200)
+        loss = stepper(share, decay, components, sigma, bands, quality)
         if (step + 1) % 10 == 0:
             seen = float(loss) if seen == 0 else 0.9 * seen + 0.1 * float(loss)
         if (step + 1) % 50 == 0:

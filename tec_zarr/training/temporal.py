@@ -11,7 +11,6 @@ picture.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,6 +61,8 @@ from tec_zarr.training.loop import (
     begin_run,
     restore_checkpoint,
     save_checkpoint,
+    share_of_rate,
+    with_its_threads,
 )
 
 #: Dates of a sample: pairs, which most places have, and series.
@@ -411,9 +412,9 @@ def validate(
     return out
 
 
+@with_its_threads
 def train_temporal(config: TemporalConfig) -> TemporalNet:
     """Run or resume; returns the averaged (EMA) network, leaves ``last.pt`` and ``log.jsonl``."""
-    torch.set_num_threads(config.threads)
     out = begin_run(config)
     image = get_model("tec-s2", config.image or None)
     frozen = thawed(image.net, S2Net()).eval().requires_grad_(False)
@@ -457,8 +458,6 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
     began = saved = time.monotonic()
     seen = 0.0
     for step in range(start, config.steps):
-        warm = min(1.0, (step + 1) / 100)
-        cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
         dates = LENGTHS[0] if rng.random() < 0.3 else most
         dn = batches[dates].get().to(config.device)
         top = torch.where(torch.rand(len(dn)) < 0.85, 5.0, 7.0)
@@ -467,7 +466,7 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
         prepared = dates_of(transform, dn, quality, [0, *used], rounded)
         together = [torch.cat(parts) for parts in zip(*prepared, strict=True)]
         decay = min(config.ema, (step + 1) / (step + 100))
-        value = stepper(warm * (0.02 + 0.98 * cosine), decay, *together)
+        value = stepper(share_of_rate(step, config.steps, 100), decay, *together)
         if (step + 1) % 10 == 0:
             seen = float(value) if seen == 0 else 0.9 * seen + 0.1 * float(value)
         if (step + 1) % 50 == 0:
