@@ -28,6 +28,7 @@ _WORD = 32
 _MASK = (1 << 64) - 1
 #: A symbol at either end of its table is followed by how far beyond it lies.
 ESCAPE_BITS = 16
+_BERNOULLI = constriction and constriction.stream.model.Bernoulli(perfect=False)
 
 
 class Tables:
@@ -148,6 +149,11 @@ class ReferenceDecoder:
         cumulative = tables.cumulative(index)
         return np.array([self._symbol(cumulative) for _ in range(count)], np.int32)
 
+    def decision(self, chance: int) -> bool:
+        """A decision that is a one with ``chance`` in 1/65536."""
+        zero = ((1 << TABLE_BITS) - chance) * ((1 << CODER_BITS) - 2) >> TABLE_BITS
+        return bool(self._symbol(np.array([0, zero + 1, 1 << CODER_BITS])))
+
     def uniform(self, count: int) -> np.ndarray:
         step = 1 << CODER_BITS - ESCAPE_BITS
         cumulative = np.arange((1 << ESCAPE_BITS) + 1) * step
@@ -236,6 +242,70 @@ class SymbolDecoder:
             raise FormatError(f"the entropy-coded bytes are not a valid stream ({error})") from None
         out[places] = symbols
         return out
+
+
+class BitEncoder:
+    """Collects decisions, each with the chance of a one in 1/65536."""
+
+    def __init__(self) -> None:
+        self.ones: list[np.ndarray] = []
+        self.chances: list[np.ndarray] = []
+
+    def code(self, chance: np.ndarray, ones: np.ndarray | None) -> np.ndarray:
+        """Code 1-D bool ``ones`` with int ``chance`` (1 to 65535); returns them."""
+        assert ones is not None
+        self.ones.append(ones)
+        self.chances.append(chance)
+        return ones
+
+    def extend(self, other: BitEncoder) -> None:
+        """Code what another one has collected."""
+        self.ones += other.ones
+        self.chances += other.chances
+
+    @property
+    def bits(self) -> float:
+        """What the decisions take."""
+        chances = [np.where(o, c, 65536 - c) for o, c in zip(self.ones, self.chances, strict=True)]
+        return float(-np.log2(np.concatenate([*chances, [65536]]) / 65536).sum())
+
+    def finish(self) -> bytes:
+        """The coded bytes; none for no decisions."""
+        ones = np.concatenate([*self.ones, np.zeros(0, bool)]).astype(np.int32)
+        if not len(ones):
+            return b""
+        encoder = constriction.stream.queue.RangeEncoder()
+        encoder.encode(ones, _BERNOULLI, np.concatenate(self.chances) / 65536)
+        return encoder.get_compressed().astype("<u4").tobytes()
+
+
+class BitDecoder:
+    """Mirror of :class:`BitEncoder`; ``reference`` decodes with plain Python integers."""
+
+    def __init__(self, data: bytes, reference: bool = False):
+        if len(data) % 4:
+            raise FormatError(f"{len(data)} entropy-coded bytes are not whole 32-bit words")
+        words = np.frombuffer(data, "<u4").astype(np.uint32)
+        slow = reference or constriction is None
+        self.slow = ReferenceDecoder(words) if slow else None
+        self.fast = None if slow else constriction.stream.queue.RangeDecoder(words)
+
+    def code(self, chance: np.ndarray, ones: None = None) -> np.ndarray:
+        """Bool decisions of 1-D int ``chance``.
+
+        Raises
+        ------
+        FormatError
+            The bytes are not a stream of such decisions.
+        """
+        if not len(chance):
+            return np.zeros(0, bool)
+        if self.slow:
+            return np.array([self.slow.decision(int(c)) for c in chance], bool)
+        try:
+            return self.fast.decode(_BERNOULLI, chance / 65536).astype(bool)
+        except (AssertionError, ValueError) as error:
+            raise FormatError(f"the entropy-coded bytes are not a valid stream ({error})") from None
 
 
 def integer_table(probabilities: np.ndarray) -> np.ndarray:

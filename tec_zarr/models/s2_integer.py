@@ -245,7 +245,11 @@ class Step:
 
     def write(self, symbols: Tensor) -> None:
         """Store decoded ``symbols`` (B, P, N) int32."""
-        self.units = torch.add(self.mean, symbols, alpha=_UNITS)
+        self.write_units(torch.add(self.mean, symbols, alpha=_UNITS))
+
+    def write_units(self, units: Tensor) -> None:
+        """Store decoded latents (B, P, N) int32 in 1/16 step."""
+        self.units = units
 
 
 class _Geometry:
@@ -318,8 +322,12 @@ class Past:
     """
 
     def __init__(self, units: Tensor, height: int, width: int):
-        self.units = units.double()
         self.geometry = _geometry(len(units), height, width)
+        self.replace(units)
+
+    def replace(self, units: Tensor) -> None:
+        """Have other predictions from the next channel group on."""
+        self.units = units.double()
         self.cells = _companded(units)
 
     def term(self, layer: _Term, places: Tensor, channels: int) -> Tensor:

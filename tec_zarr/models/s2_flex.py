@@ -1,0 +1,628 @@
+"""``tec-flex-s2``: one stream of a tile for all qualities up to that of its encoding.
+
+FlexTEC (arXiv 2510.12670, section 3.4) repacks latents so that the first k of 16 tokens are a date
+at a lower rate.  Here the 16 steps are eight qualities in two halves each: a date is first coded
+at the lowest quality, by the networks of ``tec-tt-s2``; then every latent is narrowed down to the
+next quality (:mod:`tec_zarr.models.s2_intervals`), with what the networks say at that quality.
+Nothing is coded twice, and no network had to be trained for it.  Half a step are the first channel
+groups of a quality, with the others as they were.
+
+At every step a date is predicted from the same step of the dates that it refers to, so that any
+number of steps decodes, and all dates of a chunk are cut to the same number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tec_zarr.entropy import BitDecoder, BitEncoder
+from tec_zarr.errors import ChecksumError, FormatError
+from tec_zarr.models import klt
+from tec_zarr.models.flex_stream import FlexSection
+from tec_zarr.models.registry import Encoded, get_model
+from tec_zarr.models.s2 import SILENT, WORTHWHILE, Context, check_bands, context_of
+from tec_zarr.models.s2_integer import Past, Step
+from tec_zarr.models.s2_intervals import FAR, GRID, Cells, IntervalTables, contexts
+from tec_zarr.models.s2_net import BLOCK, CHANNELS, GROUPS, LEVELS, step_size
+from tec_zarr.models.s2_temporal import (
+    CANDIDATES,
+    PICTURE_GRID,
+    Reference,
+    TecTtS2,
+    _decoding_order,
+    _parse,
+    _Parsed,
+    _Read,
+    _read_spectral,
+    _thinned,
+    _write_references,
+    _write_spectral,
+    choose_references,
+    coding_order,
+    date_quality,
+    estimated_sizes,
+    finer_qualities,
+)
+
+#: Qualities in a section's header are whole numbers of this part.
+_QUALITY_GRID = 4096
+#: In place of a reference that lends its basis, in a date without references (see s2_temporal).
+_OWN = 1
+#: Below this quality the quantiser of tec-s2 drops detail instead of having coarser steps; a stream
+#: that goes on with finer ones does not.
+LEAST_TRADE = 1.25
+#: Bytes of a step's check.
+_CHECK = 2
+#: Latents further than this from a prediction, in 1/16 step, are as good as nowhere.
+_OPEN = 1 << 20
+#: Spreads are quarter octaves over the step, which halves in so many of a quality.
+_SPREAD_OF_A_QUALITY = 3
+_CHANNELS_OF = [slice(sum(GROUPS[:g]), sum(GROUPS[: g + 1])) for g in range(len(GROUPS))]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One quality of a date: its step size index, quantiser and side information."""
+
+    quality: float
+    steps: np.ndarray  # (320,) int64, 1/256 DN
+    context: Context
+
+
+class _Latents:
+    """What is known of a date's latents, (P, 320) int64 in 1/4096 DN, predictions included."""
+
+    def __init__(self, places: int):
+        shape = places, CHANNELS
+        self.low, self.high = np.full(shape, -FAR), np.full(shape, FAR)
+        self.value = np.zeros(shape, np.int64)
+        self.coded = np.zeros(CHANNELS, bool)
+
+    def copy(self, group: int) -> tuple[np.ndarray, ...]:
+        """Of a channel group, to go back to."""
+        return tuple(x[:, _CHANNELS_OF[group]].copy() for x in (self.low, self.high, self.value))
+
+    def restore(self, group: int, before: tuple[np.ndarray, ...]) -> None:
+        for x, old in zip((self.low, self.high, self.value), before, strict=True):
+            x[:, _CHANNELS_OF[group]] = old
+
+    def residual(self, past: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Difference from a prediction (P, 320), int32, both in 1/16 of ``steps``.
+
+        Channels that no step has coded yet are as predicted.
+        """
+        difference = self.value - past * steps
+        units = (2 * difference + steps) // (2 * steps)
+        return np.where(self.coded, np.clip(units, -_OPEN, _OPEN), 0).astype(np.int32)
+
+    def check(self) -> bytes:
+        """Of all latents, two bytes."""
+        return struct.pack("<H", zlib.crc32(self.value.astype("<i8").tobytes()) & 0xFFFF)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A section's header: what it is predicted from, its spectral basis and its levels."""
+
+    parsed: _Parsed
+    quality: float
+
+
+@dataclass(frozen=True)
+class _Series:
+    """A date as others see it: its picture after every step, and its basis."""
+
+    pictures: list[Tensor]
+    spectral: klt.Klt
+
+
+class TecFlexS2:
+    """``tec-flex-s2`` behind the :class:`~tec_zarr.models.registry.Model` protocol.
+
+    Parameters
+    ----------
+    temporal : TecTtS2
+        Networks, predictions and pixels.
+    tables : IntervalTables
+        Of its networks' scale indexes.
+    """
+
+    name = "tec-flex-s2"
+    flexible = True
+
+    def __init__(self, temporal: TecTtS2, tables: IntervalTables, weights_sha256: str):
+        self.temporal, self.tables = temporal, tables
+        self.weights_sha256 = weights_sha256
+
+    # ---- the Model protocol
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        cube: np.ndarray,
+        quality: float,
+        bands: tuple[str, ...] | None,
+        gop: int | None = None,
+    ) -> Encoded:
+        """Encode float32 DN (T, C, h, w), finite and filled everywhere, C from 1 to 31.
+
+        A stream has two steps for every whole quality up to ``quality``: 16 at quality 8.
+        With ``gop``, dates refer to one another only within runs of that many.
+
+        Raises
+        ------
+        UnsupportedArrayError
+            For more bands.
+        """
+        del bands  # as in tec-s2
+        check_bands(self.name, cube.shape)
+        run = gop or len(cube)
+        sections: list[bytes] = []
+        for start in range(0, len(cube), run):
+            sections += self._encode_run(cube[start : start + run], quality)
+        return Encoded(sections, _check(sections))
+
+    def decode(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        bands: tuple[str, ...] | None,
+    ) -> tuple[np.ndarray, int]:
+        """Decode to float32 DN of ``shape`` and the checksum of the latents.
+
+        The sections say their qualities themselves.
+
+        Raises
+        ------
+        ChecksumError
+            Other latents than were encoded.
+        """
+        del bands
+        out = self.decode_dates(sections, shape, quality, range(len(sections)))
+        return out, _check(sections)
+
+    @torch.inference_mode()
+    def decode_dates(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        dates: Sequence[int],
+    ) -> np.ndarray:
+        """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w)."""
+        del quality
+        parts = [FlexSection.from_bytes(section) for section in sections]
+        heads = [_read_head(part.ledger, date, shape) for date, part in enumerate(parts)]
+        order = _decoding_order([head.parsed for head in heads], dates)
+        needed = {r.date for number in order for r in heads[number].parsed.references}
+        out = np.empty((len(dates), *shape[1:]), np.float32)
+        done: dict[int, _Series] = {}
+        for number in order:
+            given = [len(parts[r.date].groups) for r in heads[number].parsed.references]
+            if min(given, default=LEVELS * 2) < len(parts[number].groups):
+                raise FormatError(f"date {number} of a chunk was cut less than one it refers to")
+            pixels = out[dates.index(number)] if number in dates else None
+            done[number] = self._read(
+                heads[number], parts[number].groups, done, shape[1:], number in needed, pixels
+            )
+        return out
+
+    # ---- one date
+
+    def _encode_run(self, cube: np.ndarray, quality: float) -> list[bytes]:
+        temporal = self.temporal
+        pictures = [temporal.picture_of(date, date.mean((1, 2), np.float64)) for date in cube]
+        sizes = estimated_sizes([_thinned(p) for p in pictures], float(step_size(quality)))
+        order = coding_order(sizes)
+        finer = finer_qualities(sizes, order)
+        done: dict[int, _Series] = {}
+        sections: dict[int, bytes] = {}
+        for number in order:
+            near = sorted(done, key=lambda d: abs(d - number))[:CANDIDATES]
+            # Weights serve all steps: they are those of the middle one.
+            known = {d: done[d].pictures[len(done[d].pictures) // 2] for d in near}
+            middle = _qualities(quality, finer[number])[int(quality) // 2]
+            references = choose_references(
+                pictures[number], known, number, float(step_size(middle))
+            )
+            sections[number], done[number] = self._write(
+                number, cube[number], pictures[number], quality, finer[number], references, done
+            )
+        return [sections[number] for number in range(len(cube))]
+
+    def _write(
+        self,
+        number: int,
+        date: np.ndarray,
+        picture: Tensor,
+        quality: float,
+        finer: int,
+        references: list[Reference],
+        done: dict[int, _Series],
+    ) -> tuple[bytes, _Series]:
+        temporal = self.temporal
+        rows, columns = (-(-n // BLOCK) for n in date.shape[1:])
+        predictions = self._predictions(references, done, len(date), rows * columns, quality)
+        qualities = _qualities(quality, finer)
+        bases = [done[r.date].spectral for r in references]
+        top = float(step_size(qualities[-1]))
+        mean = date.mean((1, 2), np.float64)
+        missing = picture - predictions[-1] / PICTURE_GRID
+        inherited, spectral_header, spectral = _write_spectral(mean, missing, bases, top)
+        spreads = [
+            _spread_of(picture - predictions[2 * k] / PICTURE_GRID, spectral, step_size(q))
+            for k, q in enumerate(qualities[:-1])
+        ]
+        spread_bytes, spreads = _write_spreads(spreads, spectral)
+        head = bytes([len(references) | (inherited if references else _OWN) << 2 | finer << 4])
+        data = struct.pack("<H", round(quality * _QUALITY_GRID)) + head
+        data += _write_references(references, number) + spectral_header + spread_bytes
+        levels = self._levels(qualities, spectral, spreads)
+        # Latents with the encoder's correction, which sees them as at the last step.
+        residual = temporal.picture_of(date, spectral.mean) - predictions[-1] / PICTURE_GRID
+        last = levels[-1]
+        latents = temporal.latents_of(residual, last.context, rows, columns).flatten(1).T.numpy()
+        walk = _Walk(self, levels, predictions, rows, columns)
+        past = walk._past(2 * len(levels) - 1)
+        wanted = np.rint((latents * GRID + past) * last.steps).astype(np.int64)
+        groups = [part for k in range(len(levels)) for part in walk.write(k, wanted)]
+        section = FlexSection(1, data, tuple(groups))
+        return section.to_bytes(), _Series(walk.pictures, spectral)
+
+    def _read(
+        self,
+        head: _Head,
+        groups: Sequence[bytes],
+        done: dict[int, _Series],
+        shape: tuple[int, ...],
+        needed: bool,
+        pixels: np.ndarray | None,
+    ) -> _Series:
+        count, height, width = shape
+        rows, columns = -(-height // BLOCK), -(-width // BLOCK)
+        references = head.parsed.references
+        predictions = self._predictions(references, done, count, rows * columns, head.quality)
+        qualities = _qualities(head.quality, head.parsed.finer)
+        bases = [done[r.date].spectral for r in references]
+        top = float(step_size(qualities[-1]))
+        spectral, rest = _read_spectral(
+            head.parsed.rest, head.parsed.inherited, bases, count, top
+        )
+        levels = self._levels(
+            qualities, spectral, _read_spreads(rest, len(qualities) - 1, spectral)
+        )
+        if len(groups) > 2 * len(levels):
+            raise FormatError(f"a date of {len(levels)} qualities has {len(groups)} steps")
+        walk = _Walk(self, levels, predictions, rows, columns, needed)
+        for k in range(-(-len(groups) // 2)):
+            walk.read(k, groups[2 * k : 2 * k + 2])
+        if pixels is not None:
+            walk.pixels(pixels)
+        return _Series(walk.pictures, spectral)
+
+    def _predictions(
+        self,
+        references: list[Reference],
+        done: dict[int, _Series],
+        count: int,
+        places: int,
+        quality: float,
+    ) -> _Predictions:
+        return _Predictions(self.temporal, references, done, count, places, 2 * int(quality))
+
+    def _levels(
+        self, qualities: list[float], spectral: klt.Klt, spreads: list[np.ndarray]
+    ) -> list[_Level]:
+        out = []
+        for quality, spread in zip(qualities, [*spreads, spectral.spread], strict=True):
+            # The basis is that of the last level throughout; networks are told the spreads.
+            told = context_of(replace(spectral, spread=spread), quality)
+            steps = self.temporal.predictor.steps(quality)[:, 0].numpy().astype(np.int64)
+            out.append(_Level(quality, steps, replace(told, spectral=spectral)))
+        return out
+
+
+class _Predictions:
+    """Predictions of a date (C, 64, P) after every step of those it refers to."""
+
+    def __init__(
+        self,
+        temporal: TecTtS2,
+        references: list[Reference],
+        done: dict[int, _Series],
+        count: int,
+        places: int,
+        steps: int,
+    ):
+        self.temporal, self.references, self.done = temporal, references, done
+        self.count, self.places, self.steps = count, places, steps
+        self.kept: dict[int, Tensor] = {}
+
+    def __getitem__(self, step: int) -> Tensor:
+        step = step % self.steps if self.references else 0
+        if step not in self.kept:
+            pictures = {r.date: self.done[r.date].pictures[step] for r in self.references}
+            self.kept[step] = self.temporal.predictor.weighted(
+                pictures, self.references, self.count, self.places
+            )
+        return self.kept[step]
+
+
+class _Walk:
+    """One date through its levels; the same for writing and for reading."""
+
+    def __init__(
+        self,
+        model: TecFlexS2,
+        levels: list[_Level],
+        predictions: _Predictions,
+        rows: int,
+        columns: int,
+        needed: bool = True,
+    ):
+        self.model, self.levels, self.predictions = model, levels, predictions
+        self.rows, self.columns, self.needed = rows, columns, needed
+        self.entropy = model.temporal.coder.entropy
+        self.silent = model.temporal.coder.tables.silent
+        self.latents = _Latents(rows * columns)
+        #: What is known of every latent's neighbours before a level.
+        self.around = np.zeros((rows * columns, CHANNELS), np.uint8)
+        self.checks: list[bytes] = []
+        #: After every step, if others need them.
+        self.pictures: list[Tensor] = []
+
+    def write(self, number: int, wanted: np.ndarray) -> tuple[bytes, bytes]:
+        """Both halves of a level, from latents (P, 320) int64 in 1/4096 DN."""
+        level, state = self.levels[number], self.latents
+        size = np.abs(wanted - self._past(2 * number) * level.steps) / (level.steps * GRID)
+        sizes = [size[:, channels] for channels in _CHANNELS_OF]
+        known = [bool(state.coded[channels].any()) for channels in _CHANNELS_OF]
+        tried = [
+            known[g] or g == 0 or bool((part > SILENT).any()) for g, part in enumerate(sizes)
+        ]
+        split = _split([float(np.log2(1 + 2 * np.maximum(part - 0.5, 0)).sum()) for part in sizes], tried)
+        worth = self.model.temporal.image.worth(level.quality, max(level.quality, LEAST_TRADE))
+        halves = BitEncoder(), BitEncoder()
+        mask, total, gain, sink = 0, 0.0, 0.0, BitEncoder()
+        before = state.copy(0)
+        for step, past in self._steps(number, tried, split):
+            gain += self._narrow(step, level, past, sink, wanted, worth)
+            if not step.last:
+                continue
+            group, bits = step.group, sink.bits
+            if group and not known[group] and gain < bits + WORTHWHILE * (total + bits):
+                step.discard()
+                state.restore(group, before)
+            else:
+                mask |= 1 << group
+                state.coded[_CHANNELS_OF[group]] = True
+                total += bits
+                halves[group > split].extend(sink)
+            if group + 1 < len(GROUPS):
+                before = state.copy(group + 1)
+            gain, sink = 0.0, BitEncoder()
+        flags = bytes([mask | split << len(GROUPS)])
+        first, second = self.checks[-2:]
+        return first + flags + halves[0].finish(), second + halves[1].finish()
+
+    def read(self, number: int, parts: Sequence[bytes]) -> None:
+        """The halves of a level, or the first one alone."""
+        level = self.levels[number]
+        if any(len(part) < _CHECK for part in parts) or len(parts[0]) == _CHECK:
+            raise FormatError(f"a step of quality {level.quality:g} is too short")
+        flags = parts[0][_CHECK]
+        mask, split = flags & (1 << len(GROUPS)) - 1, flags >> len(GROUPS)
+        coded = [bool(mask >> g & 1) for g in range(len(GROUPS))]
+        if not coded[0] or split >= len(GROUPS):
+            raise FormatError(f"a step of quality {level.quality:g} begins with {flags:#04x}")
+        coders = [BitDecoder(part[_CHECK + (half == 0) :]) for half, part in enumerate(parts)]
+        for step, past in self._steps(number, coded, split, halves=len(parts)):
+            self._narrow(step, level, past, coders[step.group > split])
+            self.latents.coded[step.channels] = True
+        for half, part in enumerate(parts):
+            if self.checks[2 * number + half] != part[:_CHECK]:
+                raise ChecksumError(
+                    f"step {2 * number + half + 1} decoded to other latents than were encoded: this "
+                    "machine's arithmetic disagrees with the encoder's"
+                )
+
+    def pixels(self, out: np.ndarray) -> None:
+        """Write float32 DN (C, h, w) of the last step that was read."""
+        step = len(self.checks) - 1
+        level = self.levels[step // 2]
+        past = self._past(step)
+        units = self.latents.residual(past, level.steps)
+        prediction = self.predictions[step] if self.predictions.references else None
+        seen = Past(torch.from_numpy(past.astype(np.int32))[None], self.rows, self.columns)
+        read = _Read(units, level.context, torch.empty(0), prediction, seen)
+        self.model.temporal._pixels(read, level.quality, out)
+
+    def _steps(
+        self, number: int, coded: Sequence[bool], split: int, halves: int = 2
+    ) -> Iterator[tuple[Step, np.ndarray]]:
+        """Passes of a level, and the prediction of each; notes what is known after each half."""
+        condition = self.levels[number].context.condition
+        past = self._past(2 * number)
+        sizes = np.abs(self.latents.residual(past, self.levels[number].steps))
+        self.around = contexts(sizes, self.rows)
+        seen = Past(torch.from_numpy(past.astype(np.int32))[None], self.rows, self.columns)
+        end = max(g for g in range(split + 1) if coded[g])
+        for step in self.entropy.steps(condition, self.rows, self.columns, tuple(coded), seen):
+            yield step, past
+            if step.last and step.group == end:
+                self._note(2 * number)
+                if halves == 1:
+                    return
+                past = self._past(2 * number + 1)
+                seen.replace(torch.from_numpy(past.astype(np.int32))[None])
+        self._note(2 * number + 1)
+
+    def _note(self, step: int) -> None:
+        self.checks.append(self.latents.check())
+        if not self.needed:
+            return
+        level = self.levels[step // 2]
+        units = self.latents.residual(self._past(step), level.steps)
+        picture = self.model.temporal._decoded_picture(
+            units, level.context.spectral, self.predictions[step], level.quality
+        )
+        self.pictures.append(picture)
+
+    def _past(self, step: int) -> np.ndarray:
+        """Latents of a step's prediction, (P, 320) int64 in 1/16 step of its level."""
+        if not self.predictions.references:
+            return np.zeros((self.rows * self.columns, CHANNELS), np.int64)
+        level = self.levels[step // 2]
+        spectral, quality = level.context.spectral, level.quality
+        found = self.model.temporal.predictor.latents(self.predictions[step], spectral, quality)
+        return found.numpy().astype(np.int64)
+
+    def _narrow(
+        self,
+        step: Step,
+        level: _Level,
+        past: np.ndarray,
+        coder: BitEncoder | BitDecoder,
+        wanted: np.ndarray | None = None,
+        worth: np.ndarray | None = None,
+    ) -> float:
+        """Code one pass; what an encoder gains by it over no latents, in bits."""
+        state, tables = self.latents, self.model.tables
+        part = np.ix_(step.places.numpy(), np.arange(step.channels.start, step.channels.stop))
+        mean, index = step.mean[0].numpy().astype(np.int64), step.index[0].numpy()
+        steps = np.broadcast_to(level.steps[step.channels], mean.shape)
+        base = (mean + past[part]) * steps
+        low, high = state.low[part], state.high[part]
+        begin = np.clip((low - base) // steps, -_OPEN, _OPEN)
+        end = np.clip((high - base) // steps, -_OPEN, _OPEN)
+        place = np.clip(0, begin, end)
+        live = index >= self.silent
+        cells = Cells(begin[live], end[live], index[live], self.around[part][live])
+        goal = None if wanted is None else ((wanted[part] - base) // steps)[live]
+        narrowed = tables.narrow(cells, coder, goal)
+        place[live] = tables.centre(narrowed)
+        for bound, old, new in ((low, cells.low, narrowed.low), (high, cells.high, narrowed.high)):
+            bound[live] = np.where(new == old, bound[live], base[live] + new * steps[live])
+        state.low[part], state.high[part] = low, high
+        state.value[part] = base + place * steps
+        units = mean + place
+        step.write_units(torch.from_numpy(units.astype(np.int32))[None])
+        if wanted is None or worth is None:
+            return 0.0
+        exact = (wanted[part] / steps - past[part]) / GRID
+        error = exact - units / GRID
+        return float((worth[step.channels] * (exact**2 - error**2)).sum())
+
+
+def _split(sizes: list[float], tried: list[bool]) -> int:
+    """The last channel group of a level's first half: about half of the bits, if there are two."""
+    there = [g for g, on in enumerate(tried) if on]
+    total = np.cumsum([sizes[g] for g in there])
+    ends = total[:-1] if len(there) > 1 else total
+    return there[int(np.argmin(np.abs(ends - total[-1] / 2)))]
+
+
+def _qualities(quality: float, finer: int) -> list[float]:
+    """Qualities of a date's levels, the lowest first."""
+    count = int(quality)
+    return [date_quality(quality - (count - 1 - k), finer) for k in range(count)]
+
+
+def _check(sections: list[bytes]) -> int:
+    crc = 0
+    for section in sections:
+        crc = FlexSection.from_bytes(section).check(crc)
+    return crc
+
+
+def _read_head(data: bytes, date: int, shape: tuple[int, ...]) -> _Head:
+    if len(data) < 4:
+        raise FormatError(f"the header of date {date} of a chunk has {len(data)} bytes")
+    quality = int.from_bytes(data[:2], "little") / _QUALITY_GRID
+    if not 1 <= quality <= LEVELS:
+        raise FormatError(f"date {date} of a chunk claims quality {quality:g}, of 1 to {LEVELS}")
+    return _Head(_parse(data[2:], date, shape), quality)
+
+
+def _spread_of(missing: Tensor, spectral: klt.Klt, step: float) -> np.ndarray:
+    """Spreads of what a prediction leaves, (C, 64, P), in the components of a basis."""
+    flat = missing.flatten(1)
+    covariance = (flat @ flat.T / flat.shape[1]).numpy()
+    basis = spectral.basis
+    return klt._spreads(np.einsum("ck,cd,dk->k", basis, covariance, basis), step)
+
+
+def _write_spreads(spreads: list[np.ndarray], spectral: klt.Klt) -> tuple[bytes, list[np.ndarray]]:
+    """Spreads of all levels but the last, from the last but one down, and as they are read."""
+    bits, out = klt.BitWriter(), []
+    above = spectral.spread[: spectral.used]
+    for spread in reversed(spreads):
+        expected = _expected(above)
+        above = np.clip(spread[: spectral.used], klt.ACTIVE_SPREAD, klt.SPREAD_HIGH)
+        for value, guess in zip(above.tolist(), expected.tolist(), strict=True):
+            bits.put_signed(value - guess, 1)
+        out.append(_told(above, spectral))
+    return bits.to_bytes(), out[::-1]
+
+
+def _read_spreads(data: bytes, levels: int, spectral: klt.Klt) -> list[np.ndarray]:
+    bits, out = klt.BitReader(data), []
+    above = spectral.spread[: spectral.used]
+    for _ in range(levels):
+        expected = _expected(above)
+        above = expected + np.array([bits.get_signed(1) for _ in range(spectral.used)])
+        if above.min() < klt.ACTIVE_SPREAD or above.max() > klt.SPREAD_HIGH:
+            raise FormatError("a section's spectral spreads are out of range")
+        out.append(_told(above, spectral))
+    if bits.left >= 8:
+        raise FormatError(f"a section's header goes on for {bits.left // 8} bytes after its end")
+    return out[::-1]
+
+
+def _expected(above: np.ndarray) -> np.ndarray:
+    return np.clip(above - _SPREAD_OF_A_QUALITY, klt.ACTIVE_SPREAD, klt.SPREAD_HIGH)
+
+
+def _told(spread: np.ndarray, spectral: klt.Klt) -> np.ndarray:
+    """As networks are told: components that carry nothing look like those that are not there."""
+    shown = np.where(spread > klt.ACTIVE_SPREAD, spread, klt.SPREAD_LOW)
+    return klt._padded(shown, len(spectral.mean))
+
+
+# ---- weights
+
+
+def save(tables: IntervalTables, temporal_sha256: str, path: Path) -> None:
+    """Write the tables, and of which temporal model they are."""
+    out = {
+        "cumulative": torch.from_numpy(tables.cumulative.astype(np.int32)),
+        "zones": torch.from_numpy(tables.zones.astype(np.int32)),
+        "chances": torch.from_numpy(tables.chances.astype(np.int32)),
+        "temporal_sha256": torch.frombuffer(
+            bytearray.fromhex(temporal_sha256), dtype=torch.uint8
+        ),
+    }
+    save_file(out, path)
+
+
+def load(path: Path) -> TecFlexS2:
+    """Read what :func:`save` wrote; the temporal model comes from the registry."""
+    data = path.read_bytes()
+    tensors = read_tensors(data)
+    temporal = get_model("tec-tt-s2", tensors["temporal_sha256"].numpy().tobytes().hex())
+    if not isinstance(temporal, TecTtS2):
+        raise FormatError(f"{path} is of a temporal model that is not tec-tt-s2")
+    tables = IntervalTables(*(tensors[n].numpy() for n in ("cumulative", "zones", "chances")))
+    return TecFlexS2(temporal, tables, hashlib.sha256(data).hexdigest())
