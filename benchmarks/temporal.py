@@ -153,7 +153,7 @@ def compared(curves: dict[str, list]) -> dict:
 def key_dates(scene: Scene, quality: float = 4.0) -> list[dict]:
     """Bytes, and dates decoded on average for one date, by ``gop``."""
     from tec_zarr import ChunkSpec, encode_chunk
-    from tec_zarr.models.s2_temporal import _parse
+    from tec_zarr.models.s2_temporal import parse
     from tec_zarr.stream import SectionKind, read_frame
 
     rows = []
@@ -166,7 +166,7 @@ def key_dates(scene: Scene, quality: float = 4.0) -> list[dict]:
             size += len(frame)
             sections = read_frame(frame).payloads(SectionKind.LATENTS)
             uses = [
-                {r.date for r in _parse(section, date, chunk.shape).references}
+                {r.date for r in parse(section, date, chunk.shape).references}
                 for date, section in enumerate(sections)
             ]
             for date in range(len(uses)):

@@ -10,7 +10,7 @@ wheel exists.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -288,10 +288,10 @@ class BitDecoder:
         words = np.frombuffer(data, "<u4").astype(np.uint32)
         slow = reference or constriction is None
         self.slow = ReferenceDecoder(words) if slow else None
-        self.fast = None if slow else constriction.stream.queue.RangeDecoder(words)
+        self.fast: Any = None if slow else constriction.stream.queue.RangeDecoder(words)
 
-    def code(self, chance: np.ndarray, ones: None = None) -> np.ndarray:
-        """Bool decisions of 1-D int ``chance``.
+    def code(self, chance: np.ndarray, ones: np.ndarray | None = None) -> np.ndarray:
+        """Bool decisions of 1-D int ``chance``; ``ones`` is what an encoder would be given.
 
         Raises
         ------
@@ -300,6 +300,7 @@ class BitDecoder:
         """
         if not len(chance):
             return np.zeros(0, bool)
+        del ones
         if self.slow:
             return np.array([self.slow.decision(int(c)) for c in chance], bool)
         try:

@@ -4,6 +4,9 @@ FlexTEC keeps the 16 tokens of a date apart, coarse ones first. A chunk is lower
 last tokens off, which takes neither the network nor its weights; where later dates were predicted
 from tokens that go, those that stay are decoded and coded anew, by the network but without any
 further loss. Either way the chunk is the one that encoding at the lower quality makes.
+
+The steps of ``tec-flex-s2`` are its tokens. Its dates are predicted from the same step of one
+another, so that a chunk is cut to one number of steps, without any network.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ from tec_zarr.stream import Frame, Header, Section, SectionKind, read_frame, wri
 
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 _TARGETS = ("psnr", "max_bytes")
+#: The model whose dates have to be cut together.
+_STEPPED = "tec-flex-s2"
 _NO_CHUNK = np.iinfo(np.uint64).max
 
 Shape = tuple[int, int, int, int]
@@ -63,7 +68,7 @@ def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> by
     Raises
     ------
     UnsupportedArrayError
-        A chunk of another model, or tokens out of range.
+        A chunk of another model, tokens out of range, or several numbers for tec-flex-s2.
     FormatError, ChecksumError, VersionError
         Damaged bytes.
     UnknownModelError, WeightsMismatchError
@@ -72,6 +77,11 @@ def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> by
     """
     frame = read_frame(data)
     _check_model(frame.header)
+    if name_of_model(frame.header) == _STEPPED and not isinstance(tokens, int):
+        raise UnsupportedArrayError(
+            f"{_STEPPED} cuts all dates of a chunk to one number of steps, because they are "
+            f"predicted from one another at every step: give one number, not {list(tokens)}"
+        )
 
     def shorter(
         sections: list[bytes], shape: tuple[int, int, int, int], kept: list[int]
@@ -112,6 +122,8 @@ def preview_chunk(data: bytes | memoryview, tokens: int = 2) -> np.ndarray:
     _check_model(frame.header)
     if not 1 <= tokens < TOKENS:
         raise UnsupportedArrayError(f"a preview shows 1 to {TOKENS - 1} tokens, not {tokens}")
+    if name_of_model(frame.header) == _STEPPED:
+        return decode_chunk(transcode_chunk(data, tokens))
     model: Any = model_of(frame.header)
     shown = model.preview(tokens)
     register_model(shown.name, lambda: shown, shown.weights_sha256)

@@ -37,28 +37,27 @@ from tec_zarr.models.s2_intervals import FAR, GRID, Cells, IntervalTables, conte
 from tec_zarr.models.s2_net import BLOCK, CHANNELS, GROUPS, LEVELS, step_size
 from tec_zarr.models.s2_temporal import (
     CANDIDATES,
+    OWN,
     PICTURE_GRID,
+    Parsed,
+    ReadDate,
     Reference,
     TecTtS2,
-    _decoding_order,
-    _parse,
-    _Parsed,
-    _Read,
-    _read_spectral,
-    _thinned,
-    _write_references,
-    _write_spectral,
     choose_references,
     coding_order,
     date_quality,
+    decoding_order,
     estimated_sizes,
     finer_qualities,
+    parse,
+    read_spectral,
+    thinned,
+    write_references,
+    write_spectral,
 )
 
 #: Qualities in a section's header are whole numbers of this part.
 _QUALITY_GRID = 4096
-#: In place of a reference that lends its basis, in a date without references (see s2_temporal).
-_OWN = 1
 #: Below this quality the quantiser of tec-s2 drops detail instead of having coarser steps; a stream
 #: that goes on with finer ones does not.
 LEAST_TRADE = 1.25
@@ -115,7 +114,7 @@ class _Latents:
 class _Head:
     """A section's header: what it is predicted from, its spectral basis and its levels."""
 
-    parsed: _Parsed
+    parsed: Parsed
     quality: float
 
 
@@ -205,7 +204,7 @@ class TecFlexS2:
         del quality
         parts = [FlexSection.from_bytes(section) for section in sections]
         heads = [_read_head(part.ledger, date, shape) for date, part in enumerate(parts)]
-        order = _decoding_order([head.parsed for head in heads], dates)
+        order = decoding_order([head.parsed for head in heads], dates)
         needed = {r.date for number in order for r in heads[number].parsed.references}
         out = np.empty((len(dates), *shape[1:]), np.float32)
         done: dict[int, _Series] = {}
@@ -224,7 +223,7 @@ class TecFlexS2:
     def _encode_run(self, cube: np.ndarray, quality: float) -> list[bytes]:
         temporal = self.temporal
         pictures = [temporal.picture_of(date, date.mean((1, 2), np.float64)) for date in cube]
-        sizes = estimated_sizes([_thinned(p) for p in pictures], float(step_size(quality)))
+        sizes = estimated_sizes([thinned(p) for p in pictures], float(step_size(quality)))
         order = coding_order(sizes)
         finer = finer_qualities(sizes, order)
         done: dict[int, _Series] = {}
@@ -260,15 +259,15 @@ class TecFlexS2:
         top = float(step_size(qualities[-1]))
         mean = date.mean((1, 2), np.float64)
         missing = picture - predictions[-1] / PICTURE_GRID
-        inherited, spectral_header, spectral = _write_spectral(mean, missing, bases, top)
+        inherited, spectral_header, spectral = write_spectral(mean, missing, bases, top)
         spreads = [
-            _spread_of(picture - predictions[2 * k] / PICTURE_GRID, spectral, step_size(q))
+            _spread_of(picture - predictions[2 * k] / PICTURE_GRID, spectral, float(step_size(q)))
             for k, q in enumerate(qualities[:-1])
         ]
         spread_bytes, spreads = _write_spreads(spreads, spectral)
-        head = bytes([len(references) | (inherited if references else _OWN) << 2 | finer << 4])
+        head = bytes([len(references) | (inherited if references else OWN) << 2 | finer << 4])
         data = struct.pack("<H", round(quality * _QUALITY_GRID)) + head
-        data += _write_references(references, number) + spectral_header + spread_bytes
+        data += write_references(references, number) + spectral_header + spread_bytes
         levels = self._levels(qualities, spectral, spreads)
         # Latents with the encoder's correction, which sees them as at the last step.
         residual = temporal.picture_of(date, spectral.mean) - predictions[-1] / PICTURE_GRID
@@ -297,7 +296,7 @@ class TecFlexS2:
         qualities = _qualities(head.quality, head.parsed.finer)
         bases = [done[r.date].spectral for r in references]
         top = float(step_size(qualities[-1]))
-        spectral, rest = _read_spectral(
+        spectral, rest = read_spectral(
             head.parsed.rest, head.parsed.inherited, bases, count, top
         )
         levels = self._levels(
@@ -392,12 +391,16 @@ class _Walk:
         tried = [
             known[g] or g == 0 or bool((part > SILENT).any()) for g, part in enumerate(sizes)
         ]
-        split = _split([float(np.log2(1 + 2 * np.maximum(part - 0.5, 0)).sum()) for part in sizes], tried)
+        # A guess at the bits: which half a group is in has to be known before it is coded.
+        guesses = [float(np.log2(1 + 2 * np.maximum(part - 0.5, 0)).sum()) for part in sizes]
+        split = _split(guesses, tried)
         worth = self.model.temporal.image.worth(level.quality, max(level.quality, LEAST_TRADE))
         halves = BitEncoder(), BitEncoder()
         mask, total, gain, sink = 0, 0.0, 0.0, BitEncoder()
-        before = state.copy(0)
+        last = -1
         for step, past in self._steps(number, tried, split):
+            if step.group != last:
+                before, last = state.copy(step.group), step.group
             gain += self._narrow(step, level, past, sink, wanted, worth)
             if not step.last:
                 continue
@@ -410,8 +413,6 @@ class _Walk:
                 state.coded[_CHANNELS_OF[group]] = True
                 total += bits
                 halves[group > split].extend(sink)
-            if group + 1 < len(GROUPS):
-                before = state.copy(group + 1)
             gain, sink = 0.0, BitEncoder()
         flags = bytes([mask | split << len(GROUPS)])
         first, second = self.checks[-2:]
@@ -434,8 +435,8 @@ class _Walk:
         for half, part in enumerate(parts):
             if self.checks[2 * number + half] != part[:_CHECK]:
                 raise ChecksumError(
-                    f"step {2 * number + half + 1} decoded to other latents than were encoded: this "
-                    "machine's arithmetic disagrees with the encoder's"
+                    f"step {2 * number + half + 1} of a date decoded to other latents than were "
+                    "encoded: this machine's arithmetic disagrees with the encoder's"
                 )
 
     def pixels(self, out: np.ndarray) -> None:
@@ -446,8 +447,8 @@ class _Walk:
         units = self.latents.residual(past, level.steps)
         prediction = self.predictions[step] if self.predictions.references else None
         seen = Past(torch.from_numpy(past.astype(np.int32))[None], self.rows, self.columns)
-        read = _Read(units, level.context, torch.empty(0), prediction, seen)
-        self.model.temporal._pixels(read, level.quality, out)
+        read = ReadDate(units, level.context, torch.empty(0), prediction, seen)
+        self.model.temporal.pixels(read, level.quality, out)
 
     def _steps(
         self, number: int, coded: Sequence[bool], split: int, halves: int = 2
@@ -475,7 +476,7 @@ class _Walk:
             return
         level = self.levels[step // 2]
         units = self.latents.residual(self._past(step), level.steps)
-        picture = self.model.temporal._decoded_picture(
+        picture = self.model.temporal.decoded_picture(
             units, level.context.spectral, self.predictions[step], level.quality
         )
         self.pictures.append(picture)
@@ -553,7 +554,7 @@ def _read_head(data: bytes, date: int, shape: tuple[int, ...]) -> _Head:
     quality = int.from_bytes(data[:2], "little") / _QUALITY_GRID
     if not 1 <= quality <= LEVELS:
         raise FormatError(f"date {date} of a chunk claims quality {quality:g}, of 1 to {LEVELS}")
-    return _Head(_parse(data[2:], date, shape), quality)
+    return _Head(parse(data[2:], date, shape), quality)
 
 
 def _spread_of(missing: Tensor, spectral: klt.Klt, step: float) -> np.ndarray:

@@ -69,7 +69,7 @@ FINER_SLOPE, FINER_START = 0.7, 0.4
 CANDIDATES = 8
 #: In place of the reference that lends its basis, in a date without references: the networks coded
 #: it, not the image model.
-_OWN = 1
+OWN = 1
 #: Bytes that the list of references cannot exceed (3 dates and 279 weights of 56 bits), nor a
 #: spectral header after it.
 _LONGEST_HEADER = 2048
@@ -254,17 +254,17 @@ class TecTtS2:
         shape: tuple[int, int, int, int],
         quality: float,
         dates: Sequence[int],
-    ) -> tuple[np.ndarray, dict[int, _Read]]:
-        parsed = [_parse(section, date, shape) for date, section in enumerate(sections)]
-        order = _decoding_order(parsed, dates)
+    ) -> tuple[np.ndarray, dict[int, ReadDate]]:
+        parsed = [parse(section, date, shape) for date, section in enumerate(sections)]
+        order = decoding_order(parsed, dates)
         needed = {r.date for number in order for r in parsed[number].references}
         out = np.empty((len(dates), *shape[1:]), np.float32)
-        done: dict[int, _Read] = {}
+        done: dict[int, ReadDate] = {}
         for number in order:
             level = date_quality(quality, parsed[number].finer)
             read = self._read(parsed[number], done, shape[1:], level, number in needed)
             if number in dates:
-                self._pixels(read, level, out[dates.index(number)])
+                self.pixels(read, level, out[dates.index(number)])
             done[number] = replace(read, prediction=None, past=None)  # large, no longer needed
         return out, done
 
@@ -274,7 +274,7 @@ class TecTtS2:
         means = [date.mean((1, 2), np.float64) for date in cube]
         step = float(step_size(quality))
         done: dict[int, _Date] = {}
-        thin = [_thinned(self.picture_of(*pair)) for pair in zip(cube, means, strict=True)]
+        thin = [thinned(self.picture_of(*pair)) for pair in zip(cube, means, strict=True)]
         sizes = estimated_sizes(thin, step)
         order = coding_order(sizes)
         finer = finer_qualities(sizes, order)
@@ -309,7 +309,7 @@ class TecTtS2:
         section = bytes([0]) + header + sink.finish()
         spectral, _ = klt.read(header, len(date), step_size(quality))
         places = np.frombuffer(latents, "<i4").reshape(-1, sum(GROUPS))
-        decoded = self._decoded_picture(places, spectral, None, quality)
+        decoded = self.decoded_picture(places, spectral, None, quality)
         cost = _cost(section, decoded, picture, quality, trade)
         return _Date(section, latents, decoded, spectral, cost)
 
@@ -328,7 +328,7 @@ class TecTtS2:
         missing = picture - prediction / PICTURE_GRID
         mean = date.mean((1, 2), np.float64)
         bases = [done[r.date].spectral for r in references]
-        inherited, header, spectral = _write_spectral(
+        inherited, header, spectral = write_spectral(
             mean, missing, bases, float(step_size(quality))
         )
         context = context_of(spectral, quality)
@@ -340,13 +340,13 @@ class TecTtS2:
         worth = self.image.worth(quality, trade)
         flags, decoded = self.coder.encode(latents, context, worth, sink, past)
         section = (
-            bytes([len(references) | (inherited if references else _OWN) << 2])
-            + _write_references(references, number)
+            bytes([len(references) | (inherited if references else OWN) << 2])
+            + write_references(references, number)
             + header
             + flags
             + sink.finish()
         )
-        after = self._decoded_picture(decoded, spectral, prediction, quality)
+        after = self.decoded_picture(decoded, spectral, prediction, quality)
         cost = _cost(section, after, picture, quality, trade)
         return _Date(section, checked(decoded), after, spectral, cost)
 
@@ -361,12 +361,12 @@ class TecTtS2:
 
     def _read(
         self,
-        parsed: _Parsed,
-        done: dict[int, _Read],
+        parsed: Parsed,
+        done: dict[int, ReadDate],
         shape: tuple[int, ...],
         quality: float,
         needed: bool,
-    ) -> _Read:
+    ) -> ReadDate:
         prediction = past = None
         if parsed.by_image:
             latents, context = self.image.decode_latents(parsed.rest, shape, quality)
@@ -380,16 +380,16 @@ class TecTtS2:
             prediction = self.predictor.weighted(pictures, references, count, rows * columns)
             bases = [done[r.date].context.spectral for r in references]
             step = float(step_size(quality))
-            spectral, rest = _read_spectral(parsed.rest, parsed.inherited, bases, count, step)
+            spectral, rest = read_spectral(parsed.rest, parsed.inherited, bases, count, step)
             past = Past(self.predictor.latents(prediction, spectral, quality)[None], rows, columns)
             context = context_of(spectral, quality)
             latents, context = self.coder.decode(rest, context, rows, columns, past)
         picture = torch.empty(0)
         if needed:
-            picture = self._decoded_picture(latents, context.spectral, prediction, quality)
-        return _Read(latents, context, picture, prediction, past)
+            picture = self.decoded_picture(latents, context.spectral, prediction, quality)
+        return ReadDate(latents, context, picture, prediction, past)
 
-    def _decoded_picture(
+    def decoded_picture(
         self, latents: np.ndarray, spectral: klt.Klt, prediction: Tensor | None, quality: float
     ) -> Tensor:
         """Picture as other dates see it, int32 (C, 64, P): exact, without corrections."""
@@ -399,7 +399,7 @@ class TecTtS2:
             picture = picture + prediction
         return picture.clamp(-(2**26), 2**26).int()
 
-    def _pixels(self, read: _Read, quality: float, out: np.ndarray) -> None:
+    def pixels(self, read: ReadDate, quality: float, out: np.ndarray) -> None:
         """Write float32 DN into ``out`` (C, h, w)."""
         context, latents, channels = read.context, read.latents, read.context.channels
         if read.past and self.net.refine:
@@ -467,7 +467,7 @@ class _Grams:
         return self.target - guess.sum(0)
 
 
-def _thinned(picture: Tensor) -> Tensor:
+def thinned(picture: Tensor) -> Tensor:
     """About 256 blocks of a picture, float64: enough to choose by, alike on every machine."""
     return picture[:, :, :: max(picture.shape[2] // 256, 1)].double()
 
@@ -481,7 +481,7 @@ def choose_references(
     if not known:
         return []
     dates = list(known)
-    target, *others = map(_thinned, [picture, *known.values()])
+    target, *others = map(thinned, [picture, *known.values()])
     grams = _Grams(target, torch.stack(others) / PICTURE_GRID)
     share = picture.shape[2] / target.shape[2]
     best, chosen = share * _bits(target, step**2 / 6), []
@@ -492,7 +492,7 @@ def choose_references(
             weights = grams.fit(subset)
             references = [Reference(dates[c], w) for c, w in zip(subset, weights, strict=True)]
             bits = share * _bits(grams.difference(subset, weights), step**2 / 6)
-            bits += 8 * len(_write_references(references, date))
+            bits += 8 * len(write_references(references, date))
             trials.append((bits, subset, references))
         trial = min(trials, key=lambda t: t[0])
         if trial[0] >= best:
@@ -590,7 +590,7 @@ class _Date:
 
 
 @dataclass(frozen=True)
-class _Read:
+class ReadDate:
     """A decoded date, before its pixels."""
 
     latents: np.ndarray
@@ -601,7 +601,7 @@ class _Read:
 
 
 @dataclass(frozen=True)
-class _Parsed:
+class Parsed:
     """What a section says before its spectral header, and the bytes from there on."""
 
     references: list[Reference]
@@ -611,7 +611,7 @@ class _Parsed:
     by_image: bool = False
 
 
-def _decoding_order(parsed: list[_Parsed], dates: Sequence[int]) -> list[int]:
+def decoding_order(parsed: list[Parsed], dates: Sequence[int]) -> list[int]:
     """``dates`` and all that they depend on, references before those that use them."""
     order: dict[int, None] = {}
     for number in dates:
@@ -646,7 +646,7 @@ def _fit(matrix: Tensor, vector: Tensor) -> np.ndarray:
     return whole.T.long().numpy()
 
 
-def _write_references(references: list[Reference], date: int) -> bytes:
+def write_references(references: list[Reference], date: int) -> bytes:
     bits = klt.BitWriter()
     for reference in references:
         bits.put_signed(date - reference.date, 2)
@@ -657,15 +657,15 @@ def _write_references(references: list[Reference], date: int) -> bytes:
     return bits.to_bytes()
 
 
-def _parse(section: bytes, date: int, shape: tuple[int, ...]) -> _Parsed:
+def parse(section: bytes, date: int, shape: tuple[int, ...]) -> Parsed:
     """References of a section, and what follows them."""
     if not section:
         raise FormatError("a temporal section begins with nothing")
     count, inherited, finer = section[0] & 3, section[0] >> 2 & 3, section[0] >> 4
-    if inherited > max(count, _OWN):
+    if inherited > max(count, OWN):
         raise FormatError(f"a temporal section begins with {section[:1].hex()}")
     if not count:
-        return _Parsed([], 0, finer, section[1:], by_image=inherited != _OWN)
+        return Parsed([], 0, finer, section[1:], by_image=inherited != OWN)
     head = section[1 : 1 + _LONGEST_HEADER]
     bits = klt.BitReader(head)
     out = []
@@ -676,10 +676,10 @@ def _parse(section: bytes, date: int, shape: tuple[int, ...]) -> _Parsed:
         if number == date or not 0 <= number < shape[0] or np.abs(weights).max() > WEIGHT_LIMIT:
             raise FormatError(f"date {date} refers to date {number} of its chunk")
         out.append(Reference(number, weights.reshape(len(CLASS_STARTS), -1)))
-    return _Parsed(out, inherited, finer, section[1 + len(head) - bits.left // 8 :])
+    return Parsed(out, inherited, finer, section[1 + len(head) - bits.left // 8 :])
 
 
-def _write_spectral(
+def write_spectral(
     mean: np.ndarray, missing: Tensor, bases: list[klt.Klt], step: float
 ) -> tuple[int, bytes, klt.Klt]:
     """Which basis the difference ``missing`` (C, 64, P) is coded in, the header and the basis.
@@ -727,7 +727,7 @@ def _inherit(
     return bits.to_bytes(), klt.Klt(whole * 2.0**digits, basis.basis, padded)
 
 
-def _read_spectral(
+def read_spectral(
     data: bytes, inherited: int, bases: list[klt.Klt], count: int, step: float
 ) -> tuple[klt.Klt, bytes]:
     if not inherited:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,19 @@ from tec_zarr.models.s2_intervals import (
     class_starts,
     make_tables,
 )
-from tec_zarr.training.temporal import TemporalConfig, tuning_cubes
+from tec_zarr.training.loop import begin_run
+from tec_zarr.training.temporal import TemporalConfig, load_series
+
+Cubes = Iterator[np.ndarray]
+
+
+@dataclass(frozen=True)
+class FlexConfig(TemporalConfig):
+    """Series as for a temporal training, and the SHA-256 of whose networks: the newest without."""
+
+    model: str = "tec-flex-s2"
+    temporal: str = ""
+
 
 #: Decisions that what the tables say is worth, beside what was counted.
 _PRIOR = 64.0
@@ -57,7 +70,7 @@ def plain_tables(cumulative: np.ndarray, zones: np.ndarray) -> IntervalTables:
     return IntervalTables(cumulative, zones, chances)
 
 
-def count_tables(temporal_sha256: str, cubes: Iterable[np.ndarray]) -> IntervalTables:
+def count_tables(temporal_sha256: str, cubes: Cubes) -> IntervalTables:
     """Tables for a temporal model, from float32 DN series (T, C, h, w)."""
     temporal = get_model("tec-tt-s2", temporal_sha256)
     counting = _Counting(plain_tables(*make_tables(temporal.coder.tables)))
@@ -73,7 +86,19 @@ def count_tables(temporal_sha256: str, cubes: Iterable[np.ndarray]) -> IntervalT
     return IntervalTables(counting.cumulative, counting.zones, chances)
 
 
-def make_flex(config: TemporalConfig, temporal_sha256: str, path: Path) -> None:
-    """Write the weights of ``tec-flex-s2`` to ``path``, from a temporal training's series."""
-    cubes = [np.ascontiguousarray(cube) for cube in tuning_cubes(config)]
-    s2_flex.save(count_tables(temporal_sha256, cubes), temporal_sha256, path)
+def flex_cubes(config: FlexConfig, count: int = 60, dates: int = 4, side: int = 128) -> Cubes:
+    """Training series whose decisions are counted, evenly spread over the places."""
+    series = [s for s in load_series(config, held=False) if min(s.dn.shape[2:]) >= side // 2]
+    for number, place in enumerate(series[:: max(len(series) // count, 1)]):
+        start = number * 7 % max(len(place.dn) - dates + 1, 1)
+        cube = place.dn[start : start + dates][:, place.present, :side, :side]
+        yield cube.astype(np.float32)
+
+
+def make_flex(config: FlexConfig) -> Path:
+    """Count decisions as ``config`` says; returns the weights file in the run's folder."""
+    out = begin_run(config)
+    temporal = config.temporal or get_model("tec-tt-s2").weights_sha256
+    weights = out / f"{config.model}.safetensors"
+    s2_flex.save(count_tables(temporal, flex_cubes(config)), temporal, weights)
+    return weights

@@ -11,6 +11,7 @@ from tec_zarr.models.hub import PUBLISHED
 from tec_zarr.models.registry import get_model
 from tec_zarr.training.export import release, release_temporal
 from tec_zarr.training.family import FamilyConfig, train_family
+from tec_zarr.training.flex import FlexConfig, make_flex
 from tec_zarr.training.loop import Config, split_windows, train
 from tec_zarr.training.plot import plot_log
 from tec_zarr.training.temporal import TemporalConfig, train_temporal, tuning_cubes
@@ -19,15 +20,17 @@ from tec_zarr.training.temporal import TemporalConfig, train_temporal, tuning_cu
 def read_config(path: Path) -> Config | TemporalConfig | FamilyConfig:
     """The configuration of a run from TOML; relative paths count from the file's folder.
 
-    ``model = "tec-tt-s2"`` asks for the temporal model, the name of a published one for that
-    architecture, nothing for the image model.
+    ``model = "tec-tt-s2"`` asks for the temporal model, ``"tec-flex-s2"`` for the tables that make
+    its streams flexible, the name of a published one for that architecture, nothing for the image
+    model.
     """
     values = tomllib.loads(Path(path).read_text())
     kind: type[Config | TemporalConfig | FamilyConfig] = Config
     if values.get("model") in PUBLISHED:
         kind = FamilyConfig
-    elif values.get("model") == TemporalConfig.model:
-        kind = TemporalConfig
+    else:
+        kinds = {kind.model: kind for kind in (TemporalConfig, FlexConfig)}
+        kind = kinds.get(values.get("model", ""), Config)
     unknown = sorted(set(values) - {f.name for f in fields(kind)})
     if unknown or not {"data", "out"} <= set(values):
         raise UnsupportedArrayError(
@@ -48,6 +51,8 @@ def run(path: Path) -> Path:
     out = Path(config.out)
     if isinstance(config, FamilyConfig):
         return train_family(config)
+    if isinstance(config, FlexConfig):
+        return make_flex(config)
     if isinstance(config, TemporalConfig):
         weights = out / "tec-tt-s2.safetensors"
         image = get_model("tec-s2", config.image or None)
