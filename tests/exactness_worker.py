@@ -45,6 +45,7 @@ class Recorder:
         self.continuous: list[np.ndarray] = []
         self._digest = hashlib.sha256()
         get, code = entropy.SymbolDecoder.get, coding.SymbolDecoder.code
+        decide = entropy.BitDecoder.code
         floor = LedgerReader.floor
 
         def s2_get(decoder, index):
@@ -53,11 +54,15 @@ class Recorder:
         def family_code(decoder, ids, tables):
             return self._see(ids, code(decoder, ids, tables))
 
+        def flex_decide(decoder, chance, ones=None):
+            return self._see(chance, decide(decoder, chance, ones))
+
         def ledger_floor(reader, values):
             self.continuous.append(values.ravel().copy())
             return floor(reader, values)
 
         entropy.SymbolDecoder.get = s2_get
+        entropy.BitDecoder.code = flex_decide
         coding.SymbolDecoder.code = family_code
         LedgerReader.floor = ledger_floor
 
@@ -121,6 +126,7 @@ def main(folder: Path, name: str, threads: int) -> None:
     written.mkdir(exist_ok=True)
     specs = [("tec-s2", quality, ChunkSpec(quality=quality)) for quality in QUALITIES]
     specs += [("tec-tt-s2", q, ChunkSpec(model="tec-tt-s2", quality=q)) for q in QUALITIES]
+    specs += [("tec-flex-s2", q, ChunkSpec(model="tec-flex-s2", quality=q)) for q in QUALITIES[1:]]
     specs.append(("bounded", 5, ChunkSpec(max_error=5)))
     family = [(name, 4.0, ChunkSpec(model=name)) for name in FAMILY.values()]
     with np.load(folder / "cubes.npz") as cubes:

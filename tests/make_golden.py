@@ -17,16 +17,42 @@ from unittest import mock
 import numpy as np
 
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk, synthetic
-from tec_zarr.models import s2
+from tec_zarr.models import s2, s2_flex
 from tec_zarr.models.registry import find_model
+from tec_zarr.transcoding import transcode_chunk
 
 FIXTURES = Path(__file__).parent / "fixtures"
-MODELS = ("tec-s2", "tec-tt-s2")
+MODELS = ("tec-s2", "tec-tt-s2", "tec-flex-s2")
 
 
 def cases(model: str) -> dict[str, tuple[np.ndarray, ChunkSpec]]:
     """Arrays and settings for one of ``MODELS``."""
+    if model == "tec-flex-s2":
+        return _flexible_cases()
     return _image_cases() if model == "tec-s2" else _temporal_cases()
+
+
+def _flexible_cases() -> dict[str, tuple[np.ndarray, ChunkSpec]]:
+    """Dates of all qualities in one stream; ``cut`` is stored at fewer steps than it was made."""
+    dn = synthetic.cube(dates=4, size=24, seed=35, nodata_edge=False).values
+    cloudy = synthetic.cube(dates=3, size=24, seed=32).values
+    cloudy[1, :, :, 12:] = 0
+    large = synthetic.cube(dates=2, size=104, seed=33, nodata_edge=False).values[:, [1, 2, 3, 7]]
+    bright = dn[:2, :, :16, :16] + np.uint16(40000)
+    bright[0, 3, 4, 5] = 1
+    model, bands = "tec-flex-s2", ["B02", "B03", "B04", "B08"]
+    return {
+        "series": (dn, ChunkSpec(model)),
+        "one-date": (dn[:1], ChunkSpec(model)),
+        "cut": (dn, ChunkSpec(model, quality=6)),
+        "nodata": (cloudy, ChunkSpec(model, quality=5)),
+        "finer": (np.repeat(dn[:1], 6, axis=0), ChunkSpec(model, quality=3)),
+        "gop": (dn, ChunkSpec(model, gop=2)),
+        "large": (large, ChunkSpec(model, quality=6.3, bands=bands)),
+        "quality-1": (dn[:3], ChunkSpec(model, quality=1)),
+        "quality-8": (dn[:3, :, :19, :13], ChunkSpec(model, quality=8)),
+        "far-out": (bright, ChunkSpec(model, quality=7)),
+    }
 
 
 def _temporal_cases() -> dict[str, tuple[np.ndarray, ChunkSpec]]:
@@ -106,7 +132,16 @@ def decode(frame: bytes) -> tuple[np.ndarray, str]:
         digest.update(latents.astype("<i4").tobytes())
         return latents, context
 
-    with mock.patch.object(s2.LatentCoder, "decode", recorded):
+    check = s2_flex.Latents.check
+
+    def seen(state):
+        digest.update(state.value.astype("<i8").tobytes())
+        return check(state)
+
+    with (
+        mock.patch.object(s2.LatentCoder, "decode", recorded),
+        mock.patch.object(s2_flex.Latents, "check", seen),
+    ):
         pixels = decode_chunk(frame)
     return pixels, digest.hexdigest()
 
@@ -123,6 +158,8 @@ def write(model: str, fixtures: Path = FIXTURES) -> Path:
     new = {name: case for name, case in cases(model).items() if name not in golden}
     for name, (array, spec) in new.items():
         frame = encode_chunk(array, spec)
+        if name == "cut":
+            frame = transcode_chunk(frame, 7)
         pixels[name], latents = decode(frame)
         (folder / f"{name}.tec").write_bytes(frame)
         golden[name] = {"frame": hashlib.sha256(frame).hexdigest(), "latents": latents}

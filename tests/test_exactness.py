@@ -82,15 +82,15 @@ def test_latents_are_identical_under_every_setting(results):
             latents = item["latents"], item.get("walk", "")
             assert latents == agreed.setdefault(frame, latents), (name, item["model"])
     everywhere = results["default"]["found"].values()
-    assert len({item["model"] for item in everywhere}) == 7
+    assert len({item["model"] for item in everywhere}) == 8
     assert all(item["indexes"] > 500 for item in everywhere if item["model"] != "bounded")
 
 
 def test_the_embedded_models_and_bounds_write_the_same_bytes_under_every_setting(results):
     frames = results["default"]["frames"]
-    embedded = ("tec-s2", "tec-tt-s2", "bounded")
+    embedded = ("tec-s2", "tec-tt-s2", "tec-flex-s2", "bounded")
     first = {k: v for k, v in frames.items() if k.split(".")[1] in embedded}
-    assert len(first) == 14
+    assert len(first) == 18
     for name, result in results.items():
         for key, frame in first.items():
             assert result["frames"][key] == frame, (name, key)

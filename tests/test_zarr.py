@@ -81,7 +81,7 @@ def test_shards_and_partial_reads():
     np.testing.assert_array_equal(array[1, 3:5, 40:50, 120:], whole[1, 3:5, 40:50, 120:])
 
 
-@pytest.mark.parametrize("model", ["tec-s2", "tec-tt-s2", toy.NAME])
+@pytest.mark.parametrize("model", ["tec-s2", "tec-tt-s2", "tec-flex-s2", toy.NAME])
 @pytest.mark.parametrize("shards", [None, (6, 12, 64, 64)])
 def test_some_dates_of_a_chunk_are_those_of_the_whole(model, shards):
     data = synthetic.cube(dates=6, size=64, seed=9).values

@@ -79,7 +79,7 @@ class _Level:
     context: Context
 
 
-class _Latents:
+class Latents:
     """What is known of a date's latents, (P, 320) int64 in 1/4096 DN, predictions included."""
 
     def __init__(self, places: int):
@@ -166,6 +166,7 @@ class TecFlexS2:
         """
         del bands  # as in tec-s2
         check_bands(self.name, cube.shape)
+        quality = round(quality * _QUALITY_GRID) / _QUALITY_GRID  # as sections say
         run = gop or len(cube)
         sections: list[bytes] = []
         for start in range(0, len(cube), run):
@@ -203,7 +204,7 @@ class TecFlexS2:
         """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w)."""
         del quality
         parts = [FlexSection.from_bytes(section) for section in sections]
-        heads = [_read_head(part.ledger, date, shape) for date, part in enumerate(parts)]
+        heads = [read_head(part.ledger, date, shape) for date, part in enumerate(parts)]
         order = decoding_order([head.parsed for head in heads], dates)
         needed = {r.date for number in order for r in heads[number].parsed.references}
         out = np.empty((len(dates), *shape[1:]), np.float32)
@@ -375,9 +376,11 @@ class _Walk:
         self.rows, self.columns, self.needed = rows, columns, needed
         self.entropy = model.temporal.coder.entropy
         self.silent = model.temporal.coder.tables.silent
-        self.latents = _Latents(rows * columns)
+        self.latents = Latents(rows * columns)
         #: What is known of every latent's neighbours before a level.
         self.around = np.zeros((rows * columns, CHANNELS), np.uint8)
+        #: Of the last step that was asked for.
+        self.pasts: dict[int, np.ndarray] = {}
         self.checks: list[bytes] = []
         #: After every step, if others need them.
         self.pictures: list[Tensor] = []
@@ -484,11 +487,15 @@ class _Walk:
     def _past(self, step: int) -> np.ndarray:
         """Latents of a step's prediction, (P, 320) int64 in 1/16 step of its level."""
         if not self.predictions.references:
-            return np.zeros((self.rows * self.columns, CHANNELS), np.int64)
-        level = self.levels[step // 2]
-        spectral, quality = level.context.spectral, level.quality
-        found = self.model.temporal.predictor.latents(self.predictions[step], spectral, quality)
-        return found.numpy().astype(np.int64)
+            step = 0
+        if step not in self.pasts:
+            level = self.levels[step // 2]
+            spectral, quality = level.context.spectral, level.quality
+            found = self.model.temporal.predictor.latents(
+                self.predictions[step], spectral, quality
+            )
+            self.pasts = {step: found.numpy().astype(np.int64)}
+        return self.pasts[step]
 
     def _narrow(
         self,
@@ -548,7 +555,7 @@ def _check(sections: list[bytes]) -> int:
     return crc
 
 
-def _read_head(data: bytes, date: int, shape: tuple[int, ...]) -> _Head:
+def read_head(data: bytes, date: int, shape: tuple[int, ...]) -> _Head:
     if len(data) < 4:
         raise FormatError(f"the header of date {date} of a chunk has {len(data)} bytes")
     quality = int.from_bytes(data[:2], "little") / _QUALITY_GRID
