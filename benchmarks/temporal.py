@@ -5,7 +5,8 @@
 Bits at equal PSNR (all bands, clipped to 0-10,000 DN, peak 10,000; all bytes counted) of
 ``tec-tt-s2`` against ``tec-s2`` and against x265 and KLT + x265 over time, in one run, on the
 seasonal evaluation cubes (4 dates, 256 x 256) and on the dense series that were held out of
-training; these once with all their dates and once without the cloudy ones. Writes
+training; these once with all their dates and once without the cloudy ones. And of every step of
+``tec-flex-s2``, encoded once and cut, against the first two. Writes
 ``temporal.json`` and, from it, ``docs/temporal.md``.
 """
 
@@ -15,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,9 @@ HELD_OUT = {
 """Kept out of training (tec_zarr/training/temporal.py), with the first date that was."""
 CHUNK = 12
 """Dates of a chunk of the dense series."""
+TEMPORAL = ("tec-tt-s2", "tec-flex-s2")
+FLEX_QUALITY = 6.0
+"""What streams are made of that are then cut: 12 steps."""
 CLOUDY_BLUE = 1600.0
 """A date whose mean in B02 (DN) is above this is cloudy."""
 GOPS = (1, 2, 4, 6, 12)
@@ -80,6 +84,24 @@ def in_chunks(code: Callable, scene: Scene, level: float) -> tuple[int, np.ndarr
     return sum(size for size, _ in parts), np.concatenate([decoded for _, decoded in parts])
 
 
+def flexible(scene: Scene) -> Callable[[float], tuple[int, np.ndarray]]:
+    """A code of steps: the scene encoded once, each step cut from that."""
+    from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
+    from tec_zarr.transcoding import transcode_chunk
+
+    frames: list[bytes] = []
+
+    def code(steps: float) -> tuple[int, np.ndarray]:
+        if not frames:
+            spec = ChunkSpec("tec-flex-s2", FLEX_QUALITY, bands=scene.bands)
+            firsts = range(0, len(scene.dn), CHUNK)
+            frames.extend(encode_chunk(scene.dn[first : first + CHUNK], spec) for first in firsts)
+        parts = [transcode_chunk(frame, int(steps)) for frame in frames]
+        return sum(map(len, parts)), np.concatenate([decode_chunk(part) for part in parts])
+
+    return code
+
+
 def curve(code: Callable[[float], tuple[int, np.ndarray]], levels, scene: Scene) -> list:
     points = []
     for level in levels:
@@ -98,7 +120,7 @@ def curve(code: Callable[[float], tuple[int, np.ndarray]], levels, scene: Scene)
 
 
 def measure(scene: Scene, quick: bool, known: dict[str, list]) -> dict:
-    """Curves of every codec on one scene; of ``known`` ones but the temporal model's as they are.
+    """Curves of every codec on one scene; of ``known`` ones but the temporal models' as they are.
 
     What a codec makes of the same pixels does not change; its times do, and are not compared.
     """
@@ -106,6 +128,7 @@ def measure(scene: Scene, quick: bool, known: dict[str, list]) -> dict:
     temporal = {"model": "tec-tt-s2", "dates": CHUNK}
     codecs = {
         "tec-tt-s2": (lambda q: code_tec(scene, q, **temporal), QUALITIES[::step]),
+        "tec-flex-s2": (flexible(scene), range(1, int(2 * FLEX_QUALITY) + 1, step)),
         "tec-s2": (lambda q: code_tec(scene, q, dates=CHUNK), QUALITIES[::step]),
     }
     for name, code in (
@@ -116,7 +139,9 @@ def measure(scene: Scene, quick: bool, known: dict[str, list]) -> dict:
     ):
         codecs[name] = (lambda qp, code=code: in_chunks(code, scene, qp), STEPS_OF_X265[::step])
     curves = {
-        name: known[name] if name in known and name != "tec-tt-s2" else curve(code, levels, scene)
+        name: known[name]
+        if name in known and name not in TEMPORAL
+        else curve(code, levels, scene)
         for name, (code, levels) in codecs.items()
     }
     return {"shape": list(scene.dn.shape), "kind": scene.kind, "curves": curves} | compared(curves)
@@ -128,14 +153,23 @@ def compared(curves: dict[str, list]) -> dict:
         for name, points in curves.items()
     }
     mine = pairs["tec-tt-s2"]
+    others = [name for name in pairs if name not in TEMPORAL]
+    steps = [
+        {"step": int(point["level"]), "psnr": point["psnr"]}
+        | {
+            name: float(point["bpppb"] / metrics.bits_at(pairs[name], point["psnr"])[0])
+            for name in ("tec-tt-s2", "tec-s2")
+        }
+        for point in curves["tec-flex-s2"]
+        if PSNRS[0] <= point["psnr"] <= PSNRS[-1]
+    ]
     return {
-        "ratio": {
-            name: metrics.bits_ratio(mine, pairs[name], PSNRS)
-            for name in pairs
-            if name != "tec-tt-s2"
-        },
-        "bd_rate_percent": {
-            name: metrics.bd_rate(mine, pairs[name]) for name in pairs if name != "tec-tt-s2"
+        "ratio": {name: metrics.bits_ratio(mine, pairs[name], PSNRS) for name in others},
+        "bd_rate_percent": {name: metrics.bd_rate(mine, pairs[name]) for name in others},
+        "flexible": steps,
+        "flexible_ratio": {
+            name: metrics.bits_ratio(pairs["tec-flex-s2"][1::2], pairs[name], PSNRS)
+            for name in ("tec-tt-s2", "tec-s2")
         },
         "to_image_model_at": dict(
             zip(
@@ -228,6 +262,30 @@ def page(results: dict) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
+        f"**Flexible.** `tec-flex-s2` encoded once at quality {FLEX_QUALITY:g} and cut to each of "
+        f"its {int(2 * FLEX_QUALITY)} steps: bits at equal PSNR over those of `tec-tt-s2` and of "
+        "the image model, which are encoded anew for every quality. Even steps are whole "
+        "qualities, odd ones half of the channel groups of the next. Geometric mean of the curve "
+        "through the even steps, and the extremes of single steps, from 36 to 46 dB.",
+        "",
+        "| series | over tec-tt-s2 | even steps | odd steps | over tec-s2 | all steps |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, entry in results["series"].items():
+        means, steps = entry["flexible_ratio"], entry["flexible"]
+
+        def extremes(key: str, of: Sequence[dict]) -> str:
+            found = [step[key] for step in of if step[key] is not None]
+            return f"{min(found):.2f} to {max(found):.2f}" if found else ""
+
+        lines.append(
+            f"| {name} | {means['tec-tt-s2']:.2f} | "
+            f"{extremes('tec-tt-s2', [s for s in steps if s['step'] % 2 == 0])} | "
+            f"{extremes('tec-tt-s2', [s for s in steps if s['step'] % 2])} | "
+            f"{means['tec-s2']:.2f} | {extremes('tec-s2', steps)} |"
+        )
+    lines += [
+        "",
         "**Clouds.** A cloudy date is explained by no other date: it is coded as the image model "
         "would, and it takes most of the bytes of a series. The rows *clear dates* show the same "
         f"places without dates whose mean in B02 is above {CLOUDY_BLUE:g} DN.",
@@ -252,7 +310,7 @@ def page(results: dict) -> str:
     lines += ["", f"Machine: {results['environment']['machine']['cpu']}."]
     if "others_from_commit" in results:
         lines[-1] += (
-            f" The temporal model was measured at commit {results['commit'][:12]}, the other "
+            f" The temporal models were measured at commit {results['commit'][:12]}, the other "
             f"codecs, on the same pixels, at {results['others_from_commit'][:12]}."
         )
     lines.append("")
