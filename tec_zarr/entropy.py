@@ -9,6 +9,7 @@ wheel exists.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -28,6 +29,8 @@ _WORD = 32
 _MASK = (1 << 64) - 1
 #: A symbol at either end of its table is followed by how far beyond it lies.
 ESCAPE_BITS = 16
+#: Bytes of decisions beyond which saving the last ones is not worth the time.
+_TRIMMED = 2048
 _BERNOULLI = constriction and constriction.stream.model.Bernoulli(perfect=False)
 
 
@@ -270,22 +273,33 @@ class BitEncoder:
         return float(-np.log2(np.concatenate([*chances, [65536]]) / 65536).sum())
 
     def finish(self) -> bytes:
-        """The coded bytes; none for no decisions."""
+        """The coded bytes, big-endian words without what zeros stand for; none for no decisions."""
         ones = np.concatenate([*self.ones, np.zeros(0, bool)]).astype(np.int32)
         if not len(ones):
             return b""
+        chances = np.concatenate(self.chances)
         encoder = constriction.stream.queue.RangeEncoder()
-        encoder.encode(ones, _BERNOULLI, np.concatenate(self.chances) / 65536)
-        return encoder.get_compressed().astype("<u4").tobytes()
+        encoder.encode(ones, _BERNOULLI, chances / 65536)
+        words = encoder.get_compressed().astype(">u4").tobytes()
+        if len(words) > _TRIMMED:
+            return words.rstrip(b"\0")
+        # Any number of the last interval will do: one with the most zeros at its end.
+        number, size = int.from_bytes(words, "big"), 8 * len(words)
+        for zeros in range(min(size, 64), 7, -8):
+            for rounded in (number >> zeros << zeros, -(-number >> zeros) << zeros):
+                if rounded < 1 << size:
+                    data = rounded.to_bytes(len(words), "big").rstrip(b"\0")
+                    with suppress(FormatError):
+                        if np.array_equal(BitDecoder(data).code(chances), ones):
+                            return data
+        return words.rstrip(b"\0")
 
 
 class BitDecoder:
     """Mirror of :class:`BitEncoder`; ``reference`` decodes with plain Python integers."""
 
     def __init__(self, data: bytes, reference: bool = False):
-        if len(data) % 4:
-            raise FormatError(f"{len(data)} entropy-coded bytes are not whole 32-bit words")
-        words = np.frombuffer(data, "<u4").astype(np.uint32)
+        words = np.frombuffer(data + bytes(8 + -len(data) % 4), ">u4").astype(np.uint32)
         slow = reference or constriction is None
         self.slow = ReferenceDecoder(words) if slow else None
         self.fast: Any = None if slow else constriction.stream.queue.RangeDecoder(words)

@@ -37,6 +37,7 @@ from tec_zarr.models.s2_intervals import FAR, GRID, Cells, IntervalTables, conte
 from tec_zarr.models.s2_net import BLOCK, CHANNELS, GROUPS, LEVELS, step_size
 from tec_zarr.models.s2_temporal import (
     CANDIDATES,
+    MOST_FINER,
     OWN,
     PICTURE_GRID,
     Parsed,
@@ -61,12 +62,16 @@ _QUALITY_GRID = 4096
 #: Below this quality the quantiser of tec-s2 drops detail instead of having coarser steps; a stream
 #: that goes on with finer ones does not.
 LEAST_TRADE = 1.25
-#: Bytes of a step's check.
-_CHECK = 2
+#: Bytes of a step's check: what one misses, the next one sees.
+_CHECK = 1
 #: Latents further than this from a prediction, in 1/16 step, are as good as nowhere.
 _OPEN = 1 << 20
-#: Spreads are quarter octaves over the step, which halves in so many of a quality.
-_SPREAD_OF_A_QUALITY = 3
+#: The spectral header is written for a quality that is lower than the last one by this: a basis
+#: of fewer bits decorrelates as well, and low steps have to carry it too.
+HEADER_COARSER = 2
+#: Spreads are quarter octaves over the step, which falls by thirteen sixteenths of an octave, or
+#: near it, with every quality.
+_SPREAD_OF_QUALITIES = [13 * n // 4 for n in range(LEVELS + 1)]
 _CHANNELS_OF = [slice(sum(GROUPS[:g]), sum(GROUPS[: g + 1])) for g in range(len(GROUPS))]
 
 
@@ -106,8 +111,8 @@ class Latents:
         return np.where(self.coded, np.clip(units, -_OPEN, _OPEN), 0).astype(np.int32)
 
     def check(self) -> bytes:
-        """Of all latents, two bytes."""
-        return struct.pack("<H", zlib.crc32(self.value.astype("<i8").tobytes()) & 0xFFFF)
+        """Of all latents, one byte."""
+        return bytes([zlib.crc32(self.value.astype("<i8").tobytes()) & 0xFF])
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ class _Head:
 
     parsed: Parsed
     quality: float
+    lowest_finer: int
 
 
 @dataclass(frozen=True)
@@ -224,21 +230,26 @@ class TecFlexS2:
     def _encode_run(self, cube: np.ndarray, quality: float) -> list[bytes]:
         temporal = self.temporal
         pictures = [temporal.picture_of(date, date.mean((1, 2), np.float64)) for date in cube]
-        sizes = estimated_sizes([thinned(p) for p in pictures], float(step_size(quality)))
-        order = coding_order(sizes)
-        finer = finer_qualities(sizes, order)
+        thin = [thinned(p) for p in pictures]
+        middle, *ends = (
+            estimated_sizes(thin, float(step_size(q)))
+            for q in (quality - int(quality) // 2, quality - int(quality) + 1, quality)
+        )
+        order = coding_order(middle)
+        # Where steps are large, more of a date is handed on to others.
+        low, high = (finer_qualities(sizes, order) for sizes in ends)
         done: dict[int, _Series] = {}
         sections: dict[int, bytes] = {}
         for number in order:
             near = sorted(done, key=lambda d: abs(d - number))[:CANDIDATES]
             # Weights serve all steps: they are those of the middle one.
             known = {d: done[d].pictures[len(done[d].pictures) // 2] for d in near}
-            middle = _qualities(quality, finer[number])[int(quality) // 2]
-            references = choose_references(
-                pictures[number], known, number, float(step_size(middle))
-            )
+            finer = low[number], high[number]
+            qualities = _qualities(quality, finer)
+            step = float(step_size(qualities[len(qualities) // 2]))
+            references = choose_references(pictures[number], known, number, step)
             sections[number], done[number] = self._write(
-                number, cube[number], pictures[number], quality, finer[number], references, done
+                number, cube[number], pictures[number], quality, finer, references, done
             )
         return [sections[number] for number in range(len(cube))]
 
@@ -248,7 +259,7 @@ class TecFlexS2:
         date: np.ndarray,
         picture: Tensor,
         quality: float,
-        finer: int,
+        finer: tuple[int, int],
         references: list[Reference],
         done: dict[int, _Series],
     ) -> tuple[bytes, _Series]:
@@ -257,17 +268,16 @@ class TecFlexS2:
         predictions = self._predictions(references, done, len(date), rows * columns, quality)
         qualities = _qualities(quality, finer)
         bases = [done[r.date].spectral for r in references]
-        top = float(step_size(qualities[-1]))
+        coarse = float(step_size(qualities[-1] - _coarser(len(qualities))))
         mean = date.mean((1, 2), np.float64)
         missing = picture - predictions[-1] / PICTURE_GRID
-        inherited, spectral_header, spectral = write_spectral(mean, missing, bases, top)
-        spreads = [
-            _spread_of(picture - predictions[2 * k] / PICTURE_GRID, spectral, float(step_size(q)))
-            for k, q in enumerate(qualities[:-1])
-        ]
-        spread_bytes, spreads = _write_spreads(spreads, spectral)
-        head = bytes([len(references) | (inherited if references else OWN) << 2 | finer << 4])
-        data = struct.pack("<H", round(quality * _QUALITY_GRID)) + head
+        inherited, spectral_header, spectral = write_spectral(mean, missing, bases, coarse)
+        lowest = _spread_of(
+            picture - predictions[0] / PICTURE_GRID, spectral, float(step_size(qualities[0]))
+        )
+        spread_bytes, spreads = _write_spreads(lowest, spectral, len(qualities))
+        head = len(references) | (inherited if references else OWN) << 2 | finer[1] << 4
+        data = struct.pack("<HBB", round(quality * _QUALITY_GRID), finer[0], head)
         data += write_references(references, number) + spectral_header + spread_bytes
         levels = self._levels(qualities, spectral, spreads)
         # Latents with the encoder's correction, which sees them as at the last step.
@@ -294,15 +304,13 @@ class TecFlexS2:
         rows, columns = -(-height // BLOCK), -(-width // BLOCK)
         references = head.parsed.references
         predictions = self._predictions(references, done, count, rows * columns, head.quality)
-        qualities = _qualities(head.quality, head.parsed.finer)
+        qualities = _qualities(head.quality, (head.lowest_finer, head.parsed.finer))
         bases = [done[r.date].spectral for r in references]
-        top = float(step_size(qualities[-1]))
+        coarse = float(step_size(qualities[-1] - _coarser(len(qualities))))
         spectral, rest = read_spectral(
-            head.parsed.rest, head.parsed.inherited, bases, count, top
+            head.parsed.rest, head.parsed.inherited, bases, count, coarse
         )
-        levels = self._levels(
-            qualities, spectral, _read_spreads(rest, len(qualities) - 1, spectral)
-        )
+        levels = self._levels(qualities, spectral, _read_spreads(rest, spectral, len(qualities)))
         if len(groups) > 2 * len(levels):
             raise FormatError(f"a date of {len(levels)} qualities has {len(groups)} steps")
         walk = _Walk(self, levels, predictions, rows, columns, needed)
@@ -326,7 +334,7 @@ class TecFlexS2:
         self, qualities: list[float], spectral: klt.Klt, spreads: list[np.ndarray]
     ) -> list[_Level]:
         out = []
-        for quality, spread in zip(qualities, [*spreads, spectral.spread], strict=True):
+        for quality, spread in zip(qualities, spreads, strict=True):
             # The basis is that of the last level throughout; networks are told the spreads.
             told = context_of(replace(spectral, spread=spread), quality)
             steps = self.temporal.predictor.steps(quality)[:, 0].numpy().astype(np.int64)
@@ -542,10 +550,12 @@ def _split(sizes: list[float], tried: list[bool]) -> int:
     return there[int(np.argmin(np.abs(ends - total[-1] / 2)))]
 
 
-def _qualities(quality: float, finer: int) -> list[float]:
-    """Qualities of a date's levels, the lowest first."""
-    count = int(quality)
-    return [date_quality(quality - (count - 1 - k), finer) for k in range(count)]
+def _qualities(quality: float, finer: tuple[int, int]) -> list[float]:
+    """Qualities of a date's levels, the lowest first; ``finer`` at the lowest and at the last."""
+    levels = int(quality)
+    low, high = finer
+    shares = [low + (high - low) * k // max(levels - 1, 1) for k in range(levels)]
+    return [date_quality(quality - (levels - 1 - k), more) for k, more in enumerate(shares)]
 
 
 def _check(sections: list[bytes]) -> int:
@@ -561,7 +571,9 @@ def read_head(data: bytes, date: int, shape: tuple[int, ...]) -> _Head:
     quality = int.from_bytes(data[:2], "little") / _QUALITY_GRID
     if not 1 <= quality <= LEVELS:
         raise FormatError(f"date {date} of a chunk claims quality {quality:g}, of 1 to {LEVELS}")
-    return _Head(parse(data[2:], date, shape), quality)
+    if data[2] > MOST_FINER:
+        raise FormatError(f"date {date} of a chunk claims to be {data[2]} eighths finer")
+    return _Head(parse(data[3:], date, shape), quality, data[2])
 
 
 def _spread_of(missing: Tensor, spectral: klt.Klt, step: float) -> np.ndarray:
@@ -572,35 +584,54 @@ def _spread_of(missing: Tensor, spectral: klt.Klt, step: float) -> np.ndarray:
     return klt._spreads(np.einsum("ck,cd,dk->k", basis, covariance, basis), step)
 
 
-def _write_spreads(spreads: list[np.ndarray], spectral: klt.Klt) -> tuple[bytes, list[np.ndarray]]:
-    """Spreads of all levels but the last, from the last but one down, and as they are read."""
-    bits, out = klt.BitWriter(), []
-    above = spectral.spread[: spectral.used]
-    for spread in reversed(spreads):
-        expected = _expected(above)
-        above = np.clip(spread[: spectral.used], klt.ACTIVE_SPREAD, klt.SPREAD_HIGH)
-        for value, guess in zip(above.tolist(), expected.tolist(), strict=True):
-            bits.put_signed(value - guess, 1)
-        out.append(_told(above, spectral))
-    return bits.to_bytes(), out[::-1]
+def _coarser(levels: int) -> int:
+    """For how many qualities less than the last one's the spectral header is written."""
+    return min(HEADER_COARSER, levels - 1)
 
 
-def _read_spreads(data: bytes, levels: int, spectral: klt.Klt) -> list[np.ndarray]:
-    bits, out = klt.BitReader(data), []
-    above = spectral.spread[: spectral.used]
-    for _ in range(levels):
-        expected = _expected(above)
-        above = expected + np.array([bits.get_signed(1) for _ in range(spectral.used)])
-        if above.min() < klt.ACTIVE_SPREAD or above.max() > klt.SPREAD_HIGH:
+def _write_spreads(
+    lowest: np.ndarray, spectral: klt.Klt, levels: int
+) -> tuple[bytes, list[np.ndarray]]:
+    """Spreads of the lowest level, and those of all levels as they are read."""
+    if levels == 1:
+        return b"", _spreads_of(spectral, levels, None)
+    bits = klt.BitWriter()
+    values = np.clip(lowest[: spectral.used], klt.ACTIVE_SPREAD, klt.SPREAD_HIGH)
+    for change in (values - _expected(spectral, levels)).tolist():
+        bits.put_signed(change, 1)
+    return bits.to_bytes(), _spreads_of(spectral, levels, values)
+
+
+def _read_spreads(data: bytes, spectral: klt.Klt, levels: int) -> list[np.ndarray]:
+    values, bits = None, klt.BitReader(data)
+    if levels > 1:
+        changes = [bits.get_signed(1) for _ in range(spectral.used)]
+        values = _expected(spectral, levels) + np.array(changes)
+        if values.min() < klt.ACTIVE_SPREAD or values.max() > klt.SPREAD_HIGH:
             raise FormatError("a section's spectral spreads are out of range")
-        out.append(_told(above, spectral))
     if bits.left >= 8:
         raise FormatError(f"a section's header goes on for {bits.left // 8} bytes after its end")
-    return out[::-1]
+    return _spreads_of(spectral, levels, values)
 
 
-def _expected(above: np.ndarray) -> np.ndarray:
-    return np.clip(above - _SPREAD_OF_A_QUALITY, klt.ACTIVE_SPREAD, klt.SPREAD_HIGH)
+def _last(spectral: klt.Klt, levels: int) -> np.ndarray:
+    """Spreads over the last level's step; the header's are over a larger one."""
+    finer = spectral.spread[: spectral.used] + _SPREAD_OF_QUALITIES[_coarser(levels)]
+    return np.minimum(finer, klt.SPREAD_HIGH)
+
+
+def _expected(spectral: klt.Klt, levels: int) -> np.ndarray:
+    lowest = _last(spectral, levels) - _SPREAD_OF_QUALITIES[levels - 1]
+    return np.maximum(lowest, klt.ACTIVE_SPREAD)
+
+
+def _spreads_of(spectral: klt.Klt, levels: int, lowest: np.ndarray | None) -> list[np.ndarray]:
+    """Spreads of all levels, evenly spaced from the lowest one's to the last one's."""
+    last = _last(spectral, levels)
+    if lowest is None:
+        return [_told(last, spectral)]
+    between = (lowest + (last - lowest) * k // (levels - 1) for k in range(levels))
+    return [_told(spread, spectral) for spread in between]
 
 
 def _told(spread: np.ndarray, spectral: klt.Klt) -> np.ndarray:

@@ -86,7 +86,7 @@ def count_tables(temporal_sha256: str, cubes: Cubes) -> IntervalTables:
     return IntervalTables(counting.cumulative, counting.zones, chances)
 
 
-def flex_cubes(config: FlexConfig, count: int = 60, dates: int = 4, side: int = 128) -> Cubes:
+def flex_cubes(config: FlexConfig, count: int = 80, dates: int = 6, side: int = 128) -> Cubes:
     """Training series whose decisions are counted, evenly spread over the places."""
     series = [s for s in load_series(config, held=False) if min(s.dn.shape[2:]) >= side // 2]
     for number, place in enumerate(series[:: max(len(series) // count, 1)]):
