@@ -243,10 +243,11 @@ class TecFlexS2:
         for number in order:
             near = sorted(done, key=lambda d: abs(d - number))[:CANDIDATES]
             # Weights serve all steps: they are those of the middle one.
-            known = {d: done[d].pictures[len(done[d].pictures) // 2] for d in near}
+            chosen = int(quality) // 2
+            known = {d: done[d].pictures[2 * chosen] for d in near}
             finer = low[number], high[number]
             qualities = _qualities(quality, finer)
-            step = float(step_size(qualities[len(qualities) // 2]))
+            step = float(step_size(qualities[chosen]))
             references = choose_references(pictures[number], known, number, step)
             sections[number], done[number] = self._write(
                 number, cube[number], pictures[number], quality, finer, references, done
