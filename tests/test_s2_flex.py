@@ -97,7 +97,7 @@ def test_any_shape(shape):
         decode_chunk(encode_chunk(data, ChunkSpec(model, 8.0))) for model in (MODEL, "tec-tt-s2")
     )
     assert got.shape == shape
-    assert psnr(got, data) > psnr(fixed, data) - 1
+    assert psnr(got, data) > min(psnr(fixed, data), 60) - 1
 
 
 @pytest.mark.parametrize("value", [1, 10_000, 65_535])
