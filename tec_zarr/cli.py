@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     coding(recompress)
     targets(recompress)
 
-    lower = command(_transcode, "transcode", "FlexTEC arrays at a lower quality, not encoded again")
+    lower = command(_transcode, "transcode", "arrays of tec-flex-s2 or FlexTEC at a lower quality")
     lower.add_argument("source", metavar="IN", help="path or URL of a Zarr store")
     lower.add_argument("target", type=Path, metavar="OUT")
     lower.add_argument("--tokens", type=int, nargs="+", required=True, metavar="K",
@@ -205,10 +205,11 @@ def _settings(source: Path, arguments: argparse.Namespace, zarr_format: int) -> 
 
 
 def _transcode(arguments: argparse.Namespace) -> None:
-    """Copy a store, cutting the chunks of its FlexTEC arrays down to their first tokens.
+    """Copy a store, cutting the chunks of its flexible arrays down to their first tokens.
 
-    A chunk of one date, or one written with context_tokens, needs no network; of another the tokens
-    that stay are coded anew. Both end as encoding at the lower quality does.
+    Those of tec-flex-s2 need no network for it. Of FlexTEC, neither does a chunk of one date, or
+    one written with context_tokens; of another the tokens that stay are coded anew. Both end as
+    encoding at the lower quality does.
     """
     from tec_zarr.report import stored_arrays
     from tec_zarr.transcoding import transcode

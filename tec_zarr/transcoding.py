@@ -51,7 +51,7 @@ Shape = tuple[int, int, int, int]
 
 
 def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> bytes:
-    """Lower the quality of one FlexTEC chunk.
+    """Lower the quality of one chunk of FlexTEC or tec-flex-s2.
 
     Parameters
     ----------
@@ -63,7 +63,8 @@ def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> by
     Returns
     -------
     bytes
-        A frame as :func:`tec_zarr.encode_chunk` makes it at the lower quality.
+        Of FlexTEC a frame as :func:`tec_zarr.encode_chunk` makes it at the lower quality; of
+        tec-flex-s2 the first steps of this one.
 
     Raises
     ------

@@ -212,17 +212,19 @@ class TecFlexS2:
         parts = [FlexSection.from_bytes(section) for section in sections]
         heads = [read_head(part.ledger, date, shape) for date, part in enumerate(parts)]
         order = decoding_order([head.parsed for head in heads], dates)
-        needed = {r.date for number in order for r in heads[number].parsed.references}
+        uses = {n: [r.date for r in heads[n].parsed.references] for n in order}
+        last = _last_users(uses)
         out = np.empty((len(dates), *shape[1:]), np.float32)
         done: dict[int, _Series] = {}
         for number in order:
-            given = [len(parts[r.date].groups) for r in heads[number].parsed.references]
+            given = [len(parts[date].groups) for date in uses[number]]
             if min(given, default=LEVELS * 2) < len(parts[number].groups):
                 raise FormatError(f"date {number} of a chunk was cut less than one it refers to")
             pixels = out[dates.index(number)] if number in dates else None
-            done[number] = self._read(
-                heads[number], parts[number].groups, done, shape[1:], number in needed, pixels
+            read = self._read(
+                heads[number], parts[number].groups, done, shape[1:], number in last, pixels
             )
+            _keep(done, number, read, last)
         return out
 
     # ---- one date
@@ -240,18 +242,26 @@ class TecFlexS2:
         low, high = (finer_qualities(sizes, order) for sizes in ends)
         done: dict[int, _Series] = {}
         sections: dict[int, bytes] = {}
+        uses = {date: _nearest(date, order[:place]) for place, date in enumerate(order)}
+        last = _last_users(uses)
         for number in order:
-            near = sorted(done, key=lambda d: abs(d - number))[:CANDIDATES]
             # Weights serve all steps: they are those of the middle one.
             chosen = int(quality) // 2
-            known = {d: done[d].pictures[2 * chosen] for d in near}
+            known = {d: done[d].pictures[2 * chosen] for d in uses[number]}
             finer = low[number], high[number]
-            qualities = _qualities(quality, finer)
-            step = float(step_size(qualities[chosen]))
+            step = float(step_size(_qualities(quality, finer)[chosen]))
             references = choose_references(pictures[number], known, number, step)
-            sections[number], done[number] = self._write(
-                number, cube[number], pictures[number], quality, finer, references, done
+            sections[number], written = self._write(
+                number,
+                cube[number],
+                pictures[number],
+                quality,
+                finer,
+                references,
+                done,
+                number in last,
             )
+            _keep(done, number, written, last)
         return [sections[number] for number in range(len(cube))]
 
     def _write(
@@ -263,6 +273,7 @@ class TecFlexS2:
         finer: tuple[int, int],
         references: list[Reference],
         done: dict[int, _Series],
+        needed: bool,
     ) -> tuple[bytes, _Series]:
         temporal = self.temporal
         rows, columns = (-(-n // BLOCK) for n in date.shape[1:])
@@ -285,7 +296,7 @@ class TecFlexS2:
         residual = temporal.picture_of(date, spectral.mean) - predictions[-1] / PICTURE_GRID
         last = levels[-1]
         latents = temporal.latents_of(residual, last.context, rows, columns).flatten(1).T.numpy()
-        walk = _Walk(self, levels, predictions, rows, columns)
+        walk = _Walk(self, levels, predictions, rows, columns, needed)
         past = walk._past(2 * len(levels) - 1)
         wanted = np.rint((latents * GRID + past) * last.steps).astype(np.int64)
         groups = [part for k in range(len(levels)) for part in walk.write(k, wanted)]
@@ -379,7 +390,7 @@ class _Walk:
         predictions: _Predictions,
         rows: int,
         columns: int,
-        needed: bool = True,
+        needed: bool,
     ):
         self.model, self.levels, self.predictions = model, levels, predictions
         self.rows, self.columns, self.needed = rows, columns, needed
@@ -400,9 +411,7 @@ class _Walk:
         size = np.abs(wanted - self._past(2 * number) * level.steps) / (level.steps * GRID)
         sizes = [size[:, channels] for channels in _CHANNELS_OF]
         known = [bool(state.coded[channels].any()) for channels in _CHANNELS_OF]
-        tried = [
-            known[g] or g == 0 or bool((part > SILENT).any()) for g, part in enumerate(sizes)
-        ]
+        tried = [known[g] or g == 0 or bool((part > SILENT).any()) for g, part in enumerate(sizes)]
         # A guess at the bits: which half a group is in has to be known before it is coded.
         guesses = [float(np.log2(1 + 2 * np.maximum(part - 0.5, 0)).sum()) for part in sizes]
         split = _split(guesses, tried)
@@ -500,9 +509,7 @@ class _Walk:
         if step not in self.pasts:
             level = self.levels[step // 2]
             spectral, quality = level.context.spectral, level.quality
-            found = self.model.temporal.predictor.latents(
-                self.predictions[step], spectral, quality
-            )
+            found = self.model.temporal.predictor.latents(self.predictions[step], spectral, quality)
             self.pasts = {step: found.numpy().astype(np.int64)}
         return self.pasts[step]
 
@@ -541,6 +548,22 @@ class _Walk:
         exact = (wanted[part] / steps - past[part]) / GRID
         error = exact - units / GRID
         return float((worth[step.channels] * (exact**2 - error**2)).sum())
+
+
+def _nearest(date: int, others: list[int]) -> list[int]:
+    return sorted(others, key=lambda d: abs(d - date))[:CANDIDATES]
+
+
+def _last_users(uses: dict[int, list[int]]) -> dict[int, int]:
+    """Of every date that others use, in order of coding, the last one that does."""
+    return {used: date for date, all_used in uses.items() for used in all_used}
+
+
+def _keep(done: dict[int, _Series], number: int, series: _Series, last: dict[int, int]) -> None:
+    """Add a date for others, and let go of those that nobody will use any more."""
+    done[number] = series
+    for date in [d for d in done if last.get(d, number) == number]:
+        del done[date]
 
 
 def _split(sizes: list[float], tried: list[bool]) -> int:
@@ -650,9 +673,7 @@ def save(tables: IntervalTables, temporal_sha256: str, path: Path) -> None:
         "cumulative": torch.from_numpy(tables.cumulative.astype(np.int32)),
         "zones": torch.from_numpy(tables.zones.astype(np.int32)),
         "chances": torch.from_numpy(tables.chances.astype(np.int32)),
-        "temporal_sha256": torch.frombuffer(
-            bytearray.fromhex(temporal_sha256), dtype=torch.uint8
-        ),
+        "temporal_sha256": torch.frombuffer(bytearray.fromhex(temporal_sha256), dtype=torch.uint8),
     }
     save_file(out, path)
 
