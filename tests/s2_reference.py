@@ -1,4 +1,5 @@
-"""The entropy layer of tec-s2 in NumPy, written from docs/format-tec-s2.md: slow and plain.
+"""The entropy layers of tec-s2 and, for dates without references, of tec-flex-s2 in NumPy, written
+from docs/format-tec-s2.md and docs/format-tec-flex-s2.md: slow and plain.
 
 Nothing of :mod:`tec_zarr.models` is used, so that the two can disagree.
 """
@@ -156,10 +157,18 @@ class Networks:
         weight, bias = (np.floor(self.t[name] * np.float64(256) + 0.5) for name in names)
         return (weight @ self.condition + bias) / 256
 
+    def extra(self, name):
+        """Condition bias, with what a prediction of zero adds to it in temporal networks."""
+        out = np.float32(self.bias(f"{name}.condition"))
+        if f"{name}.past.bias" in self.t:
+            power = 2.0 ** self.t[f"{name}.past.exponent"].astype(np.float64) / 32 * 16
+            out = out + np.float32(self.t[f"{name}.past.bias"].astype(np.int64) * power)
+        return out
+
     def coarse(self, number, units):
         """Mean and scale of pass 1 to 4 of group 0, from what is decoded (0 elsewhere)."""
         name, offsets = f"coarse.{number - 1}", COARSE[number][1]
-        extra = self.bias(f"{name}.condition")
+        extra = self.extra(name)
         a = self.hidden(f"{name}.first", compand(units), offsets, 32, extra)
         a = self.hidden(f"{name}.second", a, [(0, 0)], 16)
         mean, scale = self.head(f"{name}.head", a)
@@ -182,15 +191,26 @@ def decode_latents(
     source = RangeDecoder(section[start + 1 :], net.t["tables"])
     rows, columns = -(-height // 8), -(-width // 8)
     units = np.zeros((rows, columns, sum(GROUPS)), np.int64)
+
+    def code(group, at, channels, mean, index):
+        symbols = source.get(index.ravel()).reshape(index.shape)
+        units[:, :, channels][at] = 16 * symbols + mean
+
+    walk(net, flags, units, code)
+    return units.reshape(-1, sum(GROUPS))
+
+
+def walk(net: Networks, flags: int, units: np.ndarray, code_pass) -> None:
+    """All passes of the flagged groups over a grid of latents, which ``code_pass`` fills."""
+    rows, columns = units.shape[:2]
     prior = net.prior()
     y, x = np.mgrid[:rows, :columns]
 
-    def code(places, channels, mean, scale):
+    def code(group, places, channels, mean, scale):
         at = np.nonzero(places)
         index = np.clip(np.floor(scale + prior[channels] + 0.5), 0, 51).astype(int)[at]
-        symbols = source.get(index.ravel()).reshape(index.shape)
-        part = units[:, :, channels]
-        part[at] = 16 * symbols + np.floor(mean * 16 + 0.5).astype(np.int64)[at]
+        whole = np.floor(np.broadcast_to(mean, scale.shape) * 16 + 0.5).astype(np.int64)[at]
+        code_pass(group, at, channels, whole, index)
 
     if flags & 1:
         channels, zero = slice(0, 4), np.zeros((rows, columns, 4))
@@ -198,20 +218,250 @@ def decode_latents(
             places = np.isin(4 * (y % 4) + x % 4, [4 * r + c for r, c in cells])
             if places.any():
                 mean, scale = net.coarse(number, units[:, :, channels]) if number else (zero, zero)
-                code(places, channels, mean, scale)
+                code(0, places, channels, mean, scale)
     before = GROUPS[0]
     for group, size in enumerate(GROUPS[1:], start=1):
         channels, name = slice(before, before + size), f"fine.{group - 1}"
         if flags >> group & 1:
-            extra = net.bias(f"{name}.condition")
+            extra = net.extra(name)
             a = net.hidden(f"{name}.first", compand(units[:, :, :before]), SQUARE, 32, extra)
             context = net.hidden(f"{name}.second", a, SQUARE, 16)
             even = (y + x) % 2 == 0
-            code(even, channels, *net.head(f"{name}.anchors", context))
+            code(group, even, channels, *net.head(f"{name}.anchors", context))
             if not even.all():
                 mine = compand(units[:, :, channels])
                 a = net.hidden(f"{name}.neighbours", mine, PLUS, 32, context)
                 a = net.hidden(f"{name}.third", a, [(0, 0)], 16)
-                code(~even, channels, *net.head(f"{name}.others", a))
+                code(group, ~even, channels, *net.head(f"{name}.others", a))
         before += size
-    return units.reshape(-1, sum(GROUPS))
+
+
+# ---- tec-flex-s2
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        value, shift, at = value | (data[at] & 127) << shift, shift + 7, at + 1
+        if data[at - 1] < 128:
+            return value, at
+
+
+class Decisions(RangeDecoder):
+    def __init__(self, data: bytes):
+        words = np.frombuffer(data + bytes(-len(data) % 4), ">u4")
+        self.words = [int(w) for w in words]
+        self.low, self.size = 0, 2**64 - 1
+        self.point = self.word() * 2**32 + self.word()
+
+    def decision(self, chance: int) -> int:
+        return self.one([0, (65536 - chance) * (2**24 - 2) // 65536 + 1, 2**24])
+
+
+class Cells:
+    """Tables of tec-flex-s2, one latent at a time."""
+
+    def __init__(self, weights: Path):
+        t = load_file(weights)
+        self.zones, self.chances = t["zones"].astype(int), t["chances"].astype(int)
+        self.frequencies = t["cumulative"].astype(np.int64)
+        thresholds = np.linspace(-9, 9, 65)[1:-1]
+        self.thresholds = [round(65536 / (1 + math.exp(-x))) for x in thresholds]
+
+    def f(self, table: int, place: int) -> int:
+        return int(self.frequencies[table, min(max(place, -384), 384) + 384])
+
+    def mass(self, table: int, begin: int, end: int) -> int:
+        return self.f(table, end) - self.f(table, begin)
+
+    def chance(self, kind: int, part: int, whole: int, context: int) -> int:
+        chance = min(max(2**16 * part // max(whole, 1), 0), 65535)
+        return int(self.chances[kind, sum(t <= chance for t in self.thresholds), context])
+
+    def centre(self, table: int, begin: int, end: int) -> int:
+        mass = self.mass(table, begin, end)
+        if not mass:
+            return (begin + end) // 2
+        inner = range(max(begin, -384), min(end, 384))
+        moment = sum((2 * x + 1) * (self.f(table, x + 1) - self.f(table, x)) for x in inner)
+        return min(max((moment + mass) // (2 * mass), begin), end)
+
+    @staticmethod
+    def begin(zone: int, cell: int) -> int:
+        return zone + 16 * (cell - 1) if cell > 0 else -zone + 16 * cell
+
+    def cell_of(self, zone: int, place: int) -> int:
+        if -zone <= place < zone:
+            return 0
+        return (place - zone) // 16 + 1 if place > 0 else (place + zone) // 16
+
+    def cut(self, source: Decisions, latents: list[dict]) -> None:
+        """Decode which cell every latent of a pass lies in; sets ``begin`` and ``end``."""
+        for d in latents:
+            zone = int(self.zones[d["table"]])
+            first = self.cell_of(zone, d["l"] + 5)
+            last = max(self.cell_of(zone, d["h"] - 5), first)
+            d |= {"zone": zone, "first": first, "last": last, "cell": first, "side": 0}
+
+        def mass(d, a, b):
+            begin = d["l"] if a <= d["first"] else self.begin(d["zone"], a)
+            end = d["h"] if b >= d["last"] else self.begin(d["zone"], b + 1)
+            return self.mass(d["table"], begin, end)
+
+        def ask(d, kind, part, whole):
+            return source.decision(self.chance(kind, part, whole, d["context"]))
+
+        open_ones = [d for d in latents if d["first"] < d["last"]]
+        for d in open_ones:
+            first, last = d["first"], d["last"]
+            d["side"] = 1 if first > 0 else -1 if last < 0 else 0
+            if first <= 0 <= last:
+                kind = 0 if first < -24 and last > 24 else 1 if first < 0 < last else 2
+                d["inside"] = ask(d, kind, mass(d, 0, 0), mass(d, first, last))
+        outside = [d for d in open_ones if not d.get("inside")]
+        for d in outside:
+            if not d["side"]:
+                if d["first"] < 0 < d["last"]:
+                    above, below = mass(d, 1, d["last"]), mass(d, d["first"], -1)
+                    d["side"] = 1 if ask(d, 3, above, above + below) else -1
+                else:
+                    d["side"] = 1 if d["first"] == 0 else -1
+        for d in open_ones:
+            if d.get("inside"):
+                d["cell"] = 0
+        for d in outside:
+            near = max(d["first"], 1) if d["side"] > 0 else min(d["last"], -1)
+            d["cell"], d["far"] = near, d["last"] if d["side"] > 0 else d["first"]
+        left = outside
+        for _ in range(24):
+            left = [d for d in left if d["cell"] != d["far"]]
+            stays = []
+            for d in left:
+                here, far = sorted((d["cell"], d["far"]))
+                whole = mass(d, here, far)
+                stays.append(ask(d, 4, mass(d, d["cell"], d["cell"]), whole))
+            left = [d for d, stay in zip(left, stays, strict=True) if not stay]
+            for d in left:
+                d["cell"] += d["side"]
+        left = [d for d in left if d["cell"] != d["far"]]
+        for d in left:
+            d["length"] = 0
+        growing = left
+        while growing:
+            growing = [d for d in growing if source.decision(2**15)]
+            for d in growing:
+                d["length"] += 1
+        for d in left:
+            d["number"] = 1
+        for bit in range(max((d["length"] for d in left), default=0) - 1, -1, -1):
+            for d in left:
+                if d["length"] > bit:
+                    d["number"] = 2 * d["number"] + source.decision(2**15)
+        for d in left:
+            cell = d["cell"] + d["side"] * (d["number"] - 1)
+            d["cell"] = min(max(cell, d["first"]), d["last"])
+        for d in latents:
+            at_start, at_end = d["cell"] <= d["first"], d["cell"] >= d["last"]
+            d["begin"] = d["l"] if at_start else self.begin(d["zone"], d["cell"])
+            d["end"] = d["h"] if at_end else self.begin(d["zone"], d["cell"] + 1)
+
+
+def flexible_level(net, flags, t, halves, state, context, cells) -> list[np.ndarray]:
+    """Latents after one half or both of a level; ``state`` is low, high, value and seen."""
+    silent = [int((row > 0).sum()) == 1 for row in net.t["tables"]]
+    units, first = np.zeros_like(state[2]), []
+
+    def code(group, at, channels, mean, index):
+        half = group > (flags >> 5)
+        if half and not first:
+            first.append(state[2].reshape(-1, sum(GROUPS)).copy())
+        if half == len(halves):
+            return
+        steps = np.broadcast_to(t[channels], mean.shape)
+        parts = [x[:, :, channels] for x in (*state, units, context)]
+        lows, highs, values, touched, unit, contexts = parts
+        b = mean * steps
+        begin, end = (np.clip((x[at] - b) // steps, -(2**20), 2**20) for x in (lows, highs))
+        place = np.clip(0, begin, end)
+        live = [i for i in np.ndindex(mean.shape) if not silent[index[i]]]
+        latents = [
+            {"l": int(begin[i]), "h": int(end[i]), "table": int(index[i]),
+             "context": int(contexts[at][i])} for i in live
+        ]  # fmt: skip
+        cells.cut(halves[half], latents)
+        new_low, new_high = lows[at], highs[at]
+        for i, d in zip(live, latents, strict=True):
+            if d["begin"] != d["l"]:
+                new_low[i] = b[i] + d["begin"] * steps[i]
+            if d["end"] != d["h"]:
+                new_high[i] = b[i] + d["end"] * steps[i]
+            place[i] = cells.centre(d["table"], d["begin"], d["end"])
+        lows[at], highs[at], values[at] = new_low, new_high, b + place * steps
+        unit[at], touched[at] = mean + place, True
+
+    walk(net, flags & 31, units, code)
+    now = state[2].reshape(-1, sum(GROUPS)).copy()
+    return (first or [now]) + ([now] if len(halves) == 2 else [])
+
+
+def flexible_steps(
+    section: bytes, bands: int, height: int, width: int, weights: Path, temporal: Path, gains
+) -> list[np.ndarray]:
+    """Latents (positions, 320) in 1/4096 DN after every step of a date without references.
+
+    ``gains`` gives the quantiser steps (320,) in 1/256 DN of a quality.
+    """
+    count, at = varint(section, 0)
+    one, at = varint(section, at)
+    assert one == 1
+    size, at = varint(section, at)
+    header, at = section[at : at + size], at + size
+    payloads = []
+    for _ in range(count):
+        size, at = varint(section, at)
+        payloads.append(section[at : at + size])
+        at += size
+    assert at == len(section)
+
+    quality, lowest_finer, head = int.from_bytes(header[:2], "little") / 4096, header[2], header[3]
+    assert head & 3 == 0
+    levels, finer = int(quality), head >> 4
+    more = [lowest_finer + (finer - lowest_finer) * k // max(levels - 1, 1) for k in range(levels)]
+    qualities = [min(quality - (levels - 1 - k) + f / 8, 8) for k, f in enumerate(more)]
+    c = min(2, levels - 1)
+    spreads, start = spectral_header(header[4:], bands, qualities[-1] - c)
+    shown = spreads or [LOW - 8]
+    last = [min(s + 13 * c // 4, HIGH) for s in shown]
+    if levels == 1:
+        of_level = [last]
+    else:
+        bits = Bits(header[4 + start :])
+        expected = [max(s - 13 * (levels - 1) // 4, -20) for s in last]
+        lowest = [e + bits.signed(1) for e in expected]
+        of_level = [
+            [a + (b - a) * k // (levels - 1) for a, b in zip(lowest, last, strict=True)]
+            for k in range(levels)
+        ]
+
+    rows, columns = -(-height // 8), -(-width // 8)
+    shape = rows, columns, sum(GROUPS)
+    low, high = np.full(shape, -(2**56)), np.full(shape, 2**56)
+    value, seen = np.zeros(shape, np.int64), np.zeros(shape, bool)
+    cells, found = Cells(weights), []
+    for k in range(-(-count // 2)):
+        flags = payloads[2 * k][1]
+        condition = [round(8 * (qualities[k] - 4.5))]
+        condition += [max(s, LOW) if s > -20 else LOW for s in of_level[k]]
+        condition += [LOW] * (13 - len(condition))
+        net = Networks(temporal, condition)
+        t = gains(qualities[k]).astype(np.int64)
+        residual = np.where(seen, np.clip((2 * value + t) // (2 * t), -(2**20), 2**20), 0)
+        u = np.minimum(abs(residual), 255)
+        around = sum(2 * shifted(u, *o) for o in PLUS)
+        around = around + sum(shifted(u, r, q) for r in (-1, 1) for q in (-1, 1))
+        context = sum((around >= s).astype(int) for s in (4, 12, 32, 80, 200))
+        halves = [Decisions(payloads[2 * k][2:])]
+        if 2 * k + 1 < count:
+            halves.append(Decisions(payloads[2 * k + 1][1:]))
+        found += flexible_level(net, flags, t, halves, (low, high, value, seen), context, cells)
+    return found

@@ -1,4 +1,4 @@
-"""tec-s2's fast decoder against one in plain NumPy that was written from the documentation."""
+"""The fast decoders of tec-s2 and tec-flex-s2 against plain ones written from the documentation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pytest
 import s2_reference
 
 from tec_zarr import synthetic
+from tec_zarr.models import s2_flex
+from tec_zarr.models.flex_stream import cut
 from tec_zarr.models.registry import get_model, weights_file
 
 
@@ -42,3 +44,33 @@ def test_also_for_what_no_satellite_sees(kind):
     weights = weights_file("tec-s2", model.weights_sha256)
     found = s2_reference.decode_latents(section, 2, 16, 16, 8.0, weights)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "quality", "steps"),
+    [((12, 24, 16), 4.25, 8), ((3, 9, 20), 6.0, 7), ((1, 8, 8), 1.5, 2)],
+)
+def test_every_step_of_a_flexible_stream_is_what_its_documentation_says(
+    shape, quality, steps, monkeypatch
+):
+    model = get_model("tec-flex-s2")
+    bands, height, width = shape
+    cube = synthetic.cube(dates=1, size=32, seed=8, nodata_edge=False).values.astype(np.float32)
+    part = cube[:, :bands, :height, :width].copy()
+    part[0, 0, 3, 3] = 20_000  # far out
+    sections = cut(model.encode(part, quality, None).sections, [steps]).sections
+    expected, check = [], s2_flex.Latents.check
+    monkeypatch.setattr(
+        s2_flex.Latents, "check", lambda state: expected.append(state.value.copy()) or check(state)
+    )
+    model.decode(sections, (1, *shape), quality, None)
+    temporal = get_model("tec-tt-s2")
+    found = s2_reference.flexible_steps(
+        sections[0], bands, height, width,
+        weights_file("tec-flex-s2", model.weights_sha256),
+        weights_file("tec-tt-s2", temporal.weights_sha256),
+        lambda q: temporal.predictor.steps(q)[:, 0].numpy(),
+    )  # fmt: skip
+    assert len(found) == len(expected) == steps
+    for step, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
+        np.testing.assert_array_equal(mine, theirs, err_msg=f"step {step}")
