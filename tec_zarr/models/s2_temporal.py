@@ -99,7 +99,7 @@ def from_blocks(x: Tensor, rows: int) -> Tensor:
 
 def _whole(x: Tensor, divisor: float | Tensor = 1.0) -> Tensor:
     """round(x / divisor), half up, of whole float64: one division, one sum, one floor."""
-    return torch.floor(x / divisor + 0.5)
+    return torch.div(x, divisor).add_(0.5).floor_()  # in one new array: they are large
 
 
 def _dct() -> Tensor:
