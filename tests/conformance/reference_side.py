@@ -47,7 +47,7 @@ def image_model(kind):
             last = part.entropy_parameters[4]
             scaled(last, 20)
             with torch.no_grad():
-                last.bias[len(last.bias) // 2 :] += 1.2  # scales that mostly cover the symbols
+                last.bias[len(last.bias) // 2 :] += 2  # scales that cover the symbols
     model.update(force=True)
     return model.eval()
 
@@ -81,7 +81,7 @@ def temporal_side(kind, out, size=128, dates=3):
         scaled(model.model.transform.analysis_transform.transforms[13], 60)
         scaled(model.model.entropy_model.mean_head[4], 30)
         scaled(model.model.entropy_model.scale_head[4], 30)
-        model.model.entropy_model.scale_head[4].bias += 15  # scales that mostly cover the symbols
+        model.model.entropy_model.scale_head[4].bias += 25  # scales that cover the symbols
     torch.save(model.state_dict(), out / f"{kind}.pt")
     x = smooth_series(dates, bands, size)
     saved = {"x": x[0]}

@@ -108,4 +108,4 @@ def test_stream_decodes_to_the_references_reconstruction_at_its_rate(case):
     print(kind, "bits", bits, "ideal", ideal, "ratio", bits / ideal)
     if "stream_bits" in saved:
         print(kind, "reference's stream", saved["stream_bits"].sum())
-    assert bits < 1.01 * ideal + 400
+    assert abs(bits - ideal) < 0.01 * ideal + 400  # ends of streams and the ledger
