@@ -100,5 +100,7 @@ if __name__ == "__main__":
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
     toy.register()
+    # One thread, so that the first region is recorded when the second chunk comes.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     register(signal_once(sys.argv[3], getattr(signal, sys.argv[2]), after=2))
     sys.exit(main(sys.argv[4:]))

@@ -277,7 +277,9 @@ class TecFlexS2:
     ) -> tuple[bytes, _Series]:
         temporal = self.temporal
         rows, columns = (-(-n // BLOCK) for n in date.shape[1:])
-        predictions = self._predictions(references, done, len(date), rows * columns, quality)
+        predictions = _Predictions(
+            self.temporal, references, done, len(date), rows * columns, 2 * int(quality)
+        )
         qualities = _qualities(quality, finer)
         bases = [done[r.date].spectral for r in references]
         coarse = float(step_size(qualities[-1] - _coarser(len(qualities))))
@@ -315,7 +317,9 @@ class TecFlexS2:
         count, height, width = shape
         rows, columns = -(-height // BLOCK), -(-width // BLOCK)
         references = head.parsed.references
-        predictions = self._predictions(references, done, count, rows * columns, head.quality)
+        predictions = _Predictions(
+            self.temporal, references, done, count, rows * columns, 2 * int(head.quality)
+        )
         qualities = _qualities(head.quality, (head.lowest_finer, head.parsed.finer))
         bases = [done[r.date].spectral for r in references]
         coarse = float(step_size(qualities[-1] - _coarser(len(qualities))))
@@ -331,16 +335,6 @@ class TecFlexS2:
         if pixels is not None:
             walk.pixels(pixels)
         return _Series(walk.pictures, spectral)
-
-    def _predictions(
-        self,
-        references: list[Reference],
-        done: dict[int, _Series],
-        count: int,
-        places: int,
-        quality: float,
-    ) -> _Predictions:
-        return _Predictions(self.temporal, references, done, count, places, 2 * int(quality))
 
     def _levels(
         self, qualities: list[float], spectral: klt.Klt, spreads: list[np.ndarray]
@@ -368,15 +362,17 @@ class _Predictions:
     ):
         self.temporal, self.references, self.done = temporal, references, done
         self.count, self.places, self.steps = count, places, steps
+        #: The last that was asked for.
         self.kept: dict[int, Tensor] = {}
 
     def __getitem__(self, step: int) -> Tensor:
         step = step % self.steps if self.references else 0
         if step not in self.kept:
             pictures = {r.date: self.done[r.date].pictures[step] for r in self.references}
-            self.kept[step] = self.temporal.predictor.weighted(
+            found = self.temporal.predictor.weighted(
                 pictures, self.references, self.count, self.places
             )
+            self.kept = {step: found}
         return self.kept[step]
 
 
