@@ -11,11 +11,11 @@ import torch
 import zarr
 
 from tec_zarr import cli, synthetic
-from tec_zarr.models import s2, s2_temporal
+from tec_zarr.models import s2, s2_flex, s2_temporal
 from tec_zarr.models.registry import get_model
 from tec_zarr.models.s2_net import CHANNELS, COMPONENTS, IntConv, S2Net
 from tec_zarr.models.s2_temporal_net import TemporalNet
-from tec_zarr.training import data, loop, temporal
+from tec_zarr.training import data, flex, loop, temporal
 from tec_zarr.training.export import release
 
 
@@ -169,6 +169,25 @@ def test_one_command_trains_the_temporal_model_and_goes_on_where_it_was(series_f
     assert crc == encoded.latents_crc
     assert any(section[0] for section in encoded.sections)
     assert np.sqrt(np.mean((decoded - cube) ** 2)) < 150
+
+
+def test_counted_decisions_take_fewer_bits_than_what_the_networks_say(series_folder, tmp_path):
+    for seed in (1, 2):
+        cube = synthetic.cube(dates=3, size=64, seed=seed, nodata_edge=False).values
+        np.savez(tmp_path / f"place-{seed}.npz", dn=cube, present=np.ones(12, bool))
+    config = tmp_path / "run.toml"
+    config.write_text(f'model = "tec-flex-s2"\ndata = ["{tmp_path}"]\nout = "run"\n')
+    assert cli.main(["train", str(config)]) == 0
+    counted = s2_flex.load(tmp_path / "run" / "tec-flex-s2.safetensors")
+    plain = flex.plain_tables(counted.tables.cumulative, counted.tables.zones)
+    believing = s2_flex.TecFlexS2(counted.temporal, plain, "00" * 32)
+    other = synthetic.cube(dates=2, size=64, seed=7, nodata_edge=False).values.astype(np.float32)
+    sizes = [
+        sum(map(len, model.encode(other, 7.0, None).sections)) for model in (counted, believing)
+    ]
+    assert sizes[0] < 0.99 * sizes[1]
+    config.write_text(f'model = "tec-flex-s2"\ndata = ["{series_folder}"]\nout = "run"\n')
+    assert cli.main(["train", str(config)]) == 1  # 48 pixels are too few
 
 
 def test_temporal_training_starts_with_the_image_models_networks():

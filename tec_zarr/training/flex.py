@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tec_zarr.entropy import BitDecoder, BitEncoder
+from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.models import s2_flex
 from tec_zarr.models.registry import get_model
 from tec_zarr.models.s2_intervals import (
@@ -89,6 +90,8 @@ def count_tables(temporal_sha256: str, cubes: Cubes) -> IntervalTables:
 def flex_cubes(config: FlexConfig, count: int = 80, dates: int = 6, side: int = 128) -> Cubes:
     """Training series whose decisions are counted, evenly spread over the places."""
     series = [s for s in load_series(config, held=False) if min(s.dn.shape[2:]) >= side // 2]
+    if not series:
+        raise UnsupportedArrayError(f"no place of {side // 2} pixels or more in {config.data}")
     for number, place in enumerate(series[:: max(len(series) // count, 1)]):
         start = number * 7 % max(len(place.dn) - dates + 1, 1)
         cube = place.dn[start : start + dates][:, place.present, :side, :side]
