@@ -246,10 +246,9 @@ class TecFlexS2:
         last = _last_users(uses)
         for number in order:
             # Weights serve all steps: they are those of the middle one.
-            chosen = int(quality) // 2
-            known = {d: done[d].pictures[2 * chosen] for d in uses[number]}
+            known = {d: done[d].pictures[int(quality)] for d in uses[number]}
             finer = low[number], high[number]
-            step = float(step_size(_qualities(quality, finer)[chosen]))
+            step = float(step_size(_qualities(quality, finer)[int(quality) // 2]))
             references = choose_references(pictures[number], known, number, step)
             sections[number], written = self._write(
                 number,
