@@ -77,7 +77,7 @@ _CHANNELS_OF = [slice(sum(GROUPS[:g]), sum(GROUPS[: g + 1])) for g in range(len(
 
 @dataclass(frozen=True)
 class _Level:
-    """One quality of a date: its step size index, quantiser and side information."""
+    """One quality of a date: its quantiser and side information."""
 
     quality: float
     steps: np.ndarray  # (320,) int64, 1/256 DN
@@ -281,7 +281,7 @@ class TecFlexS2:
         )
         qualities = _qualities(quality, finer)
         bases = [done[r.date].spectral for r in references]
-        coarse = float(step_size(qualities[-1] - _coarser(len(qualities))))
+        coarse = _header_step(qualities)
         mean = date.mean((1, 2), np.float64)
         missing = picture - predictions[-1] / PICTURE_GRID
         inherited, spectral_header, spectral = write_spectral(mean, missing, bases, coarse)
@@ -298,7 +298,7 @@ class TecFlexS2:
         last = levels[-1]
         latents = temporal.latents_of(residual, last.context, rows, columns).flatten(1).T.numpy()
         walk = _Walk(self, levels, predictions, rows, columns, needed)
-        past = walk._past(2 * len(levels) - 1)
+        past = walk.past(2 * len(levels) - 1)
         wanted = np.rint((latents * GRID + past) * last.steps).astype(np.int64)
         groups = [part for k in range(len(levels)) for part in walk.write(k, wanted)]
         section = FlexSection(1, data, tuple(groups))
@@ -321,7 +321,7 @@ class TecFlexS2:
         )
         qualities = _qualities(head.quality, (head.lowest_finer, head.parsed.finer))
         bases = [done[r.date].spectral for r in references]
-        coarse = float(step_size(qualities[-1] - _coarser(len(qualities))))
+        coarse = _header_step(qualities)
         spectral, rest = read_spectral(
             head.parsed.rest, head.parsed.inherited, bases, count, coarse
         )
@@ -403,7 +403,7 @@ class _Walk:
     def write(self, number: int, wanted: np.ndarray) -> tuple[bytes, bytes]:
         """Both halves of a level, from latents (P, 320) int64 in 1/4096 DN."""
         level, state = self.levels[number], self.latents
-        size = np.abs(wanted - self._past(2 * number) * level.steps) / (level.steps * GRID)
+        size = np.abs(wanted - self.past(2 * number) * level.steps) / (level.steps * GRID)
         sizes = [size[:, channels] for channels in _CHANNELS_OF]
         known = [bool(state.coded[channels].any()) for channels in _CHANNELS_OF]
         tried = [known[g] or g == 0 or bool((part > SILENT).any()) for g, part in enumerate(sizes)]
@@ -459,10 +459,10 @@ class _Walk:
         """Write float32 DN (C, h, w) of the last step that was read."""
         step = len(self.checks) - 1
         level = self.levels[step // 2]
-        past = self._past(step)
+        past = self.past(step)
         units = self.latents.residual(past, level.steps)
         prediction = self.predictions[step] if self.predictions.references else None
-        seen = Past(torch.from_numpy(past.astype(np.int32))[None], self.rows, self.columns)
+        seen = Past(_units(past), self.rows, self.columns)
         read = ReadDate(units, level.context, torch.empty(0), prediction, seen)
         self.model.temporal.pixels(read, level.quality, out)
 
@@ -471,10 +471,10 @@ class _Walk:
     ) -> Iterator[tuple[Step, np.ndarray]]:
         """Passes of a level, and the prediction of each; notes what is known after each half."""
         condition = self.levels[number].context.condition
-        past = self._past(2 * number)
+        past = self.past(2 * number)
         sizes = np.abs(self.latents.residual(past, self.levels[number].steps))
         self.around = contexts(sizes, self.rows)
-        seen = Past(torch.from_numpy(past.astype(np.int32))[None], self.rows, self.columns)
+        seen = Past(_units(past), self.rows, self.columns)
         end = max(g for g in range(split + 1) if coded[g])
         for step in self.entropy.steps(condition, self.rows, self.columns, tuple(coded), seen):
             yield step, past
@@ -482,8 +482,8 @@ class _Walk:
                 self._note(2 * number)
                 if halves == 1:
                     return
-                past = self._past(2 * number + 1)
-                seen.replace(torch.from_numpy(past.astype(np.int32))[None])
+                past = self.past(2 * number + 1)
+                seen.replace(_units(past))
         self._note(2 * number + 1)
 
     def _note(self, step: int) -> None:
@@ -491,13 +491,13 @@ class _Walk:
         if not self.needed:
             return
         level = self.levels[step // 2]
-        units = self.latents.residual(self._past(step), level.steps)
+        units = self.latents.residual(self.past(step), level.steps)
         picture = self.model.temporal.decoded_picture(
             units, level.context.spectral, self.predictions[step], level.quality
         )
         self.pictures.append(picture)
 
-    def _past(self, step: int) -> np.ndarray:
+    def past(self, step: int) -> np.ndarray:
         """Latents of a step's prediction, (P, 320) int64 in 1/16 step of its level."""
         if not self.predictions.references:
             step = 0
@@ -537,12 +537,17 @@ class _Walk:
         state.low[part], state.high[part] = low, high
         state.value[part] = base + place * steps
         units = mean + place
-        step.write_units(torch.from_numpy(units.astype(np.int32))[None])
+        step.write_units(_units(units))
         if wanted is None or worth is None:
             return 0.0
         exact = (wanted[part] / steps - past[part]) / GRID
         error = exact - units / GRID
         return float((worth[step.channels] * (exact**2 - error**2)).sum())
+
+
+def _units(latents: np.ndarray) -> Tensor:
+    """Latents of one date in 1/16 step as networks take them, (1, P, N) int32."""
+    return torch.from_numpy(latents.astype(np.int32))[None]
 
 
 def _nearest(date: int, others: list[int]) -> list[int]:
@@ -606,6 +611,11 @@ def _spread_of(missing: Tensor, spectral: klt.Klt, step: float) -> np.ndarray:
 def _coarser(levels: int) -> int:
     """For how many qualities less than the last one's the spectral header is written."""
     return min(HEADER_COARSER, levels - 1)
+
+
+def _header_step(qualities: list[float]) -> float:
+    """The step, in DN, that the spectral header is written for."""
+    return float(step_size(qualities[-1] - _coarser(len(qualities))))
 
 
 def _write_spreads(
