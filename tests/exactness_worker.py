@@ -5,8 +5,8 @@ Usage: exactness_worker.py FOLDER NAME THREADS
 Reads ``FOLDER/cubes.npz`` and ``FOLDER/<kind>.safetensors`` (small models of the family), writes
 its own frames to ``FOLDER/NAME/``, then decodes these and the frames of all settings before it,
 one by one and as a batch in four threads. What it found goes to ``FOLDER/NAME.json`` (hashes of
-table indexes and symbols by hash of the frame) and ``FOLDER/NAME.npz`` (pixels, and the continuous
-table indexes of the ledger models).
+table indexes and symbols by hash of the frame, and of what the transformer of TEC-TT and FlexTEC
+answers) and ``FOLDER/NAME.npz`` (pixels, and ELIC's continuous table indexes).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tec_zarr.ledger import LedgerReader
 from tec_zarr.models import coding, hub
 from tec_zarr.models.registry import get_model
 from tec_zarr.models.s2_net import BLOCK, GROUPS
+from tec_zarr.models.temporal import TokenDecoder
 from tec_zarr.stream import SectionKind, read_frame
 
 QUALITIES = (2.0, 5.0, 7.5)
@@ -47,6 +48,7 @@ class Recorder:
         get, code = entropy.SymbolDecoder.get, coding.SymbolDecoder.code
         decide = entropy.BitDecoder.code
         floor = LedgerReader.floor
+        advance = TokenDecoder.advance
 
         def s2_get(decoder, index):
             return self._see(index, get(decoder, index))
@@ -57,6 +59,12 @@ class Recorder:
         def flex_decide(decoder, chance, ones=None):
             return self._see(chance, decide(decoder, chance, ones))
 
+        def decoder_advance(decoder, inputs):
+            answers = advance(decoder, inputs)
+            for values in answers:
+                self._digest.update(values.numpy().tobytes())
+            return answers
+
         def ledger_floor(reader, values):
             self.continuous.append(values.ravel().copy())
             return floor(reader, values)
@@ -65,6 +73,7 @@ class Recorder:
         entropy.BitDecoder.code = flex_decide
         coding.SymbolDecoder.code = family_code
         LedgerReader.floor = ledger_floor
+        TokenDecoder.advance = decoder_advance
 
     def _see(self, index: np.ndarray, symbols: np.ndarray) -> np.ndarray:
         self.indexes += index.size

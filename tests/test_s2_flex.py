@@ -160,7 +160,7 @@ def _one_cut(sections, model):
     from tec_zarr.models.s2_flex import read_head
 
     shape = (3, 12, 64, 64)
-    heads = [read_head(FlexSection.from_bytes(s).ledger, n, shape) for n, s in enumerate(sections)]
+    heads = [read_head(FlexSection.from_bytes(s).head, n, shape) for n, s in enumerate(sections)]
     (used, *_) = [r.date for head in heads for r in head.parsed.references]
     return [cut([s], [5]).sections[0] if n == used else s for n, s in enumerate(sections)]
 
@@ -201,7 +201,7 @@ def test_a_header_that_ends_early_is_refused(cube, length):
     model = get_model(MODEL)
     (section,) = model.encode(cube[:1].astype("f4"), 3.0, None).sections
     part = FlexSection.from_bytes(section)
-    short = FlexSection(1, part.ledger[:length], part.groups).to_bytes()
+    short = FlexSection(1, part.head[:length], part.groups).to_bytes()
     with pytest.raises(TecError):
         model.decode([short], cube[:1].shape, 3.0, None)
 
@@ -210,7 +210,7 @@ def test_more_steps_than_qualities_are_refused(cube):
     model = get_model(MODEL)
     (section,) = model.encode(cube[:1].astype("f4"), 2.0, None).sections
     part = FlexSection.from_bytes(section)
-    longer = FlexSection(1, part.ledger, (*part.groups, part.groups[-1])).to_bytes()
+    longer = FlexSection(1, part.head, (*part.groups, part.groups[-1])).to_bytes()
     with pytest.raises(FormatError, match="a date of 2 qualities has 5 steps"):
         model.decode([longer], cube[:1].shape, 2.0, None)
 

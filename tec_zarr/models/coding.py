@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from typing import Any
@@ -20,7 +20,15 @@ import numpy.typing as npt
 
 from tec_zarr.errors import FormatError
 
-__all__ = ["SymbolDecoder", "SymbolEncoder", "Table", "gaussian_table", "gaussian_table_ids"]
+__all__ = [
+    "SymbolDecoder",
+    "SymbolEncoder",
+    "Table",
+    "gaussian_table",
+    "gaussian_table_ids",
+    "normal_cdf",
+    "scale_edges",
+]
 
 Symbols = npt.NDArray[np.int64]
 
@@ -64,7 +72,7 @@ class Table:
 
 
 @functools.cache
-def _normal_cdf() -> npt.NDArray[np.int64]:
+def normal_cdf() -> npt.NDArray[np.int64]:
     """Standard normal distribution at k / 256 for k = 0 ... 2048, in units of 2**-32."""
     with localcontext() as context:
         context.prec = 40
@@ -88,12 +96,24 @@ def _normal_cdf() -> npt.NDArray[np.int64]:
 @functools.cache
 def _scales() -> list[int]:
     """The 256 scales in units of 2**-20."""
+    return [int((scale * 2**20).to_integral_value()) for scale in _log_spaced(range(SCALE_LEVELS))]
+
+
+@functools.cache
+def scale_edges() -> npt.NDArray[np.float64]:
+    """Scales halfway (in their logarithm) between neighbouring levels, ascending, shape (255,).
+
+    ``numpy.searchsorted`` of a scale in them is its level.
+    """
+    halves = (Decimal(2 * k + 1) / 2 for k in range(SCALE_LEVELS - 1))
+    return np.array([float(scale) for scale in _log_spaced(halves)])
+
+
+def _log_spaced(levels: Iterable[int | Decimal]) -> list[Decimal]:
     with localcontext() as context:
         context.prec = 40
         span = Decimal(25601).ln() / (SCALE_LEVELS - 1)
-        return [
-            int(((span * k).exp() / 100 * 2**20).to_integral_value()) for k in range(SCALE_LEVELS)
-        ]
+        return [(span * level).exp() / 100 for level in levels]
 
 
 def gaussian_table_ids(scale_level: Symbols, mean_step: Symbols) -> Symbols:
@@ -124,7 +144,7 @@ def gaussian_table(table_id: int) -> Table:
     position = (np.abs(distance) << 36) // (MEAN_STEPS * scale)  # in sigma / 2**16
     position = np.minimum(position, (_SIGMAS << 16) - 1)
     cell, fraction = position >> 8, position & 255
-    cdf = _normal_cdf()
+    cdf = normal_cdf()
     above = cdf[cell] + (((cdf[cell + 1] - cdf[cell]) * fraction) >> 8)
     cumulative = np.where(distance < 0, (1 << _CDF_BITS) - above, above)
     escape = np.array([1 << (_CDF_BITS - 16)], np.int64)

@@ -1,17 +1,19 @@
 """TEC-FP, TEC-ELIC, TEC-TT and FlexTEC as codecs: DN in, one section of bytes per date out.
 
     DN -> standardise -> pad -> analysis (float32) -> integer symbols
-       -> entropy network (float64) -> table indexes (ledger) -> range coder -> section
+       -> entropy network -> table indexes -> range coder -> section
 
-and the same walk backwards. Encoder and decoder run the same function for the entropy part;
-only the port differs through which indexes and symbols pass (`_Writer` or `_Reader`).
+and the same walk backwards. The transformer of TEC-TT and FlexTEC computes in whole numbers
+(:mod:`tec_zarr.models.exact`), ELIC's entropy network in float64 with a ledger of its indexes
+(:mod:`tec_zarr.ledger`). Encoder and decoder run the same function for the entropy part; only the
+port differs through which symbols pass (`_Writer` or `_Reader`).
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,10 @@ from tec_zarr.models.coding import (
     Table,
     gaussian_table,
     gaussian_table_ids,
+    scale_edges,
 )
 from tec_zarr.models.elic import ELIC, anchors
+from tec_zarr.models.exact import exact
 from tec_zarr.models.flex import FlexTEC
 from tec_zarr.models.flex_stream import TOKENS, FlexSection, check_tokens, cut
 from tec_zarr.models.fp import FactorizedPrior
@@ -42,7 +46,7 @@ from tec_zarr.models.temporal import (
     TemporalTransformer,
     TokenDecoder,
     scale_grid_position,
-    scale_position,
+    scale_of,
 )
 from tec_zarr.sentinel2 import band_names
 
@@ -119,36 +123,47 @@ def destandardise(x: Tensor, where: Sequence[int]) -> npt.NDArray[np.float32]:
     return (x[:, wanted].cpu() * std + mean).numpy()
 
 
-@dataclass
 class _Writer:
     """The encoder's end of a section."""
 
-    ledger: LedgerWriter = field(default_factory=LedgerWriter)
-    coder: SymbolEncoder = field(default_factory=SymbolEncoder)
-
-    def floor(self, values: Tensor) -> Symbols:
-        return self.ledger.floor(values.cpu().numpy())
+    def __init__(self) -> None:
+        self.coder = SymbolEncoder()
 
     def code(self, symbols: Tensor | None, ids: Symbols, tables: Callable[[int], Table]) -> Symbols:
         assert symbols is not None
         return self.coder.code(symbols.cpu().numpy().astype(np.int64), ids, tables)
 
     def to_bytes(self) -> bytes:
-        return self.ledger.to_bytes() + self.coder.to_bytes()
+        return self.coder.to_bytes()
 
 
 class _Reader:
     """The decoder's end of a section."""
 
     def __init__(self, data: bytes) -> None:
-        self.ledger = LedgerReader(data)
-        self.coder = SymbolDecoder(data[self.ledger.end :])
-
-    def floor(self, values: Tensor) -> Symbols:
-        return self.ledger.floor(values.cpu().numpy())
+        self.coder = SymbolDecoder(data)
 
     def code(self, symbols: Tensor | None, ids: Symbols, tables: Callable[[int], Table]) -> Symbols:
         return self.coder.code(ids, tables)
+
+
+class _LedgerWriter(_Writer):
+    """A writer whose section starts with the ledger of its indexes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = LedgerWriter()
+
+    def to_bytes(self) -> bytes:
+        return self.ledger.to_bytes() + super().to_bytes()
+
+
+class _LedgerReader(_Reader):
+    """A reader of what a `_LedgerWriter` wrote."""
+
+    def __init__(self, data: bytes) -> None:
+        self.ledger = LedgerReader(data)
+        super().__init__(data[self.ledger.end :])
 
 
 _Port = _Writer | _Reader
@@ -156,11 +171,6 @@ _Port = _Writer | _Reader
 
 def _crc(latents: npt.ArrayLike, start: int = 0) -> int:
     return zlib.crc32(np.ascontiguousarray(latents, "<i4").tobytes(), start)
-
-
-def _levels(port: _Port, position: Tensor) -> Symbols:
-    """Nearest scale level; the ends are clipped away from any rounding boundary."""
-    return port.floor(position.clamp(-0.25, 255.25) + 0.5)
 
 
 def bottleneck_tables(bottleneck: EntropyBottleneck) -> Callable[[int], Table]:
@@ -220,14 +230,14 @@ class _FPCoder:
         for latent in latents:
             port = _Writer()
             symbols, _ = self._bottleneck.code(port, latent, *latent.shape[1:])
-            sections.append(port.coder.to_bytes())
+            sections.append(port.to_bytes())
             crc = _crc(symbols, crc)
         return Encoded(sections, crc)
 
     def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
         series = _Series([])
         for data in sections:
-            port = _Reader(b"\0" + data)  # no ledger: no network in the entropy path
+            port = _Reader(data)
             symbols, y_hat = self._bottleneck.code(port, None, height // 16, width // 16)
             series.crc = _crc(symbols, series.crc)
             series.inputs.append((y_hat[None].float(),))
@@ -243,7 +253,12 @@ class _ELICCoder:
         self._bottleneck = _BottleneckCoder(module.latent_codec.hyper.entropy_bottleneck)
 
     def _date(
-        self, port: _Port, latent: Tensor | None, height: int, width: int, crc: int
+        self,
+        port: _LedgerWriter | _LedgerReader,
+        latent: Tensor | None,
+        height: int,
+        width: int,
+        crc: int,
     ) -> tuple[Tensor, int]:
         codec = self.module.latent_codec
         z = None if latent is None else codec.hyper.h_a(latent[None])[0]
@@ -264,7 +279,10 @@ class _ELICCoder:
                     seen = context.context_prediction(y_hat)[..., cells, None]
                 means, scales = context.parameters_at(seen, side[..., cells, None])
                 means, scales = means[0, ..., 0], scales[0, ..., 0]
-                levels = _levels(port, scale_grid_position(scales.clamp(min=0.11)))
+                position = scale_grid_position(scales.clamp(min=0.11))
+                # The ends of the grid are clipped away from any rounding boundary.
+                position = position.clamp(max=255.25) + 0.5
+                levels = port.ledger.floor(position.cpu().numpy())
                 ids = gaussian_table_ids(levels, np.full_like(levels, MEAN_STEPS // 2))
                 true = None if y is None else torch.round(y[:, cells].double() - means)
                 coded = port.code(true, ids, gaussian_table)
@@ -276,7 +294,7 @@ class _ELICCoder:
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
         sections, crc = [], 0
         for latent in latents:
-            port = _Writer()
+            port = _LedgerWriter()
             _, crc = self._date(port, latent, latent.shape[1], latent.shape[2], crc)
             sections.append(port.to_bytes())
         return Encoded(sections, crc)
@@ -284,7 +302,7 @@ class _ELICCoder:
     def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
         series = _Series([])
         for data in sections:
-            port = _Reader(data)
+            port = _LedgerReader(data)
             y_hat, series.crc = self._date(port, None, height // 16, width // 16, series.crc)
             series.inputs.append((y_hat.float(),))
         return series
@@ -336,7 +354,7 @@ class _Windows:
         else:
             means, raw, features = (t[:, 0] for t in self._decoder.advance(self._last))
         self.features.append(features)
-        return means, raw
+        return means.double(), raw.double()
 
     def _append(self, token: Tensor) -> None:
         self.tokens.append(token)
@@ -345,19 +363,20 @@ class _Windows:
     def code(self, port: _Port) -> Symbols:
         """Code the next token of every window; return its symbols."""
         means, raw = self._predict()
-        steps = port.floor(100 * means + 50.5)
+        steps = torch.floor(100 * means + 50.5).long().cpu().numpy()
         base, fraction = np.divmod(steps, 100)
-        ids = gaussian_table_ids(_levels(port, scale_position(raw)), 2 * fraction)
+        levels = np.searchsorted(scale_edges(), scale_of(raw).cpu().numpy())
+        ids = gaussian_table_ids(levels, 2 * fraction)
         offset = torch.from_numpy(base).to(means)
         true = None if self._true is None else self._true[:, len(self.tokens)] - offset
         symbols = port.code(true, ids, gaussian_table)
         self._append(torch.from_numpy(symbols).to(means) + offset)
         return symbols + base
 
-    def guess(self, floor: Callable[[Tensor], Symbols]) -> None:
+    def guess(self) -> None:
         """Take the rounded mean as the next token of every window: no bits."""
         means, _ = self._predict()
-        self._append(torch.from_numpy(floor(means + 0.5)).to(means))
+        self._append(torch.floor(means + 0.5))
 
     def give(self, token: Tensor) -> None:
         """Take `token` (windows, C) as the next one: known from elsewhere, no bits."""
@@ -370,7 +389,7 @@ class _Windows:
 
     def hints(self) -> Tensor:
         """Decoder features (1, d, h, w) for the synthesis, float32."""
-        return self.model.join(torch.stack(self.features, dim=1), *self.size).float()
+        return self.model.join(torch.stack(self.features, dim=1), *self.size)
 
 
 class _TTCoder:
@@ -379,9 +398,10 @@ class _TTCoder:
     def __init__(self, module: TemporalTransformer) -> None:
         self.module = module
         self.analyse, self.synthesise = module.analyse, module.synthesise
+        self._exact = exact(module.entropy_model)
 
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
-        contexts = self.module.contexts(torch.float64)
+        contexts = self.module.contexts(self._exact)
         sections, crc = [], 0
         for t, latent in enumerate(latents.split(1)):
             port = _Writer()
@@ -395,7 +415,7 @@ class _TTCoder:
         return Encoded(sections, crc)
 
     def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
-        contexts = self.module.contexts(torch.float64)
+        contexts = self.module.contexts(self._exact)
         series = _Series([])
         for t, data in enumerate(sections):
             port = _Reader(data)
@@ -412,7 +432,7 @@ class _TTCoder:
 class _FlexCoder(_TTCoder):
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
         qualities, context = options["tokens"], options["context_tokens"]
-        contexts = self.module.contexts(torch.float64)
+        contexts = self.module.contexts(self._exact)
         sections, crc = [], 0
         for t, (latent, k) in enumerate(zip(latents.split(1), qualities, strict=True)):
             joint = contexts.joint()
@@ -424,17 +444,14 @@ class _FlexCoder(_TTCoder):
                 check = _crc(date.code(port)) & 0xFFFF
                 groups.append(check.to_bytes(2, "little") + port.to_bytes())
             seen = min(k, context or k)
-            ledger = LedgerWriter()
             if t + 1 < len(latents):
-                contexts.push(self._context_latent(date, joint, seen, ledger))
-            section = FlexSection(seen, ledger.to_bytes(), tuple(groups))
+                contexts.push(self._context_latent(date, joint, seen))
+            section = FlexSection(seen, b"", tuple(groups))
             crc = section.check(crc)
             sections.append(section.to_bytes())
         return Encoded(sections, crc)
 
-    def _context_latent(
-        self, date: _Windows, joint: Tensor, seen: int, ledger: LedgerWriter | LedgerReader
-    ) -> Tensor:
+    def _context_latent(self, date: _Windows, joint: Tensor, seen: int) -> Tensor:
         """Latent that later dates see: the first `seen` tokens, the others guessed."""
         known = date
         if seen < len(date.tokens):
@@ -442,14 +459,14 @@ class _FlexCoder(_TTCoder):
             for token in date.tokens[:seen]:
                 known.give(token)
         for _ in range(len(known.tokens), TOKENS):
-            known.guess(lambda values: ledger.floor(values.cpu().numpy()))
+            known.guess()
         return known.latent()
 
     def decode(
         self, sections: Sequence[bytes], height: int, width: int, shown: int = TOKENS
     ) -> _Series:
         """Decode; with `shown` tokens of each date only, mask tokens stand for the others."""
-        contexts = self.module.contexts(torch.float64)
+        contexts = self.module.contexts(self._exact)
         series = _Series([])
         for t, data in enumerate(sections):
             section = FlexSection.from_bytes(data)
@@ -464,14 +481,12 @@ class _FlexCoder(_TTCoder):
                     )
             series.crc = section.check(series.crc)
             if t + 1 < len(sections):
-                ledger = LedgerReader(section.ledger)
-                contexts.push(self._context_latent(date, joint, section.context, ledger))
+                contexts.push(self._context_latent(date, joint, section.context))
             if shown < TOKENS:
                 series.inputs.append(self._masked(date, min(shown, len(section.groups))))
                 continue
             for _ in range(len(date.tokens), TOKENS):
-                # These roundings reach pixels only, never the decoding of other symbols.
-                date.guess(lambda values: torch.floor(values).long().cpu().numpy())
+                date.guess()
             series.inputs.append((date.latent().float(), date.hints()))
         return series
 

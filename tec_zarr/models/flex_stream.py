@@ -33,14 +33,14 @@ class FlexSection:
     ----------
     context : int
         Tokens that the prediction of later dates sees.
-    ledger : bytes
-        Roundings of the guessed tokens in that context.
+    head : bytes
+        What all groups need: the header of a date of tec-flex-s2, nothing in FlexTEC.
     groups : tuple of bytes
-        One per token: check of its symbols (2 bytes), ledger, range-coder stream.
+        One per token: check of its symbols (2 bytes), range-coder stream.
     """
 
     context: int
-    ledger: bytes
+    head: bytes
     groups: tuple[bytes, ...]
 
     @classmethod
@@ -55,7 +55,7 @@ class FlexSection:
         count, at = read_varint(data, 0)
         context, at = read_varint(data, at)
         size, at = read_varint(data, at)
-        ledger, at = data[at : at + size], at + size
+        head, at = data[at : at + size], at + size
         groups = []
         for _ in range(min(count, TOKENS + 1)):
             size, at = read_varint(data, at)
@@ -66,12 +66,12 @@ class FlexSection:
                 f"FlexTEC section with {count} token groups and a context of {context}, "
                 f"{len(data)} bytes: damaged."
             )
-        return cls(context, ledger, tuple(groups))
+        return cls(context, head, tuple(groups))
 
     def to_bytes(self) -> bytes:
-        """Counts, ledger and groups, each with its length before it."""
+        """Counts, head and groups, each with its length before it."""
         parts = [write_varint(len(self.groups)), write_varint(self.context)]
-        for part in (self.ledger, *self.groups):
+        for part in (self.head, *self.groups):
             parts += [write_varint(len(part)), part]
         return b"".join(parts)
 
@@ -134,7 +134,7 @@ def cut(sections: Sequence[bytes], tokens: Sequence[int], keep_context: bool = F
                 "fewer, or with one date per chunk."
             )
         groups = section.groups[: max(wanted, needed)]
-        shorter = FlexSection(min(section.context, len(groups)), section.ledger, groups)
+        shorter = FlexSection(min(section.context, len(groups)), section.head, groups)
         crc = shorter.check(crc)
         out.append(shorter.to_bytes())
     return Encoded(out, crc)

@@ -1,8 +1,8 @@
 """Layers shared by the TerraCodec family, under the reference's parameter names.
 
 Every layer computes in the dtype of its *input*: the same float32 weights serve the float32
-transforms and, given float64 input, the exact entropy path (see :mod:`tec_zarr.ledger`)
-without a second copy of the model in memory.
+transforms and, given float64 input, ELIC's entropy path (see :mod:`tec_zarr.ledger`) without a
+second copy of the model in memory.
 """
 
 from __future__ import annotations
@@ -24,71 +24,15 @@ __all__ = [
     "ConvTranspose2d",
     "EntropyBottleneck",
     "GaussianBuffers",
-    "LayerNorm",
-    "Linear",
     "LowerBound",
     "ResidualBottleneck",
     "TableBuffers",
     "conv",
     "deconv",
     "gaussian_likelihood",
-    "gelu",
     "quantize",
     "round_ste",
 ]
-
-
-_ROWS_AT_ONCE = 384
-"""Rows of a weight matrix that are converted at a time: they stay in the processor's cache."""
-
-
-class Linear(nn.Linear):
-    """Affine map that computes in its input's dtype."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype or x.is_cuda or torch.is_grad_enabled():
-            return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
-        # For few tokens the time goes into reading the weights: float32 ones, widened where they
-        # are used, are read faster than a float64 copy is, which need not exist.
-        flat = x.reshape(-1, x.shape[-1])
-        out = x.new_empty(len(flat), self.out_features)
-        wide = x.new_empty(min(_ROWS_AT_ONCE, self.out_features), self.in_features)
-        bias = self.bias.to(x.dtype)
-        for start in range(0, self.out_features, _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            weight = self.weight[rows]
-            weight = wide[: len(weight)].copy_(weight)
-            torch.addmm(bias[rows], flat, weight.T, out=out[:, rows])
-        return out.view(*x.shape[:-1], -1)
-
-
-_VALUES_AT_ONCE = 1 << 16
-
-
-def gelu(x: Tensor) -> Tensor:
-    """The exact GELU; written over a float64 x where no gradient is wanted.
-
-    There it is made of `torch.erf`, several times as fast as torch's own GELU in float64, some
-    values at a time: the system takes as long to hand out fresh memory as the function itself.
-    """
-    if x.dtype != torch.float64 or torch.is_grad_enabled():
-        return F.gelu(x)
-    for part in x.view(-1).split(_VALUES_AT_ONCE):
-        weight = part * math.sqrt(0.5)
-        part.mul_(torch.erf(weight, out=weight).add_(1).mul_(0.5))
-    return x
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer normalisation (epsilon 1e-6) that computes in its input's dtype."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(
-            x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
-        )
 
 
 class Conv2d(nn.Conv2d):

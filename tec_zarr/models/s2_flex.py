@@ -210,7 +210,7 @@ class TecFlexS2:
         """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w)."""
         del quality
         parts = [FlexSection.from_bytes(section) for section in sections]
-        heads = [read_head(part.ledger, date, shape) for date, part in enumerate(parts)]
+        heads = [read_head(part.head, date, shape) for date, part in enumerate(parts)]
         order = decoding_order([head.parsed for head in heads], dates)
         uses = {n: [r.date for r in heads[n].parsed.references] for n in order}
         last = _last_users(uses)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from tec_zarr.models.int8 import int8_is_exact
 from tec_zarr.models.s2_net import (
     ACT_GRID,
     COARSE_PASSES,
@@ -58,22 +59,6 @@ def _companded(units: Tensor) -> Tensor:
     return values.mul_(127).div_(size).add_(0.5).floor_().to(torch.int8)
 
 
-@cache
-def _int8_is_exact(device_type: str) -> bool:
-    """Whether int8 products do not saturate on the way (some libraries' do on x86 before VNNI)."""
-    try:
-        ones = torch.full((32, 64), 127, dtype=torch.int8, device=device_type)
-        signs = torch.where(torch.arange(64, device=device_type) % 4 < 2, 127, -127).to(torch.int8)
-        for right in (ones.T.contiguous()[:, :32], (signs[:, None].expand(64, 32)).contiguous()):
-            for left in (ones, (-1 * ones - 1).to(torch.int8)):
-                exact = left.double() @ right.double()
-                if not torch.equal(torch._int_mm(left, right).double(), exact):
-                    return False
-    except (RuntimeError, AttributeError):
-        return False
-    return True
-
-
 class _Layer:
     """One :class:`IntConv` over chosen taps, as an int8 matrix.
 
@@ -90,7 +75,7 @@ class _Layer:
             self.offset = self.offset + _HALF * self.matrix.double().sum(0)
         self.unit = torch.exp2(exponent.double()) / conv.grid
         self.float_matrix = self.matrix.double()
-        self.exact_int8 = _int8_is_exact(weight.device.type)
+        self.exact_int8 = int8_is_exact(weight.device.type)
 
     def sums(self, rows: Tensor) -> Tensor:
         """Integer sums of int8 ``rows`` (P, K): int32 (P, N), or their equals in float64."""

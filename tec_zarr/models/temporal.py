@@ -13,7 +13,6 @@ one window is computed. Every date's own encoding is computed once and serves th
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,23 +22,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tec_zarr.models.attention import Attention, Gelu
 from tec_zarr.models.flex_stream import TOKENS
 from tec_zarr.models.layers import (
-    LayerNorm,
-    Linear,
     LowerBound,
     TableBuffers,
     conv,
     gaussian_likelihood,
-    gelu,
     round_ste,
 )
 from tec_zarr.models.transforms import Transform
 
 __all__ = ["ContextEncoder", "EntropyTransformer", "TemporalTransformer", "TokenDecoder"]
 
-LATENT_SCALE = 35.0
-"""Latents enter the transformer divided by this."""
+LATENT_SCALE = 1 / 35
+"""Latents enter the transformer multiplied by this."""
 
 SCALE_MIN, SCALE_MAX, SCALE_LEVELS, MEAN_LEVELS = 0.01, 256.0, 256, 100
 """Grid of the reference's bottleneck: log-spaced scales, 100 fractional means."""
@@ -50,6 +47,8 @@ WINDOW = 4
 CONTEXT_WINDOW = 8
 """Cells along a side of the windows in earlier dates that a prediction sees."""
 
+_EPSILON = 1e-6  # of the layer normalisations
+
 _TOKENS_AT_ONCE = {"cpu": 512}  # bounds the memory of a pass; the result does not depend on it
 _ON_DEVICES = 8192
 
@@ -59,9 +58,9 @@ def verysoftplus(x: Tensor) -> Tensor:
     return torch.where(x > 0, 1 + x.clamp(min=0), 1 / (1 - x.clamp(max=0)))
 
 
-def scale_position(raw: Tensor) -> Tensor:
-    """Position of the scale predicted as `raw` on the log grid of 256 levels (continuous)."""
-    return scale_grid_position(verysoftplus(raw) + SCALE_MIN)
+def scale_of(raw: Tensor) -> Tensor:
+    """The scale predicted as `raw`: 0.01 and more."""
+    return verysoftplus(raw) + SCALE_MIN
 
 
 def scale_grid_position(scale: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ class _Bottleneck(nn.Module):
         """Quantised x and its likelihoods, as the reference's forward estimates them."""
         model = self._entropy_model
         base = round_ste(means)
-        position = scale_position(raw_scales)
+        position = scale_grid_position(scale_of(raw_scales))
         if not self.training:
             position = torch.round(position)
         level = model.bounded(position, model.upper_bound_scale)
@@ -130,13 +129,15 @@ class _Attention(nn.Module):
         self.k = _linear(width, width)
         self.v = _linear(width, width)
         self.proj = _linear(width, width)
+        self.attention = Attention()
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of x (B, n, d), each (B, heads, n, d / heads)."""
-        return self._split(self.k(x)), self._split(self.v(x))
+        keys = self.attention.keys(self._split(self.k(x)))
+        return keys, self.attention.values(self._split(self.v(x)))
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, causal: bool = False) -> Tensor:
         """Attention of queries x (B, m, d); causal: the last m keys are x's own positions."""
@@ -149,7 +150,7 @@ class _Attention(nn.Module):
         if len(keys) != len(queries):  # one context window for all
             keys = keys.expand(len(queries), -1, -1, -1)
             values = values.expand(len(queries), -1, -1, -1)
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        out = self.attention(queries, keys, values, mask)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -158,9 +159,10 @@ class _MLP(nn.Module):
         super().__init__()
         self.fc1 = _linear(width, expansion * width)
         self.fc2 = _linear(expansion * width, width)
+        self.gelu = Gelu()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu(self.fc1(x)))
+        return self.fc2(self.gelu(self.fc1(x)))
 
 
 class _Block(nn.Module):
@@ -171,10 +173,10 @@ class _Block(nn.Module):
         if causal_tokens is not None:
             mask = torch.ones(causal_tokens, causal_tokens, dtype=torch.bool).triu(1)
             self.register_buffer("look_ahead_mask", mask)
-        self.norm1a = LayerNorm(width)
-        self.norm1b = LayerNorm(width)
-        self.norm2a = LayerNorm(width)
-        self.norm2b = LayerNorm(width)
+        self.norm1a = nn.LayerNorm(width, eps=_EPSILON)
+        self.norm1b = nn.LayerNorm(width, eps=_EPSILON)
+        self.norm2a = nn.LayerNorm(width, eps=_EPSILON)
+        self.norm2b = nn.LayerNorm(width, eps=_EPSILON)
         self.self_attention = _Attention(width, heads)
         self.cross_attention = _Attention(width, heads)
         self.mlp1 = _MLP(width, 4)
@@ -234,8 +236,8 @@ class _Position(nn.Module):
         super().__init__()
         self._pos = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
 
-    def at(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        return self._pos[:, start:stop].to(dtype)
+    def at(self, start: int, stop: int) -> Tensor:
+        return self._pos[:, start:stop]
 
 
 class _StartSymbol(nn.Module):
@@ -252,8 +254,8 @@ class _ChannelConstant(nn.Module):
         self.weight = nn.Parameter(torch.rand(1, channels, 1, 1))
 
 
-def _linear(inputs: int, outputs: int) -> Linear:
-    layer = Linear(inputs, outputs)
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
     nn.init.normal_(layer.weight, std=0.02)
     nn.init.constant_(layer.bias, 0.01)
     return layer
@@ -261,11 +263,11 @@ def _linear(inputs: int, outputs: int) -> Linear:
 
 def _head(width: int, channels: int) -> nn.Sequential:
     return nn.Sequential(
-        Linear(width, width),
+        nn.Linear(width, width),
         nn.LeakyReLU(),
-        Linear(width, width),
+        nn.Linear(width, width),
         nn.LeakyReLU(),
-        Linear(width, channels),
+        nn.Linear(width, channels),
     )
 
 
@@ -351,9 +353,9 @@ class EntropyTransformer(nn.Module):
         self.enc_position_sep = _Position(cells, width)
         self.enc_position_joint = _Position(cells * self.CONTEXT, width)
         self.dec_position = _Position(TOKENS, width)
-        self.post_embedding_layernorm = LayerNorm(width)
-        self.encoder_embedding = Linear(channels, width)
-        self.decoder_embedding = Linear(channels, width)
+        self.post_embedding_layernorm = nn.LayerNorm(width, eps=_EPSILON)
+        self.encoder_embedding = nn.Linear(channels, width)
+        self.decoder_embedding = nn.Linear(channels, width)
         self.mean_head = _head(width, channels)
         self.scale_head = _head(width, channels)
 
@@ -367,14 +369,14 @@ class EntropyTransformer(nn.Module):
 
     def encode_date(self, windows: Tensor) -> Tensor:
         """Encoding (n, 64, d) of the context windows (n, 64, C) of one date."""
-        x = self.post_embedding_layernorm(self.encoder_embedding(windows / LATENT_SCALE))
-        x = x + self.enc_position_sep.at(0, x.shape[1], x.dtype)
+        x = self.post_embedding_layernorm(self.encoder_embedding(windows * LATENT_SCALE))
+        x = x + self.enc_position_sep.at(0, x.shape[1])
         return _in_batches(self.encoder_sep, x)
 
     def join_dates(self, encoded: list[Tensor]) -> Tensor:
         """Joint context z_joint (n, 128, d) of the encodings of one or two dates."""
         x = torch.cat([encoded[0], encoded[-1]], dim=1)
-        x = x + self.enc_position_joint.at(0, x.shape[1], x.dtype)
+        x = x + self.enc_position_joint.at(0, x.shape[1])
         return _in_batches(self.encoder_joint, x)
 
     def predict(self, tokens: Tensor, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -387,32 +389,18 @@ class EntropyTransformer(nn.Module):
         return torch.cat([start, tokens[:, :-1]], dim=1)
 
 
-def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy with parameters of another dtype, without copying them in their own first."""
-    parameters = {
-        id(value): nn.Parameter(value.detach().to(dtype), requires_grad=False)
-        for value in module.parameters()
-    }
-    return copy.deepcopy(module, parameters)
-
-
 def _in_batches(stack: _Stack, x: Tensor) -> Tensor:
     """``stack(x)``, written over x where no gradient is wanted.
 
-    Block by block and, within each, some windows at a time: weights are converted once for all
-    windows, and temporary tensors are small.
+    Block by block and, within each, some windows at a time: a block's weights are read once for
+    all windows, and temporary tensors are small.
     """
     if torch.is_grad_enabled():
         return stack(x)
-    blocks = stack.blocks
-    own = blocks[0].mlp1.fc1.weight.dtype == x.dtype
-    scratch = None if own else _converted(blocks[0], x.dtype)
     windows = max(1, _TOKENS_AT_ONCE.get(x.device.type, _ON_DEVICES) // x.shape[1])
-    for block in blocks:
-        if scratch is not None:
-            scratch.load_state_dict(block.state_dict())
+    for block in stack.blocks:
         for part in x.split(windows):
-            part.copy_((scratch or block).encode(part))
+            part.copy_(block.encode(part))
     return x
 
 
@@ -423,7 +411,7 @@ class TokenDecoder:
     ----------
     model : EntropyTransformer
     joint : Tensor, shape (n, 128, d) or (1, 128, d)
-        Context from `EntropyTransformer.join_dates`; its dtype is that of the computation.
+        Context from `EntropyTransformer.join_dates`.
     windows : int
         Windows to decode; with one context window it serves all of them.
     """
@@ -431,7 +419,6 @@ class TokenDecoder:
     def __init__(self, model: EntropyTransformer, joint: Tensor, windows: int) -> None:
         self._model = model
         self._windows = windows
-        self._dtype = joint.dtype
         self._caches = [
             _BlockCache(block.cross_attention.keys_values(joint)) for block in model.decoder.blocks
         ]
@@ -452,9 +439,9 @@ class TokenDecoder:
         """
         model, start = self._model, self._done
         self._done += inputs.shape[1]
-        x = model.decoder_embedding(inputs.to(self._dtype) / LATENT_SCALE)
+        x = model.decoder_embedding(inputs.float() * LATENT_SCALE)
         x = model.post_embedding_layernorm(x)
-        x = x + model.dec_position.at(start, self._done, self._dtype)
+        x = x + model.dec_position.at(start, self._done)
         for block, cache in zip(model.decoder.blocks, self._caches, strict=True):
             x = block.decode(x, cache)
         return model.mean_head(x), model.scale_head(x), x
@@ -469,13 +456,10 @@ class ContextEncoder:
     model : EntropyTransformer
     constant : Tensor, shape (1, C, 1, 1)
         The learned stand-in for the dates before the first.
-    dtype : torch.dtype
-        Of the computation: float64 on the exact path.
     """
 
     model: EntropyTransformer
     constant: Tensor
-    dtype: torch.dtype = torch.float32
     _encoded: list[Tensor] = field(default_factory=list)
 
     @property
@@ -487,15 +471,14 @@ class ContextEncoder:
         """Context of the next date; one window for all at the first date."""
         if not self._encoded:
             channels = self.constant.shape[1]
-            cell = self.constant.to(self.dtype)
-            latent = cell.expand(1, channels, WINDOW, WINDOW)
+            latent = self.constant.expand(1, channels, WINDOW, WINDOW)
             windows = cut_windows(latent, CONTEXT_WINDOW, self.model.repack)
             return self.model.join_dates([self.model.encode_date(windows)])
         return self.model.join_dates(self._encoded)
 
     def push(self, latent_q: Tensor) -> None:
         """Add the quantised latent (B, C, h, w) of the date just coded."""
-        windows = cut_windows(latent_q.to(self.dtype), CONTEXT_WINDOW, self.model.repack)
+        windows = cut_windows(latent_q.float(), CONTEXT_WINDOW, self.model.repack)
         encoded = self.model.encode_date(windows)
         self._encoded = [*self._encoded[-(self.model.CONTEXT - 1) :], encoded]
 
@@ -598,10 +581,10 @@ class TemporalTransformer(nn.Module):
         """Images of quantised latents (B, C, h, w) and decoder features (B, d, h, w)."""
         return self.model.transform.synthesis_transform(self.model._dequantizer(latent_q, features))
 
-    def contexts(self, dtype: torch.dtype = torch.float32) -> ContextEncoder:
-        """An empty context, for a series that starts."""
+    def contexts(self, model: EntropyTransformer | None = None) -> ContextEncoder:
+        """An empty context, for a series that starts; of `model` in the place of the own one."""
         constant = self.model._temporal_pad_token_maker.weight
-        return ContextEncoder(self.entropy_model, constant, dtype)
+        return ContextEncoder(model or self.entropy_model, constant)
 
     def forward(self, series: Tensor) -> tuple[Tensor, list[int]]:
         """Reconstruct a series and estimate its rate, as the reference's forward does.

@@ -1,0 +1,306 @@
+"""The entropy transformer of TEC-TT and FlexTEC in arithmetic that no machine can change.
+
+A table index must be the same wherever a stream is decoded. Floating-point sums are not: their
+order is the library's. Here every sum has whole numbers as its terms, and is below 2**53, so
+that any order, instruction set, thread count, batch or device gives the same one; everything
+between two sums is a single IEEE 754 operation on each element (float32 or float64; add,
+subtract, multiply, divide, square root, round, convert), which is rounded alike everywhere. The
+exponential and the normal distribution come from stored tables, between whose entries a straight
+line is drawn. Weights need not have been trained for it: they are rounded once, to 16 bits.
+
+What the numbers are made of:
+
+- a *linear layer* multiplies 16-bit rows by 16-bit columns, each with a power of two of its own;
+  its sums are rounded to a multiple of 256;
+- *layer normalisation* takes sums over 22-bit rows;
+- *attention* scores are sums of products of 24-bit queries and keys, weights are multiples of
+  2**-17, values of 2**-17.
+
+Nothing here is approximate by more than the bfloat16 or TF32 that such networks are trained in.
+Where the processor multiplies int8 matrices exactly, 16-bit numbers are two digits of 8 bits and
+a product of matrices is four of int8 with int32 sums: about twice as fast as float64. Elsewhere
+the same whole numbers are multiplied in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from decimal import Decimal, localcontext
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tec_zarr.models.attention import Attention, Gelu
+from tec_zarr.models.coding import normal_cdf
+from tec_zarr.models.int8 import int8_is_exact
+
+__all__ = ["ExactAttention", "ExactGelu", "ExactLayerNorm", "ExactLinear", "exact"]
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+_ROW_BITS = 15
+"""Rows are rounded to whole numbers below 2**15 (less 1/128, so that digits fit int8)."""
+
+_LARGEST = 127 * 256 + 127
+"""Largest number of two signed digits of 8 bits that has a counterpart below zero."""
+
+_COLUMN_SUM = 1 << 24
+"""Limit of a column's absolute sum: sums of products stay below 2**39, R below 2**31."""
+
+_NORM_BITS = 21
+"""Rows of layer normalisation are rounded to whole numbers below 2**21 ..."""
+
+_WIDEST = 2048
+"""... so that this many squares are below 2**53."""
+
+_SMALLEST_EXPONENT = -100
+"""Of a row: smaller ones are zero for all that follows, and their inverse must be a float32."""
+
+_QUERY_BITS, _QUERY_REACH = 12, 2.0**11
+_WEIGHT_BITS = 17
+_VALUE_BITS, _VALUE_REACH = 17, 2.0**11
+_MOST_TOKENS = 128
+"""Keys of one query: 2**17 (a weight) * 2**28 (a value) * 128 is below 2**53."""
+
+_MOST_CHANNELS = 64
+"""Of a head: 2**23 (a query) * 2**23 (a key) * 64 is below 2**53."""
+
+_LINES = 256
+"""Entries of a table for every unit of its argument."""
+
+_VALUES_AT_ONCE = 1 << 16
+"""Values of one pass over a table: its temporary tensors stay in the processor's cache."""
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2**exponent (int32) as float32, by its bits: no function whose last bit may differ."""
+    return ((exponent + 127) << 23).view(torch.float32)
+
+
+def _exponent(x: Tensor) -> Tensor:
+    """Floor of log2 of positive x (float32), int32; at least `_SMALLEST_EXPONENT`."""
+    return ((x.view(torch.int32) >> 23) - 127).clamp_(min=_SMALLEST_EXPONENT)
+
+
+def _whole(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Rows of x (m, n) as whole numbers below 2**bits, and the exponent (m, 1) of their unit."""
+    largest = torch.amax(x.abs(), dim=1, keepdim=True)
+    exponent = _exponent(largest.mul_(1 + 2.0**-7)) + (1 - bits)
+    return torch.mul(x, _power_of_two(-exponent)).round_(), exponent
+
+
+def _digits(whole: Tensor) -> Tensor:
+    """Signed digits to the base of 256 of whole numbers (m, n) float32: int8 (2 m, n)."""
+    shifted = whole.add_(128).to(torch.int16)
+    out = torch.empty(2 * len(whole), whole.shape[1], dtype=torch.int8, device=whole.device)
+    low = out[len(whole) :]
+    low.copy_(shifted).bitwise_xor_(-128)  # the low byte, less 128
+    out[: len(whole)].copy_(shifted.bitwise_right_shift_(8))
+    return out
+
+
+class ExactLinear(nn.Module):
+    """A linear layer on whole numbers: ``floor((rows @ columns + 128) / 256)``, then the bias.
+
+    Parameters
+    ----------
+    layer : nn.Linear
+        float32.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        weight = layer.weight.detach()
+        whole, exponent = _whole(weight, _ROW_BITS)
+        while True:
+            large = whole.abs().double().sum(1, keepdim=True) >= _COLUMN_SUM
+            if not large.any():
+                break
+            exponent += large
+            whole = torch.mul(weight, _power_of_two(-exponent)).round_()
+        self.bias = layer.bias.detach()
+        self.unit = _power_of_two(exponent.flatten() + 8)
+        self.fast = weight.device.type == "cpu" and int8_is_exact("cpu")
+        if self.fast:
+            high, low = _digits(whole).chunk(2)
+            self.columns = [high.T.contiguous(), low.T.contiguous()]
+        else:
+            self.columns = [whole.T.to(torch.int16).contiguous()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (..., N) of inputs (..., K), float32 both."""
+        rows, exponent = _whole(x.reshape(-1, x.shape[-1]), _ROW_BITS)
+        out = self._sums(rows).float().mul_(_power_of_two(exponent))
+        # The product with a power of two is exact: it may be fused with the sum or not.
+        return torch.addcmul(self.bias, out, self.unit, out=out).view(*x.shape[:-1], -1)
+
+    def _sums(self, rows: Tensor) -> Tensor:
+        """Sums divided by 256 and rounded to the nearest (halves up): int32 or float64."""
+        if not self.fast:
+            return (rows.double() @ self.columns[0].double()).add_(128).mul_(2.0**-8).floor_()
+        digits = _digits(rows)
+        high, middle = torch._int_mm(digits, self.columns[0]).chunk(2)
+        other, low = torch._int_mm(digits, self.columns[1]).chunk(2)
+        low.add_(128).bitwise_right_shift_(8)
+        return low.add_(middle).add_(other).add_(high, alpha=256)
+
+
+class ExactLayerNorm(nn.Module):
+    """Layer normalisation of whole numbers.
+
+    Parameters
+    ----------
+    layer : nn.LayerNorm
+        Over the last dimension, float32.
+    """
+
+    def __init__(self, layer: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight.detach(), layer.bias.detach()
+        self.eps = layer.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised rows of x (..., d), float32."""
+        assert x.shape[-1] <= _WIDEST, x.shape
+        rows, exponent = _whole(x.reshape(-1, x.shape[-1]), _NORM_BITS)
+        wide = rows.double()
+        each = 1 / x.shape[-1]
+        mean = wide.sum(1, keepdim=True) * each
+        power = wide.square_().sum(1, keepdim=True) * each
+        unit = _power_of_two(-exponent).double()
+        deviation = torch.sqrt((power - mean * mean).clamp(min=0) + unit * unit * self.eps)
+        rows.sub_(mean.float()).mul_((torch.ones_like(deviation) / deviation).float())
+        return rows.mul_(self.weight).add_(self.bias).view(x.shape)
+
+
+class ExactGelu(nn.Module):
+    """GELU with the normal distribution from its table, written over its input."""
+
+    def __init__(self, _: Gelu) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x times the normal distribution of x, float32."""
+        for part in x.view(-1).split(_VALUES_AT_ONCE):
+            part.mul_(_on_lines(part.clamp(-8.0, 8.0).add_(8.0), _normal_lines(x.device)))
+        return x
+
+
+class ExactAttention(nn.Module):
+    """Softmax attention on whole numbers.
+
+    Keys and values are held as whole numbers in float64.
+    """
+
+    def __init__(self, _: Attention) -> None:
+        super().__init__()
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Keys or queries of projections (B, heads, n, d): multiples of 2**-12 below 2**11."""
+        return _on_grid(x, _QUERY_BITS, _QUERY_REACH)
+
+    def values(self, x: Tensor) -> Tensor:
+        """Values of projections (B, heads, n, d): multiples of 2**-17 below 2**11."""
+        return _on_grid(x, _VALUE_BITS, _VALUE_REACH)
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of queries (B, heads, m, d), float32, to what `keys` and `values` made."""
+        count, size = keys.shape[-2:]
+        assert count <= _MOST_TOKENS, count
+        assert size <= _MOST_CHANNELS, size
+        unit = 2.0 ** (-2 * _QUERY_BITS) / math.sqrt(size)
+        scores = (self.keys(queries) @ keys.transpose(-2, -1)).mul_(unit).float()
+        if mask is not None:
+            scores.masked_fill_(~mask, -math.inf)
+        below = scores.amax(-1, keepdim=True).sub(scores).clamp_(max=_EXPONENTIAL_END)
+        weights = torch.empty_like(below)
+        for part, given in zip(
+            weights.view(-1).split(_VALUES_AT_ONCE),
+            below.view(-1).split(_VALUES_AT_ONCE),
+            strict=True,
+        ):
+            lines = _exponential_lines(given.device)
+            torch.mul(_on_lines(given, lines), 2.0**_WEIGHT_BITS, out=part).round_()
+        wide = weights.double()
+        total = wide.sum(-1, keepdim=True).mul_(2.0**_VALUE_BITS)
+        return (wide @ values).div_(total).float()
+
+
+def _on_grid(x: Tensor, bits: int, reach: float) -> Tensor:
+    return x.clamp(-reach, reach).mul_(2.0**bits).round_().double()
+
+
+def _on_lines(x: Tensor, lines: tuple[Tensor, Tensor]) -> Tensor:
+    """Values at x (n,) >= 0 of a table of starts and slopes; written over x."""
+    place = x.mul_(_LINES)
+    start = place.floor()
+    place.sub_(start)
+    index = start.int()
+    starts, slopes = lines
+    torch.index_select(slopes, 0, index, out=start)
+    return place.mul_(start).add_(torch.index_select(starts, 0, index, out=start))
+
+
+def _lines(values: list[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    starts = torch.tensor(values, dtype=torch.float32, device=device)
+    slopes = torch.zeros_like(starts)
+    slopes[:-1] = starts[1:] - starts[:-1]
+    return starts, slopes
+
+
+@cache
+def _normal_lines(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Standard normal distribution from -8 to 8."""
+    above = normal_cdf().tolist()
+    one = 2**32
+    both = [one - value for value in above[:0:-1]] + above
+    return _lines([value / one for value in both], device)
+
+
+_EXPONENTIAL_END = 13.0
+"""exp(-13) * 2**17 rounds to nothing."""
+
+
+@cache
+def _exponential_lines(device: torch.device) -> tuple[Tensor, Tensor]:
+    """exp(-x) from 0 to 13, in units of 2**-32; from decimal arithmetic, which rounds correctly."""
+    with localcontext() as context:
+        context.prec = 40
+        count = int(_EXPONENTIAL_END * _LINES)
+        exact_values = ((Decimal(-k) / _LINES).exp() * 2**32 for k in range(count + 1))
+        return _lines([int(v.to_integral_value()) / 2**32 for v in exact_values], device)
+
+
+_EXACT = {
+    Attention: ExactAttention,
+    Gelu: ExactGelu,
+    nn.LayerNorm: ExactLayerNorm,
+    nn.Linear: ExactLinear,
+}
+
+
+def exact(model: _Model) -> _Model:
+    """A copy of a network whose layers compute in whole numbers.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of linear layers, layer normalisations, `Attention`, `Gelu` and element-wise operations,
+        with float32 weights. What is not converted is shared with the copy.
+    """
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    _convert(twin)
+    return twin
+
+
+def _convert(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        found = next((new for old, new in _EXACT.items() if isinstance(child, old)), None)
+        if found is None:
+            _convert(child)
+        else:
+            setattr(module, name, found(child))
