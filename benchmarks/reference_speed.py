@@ -6,9 +6,10 @@
 REFENV is what ``../shared/tools/reference-env`` makes. Each side runs in processes of its own,
 one after the other, on the cores this process may use. Reported are the wall clock, the CPU
 time (which a busy machine does not change much) and the peak memory of compressing and of
-decompressing, and for TEC-TT here the multiply-adds, the float64 matrix multiplication rate of
-this machine and the time that follows from them: the floor. Converting a checkpoint, which happens
-once, is a process of its own and not measured. Writes ``reference_speed.json``.
+decompressing, and for TEC-TT here the multiply-adds, the int8 matrix multiplication rate of this
+machine and the time that follows from them and from four int8 products for each: the floor.
+Converting a checkpoint, which happens once, is a process of its own and not measured. Writes
+``reference_speed.json``.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def run_here(kind, options):
 
 
 def floor(options):
-    """Seconds for the multiply-adds of the entropy network at the measured float64 rate."""
+    """Seconds for the multiply-adds of the entropy network at the measured int8 rate."""
     import torch
 
     windows = (options.size // 64) ** 2
@@ -175,14 +176,14 @@ def floor(options):
     once = each["sep"] + each["joint"]  # the first date's context: one window
     later = windows * (options.dates - 1) * (each["sep"] + each["joint"])
     total = once + later + windows * options.dates * each["decoder"]
-    a, b = torch.randn(1024, 768).double(), torch.randn(3072, 768).double()
-    _ = a @ b.T
-    _, _, cpu = timed(lambda: [a @ b.T for _ in range(5)])
-    rate = 5 * 1024 * 768 * 3072 / cpu
+    rows, columns = (torch.ones(size, dtype=torch.int8) for size in ((1024, 768), (768, 3072)))
+    out = torch._int_mm(rows, columns)
+    _, _, cpu = timed(lambda: [torch._int_mm(rows, columns, out=out) for _ in range(20)])
+    rate = 20 * 1024 * 768 * 3072 / cpu
     return {
         "gmac": round(total / 1e9, 1),
-        "float64_gmac_per_cpu_s": round(rate / 1e9, 1),
-        "floor_cpu_s": round(total / rate, 1),
+        "int8_gmac_per_cpu_s": round(rate / 1e9, 1),
+        "floor_cpu_s": round(4 * total / rate, 1),
     }
 
 

@@ -194,8 +194,7 @@ def test_the_transformer_answers_the_same_bits_on_a_device(kind, device):
     latents = (torch.randn(2, 1, channels, 8, 12) * 8).round()
 
     def answers(where):
-        moved = model.to(where)
-        contexts = moved.contexts(exact(moved.entropy_model))
+        contexts = exact(model.to(where)).contexts()
         for latent in latents:
             contexts.push(latent.to(where))
         tokens = contexts.model.tokens(latents[0].to(where))

@@ -75,9 +75,9 @@ def test_a_cube_decodes_to_what_the_network_reconstructs(kind):
     x = family.standardise(cube, 12, range(12))
     with torch.inference_mode():
         if kind in ("fp", "elic"):
-            seen = model.module(x)
+            seen = make(kind)(x)
         else:
-            seen = (model.module(x, 16) if kind == "flex" else model.module(x))[0][0]
+            seen = (make(kind)(x, 16) if kind == "flex" else make(kind)(x))[0][0]
     assert len(encoded.sections) == 3
     assert crc == encoded.latents_crc
     np.testing.assert_allclose(decoded, family.destandardise(seen, range(12)), atol=0.5)
@@ -89,9 +89,9 @@ def test_the_rate_is_the_networks_estimate(kind):
     x = family.standardise(cube, 12, range(12))
     with torch.inference_mode():
         if kind in ("fp", "elic"):
-            ideal = float(model.module.rate_distortion(x)[1].sum())
+            ideal = float(make(kind).rate_distortion(x)[1].sum())
         else:
-            ideal = sum((model.module(x, 16) if kind == "flex" else model.module(x))[1])
+            ideal = sum((make(kind)(x, 16) if kind == "flex" else make(kind)(x))[1])
     # Above: 64 bits of flushing a stream, FlexTEC with 16 streams a date and their lengths.
     assert bits <= 1.01 * ideal + 2 * (1400 if kind == "flex" else 100)
     assert ideal > 5_000
@@ -273,7 +273,7 @@ def test_streams_decode_alike_under_other_arithmetic(settings, tmp_path):
         encoded = model.encode(cube, 4.0, None)
         pixels, _ = model.decode(encoded.sections, cube.shape, 4.0, None)
         kept[name] = encoded.latents_crc, pixels
-        hub.save(model.module, tmp_path / f"streams.npz.{name}.safetensors")
+        hub.save(make(name), tmp_path / f"streams.npz.{name}.safetensors")
         for t, section in enumerate(encoded.sections):
             saved[f"{name}_{t}"] = np.frombuffer(section, np.uint8)
     file = tmp_path / "streams.npz"
@@ -308,8 +308,8 @@ def test_a_date_without_clouds_reconstructs_as_in_a_stream():
     x = family.standardise(cube, 12, range(12))
     with torch.inference_mode():
         clear = family.predict_hidden(model.module, x, torch.zeros(2, 64, 64, dtype=torch.bool))
-        recon, _ = model.module(x)
-    torch.testing.assert_close(clear, recon[0], atol=1e-4, rtol=1e-4)
+        recon, _ = make("tt")(x)
+    torch.testing.assert_close(clear, recon[0], atol=1e-3, rtol=1e-3)
 
 
 def test_other_models_do_not_inpaint():

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from decimal import Decimal, localcontext
 from functools import cache
 from typing import TypeVar
@@ -74,6 +75,28 @@ _LINES = 256
 _VALUES_AT_ONCE = 1 << 16
 """Values of one pass over a table: its temporary tensors stay in the processor's cache."""
 
+_ROWS_AT_ONCE = 512
+"""Rows of one product of matrices, for the same reason."""
+
+
+class _Scratch(threading.local):
+    """Memory that is kept: the system hands out fresh memory as slowly as products are made."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def take(self, dtype: torch.dtype, like: Tensor, *shape: int) -> Tensor:
+        """A tensor (of the shape of `like`) whose values last until the next call."""
+        shape = shape or like.shape
+        size, kind = math.prod(shape), (dtype, like.device)
+        if kind not in self._buffers or self._buffers[kind].numel() < size:
+            with torch.inference_mode(False):  # else of no use outside of it
+                self._buffers[kind] = torch.empty(size, dtype=dtype, device=like.device)
+        return self._buffers[kind][:size].view(shape)
+
+
+_scratch = _Scratch()
+
 
 def _power_of_two(exponent: Tensor) -> Tensor:
     """2**exponent (int32) as float32, by its bits: no function whose last bit may differ."""
@@ -86,16 +109,21 @@ def _exponent(x: Tensor) -> Tensor:
 
 
 def _whole(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Rows of x (m, n) as whole numbers below 2**bits, and the exponent (m, 1) of their unit."""
-    largest = torch.amax(x.abs(), dim=1, keepdim=True)
+    """Rows of x (m, n) as whole numbers below 2**bits, and the exponent (m, 1) of their unit.
+
+    The whole numbers last until the next call in this thread.
+    """
+    # Not of abs(x): twice the passes over x, but no memory.
+    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
     exponent = _exponent(largest.mul_(1 + 2.0**-7)) + (1 - bits)
-    return torch.mul(x, _power_of_two(-exponent)).round_(), exponent
+    out = _scratch.take(torch.float32, x)
+    return torch.mul(x, _power_of_two(-exponent), out=out).round_(), exponent
 
 
 def _digits(whole: Tensor) -> Tensor:
-    """Signed digits to the base of 256 of whole numbers (m, n) float32: int8 (2 m, n)."""
+    """Signed digits to the base of 256 of whole numbers (m, n) float32, overwritten: (2 m, n)."""
     shifted = whole.add_(128).to(torch.int16)
-    out = torch.empty(2 * len(whole), whole.shape[1], dtype=torch.int8, device=whole.device)
+    out = torch.empty(2 * len(whole), whole.shape[1], dtype=torch.int8)
     low = out[len(whole) :]
     low.copy_(shifted).bitwise_xor_(-128)  # the low byte, less 128
     out[: len(whole)].copy_(shifted.bitwise_right_shift_(8))
@@ -121,7 +149,7 @@ class ExactLinear(nn.Module):
                 break
             exponent += large
             whole = torch.mul(weight, _power_of_two(-exponent)).round_()
-        self.bias = layer.bias.detach()
+        self.bias = layer.bias.detach().clone()
         self.unit = _power_of_two(exponent.flatten() + 8)
         self.fast = weight.device.type == "cpu" and int8_is_exact("cpu")
         if self.fast:
@@ -132,18 +160,24 @@ class ExactLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., N) of inputs (..., K), float32 both."""
-        rows, exponent = _whole(x.reshape(-1, x.shape[-1]), _ROW_BITS)
-        out = self._sums(rows).float().mul_(_power_of_two(exponent))
-        # The product with a power of two is exact: it may be fused with the sum or not.
-        return torch.addcmul(self.bias, out, self.unit, out=out).view(*x.shape[:-1], -1)
+        flat = x.reshape(-1, x.shape[-1])
+        out = flat.new_empty(len(flat), len(self.bias))
+        for given, part in zip(flat.split(_ROWS_AT_ONCE), out.split(_ROWS_AT_ONCE), strict=True):
+            rows, exponent = _whole(given, _ROW_BITS)
+            part.copy_(self._sums(rows)).mul_(_power_of_two(exponent))
+            # The product with a power of two is exact: it may be fused with the sum or not.
+            torch.addcmul(self.bias, part, self.unit, out=part)
+        return out.view(*x.shape[:-1], -1)
 
     def _sums(self, rows: Tensor) -> Tensor:
         """Sums divided by 256 and rounded to the nearest (halves up): int32 or float64."""
         if not self.fast:
             return (rows.double() @ self.columns[0].double()).add_(128).mul_(2.0**-8).floor_()
         digits = _digits(rows)
-        high, middle = torch._int_mm(digits, self.columns[0]).chunk(2)
-        other, low = torch._int_mm(digits, self.columns[1]).chunk(2)
+        products = _scratch.take(torch.int32, digits, 2, len(digits), len(self.bias))
+        for columns, product in zip(self.columns, products, strict=True):
+            torch._int_mm(digits, columns, out=product)
+        high, middle, other, low = products.view(4, len(rows), -1)
         low.add_(128).bitwise_right_shift_(8)
         return low.add_(middle).add_(other).add_(high, alpha=256)
 
@@ -159,7 +193,7 @@ class ExactLayerNorm(nn.Module):
 
     def __init__(self, layer: nn.LayerNorm) -> None:
         super().__init__()
-        self.weight, self.bias = layer.weight.detach(), layer.bias.detach()
+        self.weight, self.bias = layer.weight.detach().clone(), layer.bias.detach().clone()
         self.eps = layer.eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,8 +206,9 @@ class ExactLayerNorm(nn.Module):
         power = wide.square_().sum(1, keepdim=True) * each
         unit = _power_of_two(-exponent).double()
         deviation = torch.sqrt((power - mean * mean).clamp(min=0) + unit * unit * self.eps)
-        rows.sub_(mean.float()).mul_((torch.ones_like(deviation) / deviation).float())
-        return rows.mul_(self.weight).add_(self.bias).view(x.shape)
+        centred = torch.sub(rows, mean.float())
+        centred.mul_((torch.ones_like(deviation) / deviation).float())
+        return centred.mul_(self.weight).add_(self.bias).view(x.shape)
 
 
 class ExactGelu(nn.Module):
@@ -230,7 +265,8 @@ class ExactAttention(nn.Module):
 
 
 def _on_grid(x: Tensor, bits: int, reach: float) -> Tensor:
-    return x.clamp(-reach, reach).mul_(2.0**bits).round_().double()
+    # Contiguous: a product of matrices would copy them every time.
+    return x.clamp(-reach, reach).mul_(2.0**bits).round_().contiguous().double()
 
 
 def _on_lines(x: Tensor, lines: tuple[Tensor, Tensor]) -> Tensor:
@@ -289,8 +325,10 @@ def exact(model: _Model) -> _Model:
     ----------
     model : nn.Module
         Of linear layers, layer normalisations, `Attention`, `Gelu` and element-wise operations,
-        with float32 weights. What is not converted is shared with the copy.
+        with float32 weights. The copy shares no memory with it: a file whose tensors are mapped
+        into memory can be closed.
     """
+    # Not a deep copy of the weights: they would be there twice before they are converted.
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     _convert(twin)
@@ -298,6 +336,10 @@ def exact(model: _Model) -> _Model:
 
 
 def _convert(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters(recurse=False):
+        setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+    for name, buffer in module.named_buffers(recurse=False):
+        setattr(module, name, buffer.clone())
     for name, child in module.named_children():
         found = next((new for old, new in _EXACT.items() if isinstance(child, old)), None)
         if found is None:

@@ -398,10 +398,9 @@ class _TTCoder:
     def __init__(self, module: TemporalTransformer) -> None:
         self.module = module
         self.analyse, self.synthesise = module.analyse, module.synthesise
-        self._exact = exact(module.entropy_model)
 
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
-        contexts = self.module.contexts(self._exact)
+        contexts = self.module.contexts()
         sections, crc = [], 0
         for t, latent in enumerate(latents.split(1)):
             port = _Writer()
@@ -415,7 +414,7 @@ class _TTCoder:
         return Encoded(sections, crc)
 
     def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
-        contexts = self.module.contexts(self._exact)
+        contexts = self.module.contexts()
         series = _Series([])
         for t, data in enumerate(sections):
             port = _Reader(data)
@@ -432,7 +431,7 @@ class _TTCoder:
 class _FlexCoder(_TTCoder):
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
         qualities, context = options["tokens"], options["context_tokens"]
-        contexts = self.module.contexts(self._exact)
+        contexts = self.module.contexts()
         sections, crc = [], 0
         for t, (latent, k) in enumerate(zip(latents.split(1), qualities, strict=True)):
             joint = contexts.joint()
@@ -466,7 +465,7 @@ class _FlexCoder(_TTCoder):
         self, sections: Sequence[bytes], height: int, width: int, shown: int = TOKENS
     ) -> _Series:
         """Decode; with `shown` tokens of each date only, mask tokens stand for the others."""
-        contexts = self.module.contexts(self._exact)
+        contexts = self.module.contexts()
         series = _Series([])
         for t, data in enumerate(sections):
             section = FlexSection.from_bytes(data)
@@ -516,7 +515,7 @@ class FamilyModel:
     Parameters
     ----------
     module : FactorizedPrior, ELIC, TemporalTransformer or FlexTEC
-        In evaluation mode.
+        Its weights are shared, but for those of a transformer, which are converted.
     name : str
         Name in streams, such as ``"terracodec_v1_tt_s2l2a/lambda-20"``.
     weights_sha256 : str
@@ -541,9 +540,11 @@ class FamilyModel:
     ) -> None:
         self.name = name
         self.weights_sha256 = weights_sha256
-        self.module = module.eval()
+        module = module.eval()
+        # A copy, so that the caller's can go: its transformer takes four times the memory.
+        self.module = exact(module) if isinstance(module, TemporalTransformer) else module
         self.context_tokens = context_tokens
-        self._coder = _CODERS[type(module)](module)
+        self._coder = _CODERS[type(module)](self.module)
         config: Any = module.config
         self._count = int(config["bands"])
 

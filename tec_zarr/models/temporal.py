@@ -581,10 +581,10 @@ class TemporalTransformer(nn.Module):
         """Images of quantised latents (B, C, h, w) and decoder features (B, d, h, w)."""
         return self.model.transform.synthesis_transform(self.model._dequantizer(latent_q, features))
 
-    def contexts(self, model: EntropyTransformer | None = None) -> ContextEncoder:
-        """An empty context, for a series that starts; of `model` in the place of the own one."""
+    def contexts(self) -> ContextEncoder:
+        """An empty context, for a series that starts."""
         constant = self.model._temporal_pad_token_maker.weight
-        return ContextEncoder(model or self.entropy_model, constant)
+        return ContextEncoder(self.entropy_model, constant)
 
     def forward(self, series: Tensor) -> tuple[Tensor, list[int]]:
         """Reconstruct a series and estimate its rate, as the reference's forward does.

@@ -94,7 +94,7 @@ def temporal_side(kind, out, size=128, dates=3):
         started = time.time()
         model.setup_model_for_compression()
         print(kind, "tables", time.time() - started, flush=True)
-        for k in (5,) if flexible else (None,):
+        for k in (5, 16) if flexible else (None,):
             started = time.time()
             payload = model.compress(x, quality=k)
             print(kind, "compress", time.time() - started, flush=True)
