@@ -6,18 +6,18 @@ that any order, instruction set, thread count, batch or device gives the same on
 between two sums is a single IEEE 754 operation on each element (float32 or float64; add,
 subtract, multiply, divide, square root, round, convert), which is rounded alike everywhere. The
 exponential and the normal distribution come from stored tables, between whose entries a straight
-line is drawn. Weights need not have been trained for it: they are rounded once, to 16 bits.
+line is drawn. Weights need not have been trained for it: they are rounded once.
 
 What the numbers are made of:
 
-- a *linear layer* multiplies 16-bit rows by 16-bit columns, each with a power of two of its own;
-  its sums are rounded to a multiple of 256;
-- *layer normalisation* takes sums over 22-bit rows;
-- *attention* scores are sums of products of 24-bit queries and keys, weights are multiples of
-  2**-17, values of 2**-17.
+- a *linear layer* multiplies rows by columns of 15 bits and a sign, each with a power of two of its
+  own; its sums are rounded to a multiple of 256;
+- *layer normalisation* takes sums over rows of 21 bits and a sign;
+- *attention* scores are sums of products of queries and keys in multiples of 2**-12; weights and
+  values are multiples of 2**-17.
 
 Nothing here is approximate by more than the bfloat16 or TF32 that such networks are trained in.
-Where the processor multiplies int8 matrices exactly, 16-bit numbers are two digits of 8 bits and
+Where the processor multiplies int8 matrices exactly, 16-bit numbers are two digits of 8 bits, and
 a product of matrices is four of int8 with int32 sums: about twice as fast as float64. Elsewhere
 the same whole numbers are multiplied in float64.
 """
@@ -34,6 +34,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from tec_zarr.errors import TecError
 from tec_zarr.models.attention import Attention, Gelu
 from tec_zarr.models.coding import normal_cdf
 from tec_zarr.models.int8 import int8_is_exact
@@ -44,9 +45,6 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 _ROW_BITS = 15
 """Rows are rounded to whole numbers below 2**15 (less 1/128, so that digits fit int8)."""
-
-_LARGEST = 127 * 256 + 127
-"""Largest number of two signed digits of 8 bits that has a counterpart below zero."""
 
 _COLUMN_SUM = 1 << 24
 """Limit of a column's absolute sum: sums of products stay below 2**39, R below 2**31."""
@@ -162,7 +160,8 @@ class ExactLinear(nn.Module):
         """Outputs (..., N) of inputs (..., K), float32 both."""
         flat = x.reshape(-1, x.shape[-1])
         out = flat.new_empty(len(flat), len(self.bias))
-        for given, part in zip(flat.split(_ROWS_AT_ONCE), out.split(_ROWS_AT_ONCE), strict=True):
+        step = _ROWS_AT_ONCE if flat.is_cpu else max(1, len(flat))
+        for given, part in zip(flat.split(step), out.split(step), strict=True):
             rows, exponent = _whole(given, _ROW_BITS)
             part.copy_(self._sums(rows)).mul_(_power_of_two(exponent))
             # The product with a power of two is exact: it may be fused with the sum or not.
@@ -198,7 +197,7 @@ class ExactLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised rows of x (..., d), float32."""
-        assert x.shape[-1] <= _WIDEST, x.shape
+        _check("channels of a layer normalisation", x.shape[-1], _WIDEST)
         rows, exponent = _whole(x.reshape(-1, x.shape[-1]), _NORM_BITS)
         wide = rows.double()
         each = 1 / x.shape[-1]
@@ -244,8 +243,8 @@ class ExactAttention(nn.Module):
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of queries (B, heads, m, d), float32, to what `keys` and `values` made."""
         count, size = keys.shape[-2:]
-        assert count <= _MOST_TOKENS, count
-        assert size <= _MOST_CHANNELS, size
+        _check("keys of one query", count, _MOST_TOKENS)
+        _check("channels of an attention head", size, _MOST_CHANNELS)
         unit = 2.0 ** (-2 * _QUERY_BITS) / math.sqrt(size)
         scores = (self.keys(queries) @ keys.transpose(-2, -1)).mul_(unit).float()
         if mask is not None:
@@ -262,6 +261,14 @@ class ExactAttention(nn.Module):
         wide = weights.double()
         total = wide.sum(-1, keepdim=True).mul_(2.0**_VALUE_BITS)
         return (wide @ values).div_(total).float()
+
+
+def _check(what: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise TecError(
+            f"This model has {count} {what}; its streams could be decoded on every machine with "
+            f"{limit} at most."
+        )
 
 
 def _on_grid(x: Tensor, bits: int, reach: float) -> Tensor:

@@ -90,22 +90,40 @@ def test_stream_decodes_to_the_references_reconstruction_at_its_rate(case):
     kind, module, saved = case
     model = codec(module)
     cube = to_dn(saved["x"])
-    tokens = [5] * len(cube) if kind == "flex" else None
-    encoded = model.encode(cube, 4.0, None, tokens=tokens)
-    decoded, crc = model.decode(encoded.sections, cube.shape, 4.0, None)
+    encoded = model.encode(cube, 8.0, None)
+    decoded, crc = model.decode(encoded.sections, cube.shape, 8.0, None)
     assert crc == encoded.latents_crc
     recon = family.standardise(decoded, cube.shape[1], range(cube.shape[1])).numpy()
-    theirs = saved["recon_5" if kind == "flex" else "recon"]
+    theirs = saved["recon_16" if kind == "flex" else "recon"]
     print(kind, "stream max difference", np.abs(recon - theirs).max(), "of", np.abs(theirs).max())
     close_but_for_flips(recon, theirs, 0.02)
     bits = 8 * sum(map(len, encoded.sections))
     if kind == "flex":
         # The reference's streams apply softplus twice; its forward's context is unmasked, so
         # rates agree on the first date (learned context) only.
-        bits, ideal = 8 * len(encoded.sections[0]), saved["bits_5"][0]
+        bits, ideal = 8 * len(encoded.sections[0]), saved["bits_16"][0]
     else:
         ideal = float(np.sum(saved["bits"]))
     print(kind, "bits", bits, "ideal", ideal, "ratio", bits / ideal)
     if "stream_bits" in saved:
         print(kind, "reference's stream", saved["stream_bits"].sum())
-    assert abs(bits - ideal) < 0.01 * ideal + 400  # ends of streams and the ledger
+    assert abs(bits - ideal) < 0.01 * ideal + 400  # ends of streams
+
+
+def test_tokens_that_flextec_guesses_are_the_references_but_for_rounding(case):
+    kind, module, saved = case
+    if kind != "flex":
+        pytest.skip("only FlexTEC leaves tokens out")
+    model = codec(module)
+    cube = to_dn(saved["x"])
+    encoded = model.encode(cube, 2.5, None)
+    assert encoded.sections[0][0] == 5
+    decoded, _ = model.decode(encoded.sections, cube.shape, 2.5, None)
+    recon = family.standardise(decoded, cube.shape[1], range(cube.shape[1])).numpy()
+    # A guess is a rounded mean: about one in a thousand falls on the other side, and later ones
+    # see it. What that changes is small beside what five tokens leave out.
+    rms = [np.sqrt(np.square(recon - other).mean()) for other in (saved["recon_5"], saved["x"])]
+    theirs = np.sqrt(np.square(saved["recon_5"] - saved["x"]).mean())
+    print("flex, 5 tokens: root mean square of ours to theirs, to the input; theirs:", *rms, theirs)
+    assert rms[0] < 0.01 * rms[1]
+    assert abs(rms[1] / theirs - 1) < 1e-3
