@@ -5,10 +5,9 @@
 Four parts, written to ``exactness.json``:
 
 - the test matrix of ``tests/test_exactness.py`` on larger cubes: table indexes of tec-s2 that were
-  compared between CPU settings, how many differ; deviation of the continuous indexes of small
-  ELIC, TT and FlexTEC models on their way through a stream (``family_margin.py`` has ten million
-  of a larger network); share of pixels that differ;
-- time of tec-s2's entropy networks with int8, float32 and float64 sums, and of its analysis in
+  compared between CPU settings, how many differ; deviation of the continuous indexes of a small
+  ELIC on their way through a stream; share of pixels that differ;
+- time of tec-s2's entropy networks with int8 and float64 sums, and of its analysis in
   float64 and float32;
 - bytes of tec-s2's streams against the information content under its integer tables;
 - bytes of ELIC's ledgers, and time of a TT entropy network in whole numbers and in float32.
@@ -130,22 +129,17 @@ def s2_time(cube: np.ndarray) -> dict:
         return seconds(drain)
 
     found = {}
-    exact = layers[0].exact_int8
-    found["int8_is_used_here"] = exact
-    plain = _Layer.sums
+    int8 = layers[0].exact_int8
+    found["int8_is_used_here"] = int8
     try:
-        if exact:
+        if int8:
             found["int8"] = run() / megapixels
         for layer in layers:
             layer.exact_int8 = False
-        found["float32"] = run() / megapixels
-        doubles = {id(layer): layer.matrix.double() for layer in layers}
-        _Layer.sums = lambda layer, rows: rows.double() @ doubles[id(layer)]
         found["float64"] = run() / megapixels
     finally:
-        _Layer.sums = plain
         for layer in layers:
-            layer.exact_int8 = exact
+            layer.exact_int8 = int8
     components = torch.randn(1, 12, height, width, dtype=torch.float64)
     condition = context.condition
     found["analysis float64"] = (

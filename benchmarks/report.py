@@ -546,7 +546,7 @@ ELSEWHERE = (
     ("robustness", "robustness", "robustness.md", "damage, limits, threads"),
     ("fuzz", "tests/fuzz/run.py", "robustness.md", "hostile bytes"),
     ("bound_longrun", "bound_longrun", "error-bounds.md", "bounds on a thousand million samples"),
-    ("family_margin_full", "family_margin", "family.md", "rounding of the published models"),
+    ("family_margin_full", "family_margin", "family.md", "predictions on other machines"),
 )
 """Results, the program, the page, what it is about."""
 

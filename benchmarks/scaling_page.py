@@ -255,7 +255,8 @@ def _gpus(results: dict, family: dict, device: dict) -> list[str]:
         "",
         f"{100 * same:.0f} % of the compared chunks (two of each model) had the same bytes as from "
         "the CPU; that is luck of rounding and not promised, while decoding to the same latents "
-        "is. " + device["note"],
+        "is. " + device["note"] + " TT's numbers are older than its transformer in whole numbers "
+        "(28 November 2026; [`exactness.md`](exactness.md)), which has not run on a GPU yet.",
         "",
         "| 1 PB of encoding | FP | ELIC | TT |",
         "| --- | --- | --- | --- |",

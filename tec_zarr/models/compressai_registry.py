@@ -170,6 +170,7 @@ class TecTT(CompressionModel):
         return {"x_hat": torch.stack(images, dim=1)}
 
     def _codec(self) -> FamilyModel:
+        """A codec of the weights as they are now; converting them takes seconds at full size."""
         return FamilyModel(self._module, "compressai", "")
 
 

@@ -135,26 +135,30 @@ class ExactLinear(nn.Module):
     ----------
     layer : nn.Linear
         float32.
+    memory : Tensor, optional
+        int8, two for every weight: where the columns go.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, memory: Tensor | None = None) -> None:
         super().__init__()
         weight = layer.weight.detach()
+        self.fast = weight.device.type == "cpu" and int8_is_exact("cpu")
+        if memory is None:
+            memory = torch.empty(2 * weight.numel(), dtype=torch.int8, device=weight.device)
+        kind = torch.int8 if self.fast else torch.int16
+        self.columns = memory.view(kind).view(-1, *weight.T.shape)
+        self.bias = layer.bias.detach().clone()
         whole, exponent = _whole(weight, _ROW_BITS)
         while True:
-            large = whole.abs().double().sum(1, keepdim=True) >= _COLUMN_SUM
+            large = whole.abs().sum(1, keepdim=True, dtype=torch.float64) >= _COLUMN_SUM
             if not large.any():
                 break
             exponent += large
             whole = torch.mul(weight, _power_of_two(-exponent)).round_()
-        self.bias = layer.bias.detach().clone()
         self.unit = _power_of_two(exponent.flatten() + 8)
-        self.fast = weight.device.type == "cpu" and int8_is_exact("cpu")
-        if self.fast:
-            high, low = _digits(whole).chunk(2)
-            self.columns = [high.T.contiguous(), low.T.contiguous()]
-        else:
-            self.columns = [whole.T.to(torch.int16).contiguous()]
+        parts = _digits(whole).chunk(2) if self.fast else [whole]
+        for columns, part in zip(self.columns, parts, strict=True):
+            columns.copy_(part.T)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., N) of inputs (..., K), float32 both."""
@@ -321,7 +325,6 @@ _EXACT = {
     Attention: ExactAttention,
     Gelu: ExactGelu,
     nn.LayerNorm: ExactLayerNorm,
-    nn.Linear: ExactLinear,
 }
 
 
@@ -338,18 +341,27 @@ def exact(model: _Model) -> _Model:
     # Not a deep copy of the weights: they would be there twice before they are converted.
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
-    _convert(twin)
+    # One piece: between small ones the system would not get temporary memory back.
+    layers = [part.weight for part in twin.modules() if isinstance(part, nn.Linear)]
+    size = sum(2 * weight.numel() for weight in layers)
+    device = layers[0].device if layers else None
+    _convert(twin, torch.empty(size, dtype=torch.int8, device=device))
     return twin
 
 
-def _convert(module: nn.Module) -> None:
+def _convert(module: nn.Module, memory: Tensor) -> Tensor:
+    """Convert a network's layers; return what is left of the memory for their columns."""
     for name, parameter in module.named_parameters(recurse=False):
         setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
     for name, buffer in module.named_buffers(recurse=False):
         setattr(module, name, buffer.clone())
     for name, child in module.named_children():
         found = next((new for old, new in _EXACT.items() if isinstance(child, old)), None)
-        if found is None:
-            _convert(child)
-        else:
+        if isinstance(child, nn.Linear):
+            mine, memory = memory.tensor_split([2 * child.weight.numel()])
+            setattr(module, name, ExactLinear(child, mine))
+        elif found is not None:
             setattr(module, name, found(child))
+        else:
+            memory = _convert(child, memory)
+    return memory
