@@ -73,8 +73,11 @@ _LINES = 256
 _VALUES_AT_ONCE = 1 << 16
 """Values of one pass over a table: its temporary tensors stay in the processor's cache."""
 
+_COLUMNS_AT_ONCE = 64
+"""Columns converted at a time: large temporary tensors would leave holes between the layers."""
+
 _ROWS_AT_ONCE = 512
-"""Rows of one product of matrices, for the same reason."""
+"""Rows of one product of matrices: it bounds the memory of its int32 sums."""
 
 
 class _Scratch(threading.local):
@@ -148,17 +151,25 @@ class ExactLinear(nn.Module):
         kind = torch.int8 if self.fast else torch.int16
         self.columns = memory.view(kind).view(-1, *weight.T.shape)
         self.bias = layer.bias.detach().clone()
+        self.unit = torch.empty_like(self.bias)
+        for at in range(0, len(weight), _COLUMNS_AT_ONCE):
+            here = slice(at, at + _COLUMNS_AT_ONCE)
+            whole, exponent = self._column(weight[here])
+            self.unit[here] = _power_of_two(exponent.flatten() + 8)
+            parts = _digits(whole).chunk(2) if self.fast else [whole]
+            for columns, part in zip(self.columns, parts, strict=True):
+                columns[:, here] = part.T
+
+    @staticmethod
+    def _column(weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole numbers of columns, small enough for their sums of products."""
         whole, exponent = _whole(weight, _ROW_BITS)
         while True:
             large = whole.abs().sum(1, keepdim=True, dtype=torch.float64) >= _COLUMN_SUM
             if not large.any():
-                break
+                return whole, exponent
             exponent += large
-            whole = torch.mul(weight, _power_of_two(-exponent)).round_()
-        self.unit = _power_of_two(exponent.flatten() + 8)
-        parts = _digits(whole).chunk(2) if self.fast else [whole]
-        for columns, part in zip(self.columns, parts, strict=True):
-            columns.copy_(part.T)
+            torch.mul(weight, _power_of_two(-exponent), out=whole).round_()
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., N) of inputs (..., K), float32 both."""
