@@ -138,18 +138,14 @@ class ExactLinear(nn.Module):
     ----------
     layer : nn.Linear
         float32.
-    memory : Tensor, optional
-        int8, two for every weight: where the columns go.
     """
 
-    def __init__(self, layer: nn.Linear, memory: Tensor | None = None) -> None:
+    def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         weight = layer.weight.detach()
         self.fast = weight.device.type == "cpu" and int8_is_exact("cpu")
-        if memory is None:
-            memory = torch.empty(2 * weight.numel(), dtype=torch.int8, device=weight.device)
         kind = torch.int8 if self.fast else torch.int16
-        self.columns = memory.view(kind).view(-1, *weight.T.shape)
+        self.columns = torch.empty(1 + self.fast, *weight.T.shape, dtype=kind, device=weight.device)
         self.bias = layer.bias.detach().clone()
         self.unit = torch.empty_like(self.bias)
         for at in range(0, len(weight), _COLUMNS_AT_ONCE):
@@ -336,6 +332,7 @@ _EXACT = {
     Attention: ExactAttention,
     Gelu: ExactGelu,
     nn.LayerNorm: ExactLayerNorm,
+    nn.Linear: ExactLinear,
 }
 
 
@@ -352,27 +349,18 @@ def exact(model: _Model) -> _Model:
     # Not a deep copy of the weights: they would be there twice before they are converted.
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
-    # One piece: between small ones the system would not get temporary memory back.
-    layers = [part.weight for part in twin.modules() if isinstance(part, nn.Linear)]
-    size = sum(2 * weight.numel() for weight in layers)
-    device = layers[0].device if layers else None
-    _convert(twin, torch.empty(size, dtype=torch.int8, device=device))
+    _convert(twin)
     return twin
 
 
-def _convert(module: nn.Module, memory: Tensor) -> Tensor:
-    """Convert a network's layers; return what is left of the memory for their columns."""
+def _convert(module: nn.Module) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
     for name, buffer in module.named_buffers(recurse=False):
         setattr(module, name, buffer.clone())
     for name, child in module.named_children():
         found = next((new for old, new in _EXACT.items() if isinstance(child, old)), None)
-        if isinstance(child, nn.Linear):
-            mine, memory = memory.tensor_split([2 * child.weight.numel()])
-            setattr(module, name, ExactLinear(child, mine))
-        elif found is not None:
-            setattr(module, name, found(child))
+        if found is None:
+            _convert(child)
         else:
-            memory = _convert(child, memory)
-    return memory
+            setattr(module, name, found(child))
