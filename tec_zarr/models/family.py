@@ -520,7 +520,7 @@ class FamilyModel:
     Parameters
     ----------
     module : FactorizedPrior, ELIC, TemporalTransformer or FlexTEC
-        Its weights are shared, but for those of a transformer, which are converted.
+        FP and ELIC are used as they are; of TEC-TT and FlexTEC a converted copy is made.
     name : str
         Name in streams, such as ``"terracodec_v1_tt_s2l2a/lambda-20"``.
     weights_sha256 : str
@@ -546,7 +546,7 @@ class FamilyModel:
         self.name = name
         self.weights_sha256 = weights_sha256
         module = module.eval()
-        # A copy, so that the caller's can go: its transformer takes four times the memory.
+        # A copy of its own, so that the caller's, twice as large, can go.
         self.module = exact(module) if isinstance(module, TemporalTransformer) else module
         self.context_tokens = context_tokens
         self._coder = _CODERS[type(module)](self.module)
