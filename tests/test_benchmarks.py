@@ -294,11 +294,11 @@ def test_the_readme_has_no_rate_or_speed_outside_the_part_that_is_made():
 
 
 def test_the_readme_says_of_other_machines_what_was_measured():
-    """One DN at most, in fewer than one pixel of a thousand."""
+    """One DN at most, in two or three pixels of ten thousand."""
     settings = report.load("exactness")["matrix"]["settings"]
     differences = [row for s in settings for row in s["pixels_that_differ"].values()]
     assert max(row["largest_dn"] for row in differences) <= 1
-    assert 1e-6 < max(row["share"] for row in differences) < 1e-3
+    assert 1e-6 < max(row["share"] for row in differences) < 3e-4
 
 
 def test_what_was_not_measured_is_said(monkeypatch, tmp_path):

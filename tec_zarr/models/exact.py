@@ -27,6 +27,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from collections.abc import Callable
 from decimal import Decimal, localcontext
 from functools import cache
 from typing import TypeVar
@@ -261,15 +262,10 @@ class ExactAttention(nn.Module):
         if mask is not None:
             scores.masked_fill_(~mask, -math.inf)
         below = scores.amax(-1, keepdim=True).sub(scores).clamp_(max=_EXPONENTIAL_END)
-        weights = torch.empty_like(below)
-        for part, given in zip(
-            weights.view(-1).split(_VALUES_AT_ONCE),
-            below.view(-1).split(_VALUES_AT_ONCE),
-            strict=True,
-        ):
-            lines = _exponential_lines(given.device)
-            torch.mul(_on_lines(given, lines), 2.0**_WEIGHT_BITS, out=part).round_()
-        wide = weights.double()
+        lines = _exponential_lines(below.device)
+        for part in below.view(-1).split(_VALUES_AT_ONCE):
+            _on_lines(part, lines).mul_(2.0**_WEIGHT_BITS).round_()
+        wide = below.double()
         total = wide.sum(-1, keepdim=True).mul_(2.0**_VALUE_BITS)
         return (wide @ values).div_(total).float()
 
@@ -328,7 +324,7 @@ def _exponential_lines(device: torch.device) -> tuple[Tensor, Tensor]:
         return _lines([int(v.to_integral_value()) / 2**32 for v in exact_values], device)
 
 
-_EXACT = {
+_EXACT: dict[type[nn.Module], Callable[..., nn.Module]] = {
     Attention: ExactAttention,
     Gelu: ExactGelu,
     nn.LayerNorm: ExactLayerNorm,
@@ -359,7 +355,7 @@ def _convert(module: nn.Module) -> None:
     for name, buffer in module.named_buffers(recurse=False):
         setattr(module, name, buffer.clone())
     for name, child in module.named_children():
-        found = next((new for old, new in _EXACT.items() if isinstance(child, old)), None)
+        found = _EXACT.get(type(child))
         if found is None:
             _convert(child)
         else:
