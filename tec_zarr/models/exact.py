@@ -5,21 +5,21 @@ order is the library's. Here every sum has whole numbers as its terms, and is be
 that any order, instruction set, thread count, batch or device gives the same one; everything
 between two sums is a single IEEE 754 operation on each element (float32 or float64; add,
 subtract, multiply, divide, square root, round, convert), which is rounded alike everywhere. The
-exponential and the normal distribution come from stored tables, between whose entries a straight
-line is drawn. Weights need not have been trained for it: they are rounded once.
+exponential and the normal distribution come from tables. Weights need not have been trained for
+it: they are rounded once.
 
 What the numbers are made of:
 
 - a *linear layer* multiplies rows by columns of 15 bits and a sign, each with a power of two of its
-  own; its sums are rounded to a multiple of 256;
+  own. They have two signed digits to the base of 256, and the products of two low digits are left
+  out: three products of int8 matrices with int32 sums;
 - *layer normalisation* takes sums over rows of 21 bits and a sign;
 - *attention* scores are sums of products of queries and keys in multiples of 2**-12; weights and
   values are multiples of 2**-17.
 
 Nothing here is approximate by more than the bfloat16 or TF32 that such networks are trained in.
-Where the processor multiplies int8 matrices exactly, 16-bit numbers are two digits of 8 bits, and
-a product of matrices is four of int8 with int32 sums: about twice as fast as float64. Elsewhere
-the same whole numbers are multiplied in float64.
+Where the processor does not multiply int8 matrices exactly, digits are multiplied in float32, so
+few at a time that it adds them exactly.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from decimal import Decimal, localcontext
 from functools import cache
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +49,11 @@ _ROW_BITS = 15
 """Rows are rounded to whole numbers below 2**15 (less 1/128, so that digits fit int8)."""
 
 _COLUMN_SUM = 1 << 24
-"""Limit of a column's absolute sum: sums of products stay below 2**39, R below 2**31."""
+"""Limit of a column's absolute sum: sums of products stay below 2**39, by 256 below 2**31."""
+
+_EXACT_TERMS = 1024
+"""The sum of so many products of digits is 2**24 at most: float32 adds them exactly, and digits
+have the 8 bits that TF32 and bfloat16 leave of a factor, should a process allow them."""
 
 _NORM_BITS = 21
 """Rows of layer normalisation are rounded to whole numbers below 2**21 ..."""
@@ -69,7 +74,10 @@ _MOST_CHANNELS = 64
 """Of a head: 2**23 (a query) * 2**23 (a key) * 64 is below 2**53."""
 
 _LINES = 256
-"""Entries of a table for every unit of its argument."""
+"""Lines of the normal distribution for every unit of its argument."""
+
+_STEPS, _LAST = 1024, 13
+"""Weights of attention for every unit below the largest score; at 13 they are nothing."""
 
 _VALUES_AT_ONCE = 1 << 16
 """Values of one pass over a table: its temporary tensors stay in the processor's cache."""
@@ -133,7 +141,7 @@ def _digits(whole: Tensor) -> Tensor:
 
 
 class ExactLinear(nn.Module):
-    """A linear layer on whole numbers: ``floor((rows @ columns + 128) / 256)``, then the bias.
+    """A linear layer on whole numbers: ``(rows @ columns - low digits) / 256``, then the bias.
 
     Parameters
     ----------
@@ -145,17 +153,14 @@ class ExactLinear(nn.Module):
         super().__init__()
         weight = layer.weight.detach()
         self.fast = weight.device.type == "cpu" and int8_is_exact("cpu")
-        kind = torch.int8 if self.fast else torch.int16
-        self.columns = torch.empty(1 + self.fast, *weight.T.shape, dtype=kind, device=weight.device)
+        self.columns = weight.new_empty(2, *weight.T.shape, dtype=torch.int8)
         self.bias = layer.bias.detach().clone()
         self.unit = torch.empty_like(self.bias)
         for at in range(0, len(weight), _COLUMNS_AT_ONCE):
             here = slice(at, at + _COLUMNS_AT_ONCE)
             whole, exponent = self._column(weight[here])
             self.unit[here] = _power_of_two(exponent.flatten() + 8)
-            parts = _digits(whole).chunk(2) if self.fast else [whole]
-            for columns, part in zip(self.columns, parts, strict=True):
-                columns[:, here] = part.T
+            self.columns[:, :, here] = _digits(whole).view(2, *whole.shape).mT
 
     @staticmethod
     def _column(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,16 +186,24 @@ class ExactLinear(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
     def _sums(self, rows: Tensor) -> Tensor:
-        """Sums divided by 256 and rounded to the nearest (halves up): int32 or float64."""
-        if not self.fast:
-            return (rows.double() @ self.columns[0].double()).add_(128).mul_(2.0**-8).floor_()
+        """Sums of products without those of two low digits, divided by 256: int32."""
         digits = _digits(rows)
-        products = _scratch.take(torch.int32, digits, 2, len(digits), len(self.bias))
-        for columns, product in zip(self.columns, products, strict=True):
-            torch._int_mm(digits, columns, out=product)
-        high, middle, other, low = products.view(4, len(rows), -1)
-        low.add_(128).bitwise_right_shift_(8)
-        return low.add_(middle).add_(other).add_(high, alpha=256)
+        count, size = len(rows), len(self.bias)
+        products = _scratch.take(torch.int32, digits, 3 * count, size)
+        self._product(digits, self.columns[0], products[: 2 * count])
+        self._product(digits[:count], self.columns[1], products[2 * count :])
+        high, middle, other = products.view(3, count, size)
+        return middle.add_(other).add_(high, alpha=256)
+
+    def _product(self, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+        """Write the product of matrices of digits, int8, to int32."""
+        if self.fast:
+            torch._int_mm(rows, columns, out=out)
+            return
+        out.zero_()
+        parts = zip(rows.split(_EXACT_TERMS, 1), columns.split(_EXACT_TERMS), strict=True)
+        for some, others in parts:
+            out += (some.float() @ others.float()).int()
 
 
 class ExactLayerNorm(nn.Module):
@@ -231,7 +244,7 @@ class ExactGelu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x times the normal distribution of x, float32."""
         for part in x.view(-1).split(_VALUES_AT_ONCE):
-            part.mul_(_on_lines(part.clamp(-8.0, 8.0).add_(8.0), _normal_lines(x.device)))
+            part.mul_(_normal(part.clamp(-8.0, 8.0).add_(8.0)))
         return x
 
 
@@ -257,17 +270,17 @@ class ExactAttention(nn.Module):
         count, size = keys.shape[-2:]
         _check("keys of one query", count, _MOST_TOKENS)
         _check("channels of an attention head", size, _MOST_CHANNELS)
-        unit = 2.0 ** (-2 * _QUERY_BITS) / math.sqrt(size)
+        unit = _STEPS * 2.0 ** (-2 * _QUERY_BITS) / math.sqrt(size)
         scores = (self.keys(queries) @ keys.transpose(-2, -1)).mul_(unit).float()
         if mask is not None:
             scores.masked_fill_(~mask, -math.inf)
-        below = scores.amax(-1, keepdim=True).sub(scores).clamp_(max=_EXPONENTIAL_END)
-        lines = _exponential_lines(below.device)
-        for part in below.view(-1).split(_VALUES_AT_ONCE):
-            _on_lines(part, lines).mul_(2.0**_WEIGHT_BITS).round_()
-        wide = below.double()
-        total = wide.sum(-1, keepdim=True).mul_(2.0**_VALUE_BITS)
-        return (wide @ values).div_(total).float()
+        steps = scores.amax(-1, keepdim=True).add_(0.5).sub(scores).clamp_(max=_STEPS * _LAST)
+        weights = torch.empty(steps.shape, dtype=torch.float64, device=steps.device)
+        parts = (x.view(-1).split(_VALUES_AT_ONCE) for x in (steps, weights))
+        for part, out in zip(*parts, strict=True):
+            torch.index_select(_weights(steps.device), 0, part.int(), out=out)
+        total = weights.sum(-1, keepdim=True).mul_(2.0**_VALUE_BITS)
+        return (weights @ values).div_(total).float()
 
 
 def _check(what: str, count: int, limit: int) -> None:
@@ -279,49 +292,44 @@ def _check(what: str, count: int, limit: int) -> None:
 
 
 def _on_grid(x: Tensor, bits: int, reach: float) -> Tensor:
+    whole = x.clamp(-reach, reach).mul_(2.0**bits).round_()
     # Contiguous: a product of matrices would copy them every time.
-    return x.clamp(-reach, reach).mul_(2.0**bits).round_().contiguous().double()
+    return whole.to(torch.float64, memory_format=torch.contiguous_format)
 
 
-def _on_lines(x: Tensor, lines: tuple[Tensor, Tensor]) -> Tensor:
-    """Values at x (n,) >= 0 of a table of starts and slopes; written over x."""
+def _normal(x: Tensor) -> Tensor:
+    """Normal distribution of x (n,) less 8, from 0 to 16, by lines; overwrites x."""
+    starts, slopes = _normal_lines(x.device)
     place = x.mul_(_LINES)
     start = place.floor()
     place.sub_(start)
     index = start.int()
-    starts, slopes = lines
     torch.index_select(slopes, 0, index, out=start)
     return place.mul_(start).add_(torch.index_select(starts, 0, index, out=start))
 
 
-def _lines(values: list[float], device: torch.device) -> tuple[Tensor, Tensor]:
-    starts = torch.tensor(values, dtype=torch.float32, device=device)
+@cache
+def _normal_lines(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Starts and slopes of the standard normal distribution from -8 to 8."""
+    above = normal_cdf()
+    both = np.concatenate([2**32 - above[:0:-1], above]) / 2**32
+    starts = torch.tensor(both, dtype=torch.float32, device=device)
     slopes = torch.zeros_like(starts)
     slopes[:-1] = starts[1:] - starts[:-1]
     return starts, slopes
 
 
 @cache
-def _normal_lines(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Standard normal distribution from -8 to 8."""
-    above = normal_cdf().tolist()
-    one = 2**32
-    both = [one - value for value in above[:0:-1]] + above
-    return _lines([value / one for value in both], device)
-
-
-_EXPONENTIAL_END = 13.0
-"""exp(-13) * 2**17 rounds to nothing."""
-
-
-@cache
-def _exponential_lines(device: torch.device) -> tuple[Tensor, Tensor]:
-    """exp(-x) from 0 to 13, in units of 2**-32; from decimal arithmetic, which rounds correctly."""
+def _weights(device: torch.device) -> Tensor:
+    """exp(-x) from 0 to 13, whole numbers in units of 2**-17, float64."""
     with localcontext() as context:
-        context.prec = 40
-        count = int(_EXPONENTIAL_END * _LINES)
-        exact_values = ((Decimal(-k) / _LINES).exp() * 2**32 for k in range(count + 1))
-        return _lines([int(v.to_integral_value()) / 2**32 for v in exact_values], device)
+        context.prec = 40  # decimal arithmetic rounds correctly, hence alike everywhere
+        step = (Decimal(-1) / _STEPS).exp()
+        values = [Decimal(2**_WEIGHT_BITS)]
+        for _ in range(_STEPS * _LAST):
+            values.append(values[-1] * step)
+        whole = [int(value.to_integral_value()) for value in values]
+    return torch.tensor(whole, dtype=torch.float64, device=device)
 
 
 _EXACT: dict[type[nn.Module], Callable[..., nn.Module]] = {
