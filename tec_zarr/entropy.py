@@ -9,7 +9,6 @@ wheel exists.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -29,8 +28,6 @@ _WORD = 32
 _MASK = (1 << 64) - 1
 #: A symbol at either end of its table is followed by how far beyond it lies.
 ESCAPE_BITS = 16
-#: Bytes of decisions beyond which saving the last ones is not worth the time.
-_TRIMMED = 2048
 _BERNOULLI = constriction and constriction.stream.model.Bernoulli(perfect=False)
 
 
@@ -247,6 +244,31 @@ class SymbolDecoder:
         return out
 
 
+def shortest(encoder: Any) -> bytes:
+    """The fewest bytes that, with zeros after them, are what a range encoder has encoded.
+
+    Big-endian words are one long number, and any number of the encoder's last interval will do:
+    the one with most zeros at its end is taken and these are cut off. :func:`whole_words` is the
+    way back.
+    """
+    before, (low, size) = encoder.pos()
+    words = np.zeros(before + 2, ">u4")
+    found = encoder.get_compressed()
+    words[: len(found)] = found
+    inside = int.from_bytes(words.tobytes(), "big")
+    first = inside - (inside - low & _MASK)
+    for zeros in range(8 * len(words.tobytes()), -1, -8):
+        number = -(-first >> zeros) << zeros
+        if number < first + size:
+            return number.to_bytes(words.nbytes, "big").rstrip(b"\0")
+    raise AssertionError("an encoder's last interval is empty")
+
+
+def whole_words(data: bytes) -> np.ndarray:
+    """Words (uint32) of what :func:`shortest` wrote, and two zeros that a decoder looks at."""
+    return np.frombuffer(data + bytes(8 + -len(data) % 4), ">u4").astype(np.uint32)
+
+
 class BitEncoder:
     """Collects decisions, each with the chance of a one in 1/65536."""
 
@@ -273,33 +295,21 @@ class BitEncoder:
         return float(-np.log2(np.concatenate([*chances, [65536]]) / 65536).sum())
 
     def finish(self) -> bytes:
-        """The coded bytes, big-endian words without what zeros stand for; none for no decisions."""
+        """The coded bytes, as :func:`shortest` makes them."""
         ones = np.concatenate([*self.ones, np.zeros(0, bool)]).astype(np.int32)
         if not len(ones):
             return b""
         chances = np.concatenate(self.chances)
         encoder = constriction.stream.queue.RangeEncoder()
         encoder.encode(ones, _BERNOULLI, chances / 65536)
-        words = encoder.get_compressed().astype(">u4").tobytes()
-        if len(words) > _TRIMMED:
-            return words.rstrip(b"\0")
-        # Any number of the last interval will do: one with the most zeros at its end.
-        number, size = int.from_bytes(words, "big"), 8 * len(words)
-        for zeros in range(min(size, 64), 7, -8):
-            for rounded in (number >> zeros << zeros, -(-number >> zeros) << zeros):
-                if rounded < 1 << size:
-                    data = rounded.to_bytes(len(words), "big").rstrip(b"\0")
-                    with suppress(FormatError):
-                        if np.array_equal(BitDecoder(data).code(chances), ones):
-                            return data
-        return words.rstrip(b"\0")
+        return shortest(encoder)
 
 
 class BitDecoder:
     """Mirror of :class:`BitEncoder`; ``reference`` decodes with plain Python integers."""
 
     def __init__(self, data: bytes, reference: bool = False):
-        words = np.frombuffer(data + bytes(8 + -len(data) % 4), ">u4").astype(np.uint32)
+        words = whole_words(data)
         slow = reference or constriction is None
         self.slow = ReferenceDecoder(words) if slow else None
         self.fast: Any = None if slow else constriction.stream.queue.RangeDecoder(words)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tec_zarr.entropy import whole_words
 from tec_zarr.errors import FormatError
 from tec_zarr.ledger import EPSILON, LedgerReader, LedgerWriter
 from tec_zarr.models.coding import (
@@ -114,3 +115,29 @@ def test_clear_indexes_cost_one_byte_in_all():
 def test_a_damaged_ledger_is_refused(data):
     with pytest.raises(FormatError):
         LedgerReader(data)
+
+
+def decoded_from(number: bytes, ids: np.ndarray) -> list[int] | None:
+    """Symbols of bytes cut to their shortest; None where they are no such stream."""
+    try:
+        decoder = SymbolDecoder(whole_words(number).astype("<u4").tobytes())
+        return decoder.code(ids, gaussian_table).tolist()
+    except FormatError:
+        return None
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(0, 256 * 201 - 1)), max_size=40))
+def test_no_fewer_bytes_hold_the_same_symbols(pairs):
+    symbols = np.array([s for s, _ in pairs], np.int64)
+    ids = np.array([i for _, i in pairs], np.int64)
+    encoder = SymbolEncoder()
+    encoder.code(symbols, ids, gaussian_table)
+    data = encoder.to_shortest()
+    assert decoded_from(data, ids) == symbols.tolist()
+    assert len(data) <= len(encoder.to_bytes())
+    for size in range(max(len(data) - 2, 0), len(data)):
+        number = int.from_bytes(data[:size], "big")
+        for near in range(max(number - 2, 0), min(number + 3, 256**size)):
+            again = decoded_from(near.to_bytes(size, "big"), ids)
+            assert again is None or again != symbols.tolist()

@@ -18,6 +18,7 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
+from tec_zarr.entropy import shortest
 from tec_zarr.errors import FormatError
 
 __all__ = [
@@ -191,6 +192,10 @@ class SymbolEncoder:
         """The stream so far: little-endian words of 32 bits."""
         return self._coder.get_compressed().astype("<u4").tobytes()
 
+    def to_shortest(self) -> bytes:
+        """The stream so far in the fewest bytes, see :func:`tec_zarr.entropy.shortest`."""
+        return shortest(self._coder)
+
 
 class SymbolDecoder:
     """Decodes the stream of a `SymbolEncoder`, asked for the same ids in the same order.
@@ -220,10 +225,7 @@ class SymbolDecoder:
         for start, stop in itertools.pairwise(starts):
             where = order[start:stop]
             table = tables(int(flat_ids[where[0]]))
-            try:
-                place = self._coder.decode(table.model, len(where))
-            except (AssertionError, ValueError) as error:
-                raise FormatError(f"Entropy stream cannot be decoded: {error}") from error
+            place = self._decode(table.model, len(where))
             out[where] = place.astype(np.int64) + table.first
             escaped += [(w, table) for w in where[place == table.size].tolist()]
         for where, table in escaped:
@@ -231,12 +233,18 @@ class SymbolDecoder:
             out[where] = table.first + (-half - 1 if below else table.size + half)
         return out.reshape(ids.shape)
 
+    def _decode(self, model: Any, count: int) -> npt.NDArray[np.int32]:
+        try:
+            return self._coder.decode(model, count)
+        except (AssertionError, ValueError) as error:
+            raise FormatError(f"Entropy stream cannot be decoded: {error}") from error
+
     def _escape(self) -> int:
-        width = int(self._coder.decode(_uniform(_ESCAPE_WIDTHS)))
+        width = int(self._decode(_uniform(_ESCAPE_WIDTHS), 1)[0])
         beyond = 1 << width
         for shift in range(0, width, 16):
             bits = min(16, width - shift)
-            beyond |= int(self._coder.decode(_uniform(1 << bits))) << shift
+            beyond |= int(self._decode(_uniform(1 << bits), 1)[0]) << shift
         return beyond
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tec_zarr.entropy import whole_words
 from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArrayError
 from tec_zarr.ledger import LedgerReader, LedgerWriter
 from tec_zarr.models.coding import (
@@ -164,6 +165,20 @@ class _LedgerReader(_Reader):
     def __init__(self, data: bytes) -> None:
         self.ledger = LedgerReader(data)
         super().__init__(data[self.ledger.end :])
+
+
+class _ShortWriter(_Writer):
+    """A writer of one of many short streams: its end takes as few bytes as can be."""
+
+    def to_bytes(self) -> bytes:
+        return self.coder.to_shortest()
+
+
+class _ShortReader(_Reader):
+    """A reader of what a `_ShortWriter` wrote."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(whole_words(data).astype("<u4").tobytes())
 
 
 _Port = _Writer | _Reader
@@ -439,7 +454,7 @@ class _FlexCoder(_TTCoder):
             date.look_ahead(k)
             groups = []
             for _ in range(k):
-                port = _Writer()
+                port = _ShortWriter()
                 check = _crc(date.code(port)) & 0xFFFF
                 groups.append(check.to_bytes(2, "little") + port.to_bytes())
             seen = min(k, context or k)
@@ -472,7 +487,7 @@ class _FlexCoder(_TTCoder):
             joint = contexts.joint()
             date = _Windows(contexts.model, joint, None, height // 16, width // 16)
             for i, group in enumerate(section.groups):
-                symbols = date.code(_Reader(group[2:]))
+                symbols = date.code(_ShortReader(group[2:]))
                 if (_crc(symbols) & 0xFFFF).to_bytes(2, "little") != group[:2]:
                     raise ChecksumError(
                         f"Token group {i} of date {t} does not decode to the latents that were "

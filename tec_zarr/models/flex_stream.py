@@ -36,7 +36,7 @@ class FlexSection:
     head : bytes
         What all groups need: the header of a date of tec-flex-s2, nothing in FlexTEC.
     groups : tuple of bytes
-        One per token: check of its symbols (2 bytes), range-coder stream.
+        One per token: check of its symbols (2 bytes), range-coder stream cut to its shortest.
     """
 
     context: int
