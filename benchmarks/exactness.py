@@ -8,7 +8,7 @@ Four parts, written to ``exactness.json``:
   compared between CPU settings, how many differ; deviation of the continuous indexes of a small
   ELIC on their way through a stream; share of pixels that differ;
 - time of tec-s2's entropy networks with int8 and float64 sums, and of its analysis in
-  float64 and float32;
+  whole numbers and in float32;
 - bytes of tec-s2's streams against the information content under its integer tables;
 - bytes of ELIC's ledgers, and time of a TT entropy network in whole numbers and in float32.
 
@@ -35,6 +35,7 @@ from tec_zarr.models import s2
 from tec_zarr.models.exact import exact
 from tec_zarr.models.registry import get_model
 from tec_zarr.models.s2_integer import _Layer
+from tec_zarr.models.s2_overlap import blocks_of, overlapped, with_margin
 from tec_zarr.models.temporal import EntropyTransformer
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -140,13 +141,17 @@ def s2_time(cube: np.ndarray) -> dict:
     finally:
         for layer in layers:
             layer.exact_int8 = int8
-    components = torch.randn(1, 12, height, width, dtype=torch.float64)
-    condition = context.condition
-    found["analysis float64"] = (
-        seconds(lambda: model.analysis.analyse(components, context.quality, condition.double()))
-        / megapixels
-    )
-    single, quality = components.float(), context.quality.float()
+    components, condition = torch.randn(12, height, width, dtype=torch.float64), context.condition
+    image, inside = with_margin(12, height // 8, width // 8, torch.float64)
+
+    def analysis() -> None:
+        inside.copy_(components)
+        overlapped(image, model.net.analysis_overlap.double())
+        blocks = blocks_of(inside).permute(1, 3, 0, 2, 4).reshape(-1, 12 * 64)
+        model.analysis(blocks, context.quality, condition, width // 8)
+
+    found["analysis whole numbers"] = seconds(analysis) / megapixels
+    single, quality = components[None].float(), context.quality.float()
     found["analysis float32"] = (
         seconds(lambda: model.net.analyse(single, quality, condition)) / megapixels
     )

@@ -12,9 +12,11 @@ from tec_zarr import synthetic
 from tec_zarr.entropy import SymbolDecoder, SymbolEncoder, Tables, integer_table
 from tec_zarr.errors import FormatError
 from tec_zarr.metrics import psnr
-from tec_zarr.models import klt
+from tec_zarr.models import exact, klt
 from tec_zarr.models.registry import get_model
+from tec_zarr.models.s2_analysis import Analysis
 from tec_zarr.models.s2_net import GROUPS, IntConv, S2Net, step_size
+from tec_zarr.models.s2_overlap import blocks_of, overlapped, with_margin
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,29 @@ def test_training_sees_the_pixels_that_are_decoded(model, cube, quality, size, b
     spectral = context.spectral
     pixels = np.einsum("ck,kyx->cyx", spectral.basis[:, :12], components[:bands])
     assert np.abs(pixels + spectral.mean[:, None, None] - decoded[0]).max() < 0.05
+
+
+@pytest.mark.parametrize("quality", [1.0, 4.3, 8.0])
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (40, 31)])
+@torch.no_grad()
+def test_the_encoder_makes_the_latents_of_training_alike_everywhere(
+    model, quality, size, monkeypatch
+):
+    random = torch.Generator().manual_seed(17)
+    level = torch.tensor([quality], dtype=torch.float64)
+    condition = torch.randint(-16, 40, (1, 13), generator=random).float()
+    spread = torch.logspace(3, 0, 12, dtype=torch.float64)[:, None, None]
+    picture = torch.randn(12, 8 * size[0], 8 * size[1], generator=random).double() * spread
+    wanted = model.net.analyse(picture[None].float(), level.float(), condition)[0].flatten(1).T
+    image, inside = with_margin(12, *size, torch.float64)
+    inside.copy_(picture)
+    blocks = blocks_of(overlapped(image, model.net.analysis_overlap.double())[:, 4:-4, 4:-4])
+    blocks = blocks.permute(1, 3, 0, 2, 4).flatten(2).flatten(0, 1)
+    found = model.analysis(blocks, level, condition, size[1])
+    assert (found - wanted).square().mean() < 1e-6 * wanted.square().mean()
+    monkeypatch.setattr(exact, "int8_is_exact", lambda device: False)
+    elsewhere = Analysis(model.net, model.net.analysis)
+    assert torch.equal(elsewhere(blocks, level, condition, size[1]), found)
 
 
 def test_a_layer_that_float32_cannot_add_exactly_is_refused():

@@ -210,7 +210,7 @@ def test_no_rounding_of_what_predictions_are_made_of_is_close():
     assert margin(analysis * grid) > 1e-8
     assert margin(synthesis * grid) > 1e-8
     qualities = torch.arange(1, 8 + 1 / 64, 1 / 64, dtype=torch.float64)
-    steps = image.analysis.steps(qualities) * 2.0**s2_temporal.STEP_BITS
+    steps = image.net.steps(qualities) * 2.0**s2_temporal.STEP_BITS
     assert margin(steps) > 1e-8
 
 

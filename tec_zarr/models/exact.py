@@ -179,16 +179,24 @@ class ExactLinear(nn.Module):
         out = flat.new_empty(len(flat), len(self.bias))
         step = _ROWS_AT_ONCE if flat.is_cpu else max(1, len(flat))
         for given, part in zip(flat.split(step), out.split(step), strict=True):
-            rows, exponent = _whole(given, _ROW_BITS)
-            part.copy_(self._sums(rows)).mul_(_power_of_two(exponent))
-            # The product with a power of two is exact: it may be fused with the sum or not.
-            torch.addcmul(self.bias, part, self.unit, out=part)
+            self.of_digits(*self.digits(given), part)
         return out.view(*x.shape[:-1], -1)
 
-    def _sums(self, rows: Tensor) -> Tensor:
+    @staticmethod
+    def digits(rows: Tensor) -> tuple[Tensor, Tensor]:
+        """High, then low digits (2 m, K) of rows (m, K), and exponents (m, 1) of their units."""
+        whole, exponent = _whole(rows, _ROW_BITS)
+        return _digits(whole), exponent
+
+    def of_digits(self, digits: Tensor, exponent: Tensor, out: Tensor) -> Tensor:
+        """Write outputs (m, N) of what `digits` made, or of rows made of that, to `out`."""
+        out.copy_(self._sums(digits)).mul_(_power_of_two(exponent))
+        # The product with a power of two is exact: it may be fused with the sum or not.
+        return torch.addcmul(self.bias, out, self.unit, out=out)
+
+    def _sums(self, digits: Tensor) -> Tensor:
         """Sums of products without those of two low digits, divided by 256: int32."""
-        digits = _digits(rows)
-        count, size = len(rows), len(self.bias)
+        count, size = len(digits) // 2, len(self.bias)
         products = _scratch.take(torch.int32, digits, 3 * count, size)
         self._product(digits, self.columns[0], products[: 2 * count])
         self._product(digits[:count], self.columns[1], products[2 * count :])

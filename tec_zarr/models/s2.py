@@ -2,14 +2,13 @@
 
 A section is ``KLT | group flags (1 byte) | range-coded latents``; see docs/format.md.  Each date
 stands alone.  Latents are exact on every machine (integer networks, see
-:mod:`tec_zarr.models.s2_net`); the analysis runs in float64, so that the same pixels give the same
-bytes whatever the thread count; the synthesis runs in float32 and may differ in the last place,
+:mod:`tec_zarr.models.s2_net`); the analysis runs in whole numbers too, after a KLT and an overlap
+in float64, so that the same pixels give the same bytes whatever the thread count; the synthesis runs in float32 and may differ in the last place,
 which can move a pixel that lies between two DN by one.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import zlib
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from tec_zarr.entropy import SymbolDecoder, SymbolEncoder, Tables
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.models import klt
 from tec_zarr.models.registry import Encoded
+from tec_zarr.models.s2_analysis import Analysis
 from tec_zarr.models.s2_integer import IntegerModel, Past
 from tec_zarr.models.s2_net import (
     BLOCK,
@@ -40,6 +40,7 @@ from tec_zarr.models.s2_net import (
     S2Net,
     step_size,
 )
+from tec_zarr.models.s2_overlap import blocks_of, overlapped, with_margin
 from tec_zarr.models.s2_synthesis import Synthesis
 
 #: Rate-distortion trade of the quantiser: bits saved against squared error in steps (as in
@@ -79,21 +80,22 @@ class LatentCoder:
     def encode(
         self,
         latents: Tensor,
+        rows: int,
         context: Context,
         weight: np.ndarray,
         sink: SymbolSink,
         past: Past | None = None,
     ) -> tuple[bytes, np.ndarray]:
-        """Code (320, h, w) float64 latents, in steps, into ``sink``.
+        """Code latents (P, 320), in steps, of ``rows`` rows of positions into ``sink``.
 
         ``weight`` (320,) is the worth of a squared step in bits.  Returns the byte of group flags,
         and what a decoder will have: (P, 320) int32 in 1/16 step.
         """
-        coded = tuple(bool((g.abs() > SILENT).any()) for g in latents.split(GROUPS))
-        flat = latents.flatten(1).T.numpy()  # (positions, channels)
+        coded = tuple(bool((g.abs() > SILENT).any()) for g in latents.split(GROUPS, 1))
+        flat = latents.double().numpy()
         decoded = np.zeros(flat.shape, np.int32)
         flags, passes, total, bits, worth = 0, [], 0.0, 0.0, 0.0
-        for step in self.entropy.steps(context.condition, *latents.shape[1:], coded, past):
+        for step in self.entropy.steps(context.condition, rows, len(flat) // rows, coded, past):
             channels, places = step.channels, step.places.numpy()
             part = np.ix_(places, np.arange(channels.start, channels.stop))
             mean, index = step.mean[0].numpy(), step.index[0].numpy()
@@ -182,7 +184,7 @@ class TecS2:
 
     def __init__(self, net: S2Net, tables: Tables, weights_sha256: str):
         self.net = net.eval().requires_grad_(False)
-        self.analysis = copy.deepcopy(self.net).double()
+        self.analysis = Analysis(self.net, self.net.analysis)
         self.coder = LatentCoder(IntegerModel(self.net), tables)
         self.synthesis = Synthesis(self.net)
         self.weights_sha256 = weights_sha256
@@ -251,15 +253,23 @@ class TecS2:
         count, height, width = date.shape
         flat = date.reshape(count, -1).astype(np.float64)
         mean = flat.mean(axis=1)
-        covariance = (flat - mean[:, None]) @ (flat - mean[:, None]).T / flat.shape[1]
+        flat -= mean[:, None]
+        covariance = flat @ flat.T / flat.shape[1]
         header, spectral = klt.write(mean, covariance, step_size(quality))
         context = context_of(spectral, quality)
-        whole = np.zeros((COMPONENTS, height, width))
-        rotated = spectral.basis[:, :COMPONENTS].T @ (flat - spectral.mean[:, None])
-        whole[: len(rotated)] = rotated.reshape(-1, height, width)
-        components = padded(torch.from_numpy(whole)[None])
-        latents = self.analysis.analyse(components, context.quality, context.condition.double())[0]
-        flags, decoded = self.coder.encode(latents, context, self.worth(quality, trade), sink)
+        basis = spectral.basis[:, :COMPONENTS].T
+        rotated = basis @ flat
+        rotated += (basis @ (mean - spectral.mean))[:, None]
+        rows, columns = -(-height // BLOCK), -(-width // BLOCK)
+        image, inside = with_margin(len(rotated), rows, columns, torch.float64)
+        inside.copy_(padded(torch.from_numpy(rotated).view(-1, height, width)))
+        overlapped(image, self.net.analysis_overlap.double())
+        blocks = torch.zeros(rows * columns, COMPONENTS * BLOCK * BLOCK)
+        lapped = blocks[:, : len(rotated) * BLOCK * BLOCK]
+        lapped.view(rows, columns, -1, BLOCK, BLOCK).copy_(blocks_of(inside).permute(1, 3, 0, 2, 4))
+        latents = self.analysis(blocks, context.quality, context.condition, columns)
+        worth = self.worth(quality, trade)
+        flags, decoded = self.coder.encode(latents, rows, context, worth, sink)
         return header + flags, checked(decoded)
 
     @torch.inference_mode()
@@ -285,7 +295,7 @@ class TecS2:
 
     def worth(self, quality: float, trade: float | None = None) -> np.ndarray:
         """What a squared step of each channel is worth in bits, (320,); ``trade`` as above."""
-        steps = self.analysis.steps(torch.tensor([quality], dtype=torch.float64))[0, :, 0, 0]
+        steps = self.net.steps(torch.tensor([quality], dtype=torch.float64))[0, :, 0, 0]
         gain = torch.log2(steps / step_size(quality)).numpy()
         return lagrangian(quality if trade is None else trade) * np.exp2(2 * gain)
 
@@ -326,7 +336,7 @@ def checked(latents: np.ndarray) -> memoryview:
 
 
 def padded(components: Tensor) -> Tensor:
-    """Extend (1, K, h, w) to whole blocks by repeating the last row and column."""
+    """Extend (K, h, w) to whole blocks by repeating the last row and column."""
     height, width = components.shape[-2:]
     return F.pad(components, (0, -width % BLOCK, 0, -height % BLOCK), mode="replicate")
 

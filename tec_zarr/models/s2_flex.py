@@ -296,7 +296,7 @@ class TecFlexS2:
         # Latents with the encoder's correction, which sees them as at the last step.
         residual = temporal.picture_of(date, spectral.mean) - predictions[-1] / PICTURE_GRID
         last = levels[-1]
-        latents = temporal.latents_of(residual, last.context, rows, columns).flatten(1).T.numpy()
+        latents = temporal.latents_of(residual, last.context, columns).double().numpy()
         walk = _Walk(self, levels, predictions, rows, columns, needed)
         past = walk.past(2 * len(levels) - 1)
         wanted = np.rint((latents * GRID + past) * last.steps).astype(np.int64)

@@ -74,9 +74,10 @@ class MaskedModel:
         prediction = torch.round(model.picture_of(centred, np.zeros(count)) * PICTURE_GRID)
         rows, columns = open_.shape
         past = Past(model.predictor.latents(prediction, spectral, quality)[None], rows, columns)
-        latents = model.latents_of(residual, context, rows, columns)
-        flags = tuple(bool((g[:, open_].abs() > SILENT).any()) for g in latents.split(GROUPS))
-        flat = latents.flatten(1).T.numpy()
+        latents = model.latents_of(residual, context, columns)
+        seen_latents = latents[open_.flatten()].abs()
+        flags = tuple(bool((g > SILENT).any()) for g in seen_latents.split(GROUPS, 1))
+        flat = latents.double().numpy()
         hidden = ~open_.flatten().numpy()
         decoded = np.zeros(flat.shape, np.int32)
         deviation = np.zeros(flat.shape, np.float32)

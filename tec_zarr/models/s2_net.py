@@ -337,7 +337,8 @@ class S2Net(nn.Module):
         """Quantiser step of each channel in DN, (B, M, 1, 1)."""
         level = (quality - 1.0).clamp(0, LEVELS - 1)
         low = level.floor().clamp(max=LEVELS - 2)
-        gain = torch.lerp(self.gain[low.long()], self.gain[low.long() + 1], (level - low)[:, None])
+        gain = self.gain.to(quality.dtype)
+        gain = torch.lerp(gain[low.long()], gain[low.long() + 1], (level - low)[:, None])
         return (step_size(quality)[:, None] * torch.exp2(gain))[:, :, None, None]
 
     def analyse(self, components: Tensor, quality: Tensor, condition: Tensor) -> Tensor:

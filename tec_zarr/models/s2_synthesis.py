@@ -16,8 +16,7 @@ from torch import Tensor
 
 from tec_zarr.models import klt
 from tec_zarr.models.s2_net import BLOCK, CHANNELS, MEAN_GRID, S2Net
-
-_HALF = BLOCK // 2
+from tec_zarr.models.s2_overlap import blocks_of, overlapped, with_margin
 
 
 class Synthesis:
@@ -28,8 +27,6 @@ class Synthesis:
         # With latents in 1/16 step: 4 y / (8 + |y|) = 4 u / (128 + |u|), and the 4 is exact here.
         self.first = (4.0 * net.decoder.first.weight.detach()).contiguous()
         self.last = net.decoder.last.weight.detach()[:, :, 0, 0]
-        self.overlap = net.synthesis_overlap.detach()
-        self.overlap_columns = np.ascontiguousarray(self.overlap.T.numpy())
         #: Chunks of one archive share a quality, or few.
         self._at = lru_cache(maxsize=8)(self._prepare)
 
@@ -74,11 +71,14 @@ class Synthesis:
             corrected = _linear(hidden, self.last * steps[:, None], last.bias * steps, rows)
             corrected.addcmul_(units, steps / MEAN_GRID)
             blocks = _linear(corrected, self.net.synthesis[:size], None, rows)
-        image = self._overlapped(blocks.view(rows, columns, used, BLOCK, BLOCK))
+        image, inside = with_margin(used, rows, columns, torch.float32)
+        blocks = blocks.view(rows, columns, used, BLOCK, BLOCK)
+        blocks_of(inside).copy_(blocks.permute(2, 0, 3, 1, 4))
+        overlapped(image, self.net.synthesis_overlap)
         # The mean is a component that is one everywhere. NumPy multiplies, whatever precision a
         # process lets torch's products have: means are large.
         components = np.empty((used + 1, height, width), np.float32)
-        components[:used] = image[:, _HALF : _HALF + height, _HALF : _HALF + width].numpy()
+        components[:used] = inside[:, :height, :width].numpy()
         components[used] = 1.0
         basis = np.column_stack([spectral.basis[:, :used], spectral.mean]).astype(np.float32)
         values = torch.from_numpy(out).view(count, -1).numpy()
@@ -98,32 +98,6 @@ class Synthesis:
             inner = F.conv2d(F.leaky_relu_(inner, 0.1), two.weight, two.bias, padding=1)
             hidden = inner.add_(hidden)
         return F.leaky_relu_(hidden, 0.1).permute(0, 2, 3, 1).reshape(rows * columns, -1)
-
-    def _overlapped(self, blocks: Tensor) -> Tensor:
-        """Blocks (rows, columns, K, 8, 8) to an image (K, 8 rows + 8, 8 columns + 8).
-
-        It has a margin of four samples, so that what the overlap mixes lies in whole blocks.
-        """
-        rows, columns, used = blocks.shape[:3]
-        shape = used, BLOCK * (rows + 1), BLOCK * (columns + 1)
-        image, other = torch.empty(shape), torch.empty(shape)
-        inner = image[:, _HALF:-_HALF, _HALF:-_HALF]
-        inner = inner.unflatten(1, (rows, BLOCK)).unflatten(3, (columns, BLOCK))
-        inner.copy_(blocks.permute(2, 0, 3, 1, 4))
-        for edge in (slice(None, _HALF), slice(-_HALF, None)):
-            image[:, edge] = 0.0
-            image[:, :, edge] = 0.0
-        # NumPy's BLAS is several times faster than torch's for so thin a product.
-        thin = image.view(-1, BLOCK).numpy(), other.view(-1, BLOCK).numpy()
-        np.matmul(thin[0], self.overlap_columns, out=thin[1])
-        edges = slice(None, BLOCK), slice(-BLOCK, None)
-        for edge in edges:  # nothing to overlap with
-            other[:, :, edge] = image[:, :, edge]
-        folded = other.view(-1, BLOCK, shape[2])
-        torch.bmm(self.overlap.expand(len(folded), -1, -1), folded, out=image.view(folded.shape))
-        for edge in edges:
-            image[:, edge] = other[:, edge]
-        return image
 
 
 def _linear(inputs: Tensor, matrix: Tensor, bias: Tensor | None, rows: int) -> Tensor:

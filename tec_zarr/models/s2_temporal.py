@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor
@@ -44,8 +45,18 @@ from tec_zarr.models.s2 import (
     net_tensors,
     padded,
 )
+from tec_zarr.models.s2_analysis import Analysis
 from tec_zarr.models.s2_integer import IntegerModel, Past
-from tec_zarr.models.s2_net import BLOCK, CHANNELS, GROUPS, LEVELS, MEAN_GRID, overlap, step_size
+from tec_zarr.models.s2_net import (
+    BLOCK,
+    CHANNELS,
+    COMPONENTS,
+    GROUPS,
+    LEVELS,
+    MEAN_GRID,
+    overlap,
+    step_size,
+)
 from tec_zarr.models.s2_temporal_net import TemporalNet
 
 MOST_REFERENCES = 3
@@ -123,14 +134,14 @@ class Predictor:
         grid = 2.0**MATRIX_BITS
         analysis = image.net.analysis.double().unflatten(1, (-1, BLOCK * BLOCK)) @ DCT.T
         self.analysis = _whole(analysis * grid).flatten(1)  # (320, 12 * 64)
+        self.exact_analysis = Analysis(image.net, analysis.flatten(1))
         synthesis = DCT @ image.net.synthesis.double().unflatten(0, (-1, BLOCK * BLOCK))
         self.synthesis = _whole(synthesis * grid).flatten(0, 1)  # (12 * 64, 320)
-        self.exact_analysis = analysis.flatten(1)
         self.image = image
 
     def steps(self, quality: float) -> Tensor:
         """Quantiser steps (320, 1), whole 1/256 DN."""
-        steps = self.image.analysis.steps(torch.tensor([quality], dtype=torch.float64))
+        steps = self.image.net.steps(torch.tensor([quality], dtype=torch.float64))
         return _whole(steps[0, :, :, 0] * 2.0**STEP_BITS)
 
     def weighted(
@@ -334,11 +345,11 @@ class TecTtS2:
         context = context_of(spectral, quality)
         residual = self.picture_of(date, spectral.mean) - prediction / PICTURE_GRID
         rows, columns = (-(-n // BLOCK) for n in date.shape[1:])
-        latents = self.latents_of(residual, context, rows, columns)
+        latents = self.latents_of(residual, context, columns)
         past = Past(self.predictor.latents(prediction, spectral, quality)[None], rows, columns)
         sink = self.symbol_sink()
         worth = self.image.worth(quality, trade)
-        flags, decoded = self.coder.encode(latents, context, worth, sink, past)
+        flags, decoded = self.coder.encode(latents, rows, context, worth, sink, past)
         section = (
             bytes([len(references) | (inherited if references else OWN) << 2])
             + write_references(references, number)
@@ -350,14 +361,14 @@ class TecTtS2:
         cost = _cost(section, after, picture, quality, trade)
         return _Date(section, checked(decoded), after, spectral, cost)
 
-    def latents_of(self, picture: Tensor, context: Context, rows: int, columns: int) -> Tensor:
-        """Latents (320, rows, columns) float64, in steps, of a picture (C, 64, P) in DN."""
-        spectral, net = context.spectral, self.image.analysis
+    def latents_of(self, picture: Tensor, context: Context, columns: int) -> Tensor:
+        """Latents (P, 320) float32, in steps, of a picture (C, 64, P) in DN."""
+        spectral = context.spectral
         basis = torch.from_numpy(spectral.basis[:, : spectral.used])
         components = (basis.T @ picture.flatten(1)).view(spectral.used * BLOCK * BLOCK, -1)
-        linear = self.predictor.exact_analysis[:, : len(components)] @ components
-        latents = linear.view(1, -1, rows, columns) / net.steps(context.quality)
-        return (latents + net.encoder(latents, context.condition.double()))[0]
+        blocks = F.pad(components, (0, 0, 0, COMPONENTS * BLOCK * BLOCK - len(components))).T
+        analysis = self.predictor.exact_analysis
+        return analysis(blocks, context.quality, context.condition, columns)
 
     def _read(
         self,
@@ -412,7 +423,7 @@ class TecTtS2:
             # In float64: predictions are large, and a process may have traded float32's precision.
             samples = DCT.T @ (read.prediction / PICTURE_GRID)
             blocks = from_blocks(samples, -(-out.shape[1] // BLOCK))
-            whole = overlap(blocks, self.image.analysis.synthesis_overlap)
+            whole = overlap(blocks, self.image.net.synthesis_overlap.double())
             out += whole[:, : out.shape[1], : out.shape[2]].numpy()
 
     def refined(self, latents: np.ndarray, past: Past, condition: Tensor) -> np.ndarray:
@@ -426,8 +437,8 @@ class TecTtS2:
     def picture_of(self, date: np.ndarray, mean: np.ndarray) -> Tensor:
         """(C, h, w) DN to its picture (C, 64, P) float64 in DN."""
         centred = torch.from_numpy(date.astype(np.float64) - mean[:, None, None])
-        whole = padded(centred[None])[0]
-        return DCT @ to_blocks(overlap(whole, self.image.analysis.analysis_overlap))
+        whole = padded(centred)
+        return DCT @ to_blocks(overlap(whole, self.image.net.analysis_overlap.double()))
 
 
 # ---- references
