@@ -2,9 +2,9 @@
 
 A section is ``KLT | group flags (1 byte) | range-coded latents``; see docs/format.md.  Each date
 stands alone.  Latents are exact on every machine (integer networks, see
-:mod:`tec_zarr.models.s2_net`); the analysis runs in whole numbers too, after a KLT and an overlap
-in float64, so that the same pixels give the same bytes whatever the thread count; the synthesis runs in float32 and may differ in the last place,
-which can move a pixel that lies between two DN by one.
+:mod:`tec_zarr.models.s2_net`).  The analysis runs in whole numbers too, after a KLT and an overlap
+in float64, so that the same pixels give the same bytes everywhere; the synthesis runs in float32
+and may differ in the last place, which can move a pixel that lies between two DN by one.
 """
 
 from __future__ import annotations
