@@ -6,7 +6,9 @@ For every PSNR the quality of each codec is searched until it meets the PSNR wit
 comes as near as its steps allow, 0.3 dB at most; the ``psnr`` of a row says), on the first date
 of every seasonal cube: chunks of (1, 12, 256, 256). Then the codecs take turns.
 Times are the process's CPU time, pinned to one core and one thread: on an idle machine that is
-the wall clock, and on a busy one it is still the codec's own work. Writes ``speed.json``.
+the wall clock, and on a busy one it is still the codec's own work. By itself run it with
+``OPENBLAS_NUM_THREADS=1``, as ``run.py`` does: a second thread of NumPy's that waits counts too.
+Writes ``speed.json``.
 """
 
 from __future__ import annotations
