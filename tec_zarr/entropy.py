@@ -257,7 +257,7 @@ def shortest(encoder: Any) -> bytes:
     words[: len(found)] = found
     inside = int.from_bytes(words.tobytes(), "big")
     first = inside - (inside - low & _MASK)
-    for zeros in range(8 * len(words.tobytes()), -1, -8):
+    for zeros in range(8 * words.nbytes, -1, -8):
         number = -(-first >> zeros) << zeros
         if number < first + size:
             return number.to_bytes(words.nbytes, "big").rstrip(b"\0")

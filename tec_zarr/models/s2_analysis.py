@@ -69,7 +69,7 @@ class Analysis:
 def _layer(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A convolution, or a matrix, as a linear layer of the taps side by side."""
     matrix = weight if weight.ndim == 2 else weight.permute(0, 2, 3, 1).flatten(1)
-    layer = nn.Linear(matrix.shape[1], len(matrix), bias=True, dtype=torch.float32)
+    layer = nn.Linear(matrix.shape[1], len(matrix))
     with torch.no_grad():
         layer.weight.copy_(matrix)
         layer.bias.copy_(torch.zeros(len(matrix)) if bias is None else bias)
