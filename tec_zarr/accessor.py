@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +24,18 @@ from tec_zarr.inpaint import DILATE, Mask, inpaint_clouds
 from tec_zarr.inputs import single_array
 from tec_zarr.provenance import describe, record
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, NODATA, NORMALISED_DIFFERENCES, band_name
-from tec_zarr.store import BAND, TIME, X, Y, decode, encoding, find_dim, reflectance_names
+from tec_zarr.store import (
+    BAND,
+    PACKING,
+    TIME,
+    X,
+    Y,
+    chosen_variables,
+    decode,
+    encoding,
+    find_dim,
+    reflectance_names,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,8 +120,9 @@ def simulate(
         options["max_error"] = max_error
     if isinstance(obj, xr.DataArray):
         return _simulated(obj, quality, options)
-    names = _chosen(obj, options)
-    return obj.assign({n: _simulated(obj[n], quality, options) for n in names})
+    names = chosen_variables(obj, options.get("variables"))
+    found = {n: _simulated(obj[n], quality, options) for n in obj.data_vars if str(n) in names}
+    return obj.assign(found)
 
 
 def weigh(
@@ -126,13 +138,16 @@ def weigh(
     """
     if max_error is not None:
         options["max_error"] = max_error
-    arrays = [obj] if isinstance(obj, xr.DataArray) else [obj[n] for n in _chosen(obj, options)]
+    if isinstance(obj, xr.DataArray):
+        arrays = [obj]
+    else:
+        names = chosen_variables(obj, options.get("variables"))
+        arrays = [da for n, da in obj.data_vars.items() if str(n) in names]
     total = 0
     for da in arrays:
-        spec, chunks, fill, lazy = _plan(da, quality, options)
-        count = partial(_block_bytes, spec=spec, chunk=chunks, fill=fill)
+        written, lazy = _plan(da, quality, options)
         ones = tuple((1,) * n for n in lazy.numblocks)
-        sizes = lazy.map_blocks(count, dtype=np.int64, chunks=ones)
+        sizes = lazy.map_blocks(written.weight, dtype=np.int64, chunks=ones)
         total += int(sizes.sum().compute())
     return total
 
@@ -342,77 +357,79 @@ def _transposed(da: xr.DataArray) -> xr.DataArray:
     return da.transpose(*known)
 
 
-def _chosen(ds: xr.Dataset, options: Mapping[str, Any]) -> list[str]:
-    names = set(options.get("variables") or reflectance_names(ds))
-    if not names:
-        raise UnsupportedArrayError(
-            f"none of {list(ds.data_vars)} looks like Sentinel-2 reflectance: name the variables "
-            "with variables=[...]"
-        )
-    return [str(n) for n in ds.data_vars if n in names]
+@dataclass(frozen=True)
+class _Written:
+    """How Zarr and xarray write an array: codec, chunk shape, CF packing, what pads edge chunks."""
+
+    codec: ChunkSpec
+    chunk: tuple[int, ...]
+    packing: Mapping[str, Any]
+    dims: tuple[str, ...]
+    fill: float
+
+    def frames(self, block: np.ndarray) -> Iterator[tuple[tuple[slice, ...], bytes]]:
+        """Where the chunks of a block of whole chunks lie, and their bytes."""
+        packed = self._packed(block)
+        starts = (range(0, size, n) for size, n in zip(block.shape, self.chunk, strict=True))
+        for corner in itertools.product(*starts):
+            place = tuple(slice(i, i + n) for i, n in zip(corner, self.chunk, strict=True))
+            piece = packed[place]
+            missing = [(0, n - size) for size, n in zip(piece.shape, self.chunk, strict=True)]
+            padded = np.pad(piece, missing, constant_values=self.fill)
+            yield place, encode_chunk(padded, self.codec, padding=(self.fill,))
+
+    def read_back(self, block: np.ndarray) -> np.ndarray:
+        """The block after writing and reading."""
+        out = np.empty_like(self._packed(block[:0]), shape=block.shape)
+        for place, frame in self.frames(block):
+            size = (slice(n) for n in out[place].shape)
+            out[place] = decode_chunk(frame)[tuple(size)]
+        return self._unpacked(out).astype(block.dtype)
+
+    def weight(self, block: np.ndarray) -> np.ndarray:
+        """Bytes of the block's chunks, an array of one number."""
+        total = sum(len(frame) for _, frame in self.frames(block))
+        return np.full((1,) * block.ndim, total, np.int64)
+
+    def _packed(self, block: np.ndarray) -> np.ndarray:
+        if not self.packing:
+            return block
+        values = xr.Variable(self.dims, block, encoding=dict(self.packing))
+        return xr.conventions.encode_cf_variable(values).values
+
+    def _unpacked(self, stored: np.ndarray) -> np.ndarray:
+        if not self.packing:
+            return stored
+        attrs = {k: v for k, v in self.packing.items() if k != "dtype"}
+        return xr.conventions.decode_cf_variable("", xr.Variable(self.dims, stored, attrs)).values
 
 
 def _plan(
     da: xr.DataArray, quality: float, options: Mapping[str, Any]
-) -> tuple[ChunkSpec, tuple[int, ...], float, Any]:
-    """Codec, chunk shape, padding value, and ``da`` as a Dask array of whole chunks."""
+) -> tuple[_Written, Any]:
+    """How ``da`` is written, and its data as a Dask array of whole chunks."""
     settings = {k: v for k, v in options.items() if k != "variables"}
     ordered = _transposed(decode(da))
-    name = da.name if da.name is not None else "cube"
-    stored = encoding(ordered.to_dataset(name=name), variables=[str(name)], quality=quality,
-                      **settings)[str(name)]  # fmt: skip
-    codec = stored["serializer"]
+    name = str(da.name) if da.name is not None else "cube"
+    stored = encoding(ordered.to_dataset(name=name), variables=[name], quality=quality,
+                      **settings)[name]  # fmt: skip
     chunk = stored["chunks"]
-    floats = da.dtype.kind == "f"
-    spec = ChunkSpec(
-        model=codec.model, quality=codec.quality, bands=codec.bands, nodata=codec.nodata,
-        scale=options.get("scale") if floats else codec.scale,
-        offset=0.0 if floats else codec.offset, weights_sha256=codec.weights_sha256,
-        max_error=options.get("max_error") if floats else codec.max_error, psnr=codec.psnr,
-        max_bytes=codec.max_bytes,
-    )  # fmt: skip
-    fill = np.nan if floats else da.encoding.get("_FillValue", da.attrs.get("_FillValue", 0))
+    packing = {k: stored[k] for k in PACKING if k in stored}
+    fills = {**da.attrs, **da.encoding, **packing}
+    floats = np.dtype(packing.get("dtype", da.dtype)).kind == "f"
+    fill = np.nan if floats else fills.get("_FillValue", 0)
+    codec = stored.get("serializer") or stored["compressors"]
     lazy = ordered if ordered.chunks is not None else ordered.chunk(
         dict(zip(ordered.dims, chunk, strict=True))
     )
-    return spec, chunk, fill, lazy.data
+    dims = tuple(map(str, ordered.dims))
+    return _Written(codec, chunk, packing, dims, fill), lazy.data
 
 
 def _simulated(da: xr.DataArray, quality: float, options: Mapping[str, Any]) -> xr.DataArray:
-    spec, chunk, fill, lazy = _plan(da, quality, options)
-    through = partial(_through_tec, spec=spec, chunk=chunk, fill=fill)
-    ordered = _transposed(da).copy(data=lazy.map_blocks(through, dtype=da.dtype))
-    return ordered.transpose(*da.dims)
-
-
-def _pieces(block: np.ndarray, chunk: tuple[int, ...]) -> Iterable[tuple[slice, ...]]:
-    starts = (range(0, size, step) for size, step in zip(block.shape, chunk, strict=True))
-    for corner in itertools.product(*starts):
-        yield tuple(slice(i, i + step) for i, step in zip(corner, chunk, strict=True))
-
-
-def _encoded(piece: np.ndarray, spec: ChunkSpec, chunk: tuple[int, ...], fill: float) -> bytes:
-    """One chunk as Zarr writes it: an edge chunk is padded."""
-    missing = [(0, full - size) for size, full in zip(piece.shape, chunk, strict=True)]
-    padded = np.pad(piece, missing, constant_values=fill)
-    return encode_chunk(padded, spec, padding=(fill,))
-
-
-def _through_tec(
-    block: np.ndarray, *, spec: ChunkSpec, chunk: tuple[int, ...], fill: float
-) -> np.ndarray:
-    out = np.empty_like(block)
-    for place in _pieces(block, chunk):
-        decoded = decode_chunk(_encoded(block[place], spec, chunk, fill))
-        out[place] = decoded[tuple(slice(n) for n in block[place].shape)]
-    return out
-
-
-def _block_bytes(
-    block: np.ndarray, *, spec: ChunkSpec, chunk: tuple[int, ...], fill: float
-) -> np.ndarray:
-    total = sum(len(_encoded(block[p], spec, chunk, fill)) for p in _pieces(block, chunk))
-    return np.full((1,) * block.ndim, total, np.int64)
+    written, lazy = _plan(da, quality, options)
+    back = lazy.map_blocks(written.read_back, dtype=da.dtype)
+    return _transposed(da).copy(data=back).transpose(*da.dims)
 
 
 def _single(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:

@@ -32,6 +32,7 @@ from tec_zarr.errors import (
 )
 from tec_zarr.fill import fill_unknown
 from tec_zarr.limits import (
+    ALL,
     Limits,
     NamedBounds,
     block_bounds,
@@ -43,6 +44,7 @@ from tec_zarr.limits import (
 from tec_zarr.mask import Mask, find_mask, list_exactly, pack_mask, unpack_mask
 from tec_zarr.models.registry import (
     DateModel,
+    Entry,
     Model,
     TemporalModel,
     find_model,
@@ -224,6 +226,13 @@ class ChunkSpec:
         nodata = () if self.nodata is None else tuple(np.atleast_1d(self.nodata).tolist())
         return tuple(dict.fromkeys(v for v in nodata if math.isfinite(v)))
 
+    @property
+    def is_lossless(self) -> bool:
+        """Whether every value comes back bit for bit."""
+        if isinstance(self.max_error, Mapping):
+            return self.max_error.get(ALL) == 0 and not any(self.max_error.values())
+        return self.max_error is not None and not np.any(self.max_error)
+
     @classmethod
     def from_config(cls, configuration: dict[str, Any]) -> Self:
         """Rebuild from :meth:`to_config`; says what to do about keys of a newer tec_zarr."""
@@ -239,6 +248,17 @@ class ChunkSpec:
     def to_config(self) -> dict[str, Any]:
         """JSON configuration: the same for every scene, so that stores can be concatenated."""
         return json.loads(json.dumps({f.name: getattr(self, f.name) for f in fields(ChunkSpec)}))
+
+
+def check_gop(spec: ChunkSpec) -> Entry:
+    """Model of ``spec``; refuses a ``gop`` that it would ignore."""
+    entry = find_model(spec.model)
+    if spec.gop is not None and not entry.temporal:
+        raise UnsupportedArrayError(
+            f"gop={spec.gop} is for temporal models such as tec-tt-s2; {spec.model} codes every "
+            "date for itself: leave it out"
+        )
+    return entry
 
 
 def encode_chunk(
@@ -284,11 +304,12 @@ def encode_chunk(
         raise LimitError(
             f"a chunk of shape {array.shape} has {array.size} samples; 1 to "
             f"tec_zarr.config.MAX_CHUNK_SAMPLES = {config.MAX_CHUNK_SAMPLES} are possible: "
-            "use smaller chunks"
+            f"{'use smaller chunks' if array.size else 'there is nothing to encode'}"
         )
     native = array.dtype.newbyteorder("=")
     samples = array.astype(native, copy=False).reshape(axes.to_4d(array.shape))
-    generation.warn_if_decoded_before(samples)
+    if not spec.is_lossless:
+        generation.warn_if_decoded_before(samples)
     nodata = _possible(dict.fromkeys((*spec.fill_values, *padding)), native)
     scale = spec.scale or default_scale(native)
     limits = None
@@ -301,12 +322,7 @@ def encode_chunk(
         _check_reflectance(samples, mask)
 
     part = _Part(samples, mask, nodata, scale, array.dtype, spec, bands)
-    entry = find_model(spec.model)
-    if spec.gop is not None and not entry.temporal:
-        raise UnsupportedArrayError(
-            f"gop={spec.gop} is for temporal models such as tec-tt-s2; {spec.model} codes every "
-            "date for itself: leave it out"
-        )
+    entry = check_gop(spec)
 
     def frame(coded: _Coded) -> bytes:
         sections = []
@@ -440,7 +456,7 @@ def _lowest(good: Callable[[float], _Coded | None]) -> _Coded | None:
 
 
 def _for_psnr(part: _Part, psnr: float, frame: Callable[[_Coded], bytes]) -> _Coded:
-    limit = PEAK_DN**2 / 10 ** (psnr / 10)
+    limit = PEAK_DN**2 * 10 ** (-psnr / 10)
     measured = part.measured
     wanted = _clipped_dn(part.samples, part)[measured]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
-import shutil
 import sys
+import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,12 +182,12 @@ def _encode(arguments: argparse.Namespace) -> None:
     from tec_zarr.provenance import describe, record
     from tec_zarr.report import stored_arrays
 
-    _make_room(arguments.target, arguments.overwrite)
-    ds, settings = _settings(arguments.source, arguments, arguments.zarr_format)
-    _to_zarr(describe(ds, settings), arguments.target, encoding=settings,
-             zarr_format=arguments.zarr_format)  # fmt: skip
-    if arguments.max_error is not None:
-        record(arguments.target)
+    with _replaced(arguments) as target:
+        ds, settings = _settings(arguments.source, arguments, arguments.zarr_format)
+        _to_zarr(describe(ds, settings), target, encoding=settings,
+                 zarr_format=arguments.zarr_format)  # fmt: skip
+        if arguments.max_error is not None:
+            record(target)
     _print_arrays(stored_arrays(arguments.target))
 
 
@@ -214,12 +215,10 @@ def _transcode(arguments: argparse.Namespace) -> None:
     from tec_zarr.report import stored_arrays
     from tec_zarr.transcoding import transcode
 
-    if Path(arguments.source).absolute() == arguments.target.absolute():
-        raise UnsupportedArrayError(f"{arguments.target} is the source: choose another name")
-    _make_room(arguments.target, arguments.overwrite)
     tokens = arguments.tokens[0] if len(arguments.tokens) == 1 else arguments.tokens
-    with tqdm(desc="transcode", delay=_BAR_AFTER_SECONDS, leave=False, disable=None) as bar:
-        transcode(arguments.source, arguments.target, tokens, progress=bar.update)
+    bar = tqdm(desc="transcode", delay=_BAR_AFTER_SECONDS, leave=False, disable=None)
+    with _replaced(arguments) as target, bar:
+        transcode(arguments.source, target, tokens, progress=bar.update)
     _print_arrays(stored_arrays(arguments.target))
 
 
@@ -235,15 +234,14 @@ def _decode(arguments: argparse.Namespace) -> None:
     from tec_zarr.inputs import open_cube, write_geotiffs
     from tec_zarr.store import decode
 
-    _make_room(arguments.target, arguments.overwrite)
-    ds = decode(open_cube(arguments.source))
-    if arguments.to == "zarr":
-        _to_zarr(ds, arguments.target)
-        print(f"wrote {arguments.target}")
-    else:
-        files: list[Path] = []
-        _with_bar("decode", lambda: files.extend(write_geotiffs(ds, arguments.target)))
-        print(f"wrote {len(files)} GeoTIFFs to {arguments.target}")
+    files: list[Path] = []
+    with _replaced(arguments) as target:
+        ds = decode(open_cube(arguments.source))
+        if arguments.to == "zarr":
+            _to_zarr(ds, target)
+        else:
+            _with_bar("decode", lambda: files.extend(write_geotiffs(ds, target)))
+    print(f"wrote {f'{len(files)} GeoTIFFs to ' if files else ''}{arguments.target}")
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -283,8 +281,6 @@ def _report(arguments: argparse.Namespace) -> None:
     ``tec-zarr report A B --html page.html`` compares a store B with the original A;
     ``tec-zarr report A page.html`` shows what TEC would make of A.
     """
-    import tempfile
-
     from tec_zarr.html_report import write_page
 
     b, target = arguments.b, arguments.html
@@ -306,7 +302,6 @@ def _recompress(arguments: argparse.Namespace) -> int:
     Repeat the command after an interruption: it goes on where it was. Exit status: 0 complete,
     1 refused, 3 some regions failed, 130 interrupted.
     """
-    import contextlib
     import json
     import logging
 
@@ -410,19 +405,41 @@ def _print_arrays(arrays: list) -> None:
         print("\n" + table(("array", "bound on", "max error asked", "measured on writing"), kept))
 
 
-def _make_room(target: Path, overwrite: bool) -> None:
-    if not target.exists():
-        return
-    if not overwrite:
+@contextlib.contextmanager
+def _replaced(arguments: argparse.Namespace) -> Iterator[Path]:
+    """Where to write OUT: beside it, to be put in its place when all is done.
+
+    Whatever fails leaves OUT as it was, and nothing else.
+    """
+    target, source = arguments.target, Path(arguments.source).resolve()
+    if target.resolve() in (source, *source.parents):
+        raise UnsupportedArrayError(
+            f"{target} is the source, or holds it: choose another name for the result"
+        )
+    if target.exists() and not arguments.overwrite:
         raise UnsupportedArrayError(f"{target} exists: choose another name or pass --overwrite")
-    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=_folder(target)) as folder:
+        written, before = Path(folder) / target.name, Path(folder) / "before"
+        yield written
+        if target.exists():
+            target.rename(before)
+        try:
+            written.rename(target)
+        except OSError:
+            before.rename(target)
+            raise
+
+
+def _folder(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent
 
 
 def _to_zarr(ds: xr.Dataset, target: Path, **arguments: Any) -> None:
     """Write chunk by chunk, with a bar over the Dask tasks."""
     from dask.callbacks import Callback
 
-    bar = tqdm(desc=str(target), delay=_BAR_AFTER_SECONDS, unit="task", leave=False, disable=None)
+    bar = tqdm(desc=target.name, delay=_BAR_AFTER_SECONDS, unit="task", leave=False, disable=None)
 
     def start(dsk: dict, state: dict) -> None:
         bar.total = sum(len(state[k]) for k in ("ready", "waiting"))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numcodecs.abc import Codec
+from numcodecs.compat import ensure_ndarray, ndarray_copy
 
 from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
 
@@ -34,18 +35,22 @@ class TEC(ChunkSpec, Codec):
         """Encode an array of one chunk to one frame."""
         return encode_chunk(np.asarray(buf), self)
 
-    def decode(self, buf: Any, out: np.ndarray | None = None) -> np.ndarray:
-        """Decode a frame; needs nothing but the bytes.
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Decode a frame, in any buffer; needs nothing but the bytes.
 
         Returns
         -------
         ndarray
-            Shape, dtype, byte order and memory order of what was encoded; ``out`` if given.
+            Shape, dtype, byte order and memory order of what was encoded. ``out`` if given: an
+            array of this dtype, or a buffer for the bytes of such an array.
         """
-        array = decode_chunk(memoryview(buf).cast("B"))
+        array = decode_chunk(ensure_ndarray(buf).tobytes())
         if out is None:
             return array
-        np.copyto(out, array.reshape(out.shape), casting="no")
+        if np.dtype("u1") == ensure_ndarray(out).dtype:
+            ndarray_copy(array.ravel(order="K"), out)
+        else:
+            np.copyto(out, array.reshape(out.shape), casting="no")
         return out
 
     def get_config(self) -> dict[str, Any]:

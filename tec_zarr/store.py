@@ -8,6 +8,8 @@ here, once.
 from __future__ import annotations
 
 import math
+import operator
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,12 +18,12 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 
-from tec_zarr.chunk import DTYPES, ChunkSpec
+from tec_zarr.chunk import DTYPES, ChunkSpec, check_gop
 from tec_zarr.errors import SecondGenerationWarning, UnsupportedArrayError
 from tec_zarr.limits import NamedBounds
-from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, UnknownBandError, band_name, band_names
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, UnknownBandError, band_names
 
-XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
+XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset, xr.DataTree)
 
 TIME = ("time", "t")
 BAND = ("band", "bands", "variable", "channel")
@@ -34,10 +36,21 @@ CHUNK = {"time": 4, "space": 256}
 SHARD_SIDE = 1024
 """Longest side of a shard in pixels: an object of about 1 MB instead of sixteen of 60 kB."""
 
+PACKING = ("dtype", "_FillValue", "missing_value", "scale_factor", "add_offset")
+"""Keys of a variable's encoding that say which stored numbers its values are, by CF."""
+
 _UNNAMED = "__xarray_dataarray_variable__"
 _STORAGE_KEYS = ("chunks", "shards", "preferred_chunks", "compressors", "compressor", "filters",
                  "serializer", "source", "original_shape", "write_empty_chunks",
                  "chunk_key_encoding", "cache_metadata", "fill_value")  # fmt: skip
+
+#: Words in the names of what is no reflectance, whatever its dimensions and dtype.
+_OTHER_WORDS = re.compile(
+    r"(?<![a-z])(scl|masks?|msk|qa|flags?|class(es|ification)?|labels?|prob(ability|abilities)?"
+    r"|cldprb|snwprb|aot|wvp|angles?|zenith|azimuth|elevation|dem|dsm|dtm)(?![a-z])"
+)
+#: Dask's layers of data that a store was opened to and that were cut or rechunked since.
+_AS_READ = re.compile(r"(original-)?open_\w+-.*|getitem-.*|rechunk-.*|transpose-.*")
 
 
 def encoding(
@@ -89,13 +102,16 @@ def encoding(
         within runs of this many. None: within the chunk, whose length in time is the other way
         to say how much has to be decoded for one date.
     chunks : mapping, optional
-        Dimension name to chunk length. Default: about 4 dates, all bands, about 256 x 256 in
-        equal parts without a sliver at the end, fitted to the Dask chunks if there are any.
+        Dimension name to chunk length, -1 for a whole dimension. Default: about 4 dates, all
+        bands, about 256 x 256 in equal parts without a sliver at the end, fitted to the Dask
+        chunks if there are any.
     shards : bool
         Gather chunks into shards of up to 1024 x 1024 pixels (Zarr v3 only): TEC chunks are tiny.
     variables : iterable of str, optional
-        Variables of a Dataset that are reflectance. Default: those with a band dimension whose
-        coordinate names Sentinel-2 bands, and those named like a band.
+        Variables that are reflectance. Default: those with a band dimension whose coordinate
+        names Sentinel-2 bands, and those named like a band; if there are none, those with a
+        band dimension without names. Never those that flags, a ``standard_name`` or a name such
+        as ``scl``, ``mask`` or ``view_zenith`` make something else.
 
     Returns
     -------
@@ -115,41 +131,65 @@ def encoding(
     Notes
     -----
     Floating-point data in memory that fit become uint16 DN with the CF attributes
-    ``scale_factor`` and ``_FillValue`` 0 (NaN), so that any reader sees reflectance. Lazy data,
-    and data with values that uint16 would wrap, keep their dtype: the codec takes floats too and
-    makes the same bytes of them.
+    ``scale_factor`` and ``_FillValue`` 0 (NaN), so that any reader sees reflectance; data that
+    xarray unpacked from integers are packed the same way again. Lazy data that were computed
+    with, and data with values that integers would wrap, keep their dtype: the codec takes floats
+    too and makes the same bytes of them. xarray packs what is appended later without looking:
+    where it may hold zero or less, write the first dates as lazy floats (``ds.chunk()``).
     """
     if zarr_format not in (2, 3):
         raise UnsupportedArrayError(f"zarr_format is {zarr_format}, it must be 2 or 3")
     if isinstance(obj, xr.DataArray):
-        name = _UNNAMED if obj.name is None else str(obj.name)
-        reflectance, arrays = {name}, {name: obj, **_coords(obj)}
-    else:
-        arrays = {str(n): obj[n] for n in obj.data_vars} | _coords(obj)
-        reflectance = reflectance_names(obj) if variables is None else set(variables)
-        if not reflectance:
-            raise UnsupportedArrayError(
-                f"none of {list(obj.data_vars)} looks like Sentinel-2 reflectance: name the "
-                "variables with variables=[...]"
-            )
-    missing = reflectance - set(arrays)
-    if missing:
-        raise UnsupportedArrayError(f"no variables {sorted(missing)} in {sorted(arrays)}")
+        obj = obj.to_dataset(name=_UNNAMED if obj.name is None else str(obj.name))
+        if variables is None and not _is_something_else(*next(iter(obj.data_vars.items()))):
+            variables = map(str, obj.data_vars)
+    reflectance = chosen_variables(obj, variables)
+    arrays = {str(n): obj[n] for n in obj.data_vars} | _coords(obj)
     out: dict[str, dict[str, Any]] = {}
     for name, da in arrays.items():
         if name in reflectance:
-            _warn_second_generation(name, da)
             names = _bands_of(name, da, bands)
             spec = ChunkSpec(
                 model=model, quality=quality, bands=names, nodata=nodata, scale=scale,
                 max_error=max_error, psnr=psnr, max_bytes=max_bytes, gop=gop,
             )  # fmt: skip
+            check_gop(spec)
+            if not spec.is_lossless:
+                _warn_second_generation(name, da)
             out[name] = _tec(name, da, spec, zarr_format, chunks, shards)
         elif da.ndim and da.dtype.kind in "biuf":
-            out[name] = _lossless(zarr_format)
+            out[name] = _lossless(zarr_format) | _kept_packing(da)
         if name in out and "grid_mapping" in da.encoding:  # to_zarr forgets what is not repeated
             out[name]["grid_mapping"] = da.encoding["grid_mapping"]
     return out
+
+
+def chosen_variables(ds: xr.Dataset, variables: Iterable[str] | None) -> set[str]:
+    """Variables of ``ds`` that are to be coded as reflectance.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        ``variables`` that are not there, or none given and none found.
+    """
+    if isinstance(variables, str):
+        variables = [variables]
+    try:
+        names = reflectance_names(ds) if variables is None else {str(n) for n in variables}
+    except TypeError:
+        raise UnsupportedArrayError(
+            f"variables is {variables!r}, it must be a list of names"
+        ) from None
+    known = [str(n) for n in ds.data_vars]
+    if not names:
+        raise UnsupportedArrayError(
+            f"none of {known} looks like Sentinel-2 reflectance ({', '.join(DTYPES)} with "
+            "dimensions y and x, and bands by name): name the variables with variables=[...]"
+        )
+    missing = sorted(names - set(known))
+    if missing:
+        raise UnsupportedArrayError(f"no variables {missing} among {known}")
+    return names
 
 
 def decode(obj: XrObject) -> XrObject:
@@ -160,14 +200,16 @@ def decode(obj: XrObject) -> XrObject:
 
     Parameters
     ----------
-    obj : DataArray or Dataset
+    obj : DataArray, Dataset or DataTree
         For instance from ``xarray.open_zarr``.
 
     Returns
     -------
-    DataArray or Dataset
+    DataArray, Dataset or DataTree
         A shallow copy.
     """
+    if isinstance(obj, xr.DataTree):
+        return obj.map_over_datasets(decode)
     out: XrObject = obj.copy(deep=False)
     members: list[Any] = [out, *out.coords.values()]
     if isinstance(out, xr.Dataset):
@@ -209,16 +251,28 @@ def _coords(obj: xr.DataArray | xr.Dataset) -> dict[str, xr.DataArray]:
 
 def reflectance_names(ds: xr.Dataset) -> set[str]:
     """Variables of ``ds`` that look like Sentinel-2 reflectance."""
-    return {str(n) for n in ds.data_vars if _is_reflectance(str(n), ds[n])}
+    named, unnamed = set(), set()
+    for name, da in ds.data_vars.items():
+        if da.dtype.name not in DTYPES or not (find_dim(da, Y) and find_dim(da, X)):
+            continue
+        if _is_something_else(name, da):
+            continue
+        dim = find_dim(da, BAND)
+        if dim is not None and dim not in da.coords:
+            unnamed.add(str(name))
+        elif _known_bands([name] if dim is None else da[dim].values.tolist()):
+            named.add(str(name))
+    return named or unnamed
 
 
-def _is_reflectance(name: str, da: xr.DataArray) -> bool:
-    if da.dtype.name not in DTYPES or not (find_dim(da, Y) and find_dim(da, X)):
-        return False
-    dim = find_dim(da, BAND)
-    if dim is None:
-        return _known_bands([name]) is not None
-    return dim not in da.coords or _known_bands(da[dim].values.tolist()) is not None
+def _is_something_else(name: Any, da: xr.DataArray) -> bool:
+    """Whether flags, CF or the name say that ``da`` is a class, mask, angle, elevation, ..."""
+    standard = str(da.attrs.get("standard_name", ""))
+    return (
+        any(key in da.attrs for key in ("flag_values", "flag_masks", "flag_meanings"))
+        or bool(standard and not re.search("reflectance|radiance", standard))
+        or bool(_OTHER_WORDS.search(str(name).lower()))
+    )
 
 
 def _known_bands(names: Iterable[Any]) -> tuple[str, ...] | None:
@@ -232,11 +286,11 @@ def _bands_of(
     name: str, da: xr.DataArray, bands: Iterable[str] | None
 ) -> tuple[str, ...] | None:
     if bands is not None:
-        return tuple(bands)
+        return (bands,) if isinstance(bands, str) else tuple(bands)
     dim = find_dim(da, BAND)
-    if dim is None:
-        known = _known_bands([name])
-        return known and (band_name(name),)
+    if dim is None:  # one band, by the variable's name or by what was selected
+        label = next((c.item() for n, c in da.coords.items() if str(n).lower() in BAND), name)
+        return _known_bands([name]) or _known_bands([label])
     return _known_bands(da[dim].values.tolist()) if dim in da.coords else None
 
 
@@ -266,12 +320,11 @@ def _tec(
             f"{name!r} has dimensions {da.dims}; TEC needs (time, band, y, x), in this order, "
             "time and band only where there are several: rename or transpose it first"
         )
+    _check_count(name, da, spec, order[1])
     chunk, shard = _layout(name, da, order, chunks, shards and zarr_format == 3)
     out: dict[str, Any] = {"chunks": chunk}
     cf, spec = _cf_packing(da, spec)
-    fill = cf.get("_FillValue", da.encoding.get("_FillValue", da.attrs.get("_FillValue")))
-    if fill is not None and fill == fill and fill not in spec.fill_values:
-        spec = replace(spec, nodata=(*spec.fill_values, fill))
+    spec = replace(spec, nodata=(*spec.fill_values, *_fills({**da.attrs, **da.encoding, **cf})))
     out |= cf
     arguments = spec.to_config()
     if zarr_format == 3:
@@ -284,32 +337,90 @@ def _tec(
     return out | {"compressors": TEC(**arguments), "filters": None}
 
 
+def _check_count(name: str, da: xr.DataArray, spec: ChunkSpec, band: str | None) -> None:
+    """Names and bounds have to be as many as there are bands."""
+    count = da.sizes[band] if band else 1
+    for label, given in (("bands", spec.bands), ("max_error", spec.max_error)):
+        if isinstance(given, tuple) and len(given) != count:
+            raise UnsupportedArrayError(
+                f"{label} has {len(given)} entries, {name!r} has {count} bands: give one for each"
+            )
+
+
+def _fills(packing: Mapping[str, Any]) -> list[float]:
+    """Numbers that stand for nodata by the CF attributes ``_FillValue`` and ``missing_value``."""
+    given = [np.atleast_1d(packing.get(key, ())) for key in ("_FillValue", "missing_value")]
+    numbers = [v for values in given if values.dtype.kind in "iuf" for v in values.tolist()]
+    return [v for v in dict.fromkeys(numbers) if math.isfinite(v)]
+
+
 def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], ChunkSpec]:
     """CF keys that make integers of floats where that wraps nothing, and the codec's settings.
 
     With CF packing the codec sees the packed integers, without it the floats themselves.
     """
-    if da.dtype.kind != "f":
+    if da.dtype.kind != "f" or any(spec.fill_values):  # what rounds to a nodata value would be one
         return {}, spec
     unit = spec.scale or 1 / DN_PER_REFLECTANCE
-    stored = {k: da.encoding.get(k) for k in ("dtype", "_FillValue", "scale_factor", "add_offset")}
-    if stored["scale_factor"] and np.dtype(stored["dtype"] or "f4").name in ("uint16", "int16"):
-        # The floats came out of these integers: they fit in again.
-        factor, added = float(stored["scale_factor"]), float(stored["add_offset"] or 0)
-        cf = {k: v for k, v in stored.items() if v is not None}
+    stored = _stored_packing(da)
+    if stored and "scale_factor" in stored and np.dtype(stored["dtype"]).name in DTYPES:
+        if not _fits(da, stored, spec.max_error is not None):
+            return {}, spec
+        factor, added = _line(stored)
         spec = replace(spec, scale=round(unit / factor, 9), offset=round(-added / unit, 6))
-        return cf, _bounds_in(factor, spec)
-    if da.chunks is not None:
+        return stored, _bounds_in(factor, spec)
+    if da.chunks is not None or any(key in da.attrs for key in PACKING):
         return {}, spec
-    values = da.values
-    exact = values[~np.isnan(values)] / unit
-    dn = np.rint(exact)
-    if dn.size and (dn.min() < 1 or dn.max() > np.iinfo(np.uint16).max):
-        return {}, spec
-    if spec.max_error is not None and dn.size and np.abs(exact - dn).max() > 1e-3:
-        return {}, spec  # packing would take half a DN of the bound
     cf = {"dtype": "uint16", "_FillValue": 0, "scale_factor": unit, "add_offset": 0.0}
+    if not _fits(da, cf, spec.max_error is not None):
+        return {}, spec
     return cf, _bounds_in(unit, replace(spec, scale=None))
+
+
+def _stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
+    """CF keys of the integers that xarray made floats of when it read ``da``, if it did."""
+    stored = {k: da.encoding[k] for k in PACKING if da.encoding.get(k) is not None}
+    if da.dtype.kind != "f" or np.dtype(stored.get("dtype", "f4")).kind not in "iu":
+        return None
+    return stored if _line(stored) != (1, 0) else {
+        k: v for k, v in stored.items() if k not in ("scale_factor", "add_offset")
+    }
+
+
+def _line(packing: Mapping[str, Any]) -> tuple[float, float]:
+    """Factor and sum that make values of stored numbers."""
+    return float(packing.get("scale_factor", 1)), float(packing.get("add_offset", 0))
+
+
+def _kept_packing(da: xr.DataArray) -> dict[str, Any]:
+    """CF keys of a variable that is stored without loss: integers stay integers."""
+    stored = _stored_packing(da)
+    return stored if stored and _fits(da, stored, on_grid=True) else {}
+
+
+def _fits(da: xr.DataArray, packing: Mapping[str, Any], on_grid: bool) -> bool:
+    """Whether integers of this packing can hold floats: none wraps, none becomes nodata, NaN has a
+    number of its own and, with ``on_grid``, nothing is rounded.
+
+    xarray packs without looking, and keeps a packing through arithmetic. Lazy data fit if they are
+    as they were read.
+    """
+    if da.chunks is not None:
+        layers = list(getattr(da.data.dask, "layers", ()))
+        read = sum(layer.startswith("open_") for layer in layers)
+        return read == 1 and all(map(_AS_READ.fullmatch, layers))
+    values = da.values[~np.isnan(da.values)]
+    factor, added = _line(packing)
+    exact = (values.astype(np.float64) - added) / factor
+    whole, limits, fills = np.rint(exact), np.iinfo(packing["dtype"]), _fills(packing)
+    if values.size < da.size and not fills:
+        return False
+    if not whole.size:
+        return True
+    if whole.min() < limits.min or whole.max() > limits.max or np.isin(whole, fills).any():
+        return False
+    slack = 1e-3 + np.abs(exact) * np.finfo(da.dtype).eps
+    return not on_grid or bool((np.abs(exact - whole) <= slack).all())
 
 
 def _bounds_in(factor: float, spec: ChunkSpec) -> ChunkSpec:
@@ -330,10 +441,7 @@ def _layout(
     shards: bool,
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Chunk and shard of an array, fitted to its Dask chunks."""
-    wanted = dict(chunks or {})
-    unknown = sorted(set(wanted) - {str(d) for d in da.dims})
-    if unknown:
-        raise UnsupportedArrayError(f"chunks name {unknown}, {name!r} has dimensions {da.dims}")
+    wanted = _wanted(name, da, chunks)
     chunk, shard = [], []
     for dim in map(str, da.dims):
         size = da.sizes[dim]
@@ -351,7 +459,7 @@ def _layout(
                 )
         else:
             target = CHUNK["time"] if dim == order[0] else CHUNK["space"]
-            length = wanted.get(dim) or _length(blocks, target)
+            length = wanted.get(dim) or _length(blocks, target)  # never 0, see _wanted
             if dim not in wanted and length * 4 < min(target, size) and dim != order[0]:
                 raise UnsupportedArrayError(
                     f"the Dask chunks of {name!r} along {dim!r} ({blocks[0]}, ...) have no "
@@ -363,10 +471,37 @@ def _layout(
     return tuple(chunk), tuple(shard) if shards and shard != chunk else None
 
 
+def _wanted(
+    name: str, da: xr.DataArray, chunks: Mapping[str, int] | None
+) -> dict[str, int]:
+    """Chunk lengths that were asked for, by dimension."""
+    if chunks is not None and not isinstance(chunks, Mapping):
+        raise UnsupportedArrayError(
+            f"chunks is {chunks!r}, it must name dimensions, such as {{'time': 12}}"
+        )
+    unknown = sorted(set(chunks or {}) - {str(d) for d in da.dims})
+    if unknown:
+        raise UnsupportedArrayError(f"chunks name {unknown}, {name!r} has dimensions {da.dims}")
+    out = {}
+    for dim, given in (chunks or {}).items():
+        try:
+            length = operator.index(given)
+        except TypeError:
+            length = 0
+        if length < 1 and length != -1:
+            raise UnsupportedArrayError(
+                f"chunks={{{dim!r}: {given!r}}}: give a chunk's length in {dim}, or -1 for all"
+            )
+        out[dim] = max(da.sizes[dim], 1) if length == -1 else length
+    return out
+
+
 def _length(blocks: tuple[int, ...], target: int) -> int:
     """Chunk length near ``target`` that leaves no sliver at the end, or fits the Dask blocks."""
     if len(blocks) > 1:
         return _fit(blocks, target)
+    if blocks[0] == 0:  # to be appended to
+        return target
     return -(-blocks[0] // max(1, round(blocks[0] / target)))
 
 
@@ -374,7 +509,7 @@ def _fit(blocks: tuple[int, ...], limit: int, step: int = 1) -> int:
     """Largest multiple of ``step`` up to ``limit`` that divides all Dask blocks but the last."""
     common = math.gcd(*blocks[:-1])
     if common == 0:  # a single block: anything fits; no longer than the array needs
-        return min(limit // step, -(-blocks[0] // step)) * step
+        return max(min(limit // step, -(-blocks[0] // step)), 1) * step
     fits = [n for n in range(step, min(limit, common) + 1, step) if common % n == 0]
     return max(fits, default=step)
 

@@ -49,6 +49,43 @@ def test_the_import_alone_does_not_import_xarray():
 
 
 @pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_simulation_packs_as_writing_does(cube, tmp_path, lazy, zarr_format):
+    """ESA's packing, a reflectance of exactly 0, and NaN; edge chunks."""
+    values = (cube.reflectance * 1e-4).where(cube.reflectance != 0)
+    values[0, 0, :20] = 0.0
+    packing = {"dtype": "uint16", "scale_factor": 1e-4, "add_offset": -0.1, "_FillValue": 0}
+    values.to_zarr(tmp_path / "s.zarr", encoding={"reflectance": packing})
+    source = tec_zarr.decode(xr.open_zarr(tmp_path / "s.zarr"))
+    source = source if lazy else source.load()
+    options = TOY | {"chunks": {"x": 32, "y": 32}, "zarr_format": zarr_format}
+    expected = source.tec.simulate(**options).load()
+    source.tec.to_zarr(tmp_path / "a.zarr", **options)
+    back = xr.open_zarr(tmp_path / "a.zarr").load()
+    np.testing.assert_array_equal(back.reflectance, expected.reflectance)
+
+
+def test_simulation_knows_the_run_length_of_temporal_models(cube, tmp_path):
+    options = {"model": "tec-tt-s2", "quality": 2.0, "chunks": {"time": 3}}
+    sizes = []
+    for gop in (1, 3):
+        cube.tec.to_zarr(tmp_path / f"{gop}.zarr", gop=gop, **options)
+        stored = xr.open_zarr(tmp_path / f"{gop}.zarr").reflectance
+        simulated = cube.tec.simulate(gop=gop, **options).reflectance
+        np.testing.assert_array_equal(stored, simulated)
+        sizes.append(cube.tec.weigh(gop=gop, **options))
+    assert sizes[0] > sizes[1]
+    with pytest.raises(UnsupportedArrayError, match="temporal models"):
+        simulate(cube, gop=2, **TOY)
+
+
+@pytest.mark.parametrize("function", [simulate, weigh])
+def test_variables_that_are_not_there_are_named(cube, function):
+    with pytest.raises(UnsupportedArrayError, match="nope"):
+        function(cube, variables=["nope"], **TOY)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
 def test_simulation_is_what_writing_and_reading_gives(cube, tmp_path, lazy):
     if lazy:
         cube = cube.chunk({"time": 2, "y": 32, "x": 48})

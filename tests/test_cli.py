@@ -31,6 +31,59 @@ def run(*arguments):
     return main([str(a) for a in arguments])
 
 
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "transcode"])
+def test_the_source_is_never_the_target(source, tmp_path, monkeypatch, capsys, command):
+    before = contents(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to(source)
+    tokens = ["--tokens", 2] if command == "transcode" else []
+    for target in (source, f"../{source.name}", tmp_path / "link", tmp_path):
+        assert run(command, source, target, "--overwrite", *tokens) == 1
+        assert "is the source, or holds it" in capsys.readouterr().err
+    (tmp_path / "link").unlink()
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("encode", "typo.zarr", "--overwrite"),
+        ("encode", "source.zarr", "--overwrite", "--quality", 9),
+        ("encode", "source.zarr", "--overwrite", "--max-bytes", 5),
+        ("encode", "source.zarr"),
+        ("decode", "typo.zarr", "--overwrite"),
+        ("transcode", "source.zarr", "--overwrite", "--tokens", 99),
+    ],
+)
+def test_what_fails_leaves_everything_as_it_was(source, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    command, name, *options = arguments
+    for there in (False, True):
+        if there:
+            xr.Dataset({"kept": ("x", [1, 2, 3])}).to_zarr("good.zarr")
+        elif len(options) == 0:
+            continue
+        before = contents(tmp_path)
+        assert run(command, name, "good.zarr", *options) == 1
+        assert contents(tmp_path) == before
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["good.zarr"] * there + [source.name]
+
+
+def test_overwrite_replaces_a_store(source, tmp_path):
+    target = tmp_path / "new" / "good.zarr"
+    assert run("encode", source, target, *TOY) == 0
+    (target / "leftover").write_text("of another store")
+    assert run("encode", source, target, "--overwrite", *TOY) == 0
+    assert not (target / "leftover").exists()
+    assert xr.open_zarr(target).reflectance.shape == (2, 12, 64, 64)
+    assert [p.name for p in target.parent.iterdir()] == [target.name]
+
+
 def test_demo_prints_a_table_and_draws_a_picture(tmp_path, capsys):
     assert run("demo", "--out", tmp_path, *TOY) == 0
     out = capsys.readouterr().out

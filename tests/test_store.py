@@ -179,3 +179,197 @@ def test_an_append_inside_a_chunk_warns(cube, tmp_path):
 def test_decode_keeps_the_crs_link(cube, tmp_path):
     cube.reflectance.encoding["grid_mapping"] = "spatial_ref"
     assert tec_zarr.decode(cube).reflectance.encoding["grid_mapping"] == "spatial_ref"
+
+
+# ---- what is no reflectance
+
+
+CLASSES = np.random.default_rng(0).integers(0, 12, (3, 40, 44)).astype("uint16")
+
+
+@pytest.mark.parametrize(
+    ("name", "attrs"),
+    [
+        ("SCL", {}),
+        ("qa60", {}),
+        ("cloud_mask", {}),
+        ("s2_view_zenith", {}),
+        ("elevation", {}),
+        ("layer", {"flag_values": [0, 1, 2]}),
+        ("layer", {"standard_name": "solar_azimuth_angle"}),
+    ],
+)
+def test_classes_masks_and_angles_are_never_rounded(tmp_path, name, attrs):
+    bands = ["B02", "B03", "B04"]
+    image = xr.DataArray(CLASSES, dims=("band", "y", "x"), coords={"band": bands})
+    ds = xr.Dataset({"reflectance": image + np.uint16(900), name: image.assign_attrs(attrs)})
+    ds.to_zarr(tmp_path / "a.zarr", encoding=encoding(ds))
+    back = xr.open_zarr(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(back[name], CLASSES)
+    assert (back.reflectance != ds.reflectance).any()
+    with pytest.raises(UnsupportedArrayError, match="variables="):
+        encoding(ds[name])
+    assert "serializer" in encoding(ds[name], variables=name)[name]
+
+
+def test_bands_without_names_yield_to_those_that_have_them(tmp_path):
+    image = xr.DataArray(CLASSES, dims=("band", "y", "x"))
+    assert "serializer" in encoding(image.to_dataset(name="counts"))["counts"]
+    ds = xr.Dataset({"counts": image, "B04": image[0].drop_vars("band", errors="ignore")})
+    settings = encoding(ds)
+    assert "serializer" in settings["B04"]
+    assert "serializer" not in settings["counts"]
+
+
+def test_what_is_stored_without_loss_keeps_its_packing(cube, tmp_path):
+    cube.scl.encoding["_FillValue"] = 0
+    cube.to_zarr(tmp_path / "source.zarr")
+    opened = xr.open_zarr(tmp_path / "source.zarr").load()
+    assert opened.scl.dtype.kind == "f", "xarray makes NaN of class 0"
+    opened.to_zarr(tmp_path / "a.zarr", encoding=encoding(opened))
+    raw = xr.open_zarr(tmp_path / "a.zarr", mask_and_scale=False).scl
+    assert raw.dtype == "uint8"
+    np.testing.assert_array_equal(raw, cube.scl)
+    opened["scl"] = opened.scl.copy(data=opened.scl.values + 0.5)
+    opened.to_zarr(tmp_path / "b.zarr", encoding=encoding(opened))
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "b.zarr").scl, opened.scl)
+
+
+# ---- packed data that xarray unpacked
+
+
+EOPF = {"dtype": "uint16", "scale_factor": 1e-4, "add_offset": -0.1, "_FillValue": 0}
+
+
+def packed(path, da, **packing):
+    da.to_zarr(path, encoding={da.name: EOPF | packing})
+    return xr.open_zarr(path)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_nan_by_missing_value_stays_nan(tmp_path, lazy):
+    da = reflectance_cube()
+    source = packed(tmp_path / "s.zarr", da, _FillValue=None, missing_value=0)
+    source = source if lazy else source.load()
+    assert np.isnan(source.refl).any()
+    source.to_zarr(tmp_path / "a.zarr", encoding=encoding(source))
+    back = xr.open_zarr(tmp_path / "a.zarr").refl
+    np.testing.assert_array_equal(np.isnan(back), np.isnan(da))
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_packing_that_outlived_its_values_wraps_nothing(tmp_path, lazy):
+    """Dates without ESA's offset, then dates with it: xarray keeps the first packing."""
+    da = reflectance_cube()
+    other = da.copy(deep=True)
+    other[0, 0, 0, :3] = [-0.01, 0.0, 6.3]
+    parts = [packed(tmp_path / "0.zarr", da, add_offset=0.0), packed(tmp_path / "1.zarr", other)]
+    both = xr.concat(parts if lazy else [p.load() for p in parts], "time")
+    assert both.refl.encoding["add_offset"] == 0
+    both.to_zarr(tmp_path / "a.zarr", encoding=encoding(both))
+    back = xr.open_zarr(tmp_path / "a.zarr").refl.load()
+    np.testing.assert_array_equal(np.isnan(back), np.isnan(both.refl))
+    assert np.abs(back - both.refl).max() <= TOLERANCE * 1e-4
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("bound", [0, 2e-4])
+def test_a_bound_holds_after_arithmetic_on_packed_data(tmp_path, lazy, bound):
+    source = packed(tmp_path / "s.zarr", reflectance_cube("float64")).refl
+    source = source if lazy else source.load()
+    changed = source.copy(data=source.data + 4e-5)
+    assert changed.encoding["scale_factor"] == 1e-4
+    changed.to_zarr(tmp_path / "a.zarr", encoding=encoding(changed, max_error=bound))
+    back = xr.open_zarr(tmp_path / "a.zarr").refl
+    assert np.abs(back - changed).max() <= bound * (1 + 1e-9)
+
+
+def test_nodata_of_floats_is_exact_in_memory_too(tmp_path):
+    da = reflectance_cube().fillna(0.1)
+    da[:, :, 5:10] = 2.0
+    da[0, 0, 0, :2] = [2.00004, 1.99997]
+    da.to_zarr(tmp_path / "a.zarr", encoding=encoding(da, nodata=2.0))
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").refl == 2.0, da == 2.0)
+
+
+def test_cf_attributes_that_arithmetic_kept_do_not_stop_writing(tmp_path):
+    """As ``rioxarray.open_rasterio(...) / 10000`` leaves them."""
+    da = reflectance_cube().assign_attrs(scale_factor=1.0, add_offset=0.0, _FillValue=-9999.0)
+    da.to_zarr(tmp_path / "a.zarr", encoding=encoding(da))
+    back = xr.open_zarr(tmp_path / "a.zarr").refl
+    np.testing.assert_array_equal(np.isnan(back), np.isnan(da))
+    assert np.abs(back - da).max() <= TOLERANCE * 1e-4
+
+
+# ---- arguments
+
+
+@pytest.mark.parametrize("size", [{"x": 0}, {"time": 0}])
+def test_empty_arrays_are_written_and_appended_to(cube, tmp_path, size):
+    empty = cube.isel({dim: slice(n) for dim, n in size.items()})
+    empty.time.encoding["units"] = "seconds since 1970-01-01"  # of no dates xarray takes days
+    empty.to_zarr(tmp_path / "a.zarr", encoding=encoding(empty))
+    assert xr.open_zarr(tmp_path / "a.zarr").sizes == empty.sizes
+    if "time" in size:
+        cube.to_zarr(tmp_path / "a.zarr", append_dim="time")
+        back = xr.open_zarr(tmp_path / "a.zarr").reflectance
+        assert np.abs(back.astype(int) - cube.reflectance).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"chunks": {"time": 0}}, "-1 for all"),
+        ({"chunks": {"time": 1.5}}, "-1 for all"),
+        ({"chunks": {"time": "auto"}}, "-1 for all"),
+        ({"chunks": 64}, "name dimensions"),
+        ({"variables": 0}, "list of names"),
+        ({"variables": ["nope"]}, "nope"),
+        ({"gop": 2}, "temporal models"),
+        ({"max_error": [1, 2]}, "2 entries.*12 bands"),
+        ({"bands": ["B04"]}, "1 entries.*12 bands"),
+        ({"bands": "B04"}, "1 entries.*12 bands"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused_before_anything_is_written(
+    cube, arguments, message
+):
+    with pytest.raises(UnsupportedArrayError, match=message):
+        encoding(cube, **arguments)
+
+
+def test_chunks_of_any_whole_number_and_of_all(cube):
+    found = encoding(cube, chunks={"time": -1, "y": np.int64(40)})["reflectance"]["chunks"]
+    assert found == (3, 12, 40, 80)
+    assert type(found[2]) is int
+    assert "serializer" in encoding(cube, variables="reflectance")["reflectance"]
+
+
+def test_a_psnr_beyond_all_numbers_is_without_loss(cube, tmp_path):
+    small = cube.isel(x=slice(16), y=slice(16), time=[0])
+    small.to_zarr(tmp_path / "a.zarr", encoding=encoding(small, psnr=1e9))
+    back = xr.open_zarr(tmp_path / "a.zarr").reflectance
+    np.testing.assert_array_equal(back, small.reflectance)
+
+
+def test_one_selected_band_keeps_its_name(cube):
+    twelve = xr.concat([cube] * 4, "time").reflectance.sel(band="B08")
+    assert encoding(twelve)["reflectance"]["serializer"].bands == ("B08",)
+
+
+def test_without_loss_there_is_nothing_to_warn_of(cube, tmp_path):
+    cube.to_zarr(tmp_path / "tec.zarr", encoding=encoding(cube))
+    opened = xr.open_zarr(tmp_path / "tec.zarr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SecondGenerationWarning)
+        opened.to_zarr(tmp_path / "a.zarr", encoding=encoding(opened, max_error=0))
+    xr.testing.assert_equal(xr.open_zarr(tmp_path / "a.zarr").load(), opened.load())
+
+
+def test_a_tree_leaves_tec_too(cube, tmp_path):
+    cube.to_zarr(tmp_path / "a.zarr", group="inner", encoding=encoding(cube))
+    tree = tec_zarr.decode(xr.open_datatree(tmp_path / "a.zarr", engine="zarr"))
+    tree.to_zarr(tmp_path / "plain.zarr")
+    assert not any("TEC" in a.codec for a in stored_arrays(tmp_path / "plain.zarr"))
+    plain = xr.open_zarr(tmp_path / "plain.zarr", group="inner")
+    xr.testing.assert_equal(plain.reflectance, tree["inner"].reflectance)

@@ -281,3 +281,20 @@ def test_a_spawned_dask_worker_finds_the_codec(constant_store):
                 with Client(c):
                     assert int(da.from_zarr({str(constant_store)!r}).max().compute()) == 1234
     """)
+
+
+def test_numcodecs_buffers_of_any_kind():
+    array = np.asfortranarray(np.random.default_rng(0).integers(1, 3000, (12, 24, 20), "uint16"))
+    codec = tec_zarr.TEC(model=toy.NAME)
+    frame = codec.encode(array)
+    expected = codec.decode(frame)
+    spread = np.repeat(np.frombuffer(frame, "u1"), 2)[::2]
+    assert not spread.flags.c_contiguous
+    for data in (bytearray(frame), memoryview(frame), np.frombuffer(frame, "u1"), spread):
+        np.testing.assert_array_equal(codec.decode(data), expected)
+    for out in (bytearray(expected.nbytes), np.empty(expected.nbytes, "u1")):
+        assert codec.decode(frame, out=out) is out
+        found = np.frombuffer(out, expected.dtype).reshape(expected.shape, order="F")
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(TypeError):
+        codec.decode(frame, out=np.empty(array.shape, "int32"))
