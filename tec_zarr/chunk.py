@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import re
 import threading
@@ -35,6 +36,7 @@ from tec_zarr.limits import (
     ALL,
     Limits,
     NamedBounds,
+    bits_of,
     block_bounds,
     block_levels,
     blocks_with,
@@ -181,8 +183,10 @@ class ChunkSpec:
             raise UnsupportedArrayError(
                 f"quality is {self.quality}, it must be {low:g} (smallest) to {high:g} (finest)"
             )
-        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
-            raise UnsupportedArrayError(f"scale is {self.scale}, it must be a positive number")
+        if self.scale is not None and not 1e-30 < self.scale < 1e30:
+            raise UnsupportedArrayError(
+                f"scale is {self.scale}, it must be a positive number (1e-30 to 1e30)"
+            )
         if not math.isfinite(self.offset):
             raise UnsupportedArrayError(f"offset is {self.offset}, it must be a finite number")
         if len(self.fill_values) > MAX_NODATA:
@@ -202,10 +206,12 @@ class ChunkSpec:
                 resolve(max_error, len(bands), bands)
         for name in given:
             values = np.atleast_1d(np.asarray(targets[name], np.float64))
-            if not (values.size and np.isfinite(values).all() and (values >= 0).all()):
+            finite = values.size and values.ndim == 1 and np.isfinite(values).all()
+            if not finite or (values < 0).any():
                 raise UnsupportedArrayError(f"{name} is {targets[name]}, it must be 0 or more")
-        if max_error is not None and np.ndim(max_error):
-            max_error = tuple(float(v) for v in max_error)
+        if max_error is not None and not isinstance(max_error, Mapping):
+            max_error = np.asarray(max_error, np.float64).tolist()
+            max_error = tuple(max_error) if isinstance(max_error, list) else max_error
         weights = self.weights_sha256 or find_model(self.model).weights[0]
         for name, value in (
             ("quality", float(self.quality)),
@@ -489,7 +495,7 @@ def _for_size(part: _Part, max_bytes: int, frame: Callable[[_Coded], bytes]) -> 
             f"a chunk of shape {part.samples.shape} needs more than max_bytes={max_bytes} even at "
             f"quality {QUALITY_RANGE[0]:g}: allow more bytes"
         )
-    return max(best, key=len)
+    return best[-1]  # the search goes up from whatever fits
 
 
 def _clipped_dn(samples: np.ndarray, part: _Part) -> np.ndarray:
@@ -502,18 +508,22 @@ def _bounded(part: _Part, limits: Limits) -> _Coded:
 
     Bands that no bound names are coded by the model.
     """
+    part = replace(part, mask=_bit_for_bit(part.mask, part.samples, limits))
     samples, mask, scale = part.samples, part.mask, part.scale
     free = limits.free
     held = [c for c in range(samples.shape[1]) if c not in free]
     rest = _at_quality(part.of(free), part.spec.quality) if free else None
     measured, known = part.measured, part.known
-    values = np.where(known, samples, 0).astype(np.float64) / scale - part.spec.offset
+    with np.errstate(over="ignore", under="ignore"):  # of samples that are listed
+        values = np.where(known, samples, 0).astype(np.float64) / scale - part.spec.offset
     dn = np.where(measured, np.rint(values), 0)
     # What rounding floats to whole DN already takes of the bound.
     taken = np.where(measured, np.abs(values - dn), 0)
     allowed = np.array(limits.bands)[:, None, None]
-    room = np.floor(allowed[:, 0, 0] / scale - taken.max(axis=(0, 2, 3)) + 1e-3)
-    bounds = [int(b) for b in np.where(np.isinf(room), NO_BOUND, np.clip(room, 0, NO_BOUND - 1))]
+    with np.errstate(over="ignore"):  # a bound beyond all numbers is the largest there is
+        room = np.floor(allowed[:, 0, 0] / scale - taken.max(axis=(0, 2, 3)) + 1e-3)
+    bounds = np.clip(room, 0, NO_BOUND - 1).astype(np.int64).tolist()
+    bounds = [NO_BOUND if c in free else b for c, b in enumerate(bounds)]
     levels = None
     if limits.indices:
         precision = float(np.finfo(samples.dtype).eps) if samples.dtype.kind == "f" else 0.0
@@ -559,6 +569,16 @@ def _bounded(part: _Part, limits: Limits) -> _Coded:
         tuple(errors.tolist()),
         indices,
     )
+
+
+def _bit_for_bit(mask: Mask | None, samples: np.ndarray, limits: Limits) -> Mask | None:
+    """``mask`` with negative zeros and NaNs of other bits on their own where nothing may change."""
+    lossless = np.array(limits.bands)[:, None, None] == 0
+    if mask is None or samples.dtype.kind != "f" or not lossless.any():
+        return mask
+    restored = samples.copy()
+    mask.restore(restored)
+    return list_exactly(mask, samples, lossless & (bits_of(restored) != bits_of(samples)))
 
 
 def _packed_levels(levels: np.ndarray, measured: np.ndarray) -> tuple[bytes, np.ndarray]:
@@ -664,6 +684,8 @@ def decode_chunk(
             f"{tuple(expected_shape)}: the chunk belongs to another array"
         )
     shape = header.shape
+    if dates is not None:
+        dates = _whole_numbers(dates)
     if dates is None:
         samples = _samples(frame)
     else:
@@ -687,8 +709,8 @@ _verified: set[bytes] = set()
 def _samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
     """Samples of a frame, of all or some dates: (T, C, H, W) in native byte order."""
     header = frame.header
-    if dates == list(range(header.shape4[0])):
-        dates = None
+    if dates is not None and len(dates) == header.shape4[0] and dates == sorted(set(dates)):
+        dates = None  # all of them
     if dates is not None and (header.bounded or header.weights not in _verified):
         return _samples(frame)[dates]
     native = header.dtype.newbyteorder("=")
@@ -826,6 +848,13 @@ def check_array(dtype: np.dtype, ndim: int) -> None:
         )
 
 
+def _whole_numbers(dates: Sequence[int]) -> list[int]:
+    try:
+        return [operator.index(date) for date in dates]
+    except TypeError:
+        raise UnsupportedArrayError(f"dates {dates!r} of a chunk must be whole numbers") from None
+
+
 def _name_axes(
     shape: tuple[int, ...], bands: tuple[str, ...] | None
 ) -> tuple[Axes, tuple[str, ...] | None]:
@@ -852,14 +881,14 @@ def _name_axes(
 
 def coded_tiles(
     shape: tuple[int, int, int, int], mask: Mask | None
-) -> Iterator[tuple[tuple[slice, slice], list[int]]]:
+) -> Iterator[tuple[tuple[slice, slice], Sequence[int]]]:
     """Tiles row by row, with the dates that the model codes in each; tiles without any, not."""
     t, _, h, w = shape
     if mask is not None and mask.labels.all():
         return
     for y in _cuts(h):
         for x in _cuts(w):
-            coded = list(range(t))
+            coded: Sequence[int] = range(t)
             if mask is not None:
                 labels = mask.labels[:, :, y, x]
                 coded = np.flatnonzero((labels == 0).any(axis=(1, 2, 3))).tolist()

@@ -195,16 +195,23 @@ def exceeded(
     allowed = np.array(limits.bands)[:, None, None]
     before, after = (np.where(known, x, x.dtype.type(0)) for x in (original, decoded))
     slack: Any = 0
+    changed = bits_of(before) != bits_of(after)
     if before.dtype.kind == "f":
-        slack = np.spacing(np.maximum(np.abs(before), np.abs(after)))
+        with np.errstate(under="ignore"):
+            slack = np.spacing(np.maximum(np.abs(before), np.abs(after)))
     before, after = before.astype(np.float64), after.astype(np.float64)
-    wrong = ~(np.abs(after - before) <= (allowed + slack) * (allowed > 0))
+    wrong = np.where(allowed > 0, ~(np.abs(after - before) <= allowed + slack), changed)
     found = []
     for index in limits.indices:
         error = index_errors(index, before - shift, after - shift, known)
         wrong[:, [index.first, index.second]] |= (error > index.bound)[:, None]
         found.append(replace(index, error=float(error.max())))
     return wrong, tuple(found)
+
+
+def bits_of(samples: np.ndarray) -> np.ndarray:
+    """Samples as unsigned integers of their bits: zeros have a sign, NaNs a payload."""
+    return samples.view(f"u{samples.dtype.itemsize}")
 
 
 def index_errors(

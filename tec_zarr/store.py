@@ -49,6 +49,8 @@ _OTHER_WORDS = re.compile(
     r"(?<![a-z])(scl|masks?|msk|qa|flags?|class(es|ification)?|labels?|prob(ability|abilities)?"
     r"|cldprb|snwprb|aot|wvp|angles?|zenith|azimuth|elevation|dem|dsm|dtm)(?![a-z])"
 )
+#: Samples of an array in memory that are looked at together, so that copies stay small.
+_AT_ONCE = 2**22
 #: Dask's layers of data that a store was opened to and that were cut or rechunked since.
 _AS_READ = re.compile(r"(original-)?open_\w+-.*|getitem-.*|rechunk-.*|transpose-.*")
 
@@ -409,18 +411,24 @@ def _fits(da: xr.DataArray, packing: Mapping[str, Any], on_grid: bool) -> bool:
         layers = list(getattr(da.data.dask, "layers", ()))
         read = sum(layer.startswith("open_") for layer in layers)
         return read == 1 and all(map(_AS_READ.fullmatch, layers))
-    values = da.values[~np.isnan(da.values)]
+    flat = da.values.reshape(-1)
+    parts = (flat[i : i + _AT_ONCE] for i in range(0, flat.size, _AT_ONCE))
+    return all(_part_fits(part, packing, on_grid) for part in parts)
+
+
+def _part_fits(values: np.ndarray, packing: Mapping[str, Any], on_grid: bool) -> bool:
+    known = values[~np.isnan(values)]
     factor, added = _line(packing)
-    exact = (values.astype(np.float64) - added) / factor
+    exact = (known.astype(np.float64) - added) / factor
     whole, limits, fills = np.rint(exact), np.iinfo(packing["dtype"]), _fills(packing)
-    if values.size < da.size and not fills:
-        return False
-    if not whole.size:
-        return True
-    if whole.min() < limits.min or whole.max() > limits.max or np.isin(whole, fills).any():
-        return False
-    slack = 1e-3 + np.abs(exact) * np.finfo(da.dtype).eps
-    return not on_grid or bool((np.abs(exact - whole) <= slack).all())
+    slack = 1e-3 + np.abs(exact) * np.finfo(values.dtype).eps
+    return bool(
+        (fills or known.size == values.size)
+        and (whole >= limits.min).all()
+        and (whole <= limits.max).all()
+        and not np.isin(whole, fills).any()
+        and (not on_grid or (np.abs(exact - whole) <= slack).all())
+    )
 
 
 def _bounds_in(factor: float, spec: ChunkSpec) -> ChunkSpec:

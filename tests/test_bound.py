@@ -5,12 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import constriction
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tec_zarr import ChunkSpec, bound, encode_chunk
+from tec_zarr import ChunkSpec, bound, encode_chunk, entropy, scale_tables
 from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArrayError
 
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
@@ -282,3 +283,25 @@ def test_other_instruction_sets_decode_the_same(setting, tmp_path):
 def test_float_arrays_are_refused():
     with pytest.raises(UnsupportedArrayError, match="float64"):
         bound.encode(scene(shape=(1, 2, 8, 8)).astype(float), None, None, [0, 0])
+
+
+def test_the_documented_intervals_are_those_of_the_coder():
+    """docs/error-bounds.md, "Bytes": whoever writes a decoder has nothing else."""
+    rng = np.random.default_rng(0)
+    coder = constriction.stream.queue.RangeEncoder()
+    sent = []
+    for size in (2, 6, 12, 65536):
+        values = rng.integers(0, size, 50)
+        coder.encode(values.astype(np.int32), constriction.stream.model.Uniform(size))
+        edges = np.arange(size + 1) * (2**24 // size)
+        sent += [(value, np.append(edges[:-1], 2**24)) for value in values]
+    for scale in (0, 40, 130):
+        table = scale_tables.frequencies(0, scale)
+        values = rng.integers(0, len(table), 50)
+        coder.encode(values.astype(np.int32), scale_tables._model(0, scale))
+        n, below = len(table), np.concatenate([[0], np.cumsum(table)])
+        edges = (below[:-1] * (2**24 - n) / below[-1]).astype(np.int64) + np.arange(n)
+        sent += [(value, np.append(edges, 2**24)) for value in values]
+    decoder = entropy.ReferenceDecoder(coder.get_compressed())
+    for value, edges in sent:
+        assert decoder._symbol(edges) == value

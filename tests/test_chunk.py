@@ -14,6 +14,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tec_zarr import chunk
 from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.errors import (
     ChecksumError,
@@ -27,7 +28,7 @@ from tec_zarr.errors import (
 )
 from tec_zarr.models import registry
 from tec_zarr.sentinel2 import BANDS, L2A_BANDS
-from tec_zarr.stream import SectionKind, read_frame
+from tec_zarr.stream import SectionKind, read_frame, write_frame
 
 QUALITY = 5.0
 HALF_STEP = 2 ** (8 - QUALITY) / 2 + 0.51  # and rounding to whole DN
@@ -314,3 +315,94 @@ def test_encoding_decoded_pixels_again_warns():
     back[:, :, :32] = 1234
     with pytest.warns(SecondGenerationWarning, match="decoded from TEC before"):
         encode_chunk(back, spec())
+
+
+# ---- without loss, and bounds
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("nodata", [None, 0])
+def test_without_loss_floats_come_back_bit_for_bit(dtype, nodata):
+    array = np.random.default_rng(0).random((1, 2, 8, 8)).astype(dtype)
+    whole = array.view(f"u{array.itemsize}")
+    array[0, 0, 0, :4] = [-0.0, 0.0, np.nan, np.finfo(dtype).smallest_subnormal]
+    whole[0, 0, 1, 0] = whole[0, 0, 0, 2] | 1  # a NaN with a payload
+    array[0, 0, 1, 1] = -array[0, 0, 0, 2]
+    back = decode_chunk(encode_chunk(array, spec(max_error=0, nodata=nodata)))
+    assert back.tobytes() == array.tobytes()
+    with np.errstate(all="raise"):
+        encode_chunk(array, spec(max_error=1e-3, nodata=nodata))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "arguments"),
+    [
+        ("float32", {"max_error": 1e305}),
+        ("uint16", {"max_error": 1e308, "scale": 0.1}),
+    ],
+)
+def test_bounds_beyond_all_numbers_make_frames_that_decode(dtype, arguments):
+    array = (scene((1, 2, 9, 9)) * (1e-4 if dtype == "float32" else 1)).astype(dtype)
+    back = decode_chunk(encode_chunk(array, spec(**arguments)))
+    assert np.abs(back.astype("f8") - array).max() <= arguments["max_error"]
+
+
+@pytest.mark.parametrize("bound", [np.float32(5), np.int64(5), np.array(5.0), np.full(3, 5)])
+def test_bounds_may_be_numbers_of_numpy(bound):
+    same = spec(max_error=[5.0] * 3 if np.ndim(bound) else 5.0)
+    assert spec(max_error=bound) == same
+    assert hash(spec(max_error=bound)) == hash(same)
+    assert spec(max_error=bound).to_config() == same.to_config()
+    with pytest.raises(UnsupportedArrayError, match="max_error"):
+        spec(max_error=[[5.0]])
+
+
+def test_max_bytes_takes_the_finest_quality_tried_that_fits(monkeypatch):
+    """Small chunks have many qualities of one size."""
+    array = scene((1, 3, 8, 8)).astype("uint16")
+    tried = []
+
+    def spy(header, sections):
+        frame = write_frame(header, sections)
+        tried.append((len(frame), header.quality))
+        return frame
+
+    monkeypatch.setattr(chunk, "write_frame", spy)
+    least = len(encode_chunk(array, spec(quality=1)))
+    for most in range(least, 2 * least, 9):
+        tried.clear()
+        data = encode_chunk(array, ChunkSpec(model=toy.NAME, max_bytes=most))
+        assert len(data) <= most
+        assert read_frame(data).header.quality == max(q for n, q in tried if n <= most)
+
+
+def test_a_header_of_endless_dates_allocates_nothing():
+    code = (
+        "import resource, numpy as np\n"
+        "from tec_zarr import decode_chunk, errors\n"
+        "from tec_zarr.models.registry import find_model\n"
+        "from tec_zarr.stream import Axes, Header, write_frame\n"
+        "import torch\n"
+        "weights = bytes.fromhex(find_model('tec-s2').weights[0])[:8]\n"
+        "header = Header(1, weights, 4.0, Axes.TCYX, (2**28, 1, 1, 1), np.dtype('<u2'))\n"
+        "frame = write_frame(header, [])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: decode_chunk(frame)\n"
+        "except errors.TecError: pass\n"
+        "else: raise SystemExit('decoded')\n"
+        "assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("dates", [["a"], [1.5], [None]])
+def test_dates_that_are_no_numbers_are_refused(dates):
+    data = encode_chunk(scene((2, 3, 8, 8)).astype("uint16"), spec())
+    with pytest.raises(UnsupportedArrayError, match="whole numbers"):
+        decode_chunk(data, dates=dates)
+
+
+def test_weights_that_are_not_there_say_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "weights_file", lambda name, sha256: tmp_path / "gone")
+    with pytest.raises(WeightsMismatchError, match=r"gone.*force-reinstall"):
+        registry.find_model("tec-s2").load(registry.find_model("tec-s2").weights[0])

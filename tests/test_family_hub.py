@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_family_codec import SMALL, make, scene
 
 from tec_zarr import errors
@@ -210,3 +211,21 @@ def test_changed_weights_in_the_cache_are_refused(cache, tmp_path):
 def test_naming_and_finding_models_needs_no_torch():
     code = "import sys, tec_zarr.models.hub; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("state", [[1], torch.zeros(3), {"state_dict": [1]}, {1: torch.zeros(2)}])
+def test_a_checkpoint_of_something_else_is_refused(state, tmp_path):
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(errors.WeightsMismatchError, match=r"a\.pt"):
+        hub.load(FP, path=tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "note",
+    ["{}", "[]", '"a"', '{"architecture": "fp", "config": {"bands": 12, "colour": 3}}'],
+)
+def test_safetensors_with_another_note_are_refused(note, tmp_path):
+    file = tmp_path / "a.safetensors"
+    save_file({"x": torch.zeros(2)}, file, {"tec_zarr": note})
+    with pytest.raises(errors.WeightsMismatchError, match=r"a\.safetensors"):
+        hub.load(FP, path=file)

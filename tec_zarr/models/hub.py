@@ -321,9 +321,9 @@ def _convert(source: Path, name: str, rate: str | None, sha256: str | None) -> P
         config = metadata["config"]
     else:
         config = _config_of(state, source, name)
-    if config["bands"] != PUBLISHED[name].bands:
+    if config.get("bands") != PUBLISHED[name].bands:
         raise WeightsMismatchError(
-            f"{source} is a model of {config['bands']} bands, {name} has "
+            f"{source} is a model of {config.get('bands')} bands, {name} has "
             f"{PUBLISHED[name].bands}: load it under the name that fits, or pick another file."
         )
     given = _sha256(source)
@@ -360,13 +360,18 @@ def _read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
 
             with safe_open(source, "pt") as file:
                 metadata = json.loads((file.metadata() or {}).get(_METADATA, "null"))
+                if metadata is not None:
+                    metadata = {"architecture": metadata["architecture"],
+                                "config": dict(metadata["config"])}  # fmt: skip
                 return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
         state = torch.load(source, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        if not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
+            raise TypeError("not every entry is a tensor with a name")
     except Exception as error:  # torch, pickle, zip and safetensors all raise their own
         raise WeightsMismatchError(
             f"{source} is no checkpoint that can be read safely ({type(error).__name__}: {error})."
         ) from error
-    state = state.get("state_dict", state)
     return state, None
 
 
@@ -391,8 +396,13 @@ def _build(
     import torch
 
     module_name, cls = _CLASSES[architecture]
-    with torch.device("meta"):
-        module: nn.Module = getattr(importlib.import_module(module_name), cls)(**config)
+    try:
+        with torch.device("meta"):
+            module: nn.Module = getattr(importlib.import_module(module_name), cls)(**config)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise WeightsMismatchError(
+            f"{source} says that it holds a {cls} of {config}, which cannot be made ({error})"
+        ) from error
     wanted = module.state_dict()
     missing, strange = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or strange:

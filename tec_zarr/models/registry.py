@@ -287,7 +287,13 @@ def _index() -> dict[str, Entry]:
 def _entry(name: str, item: dict) -> Entry:
     def load(sha256: str) -> Model:
         path = weights_file(name, sha256)
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise WeightsMismatchError(
+                f"the weights {path} cannot be read ({error.strerror}): "
+                "pip install --force-reinstall tec_zarr"
+            ) from error
         if found != sha256:
             raise WeightsMismatchError(
                 f"{path} has sha256 {found}, it should be {sha256}: the file was changed; "
