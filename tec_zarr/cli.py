@@ -339,7 +339,13 @@ def _recompress(arguments: argparse.Namespace) -> int:
             address = arguments.scheduler or stack.enter_context(
                 LocalCluster(n_workers=arguments.workers, threads_per_worker=1)
             )
-            client = stack.enter_context(Client(address))
+            try:
+                client = stack.enter_context(Client(address))
+            except ValueError as error:
+                raise UnsupportedArrayError(
+                    f"--scheduler {address} is no address of a Dask scheduler ({error}): "
+                    "tcp://HOST:8786"
+                ) from error
         if not sys.stderr.isatty():
             logging.basicConfig(stream=sys.stderr, format="%(message)s")
             logging.getLogger("tec_zarr.batch").setLevel(logging.INFO)

@@ -74,6 +74,13 @@ def test_what_fails_leaves_everything_as_it_was(source, tmp_path, monkeypatch, a
         assert sorted(p.name for p in tmp_path.iterdir()) == ["good.zarr"] * there + [source.name]
 
 
+def test_an_address_that_is_none_is_named(source, tmp_path, capsys):
+    pytest.importorskip("distributed")
+    assert run("recompress", source, tmp_path / "out.zarr", "--scheduler", "localhost") == 1
+    assert "--scheduler localhost" in capsys.readouterr().err
+    assert not (tmp_path / "out.zarr").exists()
+
+
 def test_overwrite_replaces_a_store(source, tmp_path):
     target = tmp_path / "new" / "good.zarr"
     assert run("encode", source, target, *TOY) == 0
