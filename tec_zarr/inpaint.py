@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 import numpy as np
 import xarray as xr
 
+from tec_zarr.compare import nodata_of
 from tec_zarr.errors import TecError, UnsupportedArrayError
+from tec_zarr.metrics import dn_per_unit
 from tec_zarr.regression import (
     COVERAGE,
     FEWEST,
@@ -29,7 +31,7 @@ from tec_zarr.regression import (
     fill_date,
     held_squares,
 )
-from tec_zarr.sentinel2 import CLOUD_LIKE, DN_PER_REFLECTANCE, NODATA
+from tec_zarr.sentinel2 import CLOUD_LIKE
 from tec_zarr.store import BAND, TIME, X, Y, find_dim, reflectance_names
 
 if TYPE_CHECKING:
@@ -209,7 +211,7 @@ def _alike(ds: xr.Dataset, names: Sequence[Any]) -> list[list[Any]]:
     for name in names:
         da = ds[name]
         alone = find_dim(da, BAND) is not None
-        key = name if alone else (da.dims, da.shape, da.dtype, da.chunks, _nodata(da))
+        key = name if alone else (da.dims, da.shape, da.dtype, da.chunks, nodata_of(da))
         groups.setdefault(str(key), []).append(name)
     return list(groups.values())
 
@@ -237,10 +239,10 @@ def _inpaint(
     labels = [str(v)[:10] for v in da[time].values]
     wide = np.dtype("f4") if da.dtype in (np.uint8, np.uint16, np.int16, np.float32) else "f8"
     estimate = partial(
-        _estimate, how=how, axes=axes, moments=_moments(da, time), nodata=_nodata(da),
+        _estimate, how=how, axes=axes, moments=_moments(da, time), nodata=nodata_of(da),
         labels=labels, dtype=np.dtype(wide), bands=_bands(da),
     )  # fmt: skip
-    merge = partial(_merge, nodata=_nodata(da))
+    merge = partial(_merge, nodata=nodata_of(da))
     if da.chunks is None:
         hidden: Any = np.broadcast_to(covered.values, da.shape)
         found: Any = estimate(da.values, hidden)
@@ -425,15 +427,6 @@ def _moments(da: xr.DataArray, time: str) -> np.ndarray:
     return np.arange(da.sizes[time], dtype=np.float64)
 
 
-def _nodata(da: xr.DataArray) -> float:
-    if da.dtype.kind == "f":
-        return np.nan
-    for source in (da.encoding, da.attrs):
-        if source.get("_FillValue") is not None:
-            return float(source["_FillValue"])
-    return float(NODATA)
-
-
 # ---- blocks of numpy
 
 
@@ -532,7 +525,7 @@ def _fill_tiles(
     if not len(used):
         return
     seen = np.logical_and.reduce(clear[:, used], axis=1)
-    unit = np.float32(_unit(cube, clear))
+    unit = np.float32(dn_per_unit(cube[clear]) if cube.dtype.kind == "f" else 1)
     wanted = np.logical_or.reduce(hidden, axis=1)
     windows = [w for w in _windows(*seen.shape[1:]) if wanted[:, w.rows, w.columns].any()]
     todo = [np.flatnonzero(wanted[:, w.rows, w.columns].any((1, 2))).tolist() for w in windows]
@@ -587,13 +580,6 @@ def _spans(size: int) -> Iterator[tuple[slice, np.ndarray]]:
         up = np.ones(len(place)) if first == 0 else (place - first + HALO) / (2 * HALO)
         down = np.ones(len(place)) if last == size else (last + HALO - place) / (2 * HALO)
         yield slice(start, stop), np.clip(np.minimum(up, down), 0, 1)
-
-
-def _unit(cube: np.ndarray, clear: np.ndarray) -> float:
-    """What turns values into DN: floats up to about 1 are reflectance."""
-    if cube.dtype.kind != "f" or not clear.any():
-        return 1.0
-    return DN_PER_REFLECTANCE if float(np.median(np.abs(cube[clear]))) < 10 else 1.0
 
 
 Filler = Callable[[np.ndarray, Sequence[int], np.ndarray], Iterator[tuple[int, Filled]]]

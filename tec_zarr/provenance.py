@@ -19,7 +19,7 @@ import zarr
 
 import tec_zarr
 from tec_zarr.chunk import ChunkSpec
-from tec_zarr.demo import as_dn, band_labels
+from tec_zarr.compare import band_labels, in_dn
 from tec_zarr.limits import ALL, NamedBounds
 from tec_zarr.report import error_rows, kept_bounds, tec_spec
 
@@ -114,7 +114,8 @@ def record(store: Any, original: xr.DataArray | xr.Dataset | None = None) -> Non
             )
         if original is not None and decoded is not None:
             before = original if isinstance(original, xr.DataArray) else original[name]
-            rows = error_rows(as_dn(before), as_dn(decoded[name]), band_labels(before))
+            reference, after = in_dn(before, decoded[name])
+            rows = error_rows(reference, after, band_labels(before))
             found["psnr_measured"] = _listing({str(row[0]): row[1] for row in rows[:-1]})
         array.attrs.update({f"{ATTRIBUTE}_{key}": value for key, value in found.items()})
     if consolidated:

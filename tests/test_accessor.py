@@ -233,3 +233,42 @@ def test_clouds_of_an_eopf_product_of_one_date_stay_nodata_and_it_is_said(exampl
     assert (out.reflectance.where(mask, 0) == 0).all()
     assert (out.reflectance == cube.reflectance).where(~mask, True).all()
     assert out.rio.crs == cube.rio.crs
+
+
+# ------------------------------------------------------------------ what report compares, and how
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_what_is_missing_in_the_decoded_cube_makes_nothing_better(cube, dtype):
+    nodata = 0 if dtype == "uint16" else np.nan
+    measured = cube.reflectance != 0
+    original = cube.reflectance.where(measured, nodata).astype(dtype)
+    noisy = (original + 3).where(measured, nodata).astype(dtype)
+    holed = noisy.copy(deep=True)
+    holed[1, 2] = nodata
+    whole, table = report(noisy, original), report(holed, original)
+    assert table.loc["B04", "psnr"] < whole.loc["B04", "psnr"]
+    assert table.loc["B04", "ssim"] < whole.loc["B04", "ssim"]
+    assert table.loc["B04", "max_error"] == cube.reflectance[1, 2].max()
+    assert table.loc["all", "nodata_differs"] == measured[1, 2].sum()
+    assert (whole["nodata_differs"].dropna() == 0).all()
+
+
+@pytest.mark.parametrize("other", ["uint16", "float32", "float64"])
+def test_floats_that_are_dn_are_compared_as_dn(cube, other):
+    original = cube.reflectance.where(cube.reflectance != 0).astype("float32")
+    decoded = (cube.reflectance + 10).where(cube.reflectance != 0, 0).astype(other)
+    assert report(decoded, original).loc["all", ["mean_error", "max_error"]].tolist() == [10, 10]
+
+
+def test_floats_of_both_sides_have_the_units_of_the_original(cube):
+    original = (cube.reflectance * np.float32(1e-4)).astype("float32")
+    table = report(original * 10_000, original)
+    assert table.loc["all", "max_error"] > 1e6, "DN taken for reflectance is no small error"
+
+
+@pytest.mark.parametrize("dims", [("x",), ("sample", "time", "band", "y", "x")])
+def test_what_is_no_image_is_refused(dims):
+    array = xr.DataArray(np.ones((2,) * len(dims), "uint16"), dims=dims)
+    with pytest.raises(UnsupportedArrayError, match="needs \\(time, band, y, x\\)"):
+        report(array, array)

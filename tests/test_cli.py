@@ -102,3 +102,37 @@ def test_demo_runs_on_an_evaluation_cube(tmp_path, capsys):
     path = min(SHARED.glob("*.npz"), key=lambda p: p.stat().st_size)
     assert run("demo", "--input", path, "--out", tmp_path, *TOY) == 0
     assert "nodata exact             yes" in capsys.readouterr().out
+
+
+def lines(text, *starts):
+    return {row.split()[0]: row.split()[1:] for row in text.splitlines() if row.startswith(starts)}
+
+
+@pytest.mark.parametrize("kind", ["dn", "reflectance"])
+def test_verify_fails_where_a_date_is_gone(cube, tmp_path, capsys, kind):
+    there = cube[["reflectance"]]
+    if kind == "reflectance":
+        there = there.where(there != 0) * np.float32(1e-4)
+    there.to_zarr(tmp_path / "a.zarr")
+    gone = there.copy(deep=True)
+    gone.reflectance[1] = 0 if kind == "dn" else np.nan
+    gone.to_zarr(tmp_path / "b.zarr")
+    count = int((cube.reflectance[1] != 0).sum())
+    for first, second, words in (
+        ("a", "b", f"{count} are missing in B, 0 in A"),
+        ("b", "a", f"0 are missing in B, {count} in A"),
+    ):
+        assert run("verify", tmp_path / f"{first}.zarr", tmp_path / f"{second}.zarr") == 1
+        out = capsys.readouterr().out
+        assert f"nodata differs in {count} samples: {words}" in out
+        psnr, worst = (float(lines(out, "all")["all"][i]) for i in (0, -1))
+        if first == "a":
+            assert psnr < 30
+            assert worst == pytest.approx(int(cube.reflectance[1].max()), abs=0.01)
+
+
+def test_verify_reads_floats_that_are_dn_as_dn(cube, source, tmp_path, capsys):
+    shifted = (cube.reflectance + 10).where(cube.reflectance != 0).astype("float32")
+    shifted.to_dataset().to_zarr(tmp_path / "floats.zarr")
+    assert run("verify", source, tmp_path / "floats.zarr") == 0
+    assert lines(capsys.readouterr().out, "all")["all"][1:] == ["10.00", "10.00", "10.00"]
