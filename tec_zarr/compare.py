@@ -7,7 +7,7 @@ import xarray as xr
 
 from tec_zarr import metrics
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.sentinel2 import NODATA
+from tec_zarr.sentinel2 import NODATA, UnknownBandError, band_names
 from tec_zarr.store import BAND, TIME, X, Y, find_dim
 
 __all__ = ["band_labels", "comparable", "in_dn", "nodata_of"]
@@ -18,19 +18,20 @@ def comparable(
     decoded: xr.DataArray,
     names: tuple[object, object] = ("the original", "the decoded cube"),
 ) -> xr.DataArray:
-    """``decoded``, if it can be compared with ``original``.
+    """``decoded`` with its bands in the order of ``original``.
 
     Parameters
     ----------
     original, decoded : DataArray
-        (time, band, y, x), time and band optional.
+        (time, band, y, x), time and band optional. Along a dimension that one of them has no
+        labels for, or no names of Sentinel-2 bands, they are taken as they lie.
     names : tuple
         What messages call them.
 
     Raises
     ------
     UnsupportedArrayError
-        They are no images, or differ in shape.
+        They are no images, or differ in shape, bands, dates or coordinates.
     """
     for name, cube in zip(names, (original, decoded), strict=True):
         if cube.dims != _image_dims(cube):
@@ -43,7 +44,60 @@ def comparable(
             f"{names[0]} has shape {original.shape} {original.dims}, {names[1]} has "
             f"{decoded.shape} {decoded.dims}: nothing to compare"
         )
-    return decoded
+    for kind in (TIME, Y, X):
+        _check_labels(kind, original, decoded, names)
+    return _in_order(_known_bands(original), decoded, names)
+
+
+def _check_labels(
+    kind: tuple[str, ...],
+    original: xr.DataArray,
+    decoded: xr.DataArray,
+    names: tuple[object, object],
+) -> None:
+    """Refuse cubes of other dates or pixels."""
+    ours, theirs = find_dim(original, kind), find_dim(decoded, kind)
+    if ours not in original.coords or theirs not in decoded.coords:
+        return
+    before, after = original[ours].values, decoded[theirs].values
+    same = _same_labels(before, after)
+    if not same.all():
+        first = int(np.argmin(same))
+        raise UnsupportedArrayError(
+            f"{names[0]} and {names[1]} differ along {ours!r}, first at position {first}: "
+            f"{before[first]} and {after[first]}. Select what both have, or leave these labels "
+            f"out to compare by position (drop_vars({ours!r}))"
+        )
+
+
+def _same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Equal, or less than a tenth of a pixel apart: what a file's rounding does."""
+    if before.dtype.kind not in "iuf" or after.dtype.kind not in "iuf":
+        return np.asarray(before == after, bool)
+    pixel = np.abs(np.diff(before.astype(np.float64))).min(initial=np.inf)
+    near = 0.1 * pixel if np.isfinite(pixel) else 1e-6 * np.abs(before)
+    return np.abs(after.astype(np.float64) - before) <= near
+
+
+def _in_order(
+    wanted: tuple[str, ...] | None, decoded: xr.DataArray, names: tuple[object, object]
+) -> xr.DataArray:
+    found = _known_bands(decoded)
+    if wanted is None or found is None or wanted == found:
+        return decoded
+    if set(wanted) != set(found):
+        raise UnsupportedArrayError(
+            f"{names[0]} has the bands {', '.join(wanted)}, {names[1]} has {', '.join(found)}: "
+            "select those that both have"
+        )
+    return decoded.isel({find_dim(decoded, BAND): [found.index(name) for name in wanted]})
+
+
+def _known_bands(cube: xr.DataArray) -> tuple[str, ...] | None:
+    try:
+        return band_names(band_labels(cube))
+    except UnknownBandError:
+        return None
 
 
 def _image_dims(cube: xr.DataArray) -> tuple[str, ...] | None:

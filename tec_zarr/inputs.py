@@ -18,7 +18,9 @@ from tec_zarr.store import BAND, TIME, X, Y, find_dim
 _NETCDF = (".nc", ".nc4", ".h5", ".hdf5")
 _TIFF = (".tif", ".tiff")
 _BAND_IN_NAME = re.compile(r"(?<![A-Za-z0-9])B(?:0?[1-9]|1[0-2]|0?8A)(?![A-Za-z0-9])", re.I)
-_DATE_IN_NAME = re.compile(r"(?<!\d)(20\d{2})-?([01]\d)-?([0-3]\d)(?!\d)")
+_DATE_IN_NAME = re.compile(
+    r"(?<!\d)(20\d{2})-?([01]\d)-?([0-3]\d)(?:T([0-2]\d)([0-5]\d)([0-5]\d))?(?!\d)"
+)
 
 
 def open_cube(path: str | Path) -> xr.Dataset:
@@ -137,13 +139,19 @@ def _open_tiffs(paths: list[Path]) -> xr.Dataset:
         if names:
             image = image.assign_coords(band=list(names))
         date = _DATE_IN_NAME.search(path.stem)
-        key = "-".join(date.groups()) if date else _BAND_IN_NAME.sub("", path.stem)
+        key = _moment(date) if date else _BAND_IN_NAME.sub("", path.stem)
         by_date.setdefault(key, []).append(image)
     dates = [xr.concat(images, "band", join="exact") for images in by_date.values()]
     cube = xr.concat(dates, "time", join="exact").drop_attrs(deep=False)
     if all(_DATE_IN_NAME.search(key) for key in by_date):
         cube = cube.assign_coords(time=np.array(list(by_date), "datetime64[ns]"))
     return cube.rename("reflectance").chunk({"band": -1}).to_dataset()
+
+
+def _moment(date: re.Match[str]) -> str:
+    """ISO 8601, midnight where the name has no time of day."""
+    year, month, day, *time_of_day = date.groups(default="00")
+    return f"{year}-{month}-{day}T{':'.join(time_of_day)}"
 
 
 def _tiff_bands(path: Path, image: xr.DataArray) -> tuple[str, ...] | None:

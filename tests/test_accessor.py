@@ -272,3 +272,34 @@ def test_what_is_no_image_is_refused(dims):
     array = xr.DataArray(np.ones((2,) * len(dims), "uint16"), dims=dims)
     with pytest.raises(UnsupportedArrayError, match="needs \\(time, band, y, x\\)"):
         report(array, array)
+
+
+def test_bands_in_another_order_are_put_in_that_of_the_original(cube):
+    turned = cube.reflectance[:, ::-1].assign_coords(band=["nir", "red", "b3", "B2"])
+    table = report(turned, cube.reflectance)
+    assert table.loc["all", "max_error"] == 0
+    nameless = report(turned.drop_vars("band"), cube.reflectance)
+    assert nameless.loc["all", "max_error"] > 0, "without names by position"
+    with pytest.raises(UnsupportedArrayError, match=r"B03, B04, B08, .*has B02, B03, B04"):
+        report(cube.reflectance.assign_coords(band=["B02", "B03", "B04", "B05"]), cube.reflectance)
+    with pytest.raises(UnsupportedArrayError, match=r"bands B04, .*has B08"):
+        report(cube.reflectance.sel(band="B08").rename("B08"),
+               cube.reflectance.sel(band="B04").rename("B04"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dim", "shift"), [("time", np.timedelta64(1, "h")), ("y", 10), ("x", -5)]
+)
+def test_other_dates_or_pixels_are_refused(cube, dim, shift):
+    moved = cube.reflectance.assign_coords({dim: cube[dim] + shift})
+    with pytest.raises(UnsupportedArrayError, match=f"differ along '{dim}', first at position 0"):
+        report(moved, cube.reflectance)
+    assert report(moved.drop_vars(dim), cube.reflectance).loc["all", "max_error"] == 0
+
+
+def test_labels_may_be_rounded_but_not_of_another_kind(cube):
+    seconds = cube.time.astype("datetime64[s]")
+    rounded = cube.reflectance.assign_coords(time=seconds, x=cube.x + 0.01)
+    assert report(rounded, cube.reflectance).loc["all", "max_error"] == 0
+    with pytest.raises(UnsupportedArrayError, match="differ along 'time'"):
+        report(cube.reflectance.assign_coords(time=[0, 1, 2]), cube.reflectance)

@@ -136,3 +136,14 @@ def test_verify_reads_floats_that_are_dn_as_dn(cube, source, tmp_path, capsys):
     shifted.to_dataset().to_zarr(tmp_path / "floats.zarr")
     assert run("verify", source, tmp_path / "floats.zarr") == 0
     assert lines(capsys.readouterr().out, "all")["all"][1:] == ["10.00", "10.00", "10.00"]
+
+
+def test_verify_aligns_bands_and_refuses_other_dates(cube, source, tmp_path, capsys):
+    cube.isel(band=slice(None, None, -1)).to_zarr(tmp_path / "turned.zarr")
+    assert run("verify", source, tmp_path / "turned.zarr") == 0
+    assert lines(capsys.readouterr().out, "all")["all"] == ["inf", "0.00", "0.00", "0.00"]
+    later = cube.assign_coords(time=cube.time + np.timedelta64(1, "D"))
+    later.to_zarr(tmp_path / "later.zarr")
+    assert run("verify", source, tmp_path / "later.zarr") == 1
+    assert f"{source} and {tmp_path / 'later.zarr'} differ along 'time'" in capsys.readouterr().err
+    assert run("report", source, tmp_path / "later.zarr", "--html", tmp_path / "page.html") == 1
