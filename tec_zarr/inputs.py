@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.sentinel2 import L2A_BANDS, UnknownBandError, band_names
+from tec_zarr.sentinel2 import L2A_BANDS, NODATA, UnknownBandError, band_names
 from tec_zarr.store import BAND, TIME, X, Y, find_dim
 
 _NETCDF = (".nc", ".nc4", ".h5", ".hdf5")
@@ -131,10 +132,12 @@ def _open_tiffs(paths: list[Path]) -> xr.Dataset:
             f"{paths[0]} is a GeoTIFF: pip install 'tec_zarr[geotiff]'"
         ) from error
     by_date: dict[str, list[xr.DataArray]] = {}
+    nodata: dict[Path, float | None] = {}
     for path in paths:
         image = cast(
             xr.DataArray, rioxarray.open_rasterio(path, chunks={}, mask_and_scale=False)
         )
+        nodata[path] = image.attrs.get("_FillValue")
         names = _tiff_bands(path, image)
         if names:
             image = image.assign_coords(band=list(names))
@@ -145,7 +148,30 @@ def _open_tiffs(paths: list[Path]) -> xr.Dataset:
     cube = xr.concat(dates, "time", join="exact").drop_attrs(deep=False)
     if all(_DATE_IN_NAME.search(key) for key in by_date):
         cube = cube.assign_coords(time=np.array(list(by_date), "datetime64[ns]"))
+    cube = _with_nodata(cube, _common_nodata(nodata))
     return cube.rename("reflectance").chunk({"band": -1}).to_dataset()
+
+
+def _common_nodata(declared: Mapping[Path, float | None]) -> float:
+    """The nodata value of all files; 0 where they declare none, as everywhere for Sentinel-2."""
+    values = {path: float(NODATA if v is None else v) for path, v in declared.items()}
+    first, value = next(iter(values.items()))
+    for path, other in values.items():
+        if other != value and not (math.isnan(other) and math.isnan(value)):
+            raise UnsupportedArrayError(
+                f"{first} has nodata {value:g}, {path} has {other:g} (0 where none is declared): "
+                f"write all files with the same first (gdalwarp -dstnodata {value:g})"
+            )
+    return value
+
+
+def _with_nodata(cube: xr.DataArray, nodata: float) -> xr.DataArray:
+    """Cube that says what means nothing measured: NaN in floats, else ``_FillValue``."""
+    if cube.dtype.kind == "f":
+        return cube.where(cube != nodata)
+    if nodata == NODATA or math.isnan(nodata):
+        return cube  # 0 needs no word, and would make floats of integers in xarray
+    return cube.assign_attrs(_FillValue=int(nodata))
 
 
 def _moment(date: re.Match[str]) -> str:

@@ -147,3 +147,56 @@ def test_verify_aligns_bands_and_refuses_other_dates(cube, source, tmp_path, cap
     assert run("verify", source, tmp_path / "later.zarr") == 1
     assert f"{source} and {tmp_path / 'later.zarr'} differ along 'time'" in capsys.readouterr().err
     assert run("report", source, tmp_path / "later.zarr", "--html", tmp_path / "page.html") == 1
+
+
+@pytest.fixture
+def tiffs(cube, tmp_path):
+    """A folder of int16 GeoTIFFs, one per date, with nodata -999."""
+    pytest.importorskip("rioxarray")
+    folder = tmp_path / "tiffs"
+    folder.mkdir()
+    for date in cube.reflectance.astype("int16").where(cube.reflectance != 0, -999):
+        date.encoding.clear()
+        image = date.assign_attrs(long_name=tuple(date.band.values)).drop_vars("band")
+        file = folder / f"S2_{date.time.dt.strftime('%Y%m%dT%H%M%S').item()}.tif"
+        image.rio.write_nodata(-999).rio.to_raster(file)
+    return folder
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_nodata_of_geotiffs_is_nodata_of_the_store(cube, tiffs, tmp_path, capsys, zarr_format):
+    tec = tmp_path / "tec.zarr"
+    assert run("encode", tiffs, tec, "--zarr-format", zarr_format, *TOY) == 0
+    back = xr.open_zarr(tec).reflectance
+    assert (cube.reflectance == 0).any()
+    np.testing.assert_array_equal(np.isnan(back), cube.reflectance == 0)
+    np.testing.assert_array_equal(back.time, cube.time)
+    assert float(abs(back - cube.reflectance).max()) < 3
+    assert run("verify", tiffs, tec) == 0
+    assert float(lines(capsys.readouterr().out, "all")["all"][-1]) < 3
+    assert run("decode", tec, tmp_path / "again", "--to", "geotiff") == 0
+    import rasterio
+
+    with rasterio.open(min((tmp_path / "again").iterdir())) as file:
+        assert (file.nodata, file.dtypes[0]) == (-999, "int16")
+
+
+def test_float_geotiffs_with_a_nodata_value_have_nan(cube, tmp_path):
+    pytest.importorskip("rioxarray")
+    image = cube.reflectance[1].assign_attrs(long_name=tuple(cube.band.values)).drop_vars("band")
+    image.encoding.clear()
+    floats = image.astype("float32").where(image != 0, -9999)
+    floats.rio.write_nodata(-9999).rio.to_raster(tmp_path / "a.tif")
+    assert run("encode", tmp_path / "a.tif", tmp_path / "tec.zarr", "--scale", 1, *TOY) == 0
+    back = xr.open_zarr(tmp_path / "tec.zarr").reflectance[0]
+    np.testing.assert_array_equal(np.isnan(back), image == 0)
+
+
+def test_geotiffs_of_several_nodata_values_are_refused(tiffs, tmp_path, capsys):
+    import rasterio
+
+    first, last = sorted(tiffs.iterdir())
+    with rasterio.open(last, "r+") as file:
+        file.nodata = 0
+    assert run("encode", tiffs, tmp_path / "tec.zarr", *TOY) == 1
+    assert f"{first} has nodata -999, {last} has 0" in capsys.readouterr().err
