@@ -200,3 +200,51 @@ def test_geotiffs_of_several_nodata_values_are_refused(tiffs, tmp_path, capsys):
         file.nodata = 0
     assert run("encode", tiffs, tmp_path / "tec.zarr", *TOY) == 1
     assert f"{first} has nodata -999, {last} has 0" in capsys.readouterr().err
+
+
+def test_what_decode_writes_as_geotiffs_encode_reads_again(cube, source, tmp_path, capsys):
+    pytest.importorskip("rioxarray")
+    cube = cube.assign(water=cube.scl == 6)
+    cube.to_zarr(source, mode="w")
+    tiffs, back = tmp_path / "tiffs", tmp_path / "back.zarr"
+    assert run("decode", source, tiffs, "--to", "geotiff") == 0
+    assert "wrote 6 GeoTIFFs" in capsys.readouterr().out
+    assert run("encode", tiffs, back, "--max-error", 0, *TOY) == 0
+    again = xr.open_zarr(back)
+    for coordinate in ("time", "band", "y", "x"):
+        np.testing.assert_array_equal(again[coordinate], cube[coordinate])
+    np.testing.assert_array_equal(again.reflectance, cube.reflectance)
+    assert run("verify", source, back) == 0
+    import rasterio
+
+    for name in ("scl", "water"):
+        for path, image in zip(sorted((tiffs / name).glob("*.tif")), cube[name], strict=True):
+            with rasterio.open(path) as file:
+                assert file.dtypes == ("uint8",)
+                np.testing.assert_array_equal(file.read(1), image)
+
+
+def test_geotiffs_beside_a_cube_that_are_no_bands_are_named(cube, source, tmp_path, capsys):
+    pytest.importorskip("rioxarray")
+    assert run("decode", source, tmp_path / "tiffs", "--to", "geotiff") == 0
+    stray = min((tmp_path / "tiffs" / "scl").iterdir()).rename(tmp_path / "tiffs" / "scl_0.tif")
+    assert run("encode", tmp_path / "tiffs", tmp_path / "tec.zarr", *TOY) == 1
+    assert f"{stray} names no Sentinel-2 bands" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("step", "reads"),
+    [(np.timedelta64(300, "ms"), True), (np.timedelta64(1, "ns"), True),
+     (np.timedelta64(0, "s"), False)],
+)  # fmt: skip
+def test_every_date_has_a_geotiff_of_its_own(cube, tmp_path, step, reads):
+    pytest.importorskip("rioxarray")
+    from tec_zarr.inputs import open_cube, write_geotiffs
+
+    close = cube.time.values[:1] + np.arange(2) * step
+    files = write_geotiffs(cube.assign_coords(time=close), tmp_path)
+    assert len(set(files)) == 4 == len([*tmp_path.rglob("*.tif")])
+    if reads:
+        again = open_cube(tmp_path)
+        np.testing.assert_array_equal(again.time, close)
+        np.testing.assert_array_equal(again.reflectance, cube.reflectance)
