@@ -47,15 +47,15 @@ def open_cube(path: str | Path) -> xr.Dataset:
         Not one of those, or damaged.
     """
     path = Path(path)
-    if not path.exists():
-        raise UnsupportedArrayError(f"{path} does not exist")
     with readable(path):
         return _open(path)
 
 
 @contextlib.contextmanager
-def readable(path: str | Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Say which file it was when the library that reads it fails, whatever that raises."""
+    if not path.exists():
+        raise UnsupportedArrayError(f"{path} does not exist")
     try:
         yield
     except TecError:
@@ -115,10 +115,17 @@ def _canonical(ds: xr.Dataset) -> xr.Dataset:
 
 def _open_npz(path: Path) -> xr.Dataset:
     with np.load(path, allow_pickle=False) as file:
-        if "dn" not in file or file["dn"].ndim != 4:
+        if "dn" not in file:
             raise UnsupportedArrayError(f"{path} has no array 'dn' (time, band, y, x)")
         dn = file["dn"]
-        present = file["present"] if "present" in file else np.ones(dn.shape[1], bool)
+        count = len(L2A_BANDS)
+        present = file["present"].astype(bool) if "present" in file else np.ones(count, bool)
+    if dn.ndim != 4 or dn.shape[1] != count or present.shape != (count,):
+        raise UnsupportedArrayError(
+            f"{path} has 'dn' of shape {dn.shape} and 'present' of {present.shape}: it must hold "
+            f"'dn' (time, {count}, y, x) and, where bands are missing, 'present' ({count},), of "
+            f"{', '.join(L2A_BANDS)}"
+        )
     bands = [b for b, here in zip(L2A_BANDS, present, strict=True) if here]
     return xr.Dataset(
         {"reflectance": (("time", "band", "y", "x"), dn[:, present])}, {"band": bands}

@@ -248,3 +248,35 @@ def test_every_date_has_a_geotiff_of_its_own(cube, tmp_path, step, reads):
         again = open_cube(tmp_path)
         np.testing.assert_array_equal(again.time, close)
         np.testing.assert_array_equal(again.reflectance, cube.reflectance)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"dn": (1, 5, 16, 16)},
+        {"dn": (1, 5, 16, 16), "present": (12,)},
+        {"dn": (1, 12, 16, 16), "present": (5,)},
+        {"dn": (12, 16, 16)},
+    ],
+)
+def test_an_npz_of_another_shape_says_what_it_must_hold(arrays, tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", **{name: np.ones(shape, int) for name, shape in arrays.items()})
+    assert run("encode", tmp_path / "a.npz", tmp_path / "tec.zarr", *TOY) == 1
+    error = capsys.readouterr().err
+    assert f"a.npz has 'dn' of shape {arrays['dn']}" in error
+    assert "must hold 'dn' (time, 12, y, x)" in error
+
+
+def test_present_of_an_npz_may_be_numbers(cube, tmp_path):
+    from tec_zarr.inputs import open_cube
+
+    present = np.arange(12) % 2
+    np.savez(tmp_path / "a.npz", dn=cube.reflectance.values, present=present)
+    opened = open_cube(tmp_path / "a.npz").reflectance
+    np.testing.assert_array_equal(opened, cube.reflectance[:, 1::2])
+    assert opened.band.values.tolist() == cube.band.values[1::2].tolist()
+
+
+def test_info_of_what_is_not_there_says_so(tmp_path, capsys):
+    assert run("info", tmp_path / "nothing.zarr") == 1
+    assert "nothing.zarr does not exist" in capsys.readouterr().err
