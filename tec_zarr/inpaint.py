@@ -349,13 +349,21 @@ def cloud_mask(scl: xr.DataArray, dilate: int = DILATE) -> xr.DataArray:
         Classes of `tec_zarr.sentinel2.SCL_CLASSES`, with dimensions y and x.
     dilate : int
         Pixels by which saturated pixels, cloud, cirrus and shadow (1, 3, 8, 9, 10) grow, as
-        squares. Nodata (0) is masked but does not grow: pixels beside it were measured.
+        squares. Nodata (0, or NaN in floats) is masked but does not grow: pixels beside it were
+        measured.
 
     Returns
     -------
     DataArray of bool
         Lazy where ``scl`` is.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        Classes without y and x, or ``dilate`` below 0.
     """
+    if dilate < 0:
+        raise UnsupportedArrayError(f"dilate is {dilate}, it must be 0 pixels or more")
     y, x = find_dim(scl, Y), find_dim(scl, X)
     if y is None or x is None:
         raise UnsupportedArrayError(f"no y and x among the dimensions {scl.dims} of the classes")
@@ -374,7 +382,7 @@ def _cloudy(classes: np.ndarray, *, axes: tuple[int, int], radius: int) -> np.nd
     hidden = np.isin(classes, sorted(CLOUD_LIKE - {0}))
     for axis in axes:
         hidden = _grow(hidden, axis, radius)
-    return hidden | (classes == 0)
+    return hidden | (classes == 0) | np.isnan(classes)
 
 
 def _grow(hidden: np.ndarray, axis: int, radius: int) -> np.ndarray:

@@ -130,6 +130,19 @@ def test_clouds_of_a_scene_are_filled_from_its_classes(scene):
     assert out.reflectance.attrs == scene.reflectance.attrs
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_classes_that_were_opened_as_floats_hide_their_nodata(scene, lazy):
+    floats = scene.scl.astype("float32").where(scene.scl != 0)
+    assert np.isnan(floats).any()
+    floats = floats.chunk({"y": 32}) if lazy else floats
+    xr.testing.assert_identical(cloud_mask(floats, 2).compute(), cloud_mask(scene.scl, 2))
+
+
+def test_masks_do_not_shrink(scene):
+    with pytest.raises(UnsupportedArrayError, match="dilate is -3"):
+        inpaint_clouds(scene, dilate=-3)
+
+
 @quiet
 @pytest.mark.parametrize("method", ["regression", "linear"])
 def test_dask_gives_the_same_and_stays_lazy(scene, method):
