@@ -55,7 +55,7 @@ SEAM = 16
 """Pixels on both sides of a border of Dask chunks over which their estimates are blended."""
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
-Mask = xr.DataArray | Callable[..., xr.DataArray]
+Mask = xr.DataArray | np.ndarray | Callable[..., xr.DataArray | np.ndarray]
 _Axes = tuple[int, int | None, int | None, int | None]
 
 
@@ -106,9 +106,10 @@ def inpaint_clouds(
         Cube with time, y and x, in any order, with or without bands. DN or reflectance. Of a
         Dataset, every reflectance variable; bands that are variables of their own help each
         other.
-    mask : DataArray of bool or callable, optional
+    mask : DataArray or ndarray of bool, or callable, optional
         True where the ground is not seen, with time, y and x (and bands, if it differs by
-        band); or a function that makes it of ``obj``. Taken as it is, not dilated.
+        band), an ndarray in the order of the cube; or a function that makes it of ``obj``. Taken
+        as it is, not dilated.
     scl : DataArray, optional
         Scene classification on the same grid, instead of ``mask``: see `cloud_mask`. By default
         the variable ``scl`` (or ``SCL``) of a Dataset.
@@ -144,7 +145,8 @@ def inpaint_clouds(
     Raises
     ------
     UnsupportedArrayError
-        No time dimension, a mask on another grid, Dask chunks that split time or bands.
+        No time dimension, a mask on another grid, Dask chunks that split time or bands, a
+        Dataset without reflectance.
     TecError
         An unknown method.
 
@@ -184,6 +186,11 @@ def _inpaint_dataset(
     if mask is None and scl is None:
         scl = next((ds[n] for n in ds.data_vars if str(n).lower() == "scl"), None)
     names = [n for n in ds.data_vars if n in reflectance_names(ds)]
+    if not names:
+        raise UnsupportedArrayError(
+            f"none of {list(ds.data_vars)} looks like Sentinel-2 reflectance: take the variable to "
+            "fill, ds['name'].tec.inpaint_clouds(...)"
+        )
     filled: dict[Any, xr.DataArray] = {}
     wide: dict[Any, xr.DataArray | None] = {}
     for group in _alike(ds, names):
@@ -404,8 +411,10 @@ def _resolve_mask(
         raise UnsupportedArrayError(
             "pass either mask=, or scl= (the scene classification of the same dates and grid)"
         )
-    found = cloud_mask(scl, dilate) if scl is not None else mask(da) if callable(mask) else mask
-    assert found is not None
+    if scl is not None:
+        found = cloud_mask(scl, dilate)
+    else:
+        found = _labelled(da, mask(da) if callable(mask) else mask)
     if found.dtype != bool:
         raise UnsupportedArrayError(f"the mask is {found.dtype}, it must be bool (True = hidden)")
     for dim in found.dims:
@@ -424,6 +433,25 @@ def _resolve_mask(
     return found.variable.set_dims({**found.sizes, **missing}).transpose(*da.dims)
 
 
+def _labelled(da: xr.DataArray, mask: Any) -> xr.DataArray:
+    """Mask with the names of the dimensions of ``da``, of one without names by its shape."""
+    if isinstance(mask, xr.DataArray):
+        return mask
+    if not isinstance(mask, np.ndarray):
+        raise UnsupportedArrayError(
+            f"the mask is a {type(mask).__name__}, it must be a DataArray or NumPy array of bool "
+            "(True = hidden)"
+        )
+    without_bands = tuple(d for d in da.dims if d != find_dim(da, BAND))
+    for dims in (da.dims, without_bands):
+        if mask.shape == tuple(da.sizes[d] for d in dims):
+            return xr.DataArray(mask, dims=dims)
+    raise UnsupportedArrayError(
+        f"the mask has shape {mask.shape}, the cube {dict(da.sizes)}: it must have the cube's "
+        f"shape, with all dimensions or with {without_bands}"
+    )
+
+
 def _moments(da: xr.DataArray, time: str) -> np.ndarray:
     """Days since the first date, or the numbers of the dates."""
     if time in da.coords and da[time].dtype.kind == "M":
@@ -431,6 +459,12 @@ def _moments(da: xr.DataArray, time: str) -> np.ndarray:
         days = (values - values.min()) / np.timedelta64(1, "D")
         if np.all(np.diff(days) > 0):
             return days
+        dates, counts = np.unique(values, return_counts=True)
+        if counts.max() > 1:
+            raise UnsupportedArrayError(
+                f"{counts.max()} dates are {dates[counts.argmax()]}: merge them, or keep the first "
+                f"of equal dates, cube = cube.drop_duplicates({time!r}), in cube and mask"
+            )
         raise UnsupportedArrayError(f"the dates do not rise: cube = cube.sortby({time!r})")
     return np.arange(da.sizes[time], dtype=np.float64)
 
