@@ -250,9 +250,8 @@ def _raster(image: xr.DataArray) -> xr.DataArray:
     if band and band in image.coords:
         names = tuple(str(b) for b in image[band].values)
         image = image.assign_attrs(long_name=names).drop_vars(band)
-    image.attrs = {
-        k: v for k, v in image.attrs.items() if isinstance(v, str | int | float | tuple)
-    }
+    plain = {k: v for k, v in image.attrs.items() if isinstance(v, str | int | float | tuple)}
+    image = image.drop_attrs(deep=False).assign_attrs(plain)
     return image.rio.set_spatial_dims(x_dim=find_dim(image, X), y_dim=find_dim(image, Y))
 
 

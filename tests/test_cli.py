@@ -280,3 +280,13 @@ def test_present_of_an_npz_may_be_numbers(cube, tmp_path):
 def test_info_of_what_is_not_there_says_so(tmp_path, capsys):
     assert run("info", tmp_path / "nothing.zarr") == 1
     assert "nothing.zarr does not exist" in capsys.readouterr().err
+
+
+def test_writing_geotiffs_leaves_the_cube_as_it_was(cube, tmp_path):
+    pytest.importorskip("rioxarray")
+    from tec_zarr.inputs import write_geotiffs
+
+    image = cube.isel(time=0, drop=True)
+    image.reflectance.attrs["levels"] = [1, 2]
+    write_geotiffs(image, tmp_path)
+    assert image.reflectance.attrs["levels"] == [1, 2]
