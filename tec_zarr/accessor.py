@@ -19,11 +19,12 @@ import xarray as xr
 
 from tec_zarr import metrics
 from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.compare import comparable, in_dn
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.inpaint import DILATE, Mask, inpaint_clouds
 from tec_zarr.inputs import single_array
 from tec_zarr.provenance import describe, record
-from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, NODATA, NORMALISED_DIFFERENCES, band_name
+from tec_zarr.sentinel2 import NODATA, NORMALISED_DIFFERENCES, band_name
 from tec_zarr.store import (
     BAND,
     PACKING,
@@ -163,7 +164,7 @@ def report(
     Parameters
     ----------
     decoded, original : DataArray or Dataset
-        Same dates, bands and pixels; DN (integers) or reflectance (floats).
+        Same dates, bands and pixels; integers are DN, floats reflectance or DN.
     html : str or Path, optional
         Write a page to look at, too: pictures, error maps, other codecs
         (`tec_zarr.html_report.page`).
@@ -173,20 +174,25 @@ def report(
     pandas.DataFrame
         Rows: each band, then ``all``, then NDVI, NDWI and NBR where their bands are there.
         Columns: ``psnr`` (dB, 0-10,000 DN), ``ssim``, ``sam`` (degrees, in ``all``),
-        ``mean_error``, ``mean_abs_error``, ``max_error`` (DN; in rows of indices, index units).
-        Pixels that are nodata in the original are left out.
+        ``mean_error``, ``mean_abs_error``, ``max_error`` (DN; in rows of indices, index units),
+        ``nodata_differs`` (samples that are nodata on one side only). Samples that are nodata in
+        the original are left out; those that only the decoded cube lacks count as 0 DN.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        The two can't be compared; the message says what differs.
     """
     import pandas as pd
 
     a, b = (_single(obj) for obj in (original, decoded))
-    if a.shape != b.shape:
-        raise UnsupportedArrayError(
-            f"the original has shape {a.shape}, the decoded cube {b.shape}: nothing to compare"
-        )
+    b = comparable(a, b)
     names = _labels(a)
-    reference, other = _dn(a), _dn(b)
-    valid = np.isfinite(reference) & (reference != NODATA)
-    columns = ("psnr", "ssim", "sam", "mean_error", "mean_abs_error", "max_error")
+    reference, other = (dn.astype(np.float64) for dn in in_dn(a, b))
+    differs = metrics.nodata_differs(reference, other)
+    valid, other = np.isfinite(reference), metrics.without_gaps(reference, other)
+    columns = ("psnr", "ssim", "sam", "mean_error", "mean_abs_error", "max_error",
+               "nodata_differs")  # fmt: skip
     big_enough = min(reference.shape[-2:]) >= 11  # the window of SSIM
     per_band = zip(
         metrics.psnr_per_band(reference, other, valid),
@@ -195,6 +201,7 @@ def report(
         metrics.mean_error(reference, other, valid),
         metrics.mean_absolute_error(reference, other, valid),
         metrics.max_error(reference, other, valid),
+        differs.sum(axis=(0, 2, 3)),
         strict=False,
     )
     rows = dict(zip(names, per_band, strict=False))
@@ -205,6 +212,7 @@ def report(
         metrics.sam(reference, other, valid),
         *((error.mean(), np.abs(error).mean(), np.abs(error).max()) if error.size
           else (math.nan,) * 3),
+        differs.sum(),
     )  # fmt: skip
     for index, (first, second) in INDICES.items():
         if first in names and second in names:
@@ -214,7 +222,7 @@ def report(
             error = error[np.isfinite(error)]
             if error.size:
                 errors = error.mean(), np.abs(error).mean(), np.abs(error).max()
-                rows[index] = (math.nan, math.nan, math.nan, *errors)
+                rows[index] = (math.nan, math.nan, math.nan, *errors, math.nan)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).astype(float)
     if html is not None:
         from tec_zarr.html_report import page
@@ -446,14 +454,6 @@ def _labels(da: xr.DataArray) -> list[str]:
         return [band_name(n) for n in names]
     except ValueError:
         return names
-
-
-def _dn(da: xr.DataArray) -> np.ndarray:
-    """Float64 (time, band, y, x) in DN, NaN kept."""
-    values = da.values.astype(np.float64)
-    values = values * DN_PER_REFLECTANCE if da.dtype.kind == "f" else values
-    values = values if find_dim(da, BAND) else np.expand_dims(values, -3)
-    return values if values.ndim == 4 else values[None]
 
 
 def _index(pair: np.ndarray) -> np.ndarray:

@@ -255,24 +255,31 @@ def _info(arguments: argparse.Namespace) -> None:
     _print_arrays(arrays)
 
 
-def _verify(arguments: argparse.Namespace) -> None:
-    """Compare the reflectance of two cubes, band by band, in DN."""
-    from tec_zarr.demo import as_dn, band_labels
+def _verify(arguments: argparse.Namespace) -> int:
+    """Compare the reflectance of two cubes, band by band, in DN.
+
+    What B has lost counts as 0 DN. Exit status: 0, or 1 where nodata differs or the cubes cannot
+    be compared.
+    """
+    from tec_zarr.compare import band_labels, comparable, in_dn
     from tec_zarr.inputs import open_cube, single_array
-    from tec_zarr.report import ERROR_COLUMNS, error_rows, table
+    from tec_zarr.report import ERROR_COLUMNS, error_rows, nodata_line, table
     from tec_zarr.store import reflectance_names
 
     a, b = (
         single_array(ds, reflectance_names(ds))
         for ds in (open_cube(arguments.a), open_cube(arguments.b))
     )
-    if a.shape != b.shape:
-        raise UnsupportedArrayError(
-            f"{arguments.a} has shape {a.shape}, {arguments.b} has {b.shape}: nothing to compare"
-        )
+    b = comparable(a, b, (arguments.a, arguments.b))
+    pair: list = []
     rows: list = []
-    _with_bar("compare", lambda: rows.extend(error_rows(as_dn(a), as_dn(b), band_labels(a))))
+    _with_bar("read", lambda: pair.extend(in_dn(a, b)))
+    _with_bar("compare", lambda: rows.extend(error_rows(pair[0], pair[1], band_labels(a))))
     print(table(ERROR_COLUMNS, rows))
+    difference = nodata_line(*pair)
+    if difference:
+        print(f"\n{difference}")
+    return int(bool(difference))
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from tec_zarr import synthetic
+from tec_zarr import metrics, synthetic
 from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.compare import band_labels, in_dn
 from tec_zarr.inputs import open_cube, single_array
 from tec_zarr.report import ERROR_COLUMNS, error_rows, size, stored_arrays, table
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
-from tec_zarr.store import BAND, encoding, find_dim, reflectance_names
+from tec_zarr.store import encoding, reflectance_names
 
 Step = Callable[[str, Callable[[], object]], None]
 
@@ -65,8 +66,9 @@ def run_demo(
         seconds.append(time.perf_counter() - start)
 
     decoded = single_array(reopened[0], names)
-    reference_dn, decoded_dn = (as_dn(a) for a in (original, decoded))
+    reference_dn, decoded_dn = in_dn(original, decoded)
     arrays = {a.path: a for a in stored_arrays(store)}
+    same_nodata = not metrics.nodata_differs(reference_dn, decoded_dn).any()
     raw = sum(arrays[n].raw_bytes for n in names)
     stored = sum(arrays[n].stored_bytes for n in names)
     rows = error_rows(reference_dn, decoded_dn, bands)
@@ -79,7 +81,7 @@ def run_demo(
         ["bits per pixel per band", f"{8 * stored / original.size:.4f}"],
         ["PSNR", f"{rows[-1][1]:.2f} dB"],
         ["largest error", f"{rows[-1][4]:.0f} DN"],
-        ["nodata exact", "yes" if _same_nodata(original, decoded) else "NO"],
+        ["nodata exact", "yes" if same_nodata else "NO"],
         ["encode", f"{raw / 1e6 / seconds[0]:.1f} MB/s"],
         ["decode", f"{raw / 1e6 / seconds[1]:.1f} MB/s"],
     ]
@@ -140,26 +142,3 @@ def _warm_up(model: str, quality: float) -> None:
     """Load torch and the weights before the clock runs."""
     tiny = np.arange(1, 12 * 64 * 64 + 1, dtype="uint16").reshape(1, 12, 64, 64) % 5000 + 1
     decode_chunk(encode_chunk(tiny, ChunkSpec(model=model, quality=quality)))
-
-
-def band_labels(da: xr.DataArray) -> list[str]:
-    """Names along the band dimension; the array's own name where it has none."""
-    dim = find_dim(da, BAND)
-    if dim is None:
-        return [str(da.name)]
-    return [str(b) for b in da[dim].values]
-
-
-def as_dn(da: xr.DataArray) -> np.ndarray:
-    """(T, C, H, W) float32 DN, NaN where nothing was measured."""
-    values = da.values.astype(np.float32)
-    if da.dtype.kind == "f":
-        values *= DN_PER_REFLECTANCE
-    values = np.where(values == 0, np.nan, values)
-    if find_dim(da, BAND) is None:
-        values = np.expand_dims(values, -3)
-    return values if values.ndim == 4 else values[None]
-
-
-def _same_nodata(a: xr.DataArray, b: xr.DataArray) -> bool:
-    return all(np.array_equal(f(a), f(b)) for f in (np.isnan, lambda da: da.values == 0))

@@ -30,7 +30,7 @@ from zarr.storage import StorePath
 from tec_zarr import classical, metrics
 from tec_zarr.accessor import report
 from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
-from tec_zarr.demo import as_dn, band_labels
+from tec_zarr.compare import band_labels, comparable, in_dn
 from tec_zarr.errors import LimitError, UnsupportedArrayError
 from tec_zarr.inputs import open_cube, single_array
 from tec_zarr.report import size, tec_spec
@@ -187,7 +187,7 @@ def page(
     Parameters
     ----------
     original, decoded : DataArray
-        (time, band, y, x), time and band optional; DN (integers) or reflectance (floats). Same
+        (time, band, y, x), time and band optional; integers are DN, floats reflectance or DN. Same
         dates, bands and pixels.
     table : DataFrame, optional
         Of `tec_zarr.accessor.report`, where it was made already.
@@ -206,22 +206,18 @@ def page(
     Raises
     ------
     UnsupportedArrayError
-        The cubes differ in shape, or are smaller than 11 x 11 pixels.
+        The cubes can't be compared, or are smaller than 11 x 11 pixels.
     LimitError
         More than `MAX_SAMPLES` samples: take a part of the cube with ``isel``.
     """
-    if original.shape != decoded.shape:
-        raise UnsupportedArrayError(
-            f"the original has shape {original.shape}, the decoded cube {decoded.shape}: "
-            "nothing to compare"
-        )
+    decoded = comparable(original, decoded)
     if original.size > MAX_SAMPLES:
         raise LimitError(
             f"a cube of {original.size} samples is too large for one page, at most {MAX_SAMPLES}: "
             "take a part of both cubes, such as .isel(x=slice(0, 1024), y=slice(0, 1024))"
         )
     table = report(decoded, original) if table is None else table
-    before, after = as_dn(original), as_dn(decoded)
+    before, after = in_dn(original, decoded)
     if min(before.shape[-2:]) < 11:
         raise UnsupportedArrayError(f"{before.shape[-2:]} pixels are too few for a report")
     bands, dates = _canonical(band_labels(original)), _dates(original, len(before))
@@ -286,7 +282,7 @@ def _tiles(
     stored: Stored | None,
 ) -> str:
     whole = table.loc["all"]
-    lost = int((np.isnan(before) != np.isnan(after)).sum())
+    lost = np.count_nonzero(metrics.nodata_differs(before, after))
     tiles = []
     if stored is not None:
         bits = 8 * stored.n_bytes / original.size

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 import numpy as np
 import xarray as xr
 
+from tec_zarr.compare import nodata_of
 from tec_zarr.errors import TecError, UnsupportedArrayError
+from tec_zarr.metrics import dn_per_unit
 from tec_zarr.regression import (
     COVERAGE,
     FEWEST,
@@ -29,7 +31,7 @@ from tec_zarr.regression import (
     fill_date,
     held_squares,
 )
-from tec_zarr.sentinel2 import CLOUD_LIKE, DN_PER_REFLECTANCE, NODATA
+from tec_zarr.sentinel2 import CLOUD_LIKE
 from tec_zarr.store import BAND, TIME, X, Y, find_dim, reflectance_names
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ SEAM = 16
 """Pixels on both sides of a border of Dask chunks over which their estimates are blended."""
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
-Mask = xr.DataArray | Callable[..., xr.DataArray]
+Mask = xr.DataArray | np.ndarray | Callable[..., xr.DataArray | np.ndarray]
 _Axes = tuple[int, int | None, int | None, int | None]
 
 
@@ -104,9 +106,10 @@ def inpaint_clouds(
         Cube with time, y and x, in any order, with or without bands. DN or reflectance. Of a
         Dataset, every reflectance variable; bands that are variables of their own help each
         other.
-    mask : DataArray of bool or callable, optional
+    mask : DataArray or ndarray of bool, or callable, optional
         True where the ground is not seen, with time, y and x (and bands, if it differs by
-        band); or a function that makes it of ``obj``. Taken as it is, not dilated.
+        band), an ndarray in the order of the cube; or a function that makes it of ``obj``. Taken
+        as it is, not dilated.
     scl : DataArray, optional
         Scene classification on the same grid, instead of ``mask``: see `cloud_mask`. By default
         the variable ``scl`` (or ``SCL``) of a Dataset.
@@ -142,7 +145,8 @@ def inpaint_clouds(
     Raises
     ------
     UnsupportedArrayError
-        No time dimension, a mask on another grid, Dask chunks that split time or bands.
+        No time dimension, a mask on another grid, Dask chunks that split time or bands, a
+        Dataset without reflectance.
     TecError
         An unknown method.
 
@@ -182,6 +186,11 @@ def _inpaint_dataset(
     if mask is None and scl is None:
         scl = next((ds[n] for n in ds.data_vars if str(n).lower() == "scl"), None)
     names = [n for n in ds.data_vars if n in reflectance_names(ds)]
+    if not names:
+        raise UnsupportedArrayError(
+            f"none of {list(ds.data_vars)} looks like Sentinel-2 reflectance: take the variable to "
+            "fill, ds['name'].tec.inpaint_clouds(...)"
+        )
     filled: dict[Any, xr.DataArray] = {}
     wide: dict[Any, xr.DataArray | None] = {}
     for group in _alike(ds, names):
@@ -209,7 +218,7 @@ def _alike(ds: xr.Dataset, names: Sequence[Any]) -> list[list[Any]]:
     for name in names:
         da = ds[name]
         alone = find_dim(da, BAND) is not None
-        key = name if alone else (da.dims, da.shape, da.dtype, da.chunks, _nodata(da))
+        key = name if alone else (da.dims, da.shape, da.dtype, da.chunks, nodata_of(da))
         groups.setdefault(str(key), []).append(name)
     return list(groups.values())
 
@@ -237,10 +246,10 @@ def _inpaint(
     labels = [str(v)[:10] for v in da[time].values]
     wide = np.dtype("f4") if da.dtype in (np.uint8, np.uint16, np.int16, np.float32) else "f8"
     estimate = partial(
-        _estimate, how=how, axes=axes, moments=_moments(da, time), nodata=_nodata(da),
+        _estimate, how=how, axes=axes, moments=_moments(da, time), nodata=nodata_of(da),
         labels=labels, dtype=np.dtype(wide), bands=_bands(da),
     )  # fmt: skip
-    merge = partial(_merge, nodata=_nodata(da))
+    merge = partial(_merge, nodata=nodata_of(da))
     if da.chunks is None:
         hidden: Any = np.broadcast_to(covered.values, da.shape)
         found: Any = estimate(da.values, hidden)
@@ -347,13 +356,21 @@ def cloud_mask(scl: xr.DataArray, dilate: int = DILATE) -> xr.DataArray:
         Classes of `tec_zarr.sentinel2.SCL_CLASSES`, with dimensions y and x.
     dilate : int
         Pixels by which saturated pixels, cloud, cirrus and shadow (1, 3, 8, 9, 10) grow, as
-        squares. Nodata (0) is masked but does not grow: pixels beside it were measured.
+        squares. Nodata (0, or NaN in floats) is masked but does not grow: pixels beside it were
+        measured.
 
     Returns
     -------
     DataArray of bool
         Lazy where ``scl`` is.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        Classes without y and x, or ``dilate`` below 0.
     """
+    if dilate < 0:
+        raise UnsupportedArrayError(f"dilate is {dilate}, it must be 0 pixels or more")
     y, x = find_dim(scl, Y), find_dim(scl, X)
     if y is None or x is None:
         raise UnsupportedArrayError(f"no y and x among the dimensions {scl.dims} of the classes")
@@ -372,7 +389,7 @@ def _cloudy(classes: np.ndarray, *, axes: tuple[int, int], radius: int) -> np.nd
     hidden = np.isin(classes, sorted(CLOUD_LIKE - {0}))
     for axis in axes:
         hidden = _grow(hidden, axis, radius)
-    return hidden | (classes == 0)
+    return hidden | (classes == 0) | np.isnan(classes)
 
 
 def _grow(hidden: np.ndarray, axis: int, radius: int) -> np.ndarray:
@@ -394,8 +411,10 @@ def _resolve_mask(
         raise UnsupportedArrayError(
             "pass either mask=, or scl= (the scene classification of the same dates and grid)"
         )
-    found = cloud_mask(scl, dilate) if scl is not None else mask(da) if callable(mask) else mask
-    assert found is not None
+    if scl is not None:
+        found = cloud_mask(scl, dilate)
+    else:
+        found = _labelled(da, mask(da) if callable(mask) else mask)
     if found.dtype != bool:
         raise UnsupportedArrayError(f"the mask is {found.dtype}, it must be bool (True = hidden)")
     for dim in found.dims:
@@ -414,6 +433,25 @@ def _resolve_mask(
     return found.variable.set_dims({**found.sizes, **missing}).transpose(*da.dims)
 
 
+def _labelled(da: xr.DataArray, mask: Any) -> xr.DataArray:
+    """Mask with the names of the dimensions of ``da``, of one without names by its shape."""
+    if isinstance(mask, xr.DataArray):
+        return mask
+    if not isinstance(mask, np.ndarray):
+        raise UnsupportedArrayError(
+            f"the mask is a {type(mask).__name__}, it must be a DataArray or NumPy array of bool "
+            "(True = hidden)"
+        )
+    without_bands = tuple(d for d in da.dims if d != find_dim(da, BAND))
+    for dims in (da.dims, without_bands):
+        if mask.shape == tuple(da.sizes[d] for d in dims):
+            return xr.DataArray(mask, dims=dims)
+    raise UnsupportedArrayError(
+        f"the mask has shape {mask.shape}, the cube {dict(da.sizes)}: it must have the cube's "
+        f"shape, with all dimensions or with {without_bands}"
+    )
+
+
 def _moments(da: xr.DataArray, time: str) -> np.ndarray:
     """Days since the first date, or the numbers of the dates."""
     if time in da.coords and da[time].dtype.kind == "M":
@@ -421,17 +459,14 @@ def _moments(da: xr.DataArray, time: str) -> np.ndarray:
         days = (values - values.min()) / np.timedelta64(1, "D")
         if np.all(np.diff(days) > 0):
             return days
+        dates, counts = np.unique(values, return_counts=True)
+        if counts.max() > 1:
+            raise UnsupportedArrayError(
+                f"{counts.max()} dates are {dates[counts.argmax()]}: merge them, or keep the first "
+                f"of equal dates, cube = cube.drop_duplicates({time!r}), in cube and mask"
+            )
         raise UnsupportedArrayError(f"the dates do not rise: cube = cube.sortby({time!r})")
     return np.arange(da.sizes[time], dtype=np.float64)
-
-
-def _nodata(da: xr.DataArray) -> float:
-    if da.dtype.kind == "f":
-        return np.nan
-    for source in (da.encoding, da.attrs):
-        if source.get("_FillValue") is not None:
-            return float(source["_FillValue"])
-    return float(NODATA)
 
 
 # ---- blocks of numpy
@@ -532,7 +567,7 @@ def _fill_tiles(
     if not len(used):
         return
     seen = np.logical_and.reduce(clear[:, used], axis=1)
-    unit = np.float32(_unit(cube, clear))
+    unit = np.float32(dn_per_unit(cube[clear]) if cube.dtype.kind == "f" else 1)
     wanted = np.logical_or.reduce(hidden, axis=1)
     windows = [w for w in _windows(*seen.shape[1:]) if wanted[:, w.rows, w.columns].any()]
     todo = [np.flatnonzero(wanted[:, w.rows, w.columns].any((1, 2))).tolist() for w in windows]
@@ -587,13 +622,6 @@ def _spans(size: int) -> Iterator[tuple[slice, np.ndarray]]:
         up = np.ones(len(place)) if first == 0 else (place - first + HALO) / (2 * HALO)
         down = np.ones(len(place)) if last == size else (last + HALO - place) / (2 * HALO)
         yield slice(start, stop), np.clip(np.minimum(up, down), 0, 1)
-
-
-def _unit(cube: np.ndarray, clear: np.ndarray) -> float:
-    """What turns values into DN: floats up to about 1 are reflectance."""
-    if cube.dtype.kind != "f" or not clear.any():
-        return 1.0
-    return DN_PER_REFLECTANCE if float(np.median(np.abs(cube[clear]))) < 10 else 1.0
 
 
 Filler = Callable[[np.ndarray, Sequence[int], np.ndarray], Iterator[tuple[int, Filled]]]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -12,13 +13,16 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.sentinel2 import L2A_BANDS, UnknownBandError, band_names
-from tec_zarr.store import BAND, TIME, X, Y, find_dim
+from tec_zarr.sentinel2 import L2A_BANDS, NODATA, UnknownBandError, band_names
+from tec_zarr.store import BAND, TIME, X, Y, find_dim, reflectance_names
 
 _NETCDF = (".nc", ".nc4", ".h5", ".hdf5")
 _TIFF = (".tif", ".tiff")
 _BAND_IN_NAME = re.compile(r"(?<![A-Za-z0-9])B(?:0?[1-9]|1[0-2]|0?8A)(?![A-Za-z0-9])", re.I)
-_DATE_IN_NAME = re.compile(r"(?<!\d)(20\d{2})-?([01]\d)-?([0-3]\d)(?!\d)")
+_DATE_IN_NAME = re.compile(
+    r"(?<!\d)(20\d{2})-?([01]\d)-?([0-3]\d)"
+    r"(?:T([0-2]\d)([0-5]\d)([0-5]\d)(?:\.(\d{9}))?)?(?!\d)"
+)
 
 
 def open_cube(path: str | Path) -> xr.Dataset:
@@ -43,15 +47,15 @@ def open_cube(path: str | Path) -> xr.Dataset:
         Not one of those, or damaged.
     """
     path = Path(path)
-    if not path.exists():
-        raise UnsupportedArrayError(f"{path} does not exist")
     with readable(path):
         return _open(path)
 
 
 @contextlib.contextmanager
-def readable(path: str | Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Say which file it was when the library that reads it fails, whatever that raises."""
+    if not path.exists():
+        raise UnsupportedArrayError(f"{path} does not exist")
     try:
         yield
     except TecError:
@@ -111,10 +115,17 @@ def _canonical(ds: xr.Dataset) -> xr.Dataset:
 
 def _open_npz(path: Path) -> xr.Dataset:
     with np.load(path, allow_pickle=False) as file:
-        if "dn" not in file or file["dn"].ndim != 4:
+        if "dn" not in file:
             raise UnsupportedArrayError(f"{path} has no array 'dn' (time, band, y, x)")
         dn = file["dn"]
-        present = file["present"] if "present" in file else np.ones(dn.shape[1], bool)
+        count = len(L2A_BANDS)
+        present = file["present"].astype(bool) if "present" in file else np.ones(count, bool)
+    if dn.ndim != 4 or dn.shape[1] != count or present.shape != (count,):
+        raise UnsupportedArrayError(
+            f"{path} has 'dn' of shape {dn.shape} and 'present' of {present.shape}: it must hold "
+            f"'dn' (time, {count}, y, x) and, where bands are missing, 'present' ({count},), of "
+            f"{', '.join(L2A_BANDS)}"
+        )
     bands = [b for b, here in zip(L2A_BANDS, present, strict=True) if here]
     return xr.Dataset(
         {"reflectance": (("time", "band", "y", "x"), dn[:, present])}, {"band": bands}
@@ -129,21 +140,59 @@ def _open_tiffs(paths: list[Path]) -> xr.Dataset:
             f"{paths[0]} is a GeoTIFF: pip install 'tec_zarr[geotiff]'"
         ) from error
     by_date: dict[str, list[xr.DataArray]] = {}
+    nodata: dict[Path, float | None] = {}
+    named: dict[bool, Path] = {}
     for path in paths:
         image = cast(
             xr.DataArray, rioxarray.open_rasterio(path, chunks={}, mask_and_scale=False)
         )
+        nodata[path] = image.attrs.get("_FillValue")
         names = _tiff_bands(path, image)
+        named.setdefault(names is not None, path)
         if names:
             image = image.assign_coords(band=list(names))
         date = _DATE_IN_NAME.search(path.stem)
-        key = "-".join(date.groups()) if date else _BAND_IN_NAME.sub("", path.stem)
+        key = _moment(date) if date else _BAND_IN_NAME.sub("", path.stem)
         by_date.setdefault(key, []).append(image)
+    if len(named) == 2:
+        raise UnsupportedArrayError(
+            f"{named[False]} names no Sentinel-2 bands, {named[True]} does: move what is no part "
+            "of the cube elsewhere, or describe its bands"
+        )
     dates = [xr.concat(images, "band", join="exact") for images in by_date.values()]
     cube = xr.concat(dates, "time", join="exact").drop_attrs(deep=False)
     if all(_DATE_IN_NAME.search(key) for key in by_date):
         cube = cube.assign_coords(time=np.array(list(by_date), "datetime64[ns]"))
+    cube = _with_nodata(cube, _common_nodata(nodata))
     return cube.rename("reflectance").chunk({"band": -1}).to_dataset()
+
+
+def _common_nodata(declared: Mapping[Path, float | None]) -> float:
+    """The nodata value of all files; 0 where they declare none, as everywhere for Sentinel-2."""
+    values = {path: float(NODATA if v is None else v) for path, v in declared.items()}
+    first, value = next(iter(values.items()))
+    for path, other in values.items():
+        if other != value and not (math.isnan(other) and math.isnan(value)):
+            raise UnsupportedArrayError(
+                f"{first} has nodata {value:g}, {path} has {other:g} (0 where none is declared): "
+                f"write all files with the same first (gdalwarp -dstnodata {value:g})"
+            )
+    return value
+
+
+def _with_nodata(cube: xr.DataArray, nodata: float) -> xr.DataArray:
+    """Cube that says what means nothing measured: NaN in floats, else ``_FillValue``."""
+    if cube.dtype.kind == "f":
+        return cube.where(cube != nodata)
+    if nodata == NODATA or math.isnan(nodata):
+        return cube  # 0 needs no word, and would make floats of integers in xarray
+    return cube.assign_attrs(_FillValue=int(nodata))
+
+
+def _moment(date: re.Match[str]) -> str:
+    """ISO 8601, midnight where the name has no time of day."""
+    year, month, day, hour, minute, second, fraction = date.groups(default="00")
+    return f"{year}-{month}-{day}T{hour}:{minute}:{second}.{fraction}"
 
 
 def _tiff_bands(path: Path, image: xr.DataArray) -> tuple[str, ...] | None:
@@ -170,37 +219,51 @@ def write_geotiffs(ds: xr.Dataset, folder: str | Path) -> list[Path]:
     Returns
     -------
     list of Path
-        The files, ``NAME_DATE.tif``.
+        The files, ``NAME_DATE.tif``: `open_cube` makes the cube of them again. Images that are no
+        reflectance, such as classes, lie beside it in folders of their names.
     """
     import rioxarray  # noqa: F401  registers the .rio accessor
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    cubes = reflectance_names(ds)
     written = []
     for name, da in ds.data_vars.items():
         if find_dim(da, Y) is None or find_dim(da, X) is None:
             continue
+        # In one folder with a cube they would be taken for bands of it.
+        place = Path(folder) if name in cubes or not cubes else Path(folder) / str(name)
+        place.mkdir(parents=True, exist_ok=True)
         time = find_dim(da, TIME)
-        count = da.sizes[time] if time else 1
-        for i in range(count):
-            image = da.isel({time: i}) if time else da
-            label = f"_{_date_label(image, time, i)}" if time else ""
-            band = find_dim(image, BAND)
-            if band and band in image.coords:
-                names = tuple(str(b) for b in image[band].values)
-                image = image.assign_attrs(long_name=names).drop_vars(band)
-            image.attrs = {
-                k: v for k, v in image.attrs.items() if isinstance(v, str | int | float | tuple)
-            }
-            file = folder / f"{name}{label}.tif"
-            image.rio.set_spatial_dims(x_dim=find_dim(da, X), y_dim=find_dim(da, Y)).rio.to_raster(
-                file, compress="deflate"
-            )
+        images = [da.isel({time: i}) for i in range(da.sizes[time])] if time else [da]
+        labels = _date_labels(da, time) if time else [""]
+        for image, label in zip(images, labels, strict=True):
+            file = place / f"{name}{label}.tif"
+            _raster(image).rio.to_raster(file, compress="deflate")
             written.append(file)
     return written
 
 
-def _date_label(image: xr.DataArray, time: str, index: int) -> str:
-    if time in image.coords and image[time].dtype.kind == "M":
-        return str(image[time].dt.strftime("%Y%m%dT%H%M%S").item())
-    return f"{index:04d}"
+def _raster(image: xr.DataArray) -> xr.DataArray:
+    """What rioxarray can write: no bool, band names as descriptions, plain attributes."""
+    if image.dtype == bool:
+        image = image.astype("uint8")
+    band = find_dim(image, BAND)
+    if band and band in image.coords:
+        names = tuple(str(b) for b in image[band].values)
+        image = image.assign_attrs(long_name=names).drop_vars(band)
+    plain = {k: v for k, v in image.attrs.items() if isinstance(v, str | int | float | tuple)}
+    image = image.drop_attrs(deep=False).assign_attrs(plain)
+    return image.rio.set_spatial_dims(x_dim=find_dim(image, X), y_dim=find_dim(image, Y))
+
+
+def _date_labels(da: xr.DataArray, time: str) -> list[str]:
+    """What the names of the dates' files end in, all different: seconds, where these do not tell
+    them apart nanoseconds, and of equal dates also their numbers."""
+    numbers = [f"_{i:04d}" for i in range(da.sizes[time])]
+    if time not in da.coords or da[time].dtype.kind != "M":
+        return numbers
+    moments = [re.sub("[-:]", "", str(m)) for m in da[time].values.astype("datetime64[ns]")]
+    for length in (len("20230601T103021"), None):
+        labels = [f"_{moment[:length]}" for moment in moments]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [label + number for label, number in zip(labels, numbers, strict=True)]

@@ -7,7 +7,8 @@ SSIM here always clip both sides to 0-10,000 DN (reflectance 0 to 1) and take 10
 the peak, whatever the content.
 
 ``valid`` is a boolean mask that broadcasts against the arrays (True = compare): pass
-``reference != 0`` to leave nodata out. NaN is never compared.
+``reference != 0`` to leave nodata out. NaN is never compared: `without_gaps` makes errors of
+what the decoded side has lost.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tec_zarr.errors import TecError
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 
 __all__ = [
     "PEAK",
@@ -26,13 +28,16 @@ __all__ = [
     "bits_at",
     "bits_ratio",
     "bpppb",
+    "dn_per_unit",
     "max_error",
     "mean_absolute_error",
     "mean_error",
+    "nodata_differs",
     "psnr",
     "psnr_per_band",
     "sam",
     "ssim",
+    "without_gaps",
 ]
 
 PEAK = 10_000.0
@@ -168,6 +173,31 @@ def sam(reference: ArrayLike, decoded: ArrayLike, valid: ArrayLike | None = None
         return float("nan")
     cosine = (x * y).sum(axis=-3)[pixels] / norms[pixels]
     return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean())
+
+
+def dn_per_unit(*floats: NDArray[np.floating]) -> float:
+    """What makes DN of floats: 1 where they are DN, 10,000 where they are reflectance.
+
+    The median of finite values other than 0 decides, of the first array that has any, with the
+    limit by which the codec refuses DN that are taken for reflectance: what uint16 can't hold.
+    """
+    for values in floats:
+        known = values[np.isfinite(values) & (values != 0)]
+        if known.size:
+            is_dn = np.median(known) > np.iinfo(np.uint16).max / DN_PER_REFLECTANCE
+            return 1.0 if is_dn else float(DN_PER_REFLECTANCE)
+    return float(DN_PER_REFLECTANCE)
+
+
+def nodata_differs(reference: NDArray, decoded: NDArray) -> NDArray[np.bool_]:
+    """Where one side has a finite value and the other has none."""
+    return np.isfinite(reference) != np.isfinite(decoded)
+
+
+def without_gaps(reference: NDArray, decoded: NDArray) -> NDArray:
+    """``decoded`` with 0 DN where it has nothing and the reference has: lost, so that it counts
+    as an error as large as what was there."""
+    return np.where(np.isfinite(reference) & ~np.isfinite(decoded), 0, decoded)
 
 
 def bpppb(n_bytes: int, shape: Sequence[int]) -> float:

@@ -19,7 +19,7 @@ import zarr
 
 import tec_zarr
 from tec_zarr.chunk import ChunkSpec
-from tec_zarr.demo import as_dn, band_labels
+from tec_zarr.compare import band_labels, in_dn
 from tec_zarr.limits import ALL, NamedBounds
 from tec_zarr.report import error_rows, kept_bounds, tec_spec
 
@@ -68,7 +68,7 @@ def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObje
             continue
         member = out if isinstance(out, xr.DataArray) else out[name]
         attributes = {k: v for k, v in member.attrs.items() if not k.startswith(ATTRIBUTE)}
-        if not _is_lossless(spec):
+        if not spec.is_lossless:
             attributes |= _parameters(spec, float(settings.get("scale_factor") or 1))
             container = {
                 "algorithm": "terracodec",
@@ -114,7 +114,8 @@ def record(store: Any, original: xr.DataArray | xr.Dataset | None = None) -> Non
             )
         if original is not None and decoded is not None:
             before = original if isinstance(original, xr.DataArray) else original[name]
-            rows = error_rows(as_dn(before), as_dn(decoded[name]), band_labels(before))
+            reference, after = in_dn(before, decoded[name])
+            rows = error_rows(reference, after, band_labels(before))
             found["psnr_measured"] = _listing({str(row[0]): row[1] for row in rows[:-1]})
         array.attrs.update({f"{ATTRIBUTE}_{key}": value for key, value in found.items()})
     if consolidated:
@@ -126,12 +127,6 @@ def record(store: Any, original: xr.DataArray | xr.Dataset | None = None) -> Non
 def _codecs(settings: Mapping[str, Any]) -> list[Any]:
     stored = [settings.get("serializer"), settings.get("compressors")]
     return [c for codec in stored for c in (codec if isinstance(codec, tuple) else (codec,))]
-
-
-def _is_lossless(spec: ChunkSpec) -> bool:
-    if isinstance(spec.max_error, Mapping):
-        return spec.max_error.get(ALL) == 0 and not any(spec.max_error.values())
-    return spec.max_error is not None and not np.any(spec.max_error)
 
 
 def _parameters(spec: ChunkSpec, factor: float) -> dict[str, Any]:

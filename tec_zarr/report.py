@@ -199,15 +199,14 @@ def _target(spec: ChunkSpec) -> str:
     return f"q={spec.quality:g}" if spec.max_bytes is None else f"max_bytes={spec.max_bytes}"
 
 
-def error_rows(
-    reference: np.ndarray, decoded: np.ndarray, bands: Sequence[str], nodata: float = 0
-) -> list[Row]:
+def error_rows(reference: np.ndarray, decoded: np.ndarray, bands: Sequence[str]) -> list[Row]:
     """Per band: name, PSNR (dB), mean error, mean absolute error, largest error (DN).
 
     Parameters
     ----------
     reference, decoded : ndarray, (..., band, y, x)
-        DN. Samples that are ``nodata`` or NaN in the reference are left out.
+        DN, NaN where nothing was measured. Samples that the reference does not have are left
+        out, those that only the decoded side lacks count as 0 DN.
     bands : sequence of str
         Names along the band axis.
 
@@ -216,7 +215,7 @@ def error_rows(
     list of rows
         One per band and a last one, "all".
     """
-    valid = np.isfinite(reference) & (reference != nodata)
+    valid, decoded = np.isfinite(reference), metrics.without_gaps(reference, decoded)
     columns = [
         metrics.psnr_per_band(reference, decoded, valid),
         metrics.mean_error(reference, decoded, valid),
@@ -230,6 +229,16 @@ def error_rows(
         metrics.mean_absolute_error(*whole)[0], metrics.max_error(*whole)[0],
     ])  # fmt: skip
     return rows
+
+
+def nodata_line(reference: np.ndarray, decoded: np.ndarray) -> str:
+    """How many samples are nodata on one side only, in words; empty where there are none."""
+    differs = metrics.nodata_differs(reference, decoded)
+    count = np.count_nonzero(differs)
+    lost = np.count_nonzero(differs & np.isfinite(reference))
+    if not count:
+        return ""
+    return f"nodata differs in {count} samples: {lost} are missing in B, {count - lost} in A"
 
 
 ERROR_COLUMNS = ("band", "PSNR dB", "mean error", "mean |error|", "max |error| DN")

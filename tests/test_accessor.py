@@ -270,3 +270,73 @@ def test_clouds_of_an_eopf_product_of_one_date_stay_nodata_and_it_is_said(exampl
     assert (out.reflectance.where(mask, 0) == 0).all()
     assert (out.reflectance == cube.reflectance).where(~mask, True).all()
     assert out.rio.crs == cube.rio.crs
+
+
+# ------------------------------------------------------------------ what report compares, and how
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_what_is_missing_in_the_decoded_cube_makes_nothing_better(cube, dtype):
+    nodata = 0 if dtype == "uint16" else np.nan
+    measured = cube.reflectance != 0
+    original = cube.reflectance.where(measured, nodata).astype(dtype)
+    noisy = (original + 3).where(measured, nodata).astype(dtype)
+    holed = noisy.copy(deep=True)
+    holed[1, 2] = nodata
+    whole, table = report(noisy, original), report(holed, original)
+    assert table.loc["B04", "psnr"] < whole.loc["B04", "psnr"]
+    assert table.loc["B04", "ssim"] < whole.loc["B04", "ssim"]
+    assert table.loc["B04", "max_error"] == cube.reflectance[1, 2].max()
+    assert table.loc["all", "nodata_differs"] == measured[1, 2].sum()
+    assert (whole["nodata_differs"].dropna() == 0).all()
+
+
+@pytest.mark.parametrize("other", ["uint16", "float32", "float64"])
+def test_floats_that_are_dn_are_compared_as_dn(cube, other):
+    original = cube.reflectance.where(cube.reflectance != 0).astype("float32")
+    decoded = (cube.reflectance + 10).where(cube.reflectance != 0, 0).astype(other)
+    assert report(decoded, original).loc["all", ["mean_error", "max_error"]].tolist() == [10, 10]
+
+
+def test_floats_of_both_sides_have_the_units_of_the_original(cube):
+    original = (cube.reflectance * np.float32(1e-4)).astype("float32")
+    table = report(original * 10_000, original)
+    assert table.loc["all", "max_error"] > 1e6, "DN taken for reflectance is no small error"
+
+
+@pytest.mark.parametrize("dims", [("x",), ("sample", "time", "band", "y", "x")])
+def test_what_is_no_image_is_refused(dims):
+    array = xr.DataArray(np.ones((2,) * len(dims), "uint16"), dims=dims)
+    with pytest.raises(UnsupportedArrayError, match="needs \\(time, band, y, x\\)"):
+        report(array, array)
+
+
+def test_bands_in_another_order_are_put_in_that_of_the_original(cube):
+    turned = cube.reflectance[:, ::-1].assign_coords(band=["nir", "red", "b3", "B2"])
+    table = report(turned, cube.reflectance)
+    assert table.loc["all", "max_error"] == 0
+    nameless = report(turned.drop_vars("band"), cube.reflectance)
+    assert nameless.loc["all", "max_error"] > 0, "without names by position"
+    with pytest.raises(UnsupportedArrayError, match=r"B03, B04, B08, .*has B02, B03, B04"):
+        report(cube.reflectance.assign_coords(band=["B02", "B03", "B04", "B05"]), cube.reflectance)
+    with pytest.raises(UnsupportedArrayError, match=r"bands B04, .*has B08"):
+        report(cube.reflectance.sel(band="B08").rename("B08"),
+               cube.reflectance.sel(band="B04").rename("B04"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dim", "shift"), [("time", np.timedelta64(1, "h")), ("y", 10), ("x", -5)]
+)
+def test_other_dates_or_pixels_are_refused(cube, dim, shift):
+    moved = cube.reflectance.assign_coords({dim: cube[dim] + shift})
+    with pytest.raises(UnsupportedArrayError, match=f"differ along '{dim}', first at position 0"):
+        report(moved, cube.reflectance)
+    assert report(moved.drop_vars(dim), cube.reflectance).loc["all", "max_error"] == 0
+
+
+def test_labels_may_be_rounded_but_not_of_another_kind(cube):
+    seconds = cube.time.astype("datetime64[s]")
+    rounded = cube.reflectance.assign_coords(time=seconds, x=cube.x + 0.01)
+    assert report(rounded, cube.reflectance).loc["all", "max_error"] == 0
+    with pytest.raises(UnsupportedArrayError, match="differ along 'time'"):
+        report(cube.reflectance.assign_coords(time=[0, 1, 2]), cube.reflectance)

@@ -162,3 +162,191 @@ def test_demo_runs_on_an_evaluation_cube(tmp_path, capsys):
     path = min(SHARED.glob("*.npz"), key=lambda p: p.stat().st_size)
     assert run("demo", "--input", path, "--out", tmp_path, *TOY) == 0
     assert "nodata exact             yes" in capsys.readouterr().out
+
+
+def lines(text, *starts):
+    return {row.split()[0]: row.split()[1:] for row in text.splitlines() if row.startswith(starts)}
+
+
+@pytest.mark.parametrize("kind", ["dn", "reflectance"])
+def test_verify_fails_where_a_date_is_gone(cube, tmp_path, capsys, kind):
+    there = cube[["reflectance"]]
+    if kind == "reflectance":
+        there = there.where(there != 0) * np.float32(1e-4)
+    there.to_zarr(tmp_path / "a.zarr")
+    gone = there.copy(deep=True)
+    gone.reflectance[1] = 0 if kind == "dn" else np.nan
+    gone.to_zarr(tmp_path / "b.zarr")
+    count = int((cube.reflectance[1] != 0).sum())
+    for first, second, words in (
+        ("a", "b", f"{count} are missing in B, 0 in A"),
+        ("b", "a", f"0 are missing in B, {count} in A"),
+    ):
+        assert run("verify", tmp_path / f"{first}.zarr", tmp_path / f"{second}.zarr") == 1
+        out = capsys.readouterr().out
+        assert f"nodata differs in {count} samples: {words}" in out
+        psnr, worst = (float(lines(out, "all")["all"][i]) for i in (0, -1))
+        if first == "a":
+            assert psnr < 30
+            assert worst == pytest.approx(int(cube.reflectance[1].max()), abs=0.01)
+
+
+def test_verify_reads_floats_that_are_dn_as_dn(cube, source, tmp_path, capsys):
+    shifted = (cube.reflectance + 10).where(cube.reflectance != 0).astype("float32")
+    shifted.to_dataset().to_zarr(tmp_path / "floats.zarr")
+    assert run("verify", source, tmp_path / "floats.zarr") == 0
+    assert lines(capsys.readouterr().out, "all")["all"][1:] == ["10.00", "10.00", "10.00"]
+
+
+def test_verify_aligns_bands_and_refuses_other_dates(cube, source, tmp_path, capsys):
+    cube.isel(band=slice(None, None, -1)).to_zarr(tmp_path / "turned.zarr")
+    assert run("verify", source, tmp_path / "turned.zarr") == 0
+    assert lines(capsys.readouterr().out, "all")["all"] == ["inf", "0.00", "0.00", "0.00"]
+    later = cube.assign_coords(time=cube.time + np.timedelta64(1, "D"))
+    later.to_zarr(tmp_path / "later.zarr")
+    assert run("verify", source, tmp_path / "later.zarr") == 1
+    assert f"{source} and {tmp_path / 'later.zarr'} differ along 'time'" in capsys.readouterr().err
+    assert run("report", source, tmp_path / "later.zarr", "--html", tmp_path / "page.html") == 1
+
+
+@pytest.fixture
+def tiffs(cube, tmp_path):
+    """A folder of int16 GeoTIFFs, one per date, with nodata -999."""
+    pytest.importorskip("rioxarray")
+    folder = tmp_path / "tiffs"
+    folder.mkdir()
+    for date in cube.reflectance.astype("int16").where(cube.reflectance != 0, -999):
+        date.encoding.clear()
+        image = date.assign_attrs(long_name=tuple(date.band.values)).drop_vars("band")
+        file = folder / f"S2_{date.time.dt.strftime('%Y%m%dT%H%M%S').item()}.tif"
+        image.rio.write_nodata(-999).rio.to_raster(file)
+    return folder
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_nodata_of_geotiffs_is_nodata_of_the_store(cube, tiffs, tmp_path, capsys, zarr_format):
+    tec = tmp_path / "tec.zarr"
+    assert run("encode", tiffs, tec, "--zarr-format", zarr_format, *TOY) == 0
+    back = xr.open_zarr(tec).reflectance
+    assert (cube.reflectance == 0).any()
+    np.testing.assert_array_equal(np.isnan(back), cube.reflectance == 0)
+    np.testing.assert_array_equal(back.time, cube.time)
+    assert float(abs(back - cube.reflectance).max()) < 3
+    assert run("verify", tiffs, tec) == 0
+    assert float(lines(capsys.readouterr().out, "all")["all"][-1]) < 3
+    assert run("decode", tec, tmp_path / "again", "--to", "geotiff") == 0
+    import rasterio
+
+    with rasterio.open(min((tmp_path / "again").iterdir())) as file:
+        assert (file.nodata, file.dtypes[0]) == (-999, "int16")
+
+
+def test_float_geotiffs_with_a_nodata_value_have_nan(cube, tmp_path):
+    pytest.importorskip("rioxarray")
+    image = cube.reflectance[1].assign_attrs(long_name=tuple(cube.band.values)).drop_vars("band")
+    image.encoding.clear()
+    floats = image.astype("float32").where(image != 0, -9999)
+    floats.rio.write_nodata(-9999).rio.to_raster(tmp_path / "a.tif")
+    assert run("encode", tmp_path / "a.tif", tmp_path / "tec.zarr", "--scale", 1, *TOY) == 0
+    back = xr.open_zarr(tmp_path / "tec.zarr").reflectance[0]
+    np.testing.assert_array_equal(np.isnan(back), image == 0)
+
+
+def test_geotiffs_of_several_nodata_values_are_refused(tiffs, tmp_path, capsys):
+    import rasterio
+
+    first, last = sorted(tiffs.iterdir())
+    with rasterio.open(last, "r+") as file:
+        file.nodata = 0
+    assert run("encode", tiffs, tmp_path / "tec.zarr", *TOY) == 1
+    assert f"{first} has nodata -999, {last} has 0" in capsys.readouterr().err
+
+
+def test_what_decode_writes_as_geotiffs_encode_reads_again(cube, source, tmp_path, capsys):
+    pytest.importorskip("rioxarray")
+    cube = cube.assign(water=cube.scl == 6)
+    cube.to_zarr(source, mode="w")
+    tiffs, back = tmp_path / "tiffs", tmp_path / "back.zarr"
+    assert run("decode", source, tiffs, "--to", "geotiff") == 0
+    assert "wrote 6 GeoTIFFs" in capsys.readouterr().out
+    assert run("encode", tiffs, back, "--max-error", 0, *TOY) == 0
+    again = xr.open_zarr(back)
+    for coordinate in ("time", "band", "y", "x"):
+        np.testing.assert_array_equal(again[coordinate], cube[coordinate])
+    np.testing.assert_array_equal(again.reflectance, cube.reflectance)
+    assert run("verify", source, back) == 0
+    import rasterio
+
+    for name in ("scl", "water"):
+        for path, image in zip(sorted((tiffs / name).glob("*.tif")), cube[name], strict=True):
+            with rasterio.open(path) as file:
+                assert file.dtypes == ("uint8",)
+                np.testing.assert_array_equal(file.read(1), image)
+
+
+def test_geotiffs_beside_a_cube_that_are_no_bands_are_named(cube, source, tmp_path, capsys):
+    pytest.importorskip("rioxarray")
+    assert run("decode", source, tmp_path / "tiffs", "--to", "geotiff") == 0
+    stray = min((tmp_path / "tiffs" / "scl").iterdir()).rename(tmp_path / "tiffs" / "scl_0.tif")
+    assert run("encode", tmp_path / "tiffs", tmp_path / "tec.zarr", *TOY) == 1
+    assert f"{stray} names no Sentinel-2 bands" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("step", "reads"),
+    [(np.timedelta64(300, "ms"), True), (np.timedelta64(1, "ns"), True),
+     (np.timedelta64(0, "s"), False)],
+)  # fmt: skip
+def test_every_date_has_a_geotiff_of_its_own(cube, tmp_path, step, reads):
+    pytest.importorskip("rioxarray")
+    from tec_zarr.inputs import open_cube, write_geotiffs
+
+    close = cube.time.values[:1] + np.arange(2) * step
+    files = write_geotiffs(cube.assign_coords(time=close), tmp_path)
+    assert len(set(files)) == 4 == len([*tmp_path.rglob("*.tif")])
+    if reads:
+        again = open_cube(tmp_path)
+        np.testing.assert_array_equal(again.time, close)
+        np.testing.assert_array_equal(again.reflectance, cube.reflectance)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"dn": (1, 5, 16, 16)},
+        {"dn": (1, 5, 16, 16), "present": (12,)},
+        {"dn": (1, 12, 16, 16), "present": (5,)},
+        {"dn": (12, 16, 16)},
+    ],
+)
+def test_an_npz_of_another_shape_says_what_it_must_hold(arrays, tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", **{name: np.ones(shape, int) for name, shape in arrays.items()})
+    assert run("encode", tmp_path / "a.npz", tmp_path / "tec.zarr", *TOY) == 1
+    error = capsys.readouterr().err
+    assert f"a.npz has 'dn' of shape {arrays['dn']}" in error
+    assert "must hold 'dn' (time, 12, y, x)" in error
+
+
+def test_present_of_an_npz_may_be_numbers(cube, tmp_path):
+    from tec_zarr.inputs import open_cube
+
+    present = np.arange(12) % 2
+    np.savez(tmp_path / "a.npz", dn=cube.reflectance.values, present=present)
+    opened = open_cube(tmp_path / "a.npz").reflectance
+    np.testing.assert_array_equal(opened, cube.reflectance[:, 1::2])
+    assert opened.band.values.tolist() == cube.band.values[1::2].tolist()
+
+
+def test_info_of_what_is_not_there_says_so(tmp_path, capsys):
+    assert run("info", tmp_path / "nothing.zarr") == 1
+    assert "nothing.zarr does not exist" in capsys.readouterr().err
+
+
+def test_writing_geotiffs_leaves_the_cube_as_it_was(cube, tmp_path):
+    pytest.importorskip("rioxarray")
+    from tec_zarr.inputs import write_geotiffs
+
+    image = cube.isel(time=0, drop=True)
+    image.reflectance.attrs["levels"] = [1, 2]
+    write_geotiffs(image, tmp_path)
+    assert image.reflectance.attrs["levels"] == [1, 2]

@@ -130,6 +130,50 @@ def test_clouds_of_a_scene_are_filled_from_its_classes(scene):
     assert out.reflectance.attrs == scene.reflectance.attrs
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_classes_that_were_opened_as_floats_hide_their_nodata(scene, lazy):
+    floats = scene.scl.astype("float32").where(scene.scl != 0)
+    assert np.isnan(floats).any()
+    floats = floats.chunk({"y": 32}) if lazy else floats
+    xr.testing.assert_identical(cloud_mask(floats, 2).compute(), cloud_mask(scene.scl, 2))
+
+
+@quiet
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_numpy_mask_is_taken_by_its_shape(scene, lazy):
+    cube = scene.reflectance.chunk({"y": 32}) if lazy else scene.reflectance
+    mask = cloud_mask(scene.scl, 2)
+    by_band = mask.expand_dims(band=cube.band).transpose(*cube.dims) & (cube.band == "B08")
+    for named in (mask, by_band):
+        expected = inpaint_clouds(cube, named, method="linear").compute()
+        for nameless in (named.values, lambda _, named=named: named.values):
+            found = inpaint_clouds(cube, nameless, method="linear")
+            xr.testing.assert_identical(found.compute(), expected)
+    bands = scene.reflectance.to_dataset("band").tec.inpaint_clouds(mask.values, method="linear")
+    whole = inpaint_clouds(scene.reflectance, mask, method="linear")
+    np.testing.assert_array_equal(bands["B08"], whole.sel(band="B08"))
+
+
+def test_a_dataset_without_reflectance_is_refused(scene):
+    with pytest.raises(UnsupportedArrayError, match=r"none of \['data', 'scl'\] looks like"):
+        scene.isel(band=0, drop=True).rename(reflectance="data").tec.inpaint_clouds()
+
+
+@quiet
+def test_equal_dates_are_named_with_a_way_out_that_works(scene):
+    twice = scene.isel(time=[0, 1, 1, 2])
+    with pytest.raises(UnsupportedArrayError, match=r"2 dates are 20.*drop_duplicates\('time'\)"):
+        twice.tec.inpaint_clouds()
+    twice.drop_duplicates("time").tec.inpaint_clouds()
+    with pytest.raises(UnsupportedArrayError, match="sortby"):
+        scene.isel(time=[1, 0, 2]).tec.inpaint_clouds()
+
+
+def test_masks_do_not_shrink(scene):
+    with pytest.raises(UnsupportedArrayError, match="dilate is -3"):
+        inpaint_clouds(scene, dilate=-3)
+
+
 @quiet
 @pytest.mark.parametrize("method", ["regression", "linear"])
 def test_dask_gives_the_same_and_stays_lazy(scene, method):
@@ -425,6 +469,10 @@ def test_a_published_model_is_asked_from_both_ends_of_time():
         ({"method": "nearest"}, "must be one of"),
         ({"mask": xr.DataArray(np.zeros((4, 3, 3), bool), dims=("time", "y", "x"))}, "reindex"),
         ({"mask": xr.DataArray(np.zeros((4, 64, 64)), dims=("time", "y", "x"))}, "must be bool"),
+        ({"mask": np.zeros((4, 3, 3), bool)}, r"shape \(4, 3, 3\).*'time', 'y', 'x'"),
+        ({"mask": np.zeros((4, 64, 64))}, "must be bool"),
+        ({"mask": [[True]]}, "is a list"),
+        ({"mask": lambda cube: cube.to_dataset(name="mask")}, "is a Dataset"),
     ],
 )
 def test_what_cannot_be_says_why(scene, arguments, message):

@@ -55,6 +55,25 @@ def test_nan_does_not_count(pair):
     assert metrics.psnr(holed, decoded) == metrics.psnr(reference, decoded, valid)
 
 
+def test_what_the_decoded_side_has_lost_counts_as_nothing_there(pair):
+    reference = pair[0].astype(np.float32)
+    reference[0, 0, 0, 0] = np.nan
+    decoded = reference.copy()
+    decoded[1, 2, 3, 4] = np.nan
+    decoded[0, 0, 0, 0] = 7
+    assert metrics.nodata_differs(reference, decoded).sum() == 2
+    filled = metrics.without_gaps(reference, decoded)
+    assert metrics.max_error(reference, filled)[2] == reference[1, 2, 3, 4]
+    assert metrics.psnr(reference, decoded) == math.inf > metrics.psnr(reference, filled)
+
+
+@pytest.mark.parametrize(("value", "unit"), [(0.3, 10_000), (1.6, 10_000), (7, 1), (3000, 1)])
+def test_floats_are_dn_where_they_are_plainly_no_reflectance(value, unit):
+    floats = np.array([np.nan, 0, 0, 0, value, value], np.float32)
+    assert metrics.dn_per_unit(floats) == unit
+    assert metrics.dn_per_unit(np.zeros(3, np.float32), floats) == unit
+
+
 def test_per_band_measures_agree_with_the_whole(pair):
     reference, decoded = pair
     per_band = metrics.psnr_per_band(reference, decoded)

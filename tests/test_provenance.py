@@ -46,6 +46,21 @@ def test_a_written_store_says_what_was_done_to_it(cube, tmp_path, zarr_format):
     assert not any("lossy" in key for key in cube.reflectance.attrs), "the cube itself is untouched"
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_the_psnr_of_floats_that_are_dn_is_that_of_dn(cube, tmp_path, lazy):
+    floats = cube.reflectance.where(cube.reflectance != 0).astype("float32").to_dataset()
+    cube.tec.to_zarr(tmp_path / "a.zarr", measure=True, **TOY)
+    (floats.chunk() if lazy else floats).tec.to_zarr(
+        tmp_path / "b.zarr", measure=True, scale=1, **TOY
+    )
+    key = "lossy_compression_psnr_measured"
+    expected, found = (
+        parsed(xr.open_zarr(tmp_path / f"{n}.zarr").reflectance.attrs[key]) for n in "ab"
+    )
+    assert found == pytest.approx(expected)
+    assert np.isfinite(list(found.values())).all()
+
+
 @pytest.mark.parametrize("kind", ["dn", "packed", "floats"])
 def test_bounds_asked_and_measured_are_in_the_units_of_the_data(cube, tmp_path, kind):
     unit = 1 if kind == "dn" else 1e-4

@@ -1,0 +1,153 @@
+"""Two cubes on the same footing, before any difference between them is taken."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from tec_zarr import metrics
+from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.sentinel2 import NODATA, UnknownBandError, band_names
+from tec_zarr.store import BAND, TIME, X, Y, find_dim
+
+__all__ = ["band_labels", "comparable", "in_dn", "nodata_of"]
+
+
+def comparable(
+    original: xr.DataArray,
+    decoded: xr.DataArray,
+    names: tuple[object, object] = ("the original", "the decoded cube"),
+) -> xr.DataArray:
+    """``decoded`` with its bands in the order of ``original``.
+
+    Parameters
+    ----------
+    original, decoded : DataArray
+        (time, band, y, x), time and band optional. Along a dimension that one of them has no
+        labels for, or no names of Sentinel-2 bands, they are taken as they lie.
+    names : tuple
+        What messages call them.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        They are no images, or differ in shape, bands, dates or coordinates.
+    """
+    for name, cube in zip(names, (original, decoded), strict=True):
+        if cube.dims != _image_dims(cube):
+            raise UnsupportedArrayError(
+                f"{name} has dimensions {cube.dims}; a comparison needs (time, band, y, x), in "
+                "this order, time and band only where there are several"
+            )
+    if original.shape != decoded.shape or _kinds(original) != _kinds(decoded):
+        raise UnsupportedArrayError(
+            f"{names[0]} has shape {original.shape} {original.dims}, {names[1]} has "
+            f"{decoded.shape} {decoded.dims}: nothing to compare"
+        )
+    for kind in (TIME, Y, X):
+        _check_labels(kind, original, decoded, names)
+    return _in_order(_known_bands(original), decoded, names)
+
+
+def _check_labels(
+    kind: tuple[str, ...],
+    original: xr.DataArray,
+    decoded: xr.DataArray,
+    names: tuple[object, object],
+) -> None:
+    """Refuse cubes of other dates or pixels."""
+    ours, theirs = find_dim(original, kind), find_dim(decoded, kind)
+    if ours not in original.coords or theirs not in decoded.coords:
+        return
+    before, after = original[ours].values, decoded[theirs].values
+    same = _same_labels(before, after)
+    if not same.all():
+        first = int(np.argmin(same))
+        raise UnsupportedArrayError(
+            f"{names[0]} and {names[1]} differ along {ours!r}, first at position {first}: "
+            f"{before[first]} and {after[first]}. Select what both have, or leave these labels "
+            f"out to compare by position (drop_vars({ours!r}))"
+        )
+
+
+def _same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Equal, or less than a tenth of a pixel apart: what a file's rounding does."""
+    if before.dtype.kind not in "iuf" or after.dtype.kind not in "iuf":
+        return np.asarray(before == after, bool)
+    pixel = np.abs(np.diff(before.astype(np.float64))).min(initial=np.inf)
+    near = 0.1 * pixel if np.isfinite(pixel) else 1e-6 * np.abs(before)
+    return np.abs(after.astype(np.float64) - before) <= near
+
+
+def _in_order(
+    wanted: tuple[str, ...] | None, decoded: xr.DataArray, names: tuple[object, object]
+) -> xr.DataArray:
+    found = _known_bands(decoded)
+    if wanted is None or found is None or wanted == found:
+        return decoded
+    if set(wanted) != set(found):
+        raise UnsupportedArrayError(
+            f"{names[0]} has the bands {', '.join(wanted)}, {names[1]} has {', '.join(found)}: "
+            "select those that both have"
+        )
+    return decoded.isel({find_dim(decoded, BAND): [found.index(name) for name in wanted]})
+
+
+def _known_bands(cube: xr.DataArray) -> tuple[str, ...] | None:
+    try:
+        return band_names(band_labels(cube))
+    except UnknownBandError:
+        return None
+
+
+def _image_dims(cube: xr.DataArray) -> tuple[str, ...] | None:
+    """Its dimensions in the order of TEC, None without y and x."""
+    kinds = _kinds(cube)
+    return tuple(d for d in kinds if d is not None) if None not in kinds[2:] else None
+
+
+def _kinds(cube: xr.DataArray) -> list[str | None]:
+    return [find_dim(cube, names) for names in (TIME, BAND, Y, X)]
+
+
+def band_labels(da: xr.DataArray) -> list[str]:
+    """Names along the band dimension; the array's own name where it has none."""
+    dim = find_dim(da, BAND)
+    if dim is None:
+        return [str(da.name)]
+    return [str(b) for b in da[dim].values]
+
+
+def nodata_of(da: xr.DataArray) -> float:
+    """The value that means "nothing measured": NaN in floats, else ``_FillValue`` or 0."""
+    if da.dtype.kind == "f":
+        return np.nan
+    for source in (da.encoding, da.attrs):
+        if source.get("_FillValue") is not None:
+            return float(source["_FillValue"])
+    return float(NODATA)
+
+
+def in_dn(original: xr.DataArray, decoded: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as (T, C, H, W) float32 DN, NaN where nothing was measured.
+
+    Floats are reflectance or DN by `tec_zarr.metrics.dn_per_unit`; where both are floats the
+    original decides for both, so that a difference in units shows as an error.
+    """
+    before, after = _measured(original), _measured(decoded)
+    pairs = ((original, before), (decoded, after))
+    floats = [values for cube, values in pairs if cube.dtype.kind == "f"]
+    unit = np.float32(metrics.dn_per_unit(*floats))
+    for values in floats:
+        values *= unit
+    return before, after
+
+
+def _measured(da: xr.DataArray) -> np.ndarray:
+    """(T, C, H, W) float32, NaN where nothing was measured."""
+    raw = da.values
+    values = raw.astype(np.float32)
+    values[(raw == NODATA) | (raw == nodata_of(da))] = np.nan
+    if find_dim(da, BAND) is None:
+        values = np.expand_dims(values, -3)
+    return values if values.ndim == 4 else values[None]
