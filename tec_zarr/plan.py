@@ -269,6 +269,16 @@ def provenance(target: Store) -> dict[str, Any] | None:
     return None
 
 
+def is_metadata(key: str) -> bool:
+    """Whether a key of a store is that of a metadata document."""
+    return key.rpartition("/")[2] in _METADATA
+
+
+def publication_order(key: str) -> tuple[Any, ...]:
+    """Sort key: metadata documents last, the root's at the end, which makes the rest visible."""
+    return is_metadata(key), -key.count("/"), key == ".zmetadata", key
+
+
 def box(
     at: Sequence[int], lengths: Sequence[int], shape: Sequence[int]
 ) -> tuple[slice, ...]:
@@ -464,9 +474,8 @@ def _root(store: Store, zarr_format: Literal[2, 3]) -> zarr.Group | zarr.Array:
 
 
 def _metadata(store: MemoryStore) -> dict[str, bytes]:
-    """Metadata documents, the root's last: it is what makes the rest visible."""
-    keys = [k for k in list_keys(store, "") if k.rpartition("/")[2] in _METADATA]
-    keys.sort(key=lambda k: (-k.count("/"), k == ".zmetadata", k))
+    """Metadata documents in the order to write them."""
+    keys = sorted(filter(is_metadata, list_keys(store, "")), key=publication_order)
     return {key: read(store, key) or b"" for key in keys}
 
 
