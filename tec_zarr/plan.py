@@ -7,10 +7,12 @@ region is finished. Until then Zarr finds no array there, so nobody can take a p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import math
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -225,7 +227,7 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
     for index, (path, array) in enumerate(sources.items()):
         described = _describe(path, array, sources)
         storage = (
-            _tec_storage(described, array, settings)
+            _tec_storage(path, described, array, settings)
             if path in chosen
             else _copy_storage(array, settings)
         )
@@ -351,18 +353,18 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
     return chosen
 
 
-def _tec_storage(da: xr.DataArray, array: zarr.Array, settings: Settings) -> dict[str, Any]:
+def _tec_storage(
+    path: str, da: xr.DataArray, array: zarr.Array, settings: Settings
+) -> dict[str, Any]:
     """Chunks, shards and codec of a reflectance array, as :func:`tec_zarr.encoding` has them."""
     attrs: dict[str, Any] = dict(array.attrs)
     name = str(da.name or "array")
-    cf = [array.fill_value if array.metadata.zarr_format == 2 else None,
-          *(attrs.get(key) for key in ("_FillValue", "missing_value"))]  # fmt: skip
     nodata = () if settings.nodata is None else tuple(np.atleast_1d(settings.nodata).tolist())
-    fills = [float(v) for v in cf if isinstance(v, int | float | np.number) and v == v]
     arguments: dict[str, Any] = {
         "quality": settings.quality, "model": settings.model, "bands": settings.bands,
         "zarr_format": settings.zarr_format, "scale": settings.scale, "chunks": settings.chunks,
-        "shards": settings.shards, "nodata": tuple(dict.fromkeys((*nodata, *fills))),
+        "shards": settings.shards,
+        "nodata": tuple(dict.fromkeys((*nodata, *_missing(path, array)))),
         "max_error": settings.max_error, "psnr": settings.psnr, "max_bytes": settings.max_bytes,
     }  # fmt: skip
     aligned = da.chunk(dict(zip(da.dims, _block(da, array), strict=True)))
@@ -381,6 +383,32 @@ def _tec_storage(da: xr.DataArray, array: zarr.Array, settings: Settings) -> dic
             storage[slot], scale=round(unit / float(factor), 9), offset=round(offset, 6)
         )
     return storage
+
+
+def _missing(path: str, array: zarr.Array) -> list[float]:
+    """Values that Zarr or CF say nothing was measured where they are."""
+    found = []
+    for key in ("fill_value", "_FillValue", "missing_value"):
+        stated = array.fill_value if key == "fill_value" else array.attrs.get(key)
+        for value in stated if isinstance(stated, list) else [stated]:
+            number = _number(value, array.dtype)
+            if number is None and value is not None:
+                raise UnsupportedArrayError(
+                    f"{key} of array {path!r} is {value!r:.80}, which is no number: correct it, or "
+                    "its pixels would be taken for measurements"
+                )
+            found += [] if number is None or number != number else [float(number)]
+    return found
+
+
+def _number(stated: Any, dtype: np.dtype) -> Any:
+    """A fill value from attributes; xarray keeps those of floats as base64 in format 3."""
+    if isinstance(stated, int | float | np.number):
+        return stated
+    for read_as in (float, lambda text: FillValueCoder.decode(text, dtype)):
+        with contextlib.suppress(TypeError, ValueError, struct.error):
+            return read_as(stated)
+    return None
 
 
 def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:
@@ -426,14 +454,15 @@ def _create(
     plain = array.dtype.kind in "biufc"
     if settings.zarr_format == 3:
         extra["dimension_names"] = dims
-        if old == 2 and fill is not None and plain:  # only format 2 says "missing" with it
-            attrs.setdefault("_FillValue", FillValueCoder.encode(fill, array.dtype))
+        # Only format 2 says "missing" with the fill value, and a CF attribute says it before that.
+        missing = _number(attrs.get("_FillValue", fill), array.dtype) if plain else None
+        if old == 2 and missing is not None:
+            attrs["_FillValue"] = FillValueCoder.encode(missing, array.dtype)
     else:
         if dims is not None or not array.ndim:
             attrs[_DIMENSIONS] = [str(d) for d in da.dims]
         if old == 3:
-            fill = attrs.pop("_FillValue", None) if plain else None
-            fill = None if fill is None else FillValueCoder.decode(fill, array.dtype)
+            fill = _number(attrs.pop("_FillValue", None), array.dtype) if plain else None
     dtype = array.dtype.newbyteorder("=") if plain else array.metadata.dtype
     return zarr.create_array(
         store, name=path or None, shape=array.shape, dtype=dtype, fill_value=fill,

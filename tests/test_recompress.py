@@ -210,6 +210,51 @@ def test_empty_chunks_are_left_out_as_zarr_does_it(tmp_path):
     np.testing.assert_array_equal(new[:] == 0, dn == 0)
 
 
+@pytest.mark.filterwarnings("ignore:variable 'reflectance' has multiple fill values")
+@pytest.mark.parametrize("new", [2, 3])
+@pytest.mark.parametrize(
+    ("old", "encoding", "attributes"),
+    [
+        (3, {"_FillValue": -999.0}, {}),
+        (2, {"_FillValue": -999.0}, {}),
+        (3, {}, {"missing_value": -999.0}),
+        (3, {}, {"missing_value": [-1.0, -999.0]}),
+        (2, {"_FillValue": None}, {"_FillValue": "-999"}),
+        (3, {"fill_value": -999.0}, {}),
+    ],
+)
+def test_what_marks_floats_as_missing_stays_exact(tmp_path, old, new, encoding, attributes):
+    """Also as xarray says it in format 3, in base64."""
+    dn = scene((2, 12, 40, 40)).astype("float32")
+    gone = np.broadcast_to((np.indices((40, 40)).sum(0) % 3 == 0), dn.shape)
+    dn[gone] = np.nan if encoding.get("_FillValue") else -999
+    ds = xr.Dataset({"reflectance": (("time", "band", "y", "x"), dn)}, {"band": list(L2A_BANDS)})
+    ds.to_zarr(tmp_path / "a.zarr", zarr_format=old, encoding={"reflectance": encoding})
+    group = zarr.open_group(tmp_path / "a.zarr", use_consolidated=False)
+    group["reflectance"].attrs.update(attributes)
+    report = recompress(
+        group, tmp_path / "b.zarr", zarr_format=new, scale=1, verify="full", **TOY
+    )
+    assert report.complete
+    assert -999 in tec_spec(zarr.open(tmp_path / "b.zarr")["reflectance"]).nodata
+    found = zarr.open(tmp_path / "b.zarr")["reflectance"][:]
+    np.testing.assert_array_equal(found == -999, gone)
+    if "-999" not in attributes.values():
+        before, after = (
+            xr.open_zarr(tmp_path / name, consolidated=False).reflectance.isnull()
+            for name in ("a.zarr", "b.zarr")
+        )
+        np.testing.assert_array_equal(after, before)
+
+
+def test_a_fill_value_that_nobody_understands_is_refused(tmp_path):
+    group = zarr.create_group(tmp_path / "a.zarr")
+    array = group.create_array("B04", shape=(9, 9), dtype="f4", dimension_names=("y", "x"))
+    array.attrs["_FillValue"] = "none"
+    with pytest.raises(UnsupportedArrayError, match="_FillValue of array 'B04' is 'none'"):
+        recompress(group, tmp_path / "b.zarr", **TOY)
+
+
 def test_regions_follow_the_chunks_of_the_source():
     """So that a source chunk is decoded once; EOPF's 5490 pixels have no multiple of 256."""
     for length in (512, 549, 1098, 5490, 10980):
