@@ -32,7 +32,7 @@ from tec_zarr.chunk import ChunkSpec
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.manifest import FOLDER, RecompressError, list_keys, read
 from tec_zarr.report import tec_spec
-from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, UnknownBandError, band_name
 from tec_zarr.store import (
     BAND,
     CHUNK,
@@ -69,8 +69,9 @@ class Settings:
         ``add_offset`` are understood without ``scale``; ``max_error`` is in stored units.
     variables : sequence of str, optional
         Names or paths of the arrays that are reflectance. Default: those with a band dimension
-        whose coordinate names Sentinel-2 bands, and those named like a band. All others are
-        copied without loss.
+        whose coordinate names Sentinel-2 bands, and those named like a band; of arrays whose
+        dimensions have no names only those called "reflectance" or like a band, with four. All
+        others are copied without loss.
     """
 
     quality: float = 4.0
@@ -225,7 +226,7 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
     chosen = _reflectance(sources, settings)
     arrays = []
     for index, (path, array) in enumerate(sources.items()):
-        described = _describe(path, array, sources)
+        described = _describe(path, array, sources, settings)
         storage = (
             _tec_storage(path, described, array, settings)
             if path in chosen
@@ -301,11 +302,13 @@ def _touched(region: Sequence[slice], lengths: Sequence[int]) -> Iterator[tuple[
     )
 
 
-def _describe(path: str, array: zarr.Array, sources: Mapping[str, zarr.Array]) -> xr.DataArray:
+def _describe(
+    path: str, array: zarr.Array, sources: Mapping[str, zarr.Array], settings: Settings
+) -> xr.DataArray:
     """The array's name, dimensions and bands, with nothing behind them."""
     shape, name = array.shape, path.rpartition("/")[2]
     dims = _dimensions(array)
-    if dims is None and array.ndim == 4:
+    if dims is None and array.ndim == 4 and _is_called_reflectance(path, settings):
         dims = ("time", "band", "y", "x")
     dims = tuple(d or f"dim_{i}" for i, d in enumerate(dims or [None] * array.ndim))
     dtype = array.dtype if array.dtype.kind in "biuf" else np.dtype("uint8")
@@ -316,6 +319,17 @@ def _describe(path: str, array: zarr.Array, sources: Mapping[str, zarr.Array]) -
     if band is not None and coordinate is not None and coordinate.shape == (da.sizes[band],):
         da = da.assign_coords({band: [str(b) for b in np.asarray(coordinate[:]).tolist()]})
     return da
+
+
+def _is_called_reflectance(path: str, settings: Settings) -> bool:
+    """By the user or by its name; an array whose dimensions have no names could be classes."""
+    name = path.rpartition("/")[2]
+    if settings.variables is not None:
+        return path in settings.variables or name in settings.variables
+    try:
+        return name == "reflectance" or bool(band_name(name))
+    except UnknownBandError:
+        return False
 
 
 def _dimensions(array: zarr.Array) -> Sequence[str | None] | None:
@@ -329,7 +343,7 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
     if settings.variables is None:
         chosen = set()
         for path, array in sources.items():
-            da = _describe(path, array, sources)
+            da = _describe(path, array, sources, settings)
             if array.ndim > 1 and reflectance_names(da.to_dataset(name=da.name or "array")):
                 chosen.add(path)
     else:
@@ -342,7 +356,7 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
     if not chosen:
         raise UnsupportedArrayError(
             f"none of {sorted(sources)} looks like Sentinel-2 reflectance: name the arrays with "
-            "variables=[...]"
+            "variables=[...], an array without a name as ''"
         )
     coded = sorted(p for p in chosen if tec_spec(sources[p]) is not None)
     if coded:

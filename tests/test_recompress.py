@@ -255,6 +255,22 @@ def test_a_fill_value_that_nobody_understands_is_refused(tmp_path):
         recompress(group, tmp_path / "b.zarr", **TOY)
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_classes_whose_dimensions_have_no_names_are_copied(tmp_path, zarr_format):
+    dn = scene((2, 12, 30, 30)).astype("uint16")
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=zarr_format)
+    group.create_array("reflectance", data=dn)
+    group.create_array("classes", data=dn % 11)
+    assert recompress(group, tmp_path / "b.zarr", **TOY).complete
+    new = zarr.open(tmp_path / "b.zarr")
+    np.testing.assert_array_equal(new["classes"][:], dn % 11)
+    assert [name for name, array in new.arrays() if tec_spec(array)] == ["reflectance"]
+    assert recompress(group, tmp_path / "c.zarr", variables=["classes"], **TOY).complete
+    assert tec_spec(zarr.open(tmp_path / "c.zarr")["classes"]) is not None
+    with pytest.raises(UnsupportedArrayError, match=r"variables=\[\.\.\.\], .* as ''"):
+        recompress(group["classes"], tmp_path / "d.zarr", **TOY)
+
+
 def test_regions_follow_the_chunks_of_the_source():
     """So that a source chunk is decoded once; EOPF's 5490 pixels have no multiple of 256."""
     for length in (512, 549, 1098, 5490, 10980):
