@@ -182,13 +182,32 @@ def open_source(source: Any, options: Mapping[str, Any] | None) -> zarr.Group | 
     if isinstance(source, zarr.Group | zarr.Array):
         return source
     try:
-        if isinstance(source, Path):
-            source = str(source)
+        if isinstance(source, Path) or (isinstance(source, str) and "://" not in source):
+            source = str(Path(source).absolute())  # workers may run in another directory
         return zarr.open(source, mode="r", storage_options=dict(options) if options else None)
     except Exception as error:  # each filesystem has its own kinds
         raise RecompressError(
             f"the source {source} cannot be opened as Zarr ({type(error).__name__}: {error})"
         ) from error
+
+
+def list_nodes(source: zarr.Group | zarr.Array) -> dict[str, zarr.Group | zarr.Array]:
+    """The node at the root and all below it, by path, in alphabetical order.
+
+    Each has its own metadata, because consolidated ones may be older: those are taken only where
+    a store cannot be listed, such as behind most web servers.
+    """
+    if isinstance(source, zarr.Array):
+        return {"": source}
+    nodes: list[tuple[str, zarr.Group | zarr.Array]] = []
+    own = source
+    if source.metadata.consolidated_metadata is not None:
+        own = zarr.open_group(source.store_path, mode="r", use_consolidated=False)
+        with contextlib.suppress(Exception):  # each filesystem has its own kinds
+            nodes = sorted(own.members(max_depth=None))
+    if not nodes:
+        own, nodes = source, sorted(source.members(max_depth=None))
+    return {"": own, **dict(nodes)}
 
 
 def open_target(target: Any, options: Mapping[str, Any] | None) -> Store:
@@ -211,14 +230,9 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
         A source that is TEC already.
     """
     template = MemoryStore()
-    root_attributes = dict(source.attrs)
-    if isinstance(source, zarr.Group):
-        zarr.create_group(template, zarr_format=settings.zarr_format, attributes=root_attributes)
-        members = sorted(source.members(max_depth=None))
-    else:
-        members = [("", source)]
-    sources = {path: node for path, node in members if isinstance(node, zarr.Array)}
-    for path, node in members:
+    nodes = list_nodes(source)
+    sources = {path: node for path, node in nodes.items() if isinstance(node, zarr.Array)}
+    for path, node in nodes.items():
         if isinstance(node, zarr.Group):
             zarr.create_group(
                 template, path=path, zarr_format=settings.zarr_format, attributes=dict(node.attrs)

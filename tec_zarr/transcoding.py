@@ -37,7 +37,7 @@ from tec_zarr.mask import unpack_mask
 from tec_zarr.models import hub
 from tec_zarr.models.flex_stream import TOKENS, ContextError, check_tokens, cut
 from tec_zarr.models.registry import Encoded, register_model
-from tec_zarr.plan import is_metadata, open_source, open_target, publication_order
+from tec_zarr.plan import is_metadata, list_nodes, open_source, open_target, publication_order
 from tec_zarr.provenance import ATTRIBUTE
 from tec_zarr.report import codecs_of, tec_spec
 from tec_zarr.stream import Frame, Header, Section, SectionKind, read_frame, write_frame
@@ -167,8 +167,7 @@ def transcode(
         As `transcode_chunk`; the target is incomplete then, and cannot be opened.
     """
     root = open_source(source, None)
-    members = [("", root)] if isinstance(root, zarr.Array) else root.members(max_depth=None)
-    arrays = {path: node for path, node in members if isinstance(node, zarr.Array)}
+    arrays = {p: node for p, node in list_nodes(root).items() if isinstance(node, zarr.Array)}
     lowered = {path: array for path, array in arrays.items() if tec_spec(array) is not None}
     if not lowered:
         raise UnsupportedArrayError(f"{source} has no TEC array: there is nothing to transcode")

@@ -15,7 +15,7 @@ import xarray as xr
 import zarr
 from test_chunk import scene
 from test_gather import Device
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from tec_zarr import batch, gather
 from tec_zarr.batch import estimate, recompress
@@ -269,6 +269,38 @@ def test_classes_whose_dimensions_have_no_names_are_copied(tmp_path, zarr_format
     assert tec_spec(zarr.open(tmp_path / "c.zarr")["classes"]) is not None
     with pytest.raises(UnsupportedArrayError, match=r"variables=\[\.\.\.\], .* as ''"):
         recompress(group["classes"], tmp_path / "d.zarr", **TOY)
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_what_was_added_after_consolidation_is_there(tmp_path, zarr_format):
+    dn = scene((9, 12, 30, 30)).astype("uint16")
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=zarr_format)
+    array = group.create_array("reflectance", data=dn[:4], chunks=(1, 12, 30, 30))
+    zarr.consolidate_metadata(group.store)
+    array.resize(dn.shape)
+    array[4:] = dn[4:]
+    group.create_array("angles", data=np.arange(9.0))
+    if zarr_format == 2:  # in format 3 they and the consolidated metadata are one document
+        group.attrs["later"] = True
+    for number, source in enumerate([tmp_path / "a.zarr", zarr.open(tmp_path / "a.zarr")]):
+        target = tmp_path / f"b{number}.zarr"
+        assert recompress(source, target, **TOY).complete
+        new = zarr.open(target)
+        assert np.abs(new["reflectance"][:].astype(int) - dn).max() <= TOLERANCE
+        np.testing.assert_array_equal(new["angles"][:], np.arange(9.0))
+        assert ("later" in new.attrs) == (zarr_format == 2)
+        assert new.metadata.consolidated_metadata is not None
+
+
+def test_a_store_that_cannot_be_listed_is_read_by_its_consolidated_metadata(source, tmp_path):
+    class Unlisted(WrapperStore):
+        async def list_dir(self, prefix):
+            raise NotImplementedError
+            yield  # a generator
+
+    assert recompress(Unlisted(LocalStore(source)), tmp_path / "tec.zarr", **TOY).complete
+    assert_same_archive(tmp_path / "tec.zarr", source)
 
 
 def test_regions_follow_the_chunks_of_the_source():

@@ -106,6 +106,15 @@ def test_a_worker_killed_in_its_task(cluster, source, target, undisturbed):
     assert tree(target) == undisturbed
 
 
+def test_relative_paths_on_workers_that_run_elsewhere(
+    cluster, source, target, undisturbed, monkeypatch
+):
+    client, _ = cluster
+    monkeypatch.chdir(source.parent)
+    assert recompress(source.name, target, client=client, retries=0, **SETTINGS).complete
+    assert tree(target) == undisturbed
+
+
 def test_failures_on_workers_are_collected(cluster, source, tmp_path, undisturbed):
     client, _ = cluster
     damaged = tmp_path / "source.zarr"
