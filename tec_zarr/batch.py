@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import zarr
@@ -33,6 +33,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
 from tec_zarr.chunk import ChunkSpec, within_bounds
+from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.manifest import Done, Manifest, RecompressError, list_keys, write
 from tec_zarr.metrics import PEAK
 from tec_zarr.models.registry import get_model
@@ -238,16 +239,18 @@ def recompress(
         Nothing could be begun: a source that cannot be read, a target that cannot be written or
         that was begun differently, no worker with a GPU.
     UnsupportedArrayError
-        Data that TEC cannot take as they are.
+        Data that TEC cannot take as they are, or an argument out of its range.
 
     Notes
     -----
     Once a minute a JSON line goes to the logger ``tec_zarr.batch``.
     """
     began = time.monotonic()
+    wanted = Settings(**settings)
+    _check_arguments(verify, retries)
     workers = _check_cluster(client, gpu, target)
     store = open_target(target, target_options)
-    plan = make_plan(open_source(source, source_options), store, Settings(**settings))
+    plan = make_plan(open_source(source, source_options), store, wanted)
     manifest = Manifest(store)
     finished = _begin(manifest, plan)
     resumed = plan.regions if finished is None else len(finished)
@@ -292,6 +295,8 @@ def estimate(
     Estimate
         Without verification and without the time to write.
     """
+    if not (isinstance(sample, int | np.integer) and sample >= 1):
+        raise UnsupportedArrayError(f"sample is {sample!r}, it must be a whole number from 1")
     plan = make_plan(open_source(source, source_options), MemoryStore(), Settings(**settings))
     stored = seconds = 0.0
     chunks = 0
@@ -318,6 +323,15 @@ def estimate(
     raw = sum(array.source.size * array.source.dtype.itemsize for array in plan.arrays)
     amplification = max((array.read_amplification for array in plan.arrays), default=1.0)
     return Estimate(plan.regions, raw, round(stored), seconds, amplification, chunks)
+
+
+def _check_arguments(verify: str, retries: int) -> None:
+    if verify not in get_args(Verify):
+        raise UnsupportedArrayError(
+            f"verify is {verify!r}, it must be one of {', '.join(get_args(Verify))}"
+        )
+    if not (isinstance(retries, int | np.integer) and retries >= 0):
+        raise UnsupportedArrayError(f"retries is {retries!r}, it must be a whole number from 0")
 
 
 def _check_cluster(client: Client | None, gpu: bool, target: Any) -> int:

@@ -14,7 +14,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -66,12 +66,17 @@ class Settings:
     ----------
     quality, model, zarr_format, bands, nodata, scale, max_error, psnr, max_bytes, chunks, shards
         See :func:`tec_zarr.encoding`. Integers with the CF attributes ``scale_factor`` and
-        ``add_offset`` are understood without ``scale``; ``max_error`` is in stored units.
+        ``add_offset`` are understood without ``scale``.
     variables : sequence of str, optional
         Names or paths of the arrays that are reflectance. Default: those with a band dimension
         whose coordinate names Sentinel-2 bands, and those named like a band; of arrays whose
         dimensions have no names only those called "reflectance" or like a band, with four. All
-        others are copied without loss.
+        others are copied without loss. One name may stand alone.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        An argument out of its range.
     """
 
     quality: float = 4.0
@@ -80,12 +85,24 @@ class Settings:
     bands: Sequence[str] | None = None
     nodata: float | Sequence[float] | None = 0
     scale: float | None = None
-    max_error: float | Sequence[float] | None = None
+    max_error: float | Sequence[float] | Mapping[str, float] | None = None
     psnr: float | None = None
     max_bytes: int | None = None
     chunks: Mapping[str, int] | None = None
     shards: bool = True
     variables: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.zarr_format not in (2, 3):
+            raise UnsupportedArrayError(f"zarr_format is {self.zarr_format}, it must be 2 or 3")
+        names = {f.name for f in fields(ChunkSpec)} & {f.name for f in fields(self)}
+        spec = ChunkSpec(**{name: getattr(self, name) for name in names})
+        # As JSON has them, so that they equal what is on record when a run goes on.
+        plain: dict[str, Any] = {name: spec.to_config()[name] for name in names}
+        if isinstance(self.variables, str):
+            plain["variables"] = (self.variables,)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -202,8 +219,8 @@ def list_nodes(source: zarr.Group | zarr.Array) -> dict[str, zarr.Group | zarr.A
     nodes: list[tuple[str, zarr.Group | zarr.Array]] = []
     own = source
     if source.metadata.consolidated_metadata is not None:
-        own = zarr.open_group(source.store_path, mode="r", use_consolidated=False)
         with contextlib.suppress(Exception):  # each filesystem has its own kinds
+            own = zarr.open_group(source.store_path, mode="r", use_consolidated=False)
             nodes = sorted(own.members(max_depth=None))
     if not nodes:
         own, nodes = source, sorted(source.members(max_depth=None))

@@ -362,6 +362,46 @@ def test_a_finished_target_is_left_alone(source, tmp_path):
         recompress(source, tmp_path / "tec.zarr", model=toy.NAME, quality=5.0)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_error": (5.0,) * 12},
+        {"max_error": np.full(12, 5.0)},
+        {"max_error": {"B8A": np.float32(5), "all": 9}},
+        {"quality": np.float32(4)},
+        {"retries": np.int64(1)},
+        {"max_bytes": np.int64(200_000)},
+        {"bands": np.array(L2A_BANDS)},
+    ],
+    ids=lambda settings: str(*settings),
+)
+def test_arguments_of_any_kind_can_be_repeated(source, tmp_path, settings):
+    settings = {"model": toy.NAME, "variables": "reflectance", **settings}
+    for _ in range(2):
+        assert recompress(source, tmp_path / "tec.zarr", **settings).complete
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"zarr_format": 4}, "zarr_format is 4, it must be 2 or 3"),
+        ({"verify": "bogus"}, "verify is 'bogus', it must be one of sample, full, none"),
+        ({"retries": -1}, "retries is -1, it must be a whole number from 0"),
+        ({"retries": 1.5}, r"retries is 1\.5"),
+        ({"quality": 9}, "quality is 9, it must be 1"),
+        ({"max_error": "five"}, "max_error is 'five', it must be"),
+        ({"max_error": [-1]}, "it must be 0 or more"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else str(*part),
+)
+def test_arguments_out_of_their_range_are_refused(source, tmp_path, argument, message):
+    with pytest.raises(UnsupportedArrayError, match=message):
+        recompress(source, tmp_path / "tec.zarr", **{"model": toy.NAME, **argument})
+    assert not (tmp_path / "tec.zarr").exists()
+    with pytest.raises(UnsupportedArrayError, match="sample is 0, it must be a whole number"):
+        estimate(source, sample=0)
+
+
 def test_the_log_is_json(source, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(batch, "LOG_SECONDS", 0.02)
     caplog.set_level(logging.INFO, logger="tec_zarr.batch")
