@@ -30,6 +30,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 import tec_zarr
 from tec_zarr.chunk import ChunkSpec
 from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.limits import index_bands
 from tec_zarr.manifest import FOLDER, RecompressError, list_keys, read
 from tec_zarr.report import tec_spec
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, UnknownBandError, band_name
@@ -40,6 +41,7 @@ from tec_zarr.store import (
     TIME,
     X,
     Y,
+    _bounds_in,
     encoding,
     find_dim,
     reflectance_names,
@@ -66,7 +68,8 @@ class Settings:
     ----------
     quality, model, zarr_format, bands, nodata, scale, max_error, psnr, max_bytes, chunks, shards
         See :func:`tec_zarr.encoding`. Integers with the CF attributes ``scale_factor`` and
-        ``add_offset`` are understood without ``scale``.
+        ``add_offset`` are understood without ``scale``. ``max_error`` is in the units of the data
+        as readers that know CF see them, whatever they are packed in.
     variables : sequence of str, optional
         Names or paths of the arrays that are reflectance. Default: those with a band dimension
         whose coordinate names Sentinel-2 bands, and those named like a band; of arrays whose
@@ -420,14 +423,30 @@ def _tec_storage(
         # reason, the same error comes again.
         storage = encoding(da.rename(name), **arguments)[name]
     factor = attrs.get("scale_factor")
-    if settings.scale is None and factor and array.dtype.kind in "iu":
-        unit = 1 / DN_PER_REFLECTANCE
-        offset = -float(attrs.get("add_offset") or 0) / unit
+    if factor:
         slot = "serializer" if settings.zarr_format == 3 else "compressors"
-        storage[slot] = replace(
-            storage[slot], scale=round(unit / float(factor), 9), offset=round(offset, 6)
-        )
+        spec = storage[slot]
+        if settings.scale is None and array.dtype.kind in "iu":
+            unit = 1 / DN_PER_REFLECTANCE
+            offset = -float(attrs.get("add_offset") or 0) / unit
+            spec = replace(spec, scale=round(unit / float(factor), 9), offset=round(offset, 6))
+        storage[slot] = _bounds_in(float(factor), spec)
+        _check_bounds(path, storage[slot], float(factor))
     return storage
+
+
+def _check_bounds(path: str, spec: ChunkSpec, factor: float) -> None:
+    """Refuse bounds of packed data that are meant in DN: they would leave nothing of them."""
+    bounds: Any = spec.max_error
+    if isinstance(bounds, Mapping):
+        bounds = [value for name, value in bounds.items() if index_bands(name) is None]
+    largest = 0 if bounds is None else max(np.atleast_1d(bounds), default=0)
+    if largest >= DN_PER_REFLECTANCE * (spec.scale or 1):
+        raise UnsupportedArrayError(
+            f"max_error of {largest * factor:g} for array {path!r} is a reflectance of 1 or more, "
+            f"because its scale_factor is {factor:g}: bounds are in the units that CF readers see, "
+            f"in which 5 DN are {5 / DN_PER_REFLECTANCE:g}"
+        )
 
 
 def _missing(path: str, array: zarr.Array) -> list[float]:

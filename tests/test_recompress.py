@@ -26,7 +26,7 @@ from tec_zarr.models import registry
 from tec_zarr.plan import Settings, make_plan, open_source
 from tec_zarr.report import stored_arrays, tec_spec
 from tec_zarr.sentinel2 import L2A_BANDS
-from tec_zarr.store import decode
+from tec_zarr.store import decode, encoding
 
 DATES = 9
 TOY = {"model": toy.NAME, "quality": 6.0}
@@ -144,11 +144,37 @@ def test_small_chunks_gather_in_shards(source, tmp_path):
 
 @pytest.mark.parametrize("bound", [0, 3])
 def test_an_error_bound_is_kept_and_verified(source, tmp_path, bound):
-    report = recompress(source, tmp_path / "tec.zarr", max_error=bound, verify="full", **TOY)
+    report = recompress(
+        source, tmp_path / "tec.zarr", max_error=bound * 1e-4, verify="full", **TOY
+    )
     assert report.complete
     assert report.max_error <= bound
     new, old = (zarr.open(p)["reflectance"][:].astype(int) for p in (tmp_path / "tec.zarr", source))
-    assert np.abs(new - old).max() <= bound
+    assert (bound and 1) <= np.abs(new - old).max() <= bound
+
+
+@pytest.mark.parametrize("bounds", [5, [0] * 11 + [1], {"ndvi": 0.1, "all": 50}], ids=str)
+def test_bounds_in_dn_of_packed_reflectance_are_refused(source, tmp_path, bounds):
+    with pytest.raises(UnsupportedArrayError, match=r"scale_factor is 0\.0001.*5 DN are 0\.0005"):
+        recompress(source, tmp_path / "tec.zarr", max_error=bounds, **TOY)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    "bounds", [0.0005, [0.0005] * 12, {"ndvi": 0.02, "B02": 0.0005, "all": 0.003}], ids=str
+)
+def test_bounds_mean_what_they_mean_to_encoding(source, tmp_path, zarr_format, bounds):
+    """Units of the data as xarray shows them, and so they are on record."""
+    target = tmp_path / "tec.zarr"
+    settings = {"zarr_format": zarr_format, "max_error": bounds, "model": toy.NAME}
+    assert recompress(source, target, **settings).complete
+    slot = "serializer" if zarr_format == 3 else "compressors"
+    shown = decode(xr.open_zarr(source))
+    expected = encoding(shown, **settings)["reflectance"][slot]
+    found = tec_spec(zarr.open(target)["reflectance"])
+    assert found.max_error == expected.max_error
+    assert (found.scale, found.offset) == (expected.scale, expected.offset)
+    assert zarr.open(target).attrs["tec_zarr"]["max_error"] == bounds
 
 
 def test_a_group_in_a_group_and_an_array_alone(tmp_path):
@@ -365,9 +391,9 @@ def test_a_finished_target_is_left_alone(source, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"max_error": (5.0,) * 12},
-        {"max_error": np.full(12, 5.0)},
-        {"max_error": {"B8A": np.float32(5), "all": 9}},
+        {"max_error": (0.0005,) * 12},
+        {"max_error": np.full(12, 0.0005)},
+        {"max_error": {"B8A": np.float32(0.0005), "all": 0.001}},
         {"quality": np.float32(4)},
         {"retries": np.int64(1)},
         {"max_bytes": np.int64(200_000)},
