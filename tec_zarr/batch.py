@@ -253,6 +253,8 @@ def recompress(
     plan = make_plan(open_source(source, source_options), store, wanted)
     manifest = Manifest(store)
     finished = _begin(manifest, plan)
+    if client is not None and finished is not None:
+        _check_shared(client, manifest)
     resumed = plan.regions if finished is None else len(finished)
     tally = _Tally(plan, (finished or {}).values())
     if finished is not None:
@@ -270,6 +272,7 @@ def recompress(
             else:
                 _run_cluster(client, gpu, pending, plan, retries, observer)
         if tally.finished == plan.regions:
+            _check_recorded(plan, manifest)
             _publish(store, plan, manifest, resumed > 0)
     return tally.report(finished is None, resumed, time.monotonic() - began)
 
@@ -382,6 +385,30 @@ def _begin(manifest: Manifest, plan: Plan) -> dict[tuple[int, int], Done] | None
     finished = manifest.finished()
     _check_source(plan, finished)
     return finished
+
+
+def _check_shared(client: Client, manifest: Manifest) -> None:
+    """Refuse workers that do not see what this process wrote: what they write would be lost."""
+    begun = manifest.read_config()
+    seen = client.run(Manifest.read_config, manifest)
+    apart = sorted(worker for worker, found in seen.items() if found != begun)
+    if apart:
+        raise RecompressError(
+            f"{len(apart)} of {len(seen)} workers ({apart[0]}, ...) cannot see what was written to "
+            f"{manifest.store}: the target has to be on storage that all of them share, such as "
+            "an object store or a network file system at the same path"
+        )
+
+
+def _check_recorded(plan: Plan, manifest: Manifest) -> None:
+    """Refuse to publish what is not there, wherever workers wrote it."""
+    seen = len(manifest.finished())
+    if seen < plan.regions:
+        raise RecompressError(
+            f"all {plan.regions} regions are finished, but only {seen} of them can be seen in "
+            f"{manifest.store}: workers wrote to storage that is not shared, or objects were "
+            "deleted since. Nothing was published; with shared storage, repeat the call"
+        )
 
 
 def _check_source(plan: Plan, finished: Mapping[tuple[int, int], Done]) -> None:

@@ -19,6 +19,7 @@ from recompress_worker import DEADLY, FailingStore, FullStore, Models
 from test_recompress import make_archive, tree, write_archive
 from zarr.storage import LocalStore
 
+from tec_zarr import batch
 from tec_zarr.batch import RecompressReport, recompress
 from tec_zarr.manifest import Manifest, RecompressError
 
@@ -113,6 +114,20 @@ def test_relative_paths_on_workers_that_run_elsewhere(
     monkeypatch.chdir(source.parent)
     assert recompress(source.name, target, client=client, retries=0, **SETTINGS).complete
     assert tree(target) == undisturbed
+
+
+def test_storage_that_workers_do_not_share_is_refused(cluster, source, monkeypatch, request):
+    """What each process writes to memory:// is there for itself."""
+    client, _ = cluster
+    url = f"memory://{request.node.name}.zarr"
+    with pytest.raises(RecompressError, match=r"2 of 2 workers \(tcp://.*cannot see what was writ"):
+        recompress(source, url, client=client, **SETTINGS)
+    monkeypatch.setattr(batch, "_check_shared", lambda *_: None)  # a worker that came later
+    with pytest.raises(RecompressError, match=r"only 0 of them can be seen.*Nothing was pub"):
+        recompress(source, url, client=client, **SETTINGS)
+    with pytest.raises(FileNotFoundError):
+        zarr.open(url, mode="r")
+    assert recompress(source, url, **SETTINGS).complete
 
 
 def test_failures_on_workers_are_collected(cluster, source, tmp_path, undisturbed):
