@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -27,7 +27,6 @@ import zarr
 from dask.base import compute
 from dask.delayed import delayed
 from tqdm import tqdm
-from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
@@ -37,7 +36,16 @@ from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.manifest import Done, Manifest, RecompressError, list_keys, write
 from tec_zarr.metrics import PEAK
 from tec_zarr.models.registry import get_model
-from tec_zarr.plan import ArrayPlan, Plan, Settings, make_plan, open_source, open_target, provenance
+from tec_zarr.plan import (
+    SOURCES_READ,
+    ArrayPlan,
+    Plan,
+    Settings,
+    make_plan,
+    open_source,
+    open_target,
+    provenance,
+)
 from tec_zarr.stream import default_scale
 
 if TYPE_CHECKING:
@@ -55,7 +63,7 @@ _LOG = logging.getLogger(__name__)
 _FATAL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
 """The target takes nothing more, whatever the region."""
 _CHECKED_AGAIN = 4
-"""Finished regions whose source is read again when a run goes on."""
+"""Finished regions whose source is read again when a run is repeated."""
 _WINDOW = 3
 """Tasks handed to a cluster for each of its threads: busy workers, and a small scheduler."""
 
@@ -272,8 +280,7 @@ def recompress(
             else:
                 _run_cluster(client, gpu, pending, plan, retries, observer)
         if tally.finished == plan.regions:
-            _check_recorded(plan, manifest)
-            _publish(store, plan, manifest, resumed > 0)
+            _publish(plan, manifest, _recorded(plan, manifest), resumed > 0)
     return tally.report(finished is None, resumed, time.monotonic() - began)
 
 
@@ -381,9 +388,11 @@ def _begin(manifest: Manifest, plan: Plan) -> dict[tuple[int, int], Done] | None
             "the call with the arguments of the first one, or choose another target"
         )
     if begun is None:
+        # Targets that were finished before this was kept have nothing to compare with.
+        _check_source(plan, before.get(SOURCES_READ, []))
         return None
     finished = manifest.finished()
-    _check_source(plan, finished)
+    _check_source(plan, _some(finished))
     return finished
 
 
@@ -400,24 +409,31 @@ def _check_shared(client: Client, manifest: Manifest) -> None:
         )
 
 
-def _check_recorded(plan: Plan, manifest: Manifest) -> None:
-    """Refuse to publish what is not there, wherever workers wrote it."""
-    seen = len(manifest.finished())
-    if seen < plan.regions:
+def _recorded(plan: Plan, manifest: Manifest) -> dict[tuple[int, int], Done]:
+    """All regions as this process sees them: do not publish what workers wrote elsewhere."""
+    seen = manifest.finished()
+    if len(seen) < plan.regions:
         raise RecompressError(
-            f"all {plan.regions} regions are finished, but only {seen} of them can be seen in "
+            f"all {plan.regions} regions are finished, but only {len(seen)} of them can be seen in "
             f"{manifest.store}: workers wrote to storage that is not shared, or objects were "
             "deleted since. Nothing was published; with shared storage, repeat the call"
         )
+    return seen
 
 
-def _check_source(plan: Plan, finished: Mapping[tuple[int, int], Done]) -> None:
-    """Refuse to mix what was made of two states of a source: read some finished regions again."""
+def _some(finished: Mapping[tuple[int, int], Done]) -> list[tuple[int, int, int]]:
+    """Array, region and CRC32 of the source of a few regions, spread over all."""
     known = sorted(finished)
-    for index, number in known[:: -(-len(known) // _CHECKED_AGAIN) or 1]:
+    picked = known[:: -(-len(known) // _CHECKED_AGAIN) or 1]
+    return [(*key, finished[key].source_crc32) for key in picked]
+
+
+def _check_source(plan: Plan, sources_read: Iterable[Sequence[int]]) -> None:
+    """Refuse what was made of another state of the source: read some regions of it again."""
+    for index, number, crc in sources_read:
         array = plan.arrays[index]
         region = array.region_slices(number)
-        if _crc(_read(array, region)) != finished[index, number].source_crc32:
+        if _crc(_read(array, region)) != crc:
             raise RecompressError(
                 f"the source has changed since this target was begun: {array.path or '/'} "
                 f"{[(s.start, s.stop) for s in region]} holds other values than then. Delete the "
@@ -425,14 +441,17 @@ def _check_source(plan: Plan, finished: Mapping[tuple[int, int], Done]) -> None:
             )
 
 
-def _publish(store: Store, plan: Plan, manifest: Manifest, resumed: bool) -> None:
+def _publish(
+    plan: Plan, manifest: Manifest, finished: Mapping[tuple[int, int], Done], resumed: bool
+) -> None:
     """Make the finished target visible, and leave nothing but Zarr."""
+    store = manifest.store
     if resumed and isinstance(store, LocalStore):
         for key in list_keys(store, ""):  # writes that a killed process did not finish
             if key.endswith(".partial"):
                 sync(store.delete(key))
     try:
-        for key, document in plan.metadata.items():
+        for key, document in plan.metadata(_some(finished)).items():
             write(store, key, document)
         manifest.remove()
     except Exception as error:  # each filesystem has its own kinds

@@ -50,6 +50,9 @@ from tec_zarr.store import (
 PROVENANCE = "tec_zarr"
 """Attribute of the target's root that says what it was made of."""
 
+SOURCES_READ = "sources_read"
+"""Key in there: number of the array, of the region, CRC32 of the source's samples."""
+
 REGION_BYTES = 256 * 2**20
 """A region of reflectance is not grown beyond this size in memory."""
 
@@ -181,20 +184,38 @@ class Plan:
     Attributes
     ----------
     arrays : tuple of ArrayPlan
-    metadata : dict
-        Keys and bytes that make the target a Zarr store, in the order to write them.
+    template : MemoryStore
+        The target's groups and arrays without data.
+    consolidated : bool
+        Whether the target gets consolidated metadata.
     config : dict
         What identifies this plan: ``config_sha256``, ``source_sha256`` and what they stand for.
     """
 
     arrays: tuple[ArrayPlan, ...]
-    metadata: dict[str, bytes]
+    template: MemoryStore
+    consolidated: bool
     config: dict[str, Any]
 
     @property
     def regions(self) -> int:
         """Number of regions of all arrays."""
         return sum(array.regions for array in self.arrays)
+
+    def metadata(self, sources_read: Sequence[Sequence[int]]) -> dict[str, bytes]:
+        """Keys and bytes that make the target a Zarr store, in the order to write them.
+
+        Parameters
+        ----------
+        sources_read : sequence of (array, region, CRC32)
+            What some regions of the source held, so that a later run can look whether they do.
+        """
+        zarr_format = self.arrays[0].template.metadata.zarr_format
+        root = _root(self.template, zarr_format)
+        root.attrs[PROVENANCE] = {**self.config, SOURCES_READ: sources_read}
+        if self.consolidated:
+            zarr.consolidate_metadata(self.template, zarr_format=zarr_format)
+        return _metadata(self.template)
 
 
 def open_source(source: Any, options: Mapping[str, Any] | None) -> zarr.Group | zarr.Array:
@@ -274,12 +295,10 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
             )
         )  # fmt: skip
     config = _config(source, arrays, _metadata(template), settings)
-    _root(template, settings.zarr_format).attrs[PROVENANCE] = config
-    if isinstance(source, zarr.Group) and (
+    consolidated = isinstance(source, zarr.Group) and (
         settings.zarr_format == 2 or source.metadata.consolidated_metadata is not None
-    ):
-        zarr.consolidate_metadata(template, zarr_format=settings.zarr_format)
-    return Plan(tuple(arrays), _metadata(template), config)
+    )
+    return Plan(tuple(arrays), template, consolidated, config)
 
 
 def provenance(target: Store) -> dict[str, Any] | None:

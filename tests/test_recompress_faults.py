@@ -345,6 +345,22 @@ def test_a_changed_configuration_or_source_is_refused(source, target, tmp_path, 
     assert_unreadable(target)
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_other_values_in_the_source_of_a_complete_target_are_refused(
+    source, target, tmp_path, zarr_format
+):
+    changing = tmp_path / "source.zarr"
+    shutil.copytree(source, changing)
+    settings = {"zarr_format": zarr_format, **SETTINGS}
+    assert recompress(changing, target, **settings).complete
+    assert recompress(changing, target, **settings).complete
+    for name in ("reflectance", "scl", "snow", "time", "x", "y"):
+        array = zarr.open(changing)[name]
+        array[...] = array[...][::-1]
+    with pytest.raises(RecompressError, match="the source has changed since"):
+        recompress(changing, target, **settings)
+
+
 def test_a_damaged_record_is_not_believed(source, target):
     stopped_in_the_middle(source, target)
     (target / "_tec" / "config.json").write_text('{"crc32": 1, "item": {}}')
