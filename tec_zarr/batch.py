@@ -16,27 +16,36 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import zarr
 from dask.base import compute
 from dask.delayed import delayed
 from tqdm import tqdm
-from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
 from tec_zarr.chunk import ChunkSpec, within_bounds
+from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.manifest import Done, Manifest, RecompressError, list_keys, write
 from tec_zarr.metrics import PEAK
 from tec_zarr.models.registry import get_model
-from tec_zarr.plan import ArrayPlan, Plan, Settings, make_plan, open_source, open_target, provenance
+from tec_zarr.plan import (
+    SOURCES_READ,
+    ArrayPlan,
+    Plan,
+    Settings,
+    make_plan,
+    open_source,
+    open_target,
+    provenance,
+)
 from tec_zarr.stream import default_scale
 
 if TYPE_CHECKING:
@@ -54,7 +63,7 @@ _LOG = logging.getLogger(__name__)
 _FATAL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
 """The target takes nothing more, whatever the region."""
 _CHECKED_AGAIN = 4
-"""Finished regions whose source is read again when a run goes on."""
+"""Finished regions whose source is read again when a run is repeated."""
 _WINDOW = 3
 """Tasks handed to a cluster for each of its threads: busy workers, and a small scheduler."""
 
@@ -238,18 +247,22 @@ def recompress(
         Nothing could be begun: a source that cannot be read, a target that cannot be written or
         that was begun differently, no worker with a GPU.
     UnsupportedArrayError
-        Data that TEC cannot take as they are.
+        Data that TEC cannot take as they are, or an argument out of its range.
 
     Notes
     -----
     Once a minute a JSON line goes to the logger ``tec_zarr.batch``.
     """
     began = time.monotonic()
+    wanted = Settings(**settings)
+    _check_arguments(verify, retries)
     workers = _check_cluster(client, gpu, target)
     store = open_target(target, target_options)
-    plan = make_plan(open_source(source, source_options), store, Settings(**settings))
+    plan = make_plan(open_source(source, source_options), store, wanted)
     manifest = Manifest(store)
     finished = _begin(manifest, plan)
+    if client is not None and finished is not None:
+        _check_shared(client, manifest)
     resumed = plan.regions if finished is None else len(finished)
     tally = _Tally(plan, (finished or {}).values())
     if finished is not None:
@@ -267,7 +280,7 @@ def recompress(
             else:
                 _run_cluster(client, gpu, pending, plan, retries, observer)
         if tally.finished == plan.regions:
-            _publish(store, plan, manifest, resumed > 0)
+            _publish(plan, manifest, _recorded(plan, manifest), resumed > 0)
     return tally.report(finished is None, resumed, time.monotonic() - began)
 
 
@@ -292,6 +305,8 @@ def estimate(
     Estimate
         Without verification and without the time to write.
     """
+    if not (isinstance(sample, int | np.integer) and sample >= 1):
+        raise UnsupportedArrayError(f"sample is {sample!r}, it must be a whole number from 1")
     plan = make_plan(open_source(source, source_options), MemoryStore(), Settings(**settings))
     stored = seconds = 0.0
     chunks = 0
@@ -318,6 +333,15 @@ def estimate(
     raw = sum(array.source.size * array.source.dtype.itemsize for array in plan.arrays)
     amplification = max((array.read_amplification for array in plan.arrays), default=1.0)
     return Estimate(plan.regions, raw, round(stored), seconds, amplification, chunks)
+
+
+def _check_arguments(verify: str, retries: int) -> None:
+    if verify not in get_args(Verify):
+        raise UnsupportedArrayError(
+            f"verify is {verify!r}, it must be one of {', '.join(get_args(Verify))}"
+        )
+    if not (isinstance(retries, int | np.integer) and retries >= 0):
+        raise UnsupportedArrayError(f"retries is {retries!r}, it must be a whole number from 0")
 
 
 def _check_cluster(client: Client | None, gpu: bool, target: Any) -> int:
@@ -364,19 +388,52 @@ def _begin(manifest: Manifest, plan: Plan) -> dict[tuple[int, int], Done] | None
             "the call with the arguments of the first one, or choose another target"
         )
     if begun is None:
+        # Targets that were finished before this was kept have nothing to compare with.
+        _check_source(plan, before.get(SOURCES_READ, []))
         return None
     finished = manifest.finished()
-    _check_source(plan, finished)
+    _check_source(plan, _some(finished))
     return finished
 
 
-def _check_source(plan: Plan, finished: Mapping[tuple[int, int], Done]) -> None:
-    """Refuse to mix what was made of two states of a source: read some finished regions again."""
+def _check_shared(client: Client, manifest: Manifest) -> None:
+    """Refuse workers that do not see what this process wrote: what they write would be lost."""
+    begun = manifest.read_config()
+    seen = client.run(Manifest.read_config, manifest)
+    apart = sorted(worker for worker, found in seen.items() if found != begun)
+    if apart:
+        raise RecompressError(
+            f"{len(apart)} of {len(seen)} workers ({apart[0]}, ...) cannot see what was written to "
+            f"{manifest.store}: the target has to be on storage that all of them share, such as "
+            "an object store or a network file system at the same path"
+        )
+
+
+def _recorded(plan: Plan, manifest: Manifest) -> dict[tuple[int, int], Done]:
+    """All regions as this process sees them: do not publish what workers wrote elsewhere."""
+    seen = manifest.finished()
+    if len(seen) < plan.regions:
+        raise RecompressError(
+            f"all {plan.regions} regions are finished, but only {len(seen)} of them can be seen in "
+            f"{manifest.store}: workers wrote to storage that is not shared, or objects were "
+            "deleted since. Nothing was published; with shared storage, repeat the call"
+        )
+    return seen
+
+
+def _some(finished: Mapping[tuple[int, int], Done]) -> list[tuple[int, int, int]]:
+    """Array, region and CRC32 of the source of a few regions, spread over all."""
     known = sorted(finished)
-    for index, number in known[:: -(-len(known) // _CHECKED_AGAIN) or 1]:
+    picked = known[:: -(-len(known) // _CHECKED_AGAIN) or 1]
+    return [(*key, finished[key].source_crc32) for key in picked]
+
+
+def _check_source(plan: Plan, sources_read: Iterable[Sequence[int]]) -> None:
+    """Refuse what was made of another state of the source: read some regions of it again."""
+    for index, number, crc in sources_read:
         array = plan.arrays[index]
         region = array.region_slices(number)
-        if _crc(_read(array, region)) != finished[index, number].source_crc32:
+        if _crc(_read(array, region)) != crc:
             raise RecompressError(
                 f"the source has changed since this target was begun: {array.path or '/'} "
                 f"{[(s.start, s.stop) for s in region]} holds other values than then. Delete the "
@@ -384,14 +441,17 @@ def _check_source(plan: Plan, finished: Mapping[tuple[int, int], Done]) -> None:
             )
 
 
-def _publish(store: Store, plan: Plan, manifest: Manifest, resumed: bool) -> None:
+def _publish(
+    plan: Plan, manifest: Manifest, finished: Mapping[tuple[int, int], Done], resumed: bool
+) -> None:
     """Make the finished target visible, and leave nothing but Zarr."""
+    store = manifest.store
     if resumed and isinstance(store, LocalStore):
         for key in list_keys(store, ""):  # writes that a killed process did not finish
             if key.endswith(".partial"):
                 sync(store.delete(key))
     try:
-        for key, document in plan.metadata.items():
+        for key, document in plan.metadata(_some(finished)).items():
             write(store, key, document)
         manifest.remove()
     except Exception as error:  # each filesystem has its own kinds

@@ -26,7 +26,13 @@ from zarr.codecs import BytesCodec
 
 from tec_zarr import config
 from tec_zarr.chunk import ChunkSpec
-from tec_zarr.errors import FormatError, LimitError, UnknownModelError, WeightsMismatchError
+from tec_zarr.errors import (
+    FormatError,
+    LimitError,
+    UnknownModelError,
+    UnsupportedArrayError,
+    WeightsMismatchError,
+)
 from tec_zarr.models.registry import needed_weights, weights_file
 
 GROUP = "tec_weights"
@@ -43,7 +49,7 @@ def embed_weights(store: Any) -> tuple[str, ...]:
     Parameters
     ----------
     store : path, zarr store or zarr Group
-        A group or an array of either Zarr format, writable.
+        A group of either Zarr format, writable. Arrays can hold nothing but chunks.
 
     Returns
     -------
@@ -53,6 +59,8 @@ def embed_weights(store: Any) -> tuple[str, ...]:
 
     Raises
     ------
+    UnsupportedArrayError
+        An array instead of a group.
     UnknownModelError
         An array uses a model of your own (``register_model``): its files are not known here.
     WeightsMismatchError
@@ -102,6 +110,8 @@ def use_embedded_weights(store: Any) -> tuple[str, ...]:
 
     Raises
     ------
+    UnsupportedArrayError
+        An array instead of a group.
     LimitError
         Weights larger than ``tec_zarr.config.MAX_WEIGHTS_BYTES``.
     WeightsMismatchError
@@ -129,10 +139,16 @@ def use_embedded_weights(store: Any) -> tuple[str, ...]:
 
 
 def _open(store: Any, mode: Any) -> zarr.Group:
-    if isinstance(store, zarr.Group):
-        return store
-    # Consolidated metadata may be older than the weights.
-    return zarr.open_group(store, mode=mode, use_consolidated=False)
+    node = store
+    if not isinstance(node, zarr.Group | zarr.Array):
+        # Consolidated metadata may be older than the weights.
+        node = zarr.open(store, mode=mode, use_consolidated=False)
+    if isinstance(node, zarr.Array):
+        raise UnsupportedArrayError(
+            f"{store} is an array, which has no room for weights: pass the group that it is in, or "
+            "write it into one"
+        )
+    return node
 
 
 def _needed(root: zarr.Group) -> set[tuple[str, str]]:

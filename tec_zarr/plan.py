@@ -7,12 +7,14 @@ region is finished. Until then Zarr finds no array there, so nobody can take a p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import math
+import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,9 +30,10 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 import tec_zarr
 from tec_zarr.chunk import ChunkSpec
 from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.limits import index_bands
 from tec_zarr.manifest import FOLDER, RecompressError, list_keys, read
 from tec_zarr.report import tec_spec
-from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, UnknownBandError, band_name
 from tec_zarr.store import (
     BAND,
     CHUNK,
@@ -38,6 +41,7 @@ from tec_zarr.store import (
     TIME,
     X,
     Y,
+    _bounds_in,
     encoding,
     find_dim,
     reflectance_names,
@@ -45,6 +49,9 @@ from tec_zarr.store import (
 
 PROVENANCE = "tec_zarr"
 """Attribute of the target's root that says what it was made of."""
+
+SOURCES_READ = "sources_read"
+"""Key in there: number of the array, of the region, CRC32 of the source's samples."""
 
 REGION_BYTES = 256 * 2**20
 """A region of reflectance is not grown beyond this size in memory."""
@@ -64,11 +71,18 @@ class Settings:
     ----------
     quality, model, zarr_format, bands, nodata, scale, max_error, psnr, max_bytes, chunks, shards
         See :func:`tec_zarr.encoding`. Integers with the CF attributes ``scale_factor`` and
-        ``add_offset`` are understood without ``scale``; ``max_error`` is in stored units.
+        ``add_offset`` are understood without ``scale``. ``max_error`` is in the units of the data
+        as readers that know CF see them, whatever they are packed in.
     variables : sequence of str, optional
         Names or paths of the arrays that are reflectance. Default: those with a band dimension
-        whose coordinate names Sentinel-2 bands, and those named like a band. All others are
-        copied without loss.
+        whose coordinate names Sentinel-2 bands, and those named like a band; of arrays whose
+        dimensions have no names only those called "reflectance" or like a band, with four. All
+        others are copied without loss. One name may stand alone.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        An argument out of its range.
     """
 
     quality: float = 4.0
@@ -77,12 +91,24 @@ class Settings:
     bands: Sequence[str] | None = None
     nodata: float | Sequence[float] | None = 0
     scale: float | None = None
-    max_error: float | Sequence[float] | None = None
+    max_error: float | Sequence[float] | Mapping[str, float] | None = None
     psnr: float | None = None
     max_bytes: int | None = None
     chunks: Mapping[str, int] | None = None
     shards: bool = True
     variables: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.zarr_format not in (2, 3):
+            raise UnsupportedArrayError(f"zarr_format is {self.zarr_format}, it must be 2 or 3")
+        names = {f.name for f in fields(ChunkSpec)} & {f.name for f in fields(self)}
+        spec = ChunkSpec(**{name: getattr(self, name) for name in names})
+        # As JSON has them, so that they equal what is on record when a run goes on.
+        plain: dict[str, Any] = {name: spec.to_config()[name] for name in names}
+        if isinstance(self.variables, str):
+            plain["variables"] = (self.variables,)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -158,14 +184,17 @@ class Plan:
     Attributes
     ----------
     arrays : tuple of ArrayPlan
-    metadata : dict
-        Keys and bytes that make the target a Zarr store, in the order to write them.
+    template : MemoryStore
+        The target's groups and arrays without data.
+    consolidated : bool
+        Whether the target gets consolidated metadata.
     config : dict
         What identifies this plan: ``config_sha256``, ``source_sha256`` and what they stand for.
     """
 
     arrays: tuple[ArrayPlan, ...]
-    metadata: dict[str, bytes]
+    template: MemoryStore
+    consolidated: bool
     config: dict[str, Any]
 
     @property
@@ -173,19 +202,53 @@ class Plan:
         """Number of regions of all arrays."""
         return sum(array.regions for array in self.arrays)
 
+    def metadata(self, sources_read: Sequence[Sequence[int]]) -> dict[str, bytes]:
+        """Keys and bytes that make the target a Zarr store, in the order to write them.
+
+        Parameters
+        ----------
+        sources_read : sequence of (array, region, CRC32)
+            What some regions of the source held, so that a later run can look whether they do.
+        """
+        zarr_format = self.arrays[0].template.metadata.zarr_format
+        root = _root(self.template, zarr_format)
+        root.attrs[PROVENANCE] = {**self.config, SOURCES_READ: sources_read}
+        if self.consolidated:
+            zarr.consolidate_metadata(self.template, zarr_format=zarr_format)
+        return _metadata(self.template)
+
 
 def open_source(source: Any, options: Mapping[str, Any] | None) -> zarr.Group | zarr.Array:
     """Open a path, URL or store for reading; Zarr objects are taken as they are."""
     if isinstance(source, zarr.Group | zarr.Array):
         return source
     try:
-        if isinstance(source, Path):
-            source = str(source)
+        if isinstance(source, Path) or (isinstance(source, str) and "://" not in source):
+            source = str(Path(source).absolute())  # workers may run in another directory
         return zarr.open(source, mode="r", storage_options=dict(options) if options else None)
     except Exception as error:  # each filesystem has its own kinds
         raise RecompressError(
             f"the source {source} cannot be opened as Zarr ({type(error).__name__}: {error})"
         ) from error
+
+
+def list_nodes(source: zarr.Group | zarr.Array) -> dict[str, zarr.Group | zarr.Array]:
+    """The node at the root and all below it, by path, in alphabetical order.
+
+    Each has its own metadata, because consolidated ones may be older: those are taken only where
+    a store cannot be listed, such as behind most web servers.
+    """
+    if isinstance(source, zarr.Array):
+        return {"": source}
+    nodes: list[tuple[str, zarr.Group | zarr.Array]] = []
+    own = source
+    if source.metadata.consolidated_metadata is not None:
+        with contextlib.suppress(Exception):  # each filesystem has its own kinds
+            own = zarr.open_group(source.store_path, mode="r", use_consolidated=False)
+            nodes = sorted(own.members(max_depth=None))
+    if not nodes:
+        own, nodes = source, sorted(source.members(max_depth=None))
+    return {"": own, **dict(nodes)}
 
 
 def open_target(target: Any, options: Mapping[str, Any] | None) -> Store:
@@ -208,14 +271,9 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
         A source that is TEC already.
     """
     template = MemoryStore()
-    root_attributes = dict(source.attrs)
-    if isinstance(source, zarr.Group):
-        zarr.create_group(template, zarr_format=settings.zarr_format, attributes=root_attributes)
-        members = sorted(source.members(max_depth=None))
-    else:
-        members = [("", source)]
-    sources = {path: node for path, node in members if isinstance(node, zarr.Array)}
-    for path, node in members:
+    nodes = list_nodes(source)
+    sources = {path: node for path, node in nodes.items() if isinstance(node, zarr.Array)}
+    for path, node in nodes.items():
         if isinstance(node, zarr.Group):
             zarr.create_group(
                 template, path=path, zarr_format=settings.zarr_format, attributes=dict(node.attrs)
@@ -223,9 +281,9 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
     chosen = _reflectance(sources, settings)
     arrays = []
     for index, (path, array) in enumerate(sources.items()):
-        described = _describe(path, array, sources)
+        described = _describe(path, array, sources, settings)
         storage = (
-            _tec_storage(described, array, settings)
+            _tec_storage(path, described, array, settings)
             if path in chosen
             else _copy_storage(array, settings)
         )
@@ -237,12 +295,10 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
             )
         )  # fmt: skip
     config = _config(source, arrays, _metadata(template), settings)
-    _root(template, settings.zarr_format).attrs[PROVENANCE] = config
-    if isinstance(source, zarr.Group) and (
+    consolidated = isinstance(source, zarr.Group) and (
         settings.zarr_format == 2 or source.metadata.consolidated_metadata is not None
-    ):
-        zarr.consolidate_metadata(template, zarr_format=settings.zarr_format)
-    return Plan(tuple(arrays), _metadata(template), config)
+    )
+    return Plan(tuple(arrays), template, consolidated, config)
 
 
 def provenance(target: Store) -> dict[str, Any] | None:
@@ -269,6 +325,16 @@ def provenance(target: Store) -> dict[str, Any] | None:
     return None
 
 
+def is_metadata(key: str) -> bool:
+    """Whether a key of a store is that of a metadata document."""
+    return key.rpartition("/")[2] in _METADATA
+
+
+def publication_order(key: str) -> tuple[Any, ...]:
+    """Sort key: metadata documents last, the root's at the end, which makes the rest visible."""
+    return is_metadata(key), -key.count("/"), key == ".zmetadata", key
+
+
 def box(
     at: Sequence[int], lengths: Sequence[int], shape: Sequence[int]
 ) -> tuple[slice, ...]:
@@ -289,11 +355,13 @@ def _touched(region: Sequence[slice], lengths: Sequence[int]) -> Iterator[tuple[
     )
 
 
-def _describe(path: str, array: zarr.Array, sources: Mapping[str, zarr.Array]) -> xr.DataArray:
+def _describe(
+    path: str, array: zarr.Array, sources: Mapping[str, zarr.Array], settings: Settings
+) -> xr.DataArray:
     """The array's name, dimensions and bands, with nothing behind them."""
     shape, name = array.shape, path.rpartition("/")[2]
     dims = _dimensions(array)
-    if dims is None and array.ndim == 4:
+    if dims is None and array.ndim == 4 and _is_called_reflectance(path, settings):
         dims = ("time", "band", "y", "x")
     dims = tuple(d or f"dim_{i}" for i, d in enumerate(dims or [None] * array.ndim))
     dtype = array.dtype if array.dtype.kind in "biuf" else np.dtype("uint8")
@@ -304,6 +372,17 @@ def _describe(path: str, array: zarr.Array, sources: Mapping[str, zarr.Array]) -
     if band is not None and coordinate is not None and coordinate.shape == (da.sizes[band],):
         da = da.assign_coords({band: [str(b) for b in np.asarray(coordinate[:]).tolist()]})
     return da
+
+
+def _is_called_reflectance(path: str, settings: Settings) -> bool:
+    """By the user or by its name; an array whose dimensions have no names could be classes."""
+    name = path.rpartition("/")[2]
+    if settings.variables is not None:
+        return path in settings.variables or name in settings.variables
+    try:
+        return name == "reflectance" or bool(band_name(name))
+    except UnknownBandError:
+        return False
 
 
 def _dimensions(array: zarr.Array) -> Sequence[str | None] | None:
@@ -317,7 +396,7 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
     if settings.variables is None:
         chosen = set()
         for path, array in sources.items():
-            da = _describe(path, array, sources)
+            da = _describe(path, array, sources, settings)
             if array.ndim > 1 and reflectance_names(da.to_dataset(name=da.name or "array")):
                 chosen.add(path)
     else:
@@ -330,7 +409,7 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
     if not chosen:
         raise UnsupportedArrayError(
             f"none of {sorted(sources)} looks like Sentinel-2 reflectance: name the arrays with "
-            "variables=[...]"
+            "variables=[...], an array without a name as ''"
         )
     coded = sorted(p for p in chosen if tec_spec(sources[p]) is not None)
     if coded:
@@ -341,18 +420,18 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
     return chosen
 
 
-def _tec_storage(da: xr.DataArray, array: zarr.Array, settings: Settings) -> dict[str, Any]:
+def _tec_storage(
+    path: str, da: xr.DataArray, array: zarr.Array, settings: Settings
+) -> dict[str, Any]:
     """Chunks, shards and codec of a reflectance array, as :func:`tec_zarr.encoding` has them."""
     attrs: dict[str, Any] = dict(array.attrs)
     name = str(da.name or "array")
-    cf = [array.fill_value if array.metadata.zarr_format == 2 else None,
-          *(attrs.get(key) for key in ("_FillValue", "missing_value"))]  # fmt: skip
     nodata = () if settings.nodata is None else tuple(np.atleast_1d(settings.nodata).tolist())
-    fills = [float(v) for v in cf if isinstance(v, int | float | np.number) and v == v]
     arguments: dict[str, Any] = {
         "quality": settings.quality, "model": settings.model, "bands": settings.bands,
         "zarr_format": settings.zarr_format, "scale": settings.scale, "chunks": settings.chunks,
-        "shards": settings.shards, "nodata": tuple(dict.fromkeys((*nodata, *fills))),
+        "shards": settings.shards,
+        "nodata": tuple(dict.fromkeys((*nodata, *_missing(path, array)))),
         "max_error": settings.max_error, "psnr": settings.psnr, "max_bytes": settings.max_bytes,
     }  # fmt: skip
     aligned = da.chunk(dict(zip(da.dims, _block(da, array), strict=True)))
@@ -363,14 +442,56 @@ def _tec_storage(da: xr.DataArray, array: zarr.Array, settings: Settings) -> dic
         # reason, the same error comes again.
         storage = encoding(da.rename(name), **arguments)[name]
     factor = attrs.get("scale_factor")
-    if settings.scale is None and factor and array.dtype.kind in "iu":
-        unit = 1 / DN_PER_REFLECTANCE
-        offset = -float(attrs.get("add_offset") or 0) / unit
+    if factor:
         slot = "serializer" if settings.zarr_format == 3 else "compressors"
-        storage[slot] = replace(
-            storage[slot], scale=round(unit / float(factor), 9), offset=round(offset, 6)
-        )
+        spec = storage[slot]
+        if settings.scale is None and array.dtype.kind in "iu":
+            unit = 1 / DN_PER_REFLECTANCE
+            offset = -float(attrs.get("add_offset") or 0) / unit
+            spec = replace(spec, scale=round(unit / float(factor), 9), offset=round(offset, 6))
+        storage[slot] = _bounds_in(float(factor), spec)
+        _check_bounds(path, storage[slot], float(factor))
     return storage
+
+
+def _check_bounds(path: str, spec: ChunkSpec, factor: float) -> None:
+    """Refuse bounds of packed data that are meant in DN: they would leave nothing of them."""
+    bounds: Any = spec.max_error
+    if isinstance(bounds, Mapping):
+        bounds = [value for name, value in bounds.items() if index_bands(name) is None]
+    largest = 0 if bounds is None else max(np.atleast_1d(bounds), default=0)
+    if largest >= DN_PER_REFLECTANCE * (spec.scale or 1):
+        raise UnsupportedArrayError(
+            f"max_error of {largest * factor:g} for array {path!r} is a reflectance of 1 or more, "
+            f"because its scale_factor is {factor:g}: bounds are in the units that CF readers see, "
+            f"in which 5 DN are {5 / DN_PER_REFLECTANCE:g}"
+        )
+
+
+def _missing(path: str, array: zarr.Array) -> list[float]:
+    """Values that Zarr or CF say nothing was measured where they are."""
+    found = []
+    for key in ("fill_value", "_FillValue", "missing_value"):
+        stated = array.fill_value if key == "fill_value" else array.attrs.get(key)
+        for value in stated if isinstance(stated, list) else [stated]:
+            number = _number(value, array.dtype)
+            if number is None and value is not None:
+                raise UnsupportedArrayError(
+                    f"{key} of array {path!r} is {value!r:.80}, which is no number: correct it, or "
+                    "its pixels would be taken for measurements"
+                )
+            found += [] if number is None or number != number else [float(number)]
+    return found
+
+
+def _number(stated: Any, dtype: np.dtype) -> Any:
+    """A fill value from attributes; xarray keeps those of floats as base64 in format 3."""
+    if isinstance(stated, int | float | np.number):
+        return stated
+    for read_as in (float, lambda text: FillValueCoder.decode(text, dtype)):
+        with contextlib.suppress(TypeError, ValueError, struct.error):
+            return read_as(stated)
+    return None
 
 
 def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:
@@ -416,14 +537,15 @@ def _create(
     plain = array.dtype.kind in "biufc"
     if settings.zarr_format == 3:
         extra["dimension_names"] = dims
-        if old == 2 and fill is not None and plain:  # only format 2 says "missing" with it
-            attrs.setdefault("_FillValue", FillValueCoder.encode(fill, array.dtype))
+        # Only format 2 says "missing" with the fill value, and a CF attribute says it before that.
+        missing = _number(attrs.get("_FillValue", fill), array.dtype) if plain else None
+        if old == 2 and missing is not None:
+            attrs["_FillValue"] = FillValueCoder.encode(missing, array.dtype)
     else:
         if dims is not None or not array.ndim:
             attrs[_DIMENSIONS] = [str(d) for d in da.dims]
         if old == 3:
-            fill = attrs.pop("_FillValue", None) if plain else None
-            fill = None if fill is None else FillValueCoder.decode(fill, array.dtype)
+            fill = _number(attrs.pop("_FillValue", None), array.dtype) if plain else None
     dtype = array.dtype.newbyteorder("=") if plain else array.metadata.dtype
     return zarr.create_array(
         store, name=path or None, shape=array.shape, dtype=dtype, fill_value=fill,
@@ -464,9 +586,8 @@ def _root(store: Store, zarr_format: Literal[2, 3]) -> zarr.Group | zarr.Array:
 
 
 def _metadata(store: MemoryStore) -> dict[str, bytes]:
-    """Metadata documents, the root's last: it is what makes the rest visible."""
-    keys = [k for k in list_keys(store, "") if k.rpartition("/")[2] in _METADATA]
-    keys.sort(key=lambda k: (-k.count("/"), k == ".zmetadata", k))
+    """Metadata documents in the order to write them."""
+    keys = sorted(filter(is_metadata, list_keys(store, "")), key=publication_order)
     return {key: read(store, key) or b"" for key in keys}
 
 

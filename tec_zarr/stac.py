@@ -120,13 +120,16 @@ def search(
 
     Raises
     ------
+    UnsupportedArrayError
+        ``datetime`` is not what it should be.
     TecError
-        Nothing found, or a package is missing.
+        Nothing found, a catalogue that cannot be read, or a package is missing.
     """
+    period = _period(datetime)
     if urlparse(str(catalog)).scheme in ("http", "https"):
         found = _search_api(str(catalog), bbox, datetime, collection)
     else:
-        found = _search_files(Path(catalog), bbox, datetime)
+        found = _search_files(Path(catalog), bbox, period)
     if not found:
         raise TecError(f"no items in {catalog} for bbox {tuple(bbox)} and {datetime}")
     return sorted(found, key=lambda item: (item.properties["datetime"], item.id))
@@ -163,7 +166,20 @@ def load(
     -------
     Dataset (odc-stac) or DataArray (stackstac)
         Native DN, for `prepare`.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        Bands that the items do not share, a ``crs`` that is no EPSG code, a ``resolution`` that
+        is not a positive number.
+    TecError
+        Items that say no projection, or another loader.
     """
+    if not (np.isfinite(resolution) and resolution > 0):
+        raise UnsupportedArrayError(
+            f"resolution is {resolution}, it must be a positive number: the side of a pixel in "
+            "metres, such as 10"
+        )
     epsg = _epsg(crs) if crs is not None else _common_epsg(items)
     names = _asset_names(items, bands)
     area: Any = _covered(items, bbox)
@@ -310,21 +326,48 @@ def _search_api(
         except ImportError as error:
             raise TecError("Planetary Computer: pip install planetary-computer") from error
         sign = planetary_computer.sign_inplace
-    client = Client.open(url, modifier=sign)
-    found = client.search(collections=[collection], bbox=list(bbox), datetime=datetime)
-    return list(found.items())
+    try:
+        client = Client.open(url, modifier=sign)
+        found = client.search(collections=[collection], bbox=list(bbox), datetime=datetime)
+        return list(found.items())
+    except Exception as error:  # pystac-client's, those of requests, and of whatever signs
+        raise TecError(
+            f"the catalogue {url} cannot be searched ({type(error).__name__}: {error}): look at "
+            "its address, the name of the collection and the network"
+        ) from error
 
 
-def _search_files(path: Path, bbox: Sequence[float], datetime: str) -> list[pystac.Item]:
+def _period(datetime: str) -> tuple[np.datetime64, np.datetime64]:
+    """First moment of a period, and the first one after it."""
+    start, slash, end = datetime.partition("/")
+    last = (end or start) if slash else start
+    try:
+        low = np.datetime64("0001-01-01" if start in ("", "..") else start.removesuffix("Z"))
+        high = np.datetime64("9999-12-31" if last in ("", "..") else last.removesuffix("Z"))
+    except ValueError as error:
+        raise UnsupportedArrayError(
+            f"datetime is {datetime!r} ({error}): give a year, month or day such as '2023-06', or "
+            "two of them with a slash in between, '2023-06-01/2023-08-31'"
+        ) from error
+    return low, high + 1
+
+
+def _search_files(
+    path: Path, bbox: Sequence[float], period: tuple[np.datetime64, np.datetime64]
+) -> list[pystac.Item]:
     import pystac
 
     west, south, east, north = bbox
-    start, _, end = datetime.partition("/")
-    low = np.datetime64("0001-01-01" if start in ("", "..") else start.removesuffix("Z"))
-    last = (end or start) if "/" in datetime else start
-    high = np.datetime64("9999-12-31" if last in ("", "..") else last.removesuffix("Z")) + 1
+    low, high = period
+    try:
+        catalog = pystac.Catalog.from_file(str(path))
+    except Exception as error:  # no such file, no JSON, JSON of something else
+        raise TecError(
+            f"{path} is neither a STAC API's address nor a catalogue on disk "
+            f"({type(error).__name__}: {error})"
+        ) from error
     found = []
-    for item in pystac.Catalog.from_file(str(path)).get_items(recursive=True):
+    for item in catalog.get_items(recursive=True):
         w, s, e, n = item.bbox or (-180, -90, 180, 90)
         moment = item_record(item)["time"].astype("M8[s]")
         if w < east and e > west and s < north and n > south and low <= moment < high:
@@ -356,7 +399,12 @@ def _covered(items: Sequence[pystac.Item], bbox: Sequence[float] | None) -> list
 
 
 def _epsg(crs: str | int) -> int:
-    return int(str(crs).upper().removeprefix("EPSG:"))
+    code = str(crs).upper().removeprefix("EPSG:")
+    if not code.isdecimal():
+        raise UnsupportedArrayError(
+            f"the CRS {crs!r} is no EPSG code: pass crs='EPSG:...', such as 'EPSG:32632'"
+        )
+    return int(code)
 
 
 def _item_epsg(item: pystac.Item) -> int:

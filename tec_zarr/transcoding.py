@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
+from operator import index as whole_number
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,11 @@ from tec_zarr.mask import unpack_mask
 from tec_zarr.models import hub
 from tec_zarr.models.flex_stream import TOKENS, ContextError, check_tokens, cut
 from tec_zarr.models.registry import Encoded, register_model
-from tec_zarr.plan import open_source, open_target
+from tec_zarr.plan import is_metadata, list_nodes, open_source, open_target, publication_order
 from tec_zarr.provenance import ATTRIBUTE
 from tec_zarr.report import codecs_of, tec_spec
 from tec_zarr.stream import Frame, Header, Section, SectionKind, read_frame, write_frame
 
-_METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 _TARGETS = ("psnr", "max_bytes")
 #: The model whose dates have to be cut together.
 _STEPPED = "tec-flex-s2"
@@ -78,11 +78,8 @@ def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> by
     """
     frame = read_frame(data)
     _check_model(frame.header)
-    if name_of_model(frame.header) == _STEPPED and not isinstance(tokens, int):
-        raise UnsupportedArrayError(
-            f"{_STEPPED} cuts all dates of a chunk to one number of steps, because they are "
-            f"predicted from one another at every step: give one number, not {list(tokens)}"
-        )
+    tokens = _whole(tokens)
+    _check_steps(name_of_model(frame.header), tokens)
 
     def shorter(
         sections: list[bytes], shape: tuple[int, int, int, int], kept: list[int]
@@ -121,15 +118,16 @@ def preview_chunk(data: bytes | memoryview, tokens: int = 2) -> np.ndarray:
     """
     frame = read_frame(data)
     _check_model(frame.header)
-    if not 1 <= tokens < TOKENS:
-        raise UnsupportedArrayError(f"a preview shows 1 to {TOKENS - 1} tokens, not {tokens}")
+    count = _whole(tokens)
+    if not isinstance(count, int) or not 1 <= count < TOKENS:
+        raise UnsupportedArrayError(f"a preview shows 1 to {TOKENS - 1} tokens, not {count}")
     if name_of_model(frame.header) == _STEPPED:
-        return decode_chunk(transcode_chunk(data, tokens))
+        return decode_chunk(transcode_chunk(data, count))
     model: Any = model_of(frame.header)
-    shown = model.preview(tokens)
+    shown = model.preview(count)
     register_model(shown.name, lambda: shown, shown.weights_sha256)
     frame = replace(frame, header=replace(frame.header, model_name=shown.name))
-    coarse = _lowered(frame, tokens, lambda sections, _, kept: cut(sections, kept, True))
+    coarse = _lowered(frame, count, lambda sections, _, kept: cut(sections, kept, True))
     return decode_chunk(coarse)
 
 
@@ -166,29 +164,28 @@ def transcode(
         No FlexTEC array, TEC arrays of other models, a codec behind TEC, a target with
         something in it, or tokens out of range.
     TecError
-        As `transcode_chunk`; the target is incomplete then.
+        As `transcode_chunk`; the target is incomplete then, and cannot be opened.
     """
     root = open_source(source, None)
-    members = [("", root)] if isinstance(root, zarr.Array) else root.members(max_depth=None)
-    arrays = {path: node for path, node in members if isinstance(node, zarr.Array)}
+    arrays = {p: node for p, node in list_nodes(root).items() if isinstance(node, zarr.Array)}
     lowered = {path: array for path, array in arrays.items() if tec_spec(array) is not None}
     if not lowered:
         raise UnsupportedArrayError(f"{source} has no TEC array: there is nothing to transcode")
+    tokens = _whole(tokens)
     for path, array in lowered.items():
-        _check_array(path, array)
-    check_tokens(tokens, 1 if isinstance(tokens, int) else len(tokens))
+        _check_array(path, array, tokens)
     store = open_target(target, None)
     if list_keys(store, ""):
         raise UnsupportedArrayError(f"{target} is not empty: choose another name or delete it")
     base = f"{root.path}/" if root.path else ""
     count = 0
-    for key in list_keys(root.store, base):
-        data = read(root.store, key)
+    names = [key.removeprefix(base) for key in list_keys(root.store, base)]
+    for name in sorted(names, key=publication_order):
+        data = read(root.store, base + name)
         if data is None:
             continue
-        name = key.removeprefix(base)
         owner = next((a for p, a in lowered.items() if not p or name.startswith(f"{p}/")), None)
-        if name.rpartition("/")[2] in _METADATA:
+        if is_metadata(name):
             data = _relabelled(data, tokens)
         elif owner is not None:
             data, chunks = _object(data, owner, tokens)
@@ -196,6 +193,24 @@ def transcode(
         write(store, name, data)
         progress()
     return count
+
+
+def _whole(tokens: Any) -> int | list[int]:
+    """Tokens as Python's integers, whoever made them."""
+    try:
+        return whole_number(tokens) if np.ndim(tokens) == 0 else [whole_number(k) for k in tokens]
+    except TypeError:
+        raise UnsupportedArrayError(
+            f"tokens are {tokens!r:.80}: give a whole number for all dates, or one for each"
+        ) from None
+
+
+def _check_steps(model: str, tokens: int | Sequence[int]) -> None:
+    if model == _STEPPED and not isinstance(tokens, int):
+        raise UnsupportedArrayError(
+            f"{_STEPPED} cuts all dates of a chunk to one number of steps, because they are "
+            f"predicted from one another at every step: give one number, not {list(tokens)}"
+        )
 
 
 def _check_model(header: Header) -> None:
@@ -254,7 +269,7 @@ def _quality(tokens: int | Sequence[int]) -> float:
     return max(1.0, (tokens if isinstance(tokens, int) else max(tokens)) / 2)
 
 
-def _check_array(path: str, array: zarr.Array) -> None:
+def _check_array(path: str, array: zarr.Array, tokens: int | Sequence[int]) -> None:
     from tec_zarr.models.registry import get_model
 
     spec = tec_spec(array)
@@ -264,6 +279,8 @@ def _check_array(path: str, array: zarr.Array) -> None:
             f"array {path!r} is coded with {spec.model}, which has one quality for each encoding: "
             "only FlexTEC can be transcoded. Use tec-zarr recompress on the original data"
         )
+    _check_steps(spec.model, tokens)
+    check_tokens(tokens, array.chunks[0] if array.ndim == 4 else np.size(tokens))
     codecs = codecs_of(array)
     inner = codecs[0].codecs if isinstance(codecs[0], ShardingCodec) else codecs
     end = not isinstance(codecs[0], ShardingCodec) or codecs[0].index_location.value == "end"

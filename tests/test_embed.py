@@ -130,6 +130,18 @@ def test_embedded_weights_are_not_what_new_arrays_are_encoded_with(tmp_path, cub
     assert TECCodec().weights_sha256 != sha256
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_an_array_alone_has_no_room_for_weights(zarr_format, cube, tmp_path):
+    path = tmp_path / "store.zarr"
+    write(path, cube, zarr_format)
+    array = zarr.open_array(path / "scene" / "dn")
+    for alone in (path / "scene" / "dn", array):
+        for call in (tec_zarr.embed_weights, tec_zarr.use_embedded_weights):
+            with pytest.raises(UnsupportedArrayError, match="pass the group that it is in"):
+                call(alone)
+    assert len(tec_zarr.embed_weights(path / "scene")) == 1
+
+
 def test_a_model_of_ones_own_cannot_be_embedded(cube, tmp_path):
     write(tmp_path / "store.zarr", cube, model="toy")
     with pytest.raises(UnknownModelError, match="whoever registers it keeps its weights"):

@@ -163,6 +163,39 @@ def test_one_array_alone_and_per_date_tokens(tmp_path):
     assert (low[1] != array[1]).any()
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_store_that_is_not_finished_cannot_be_opened(zarr_format, tmp_path):
+    stored(tmp_path / "fine", zarr_format, NAMES[None], 8.0)
+    last = "dn/0.0.0.1" if zarr_format == 2 else "dn/c/0/0/0/1"
+    chunk = tmp_path / "fine" / last
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    with pytest.raises(errors.TecError):
+        transcode(tmp_path / "fine", tmp_path / "low", 4)
+    for name in ("", "dn", "scl"):
+        with pytest.raises(FileNotFoundError):
+            zarr.open(tmp_path / "low" / name, mode="r")
+
+
+def test_tokens_are_whole_numbers_of_any_kind(tmp_path):
+    fine = encode_chunk(cube(), ChunkSpec(model=NAMES[2], quality=8.0))
+    assert transcode_chunk(fine, np.int64(4)) == transcode_chunk(fine, 4)
+    assert transcode_chunk(fine, np.array([5, 4])) == transcode_chunk(fine, [5, 4])
+    assert (preview_chunk(fine, np.int32(3)) == preview_chunk(fine, 3)).all()
+    stored(tmp_path / "fine", 2, NAMES[None], 8.0)
+    assert transcode(tmp_path / "fine", tmp_path / "low", np.int64(4)) == 3
+    for tokens in (3.5, [4, 3.5], "4", None):
+        for call in (
+            lambda k: transcode_chunk(fine, k),
+            lambda k: preview_chunk(fine, k),
+            lambda k: transcode(tmp_path / "fine", tmp_path / "out", k),
+        ):
+            with pytest.raises(errors.UnsupportedArrayError, match="whole number"):
+                call(tokens)
+    with pytest.raises(errors.UnsupportedArrayError, match="2 qualities for 1 dates"):
+        transcode(tmp_path / "fine", tmp_path / "out", [4, 4])
+    assert not (tmp_path / "out").exists()
+
+
 def test_stores_without_flextec_are_refused(tmp_path):
     zarr.create_array(tmp_path / "plain", data=np.zeros(3))
     with pytest.raises(errors.UnsupportedArrayError, match="no TEC array"):

@@ -15,7 +15,7 @@ import xarray as xr
 import zarr
 from test_chunk import scene
 from test_gather import Device
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from tec_zarr import batch, gather
 from tec_zarr.batch import estimate, recompress
@@ -26,7 +26,7 @@ from tec_zarr.models import registry
 from tec_zarr.plan import Settings, make_plan, open_source
 from tec_zarr.report import stored_arrays, tec_spec
 from tec_zarr.sentinel2 import L2A_BANDS
-from tec_zarr.store import decode
+from tec_zarr.store import decode, encoding
 
 DATES = 9
 TOY = {"model": toy.NAME, "quality": 6.0}
@@ -144,11 +144,37 @@ def test_small_chunks_gather_in_shards(source, tmp_path):
 
 @pytest.mark.parametrize("bound", [0, 3])
 def test_an_error_bound_is_kept_and_verified(source, tmp_path, bound):
-    report = recompress(source, tmp_path / "tec.zarr", max_error=bound, verify="full", **TOY)
+    report = recompress(
+        source, tmp_path / "tec.zarr", max_error=bound * 1e-4, verify="full", **TOY
+    )
     assert report.complete
     assert report.max_error <= bound
     new, old = (zarr.open(p)["reflectance"][:].astype(int) for p in (tmp_path / "tec.zarr", source))
-    assert np.abs(new - old).max() <= bound
+    assert (bound and 1) <= np.abs(new - old).max() <= bound
+
+
+@pytest.mark.parametrize("bounds", [5, [0] * 11 + [1], {"ndvi": 0.1, "all": 50}], ids=str)
+def test_bounds_in_dn_of_packed_reflectance_are_refused(source, tmp_path, bounds):
+    with pytest.raises(UnsupportedArrayError, match=r"scale_factor is 0\.0001.*5 DN are 0\.0005"):
+        recompress(source, tmp_path / "tec.zarr", max_error=bounds, **TOY)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    "bounds", [0.0005, [0.0005] * 12, {"ndvi": 0.02, "B02": 0.0005, "all": 0.003}], ids=str
+)
+def test_bounds_mean_what_they_mean_to_encoding(source, tmp_path, zarr_format, bounds):
+    """Units of the data as xarray shows them, and so they are on record."""
+    target = tmp_path / "tec.zarr"
+    settings = {"zarr_format": zarr_format, "max_error": bounds, "model": toy.NAME}
+    assert recompress(source, target, **settings).complete
+    slot = "serializer" if zarr_format == 3 else "compressors"
+    shown = decode(xr.open_zarr(source))
+    expected = encoding(shown, **settings)["reflectance"][slot]
+    found = tec_spec(zarr.open(target)["reflectance"])
+    assert found.max_error == expected.max_error
+    assert (found.scale, found.offset) == (expected.scale, expected.offset)
+    assert zarr.open(target).attrs["tec_zarr"]["max_error"] == bounds
 
 
 def test_a_group_in_a_group_and_an_array_alone(tmp_path):
@@ -210,6 +236,99 @@ def test_empty_chunks_are_left_out_as_zarr_does_it(tmp_path):
     np.testing.assert_array_equal(new[:] == 0, dn == 0)
 
 
+@pytest.mark.filterwarnings("ignore:variable 'reflectance' has multiple fill values")
+@pytest.mark.parametrize("new", [2, 3])
+@pytest.mark.parametrize(
+    ("old", "encoding", "attributes"),
+    [
+        (3, {"_FillValue": -999.0}, {}),
+        (2, {"_FillValue": -999.0}, {}),
+        (3, {}, {"missing_value": -999.0}),
+        (3, {}, {"missing_value": [-1.0, -999.0]}),
+        (2, {"_FillValue": None}, {"_FillValue": "-999"}),
+        (3, {"fill_value": -999.0}, {}),
+    ],
+)
+def test_what_marks_floats_as_missing_stays_exact(tmp_path, old, new, encoding, attributes):
+    """Also as xarray says it in format 3, in base64."""
+    dn = scene((2, 12, 40, 40)).astype("float32")
+    gone = np.broadcast_to((np.indices((40, 40)).sum(0) % 3 == 0), dn.shape)
+    dn[gone] = np.nan if encoding.get("_FillValue") else -999
+    ds = xr.Dataset({"reflectance": (("time", "band", "y", "x"), dn)}, {"band": list(L2A_BANDS)})
+    ds.to_zarr(tmp_path / "a.zarr", zarr_format=old, encoding={"reflectance": encoding})
+    group = zarr.open_group(tmp_path / "a.zarr", use_consolidated=False)
+    group["reflectance"].attrs.update(attributes)
+    report = recompress(
+        group, tmp_path / "b.zarr", zarr_format=new, scale=1, verify="full", **TOY
+    )
+    assert report.complete
+    assert -999 in tec_spec(zarr.open(tmp_path / "b.zarr")["reflectance"]).nodata
+    found = zarr.open(tmp_path / "b.zarr")["reflectance"][:]
+    np.testing.assert_array_equal(found == -999, gone)
+    if "-999" not in attributes.values():
+        before, after = (
+            xr.open_zarr(tmp_path / name, consolidated=False).reflectance.isnull()
+            for name in ("a.zarr", "b.zarr")
+        )
+        np.testing.assert_array_equal(after, before)
+
+
+def test_a_fill_value_that_nobody_understands_is_refused(tmp_path):
+    group = zarr.create_group(tmp_path / "a.zarr")
+    array = group.create_array("B04", shape=(9, 9), dtype="f4", dimension_names=("y", "x"))
+    array.attrs["_FillValue"] = "none"
+    with pytest.raises(UnsupportedArrayError, match="_FillValue of array 'B04' is 'none'"):
+        recompress(group, tmp_path / "b.zarr", **TOY)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_classes_whose_dimensions_have_no_names_are_copied(tmp_path, zarr_format):
+    dn = scene((2, 12, 30, 30)).astype("uint16")
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=zarr_format)
+    group.create_array("reflectance", data=dn)
+    group.create_array("classes", data=dn % 11)
+    assert recompress(group, tmp_path / "b.zarr", **TOY).complete
+    new = zarr.open(tmp_path / "b.zarr")
+    np.testing.assert_array_equal(new["classes"][:], dn % 11)
+    assert [name for name, array in new.arrays() if tec_spec(array)] == ["reflectance"]
+    assert recompress(group, tmp_path / "c.zarr", variables=["classes"], **TOY).complete
+    assert tec_spec(zarr.open(tmp_path / "c.zarr")["classes"]) is not None
+    with pytest.raises(UnsupportedArrayError, match=r"variables=\[\.\.\.\], .* as ''"):
+        recompress(group["classes"], tmp_path / "d.zarr", **TOY)
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_what_was_added_after_consolidation_is_there(tmp_path, zarr_format):
+    dn = scene((9, 12, 30, 30)).astype("uint16")
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=zarr_format)
+    array = group.create_array("reflectance", data=dn[:4], chunks=(1, 12, 30, 30))
+    zarr.consolidate_metadata(group.store)
+    array.resize(dn.shape)
+    array[4:] = dn[4:]
+    group.create_array("angles", data=np.arange(9.0))
+    if zarr_format == 2:  # in format 3 they and the consolidated metadata are one document
+        group.attrs["later"] = True
+    for number, source in enumerate([tmp_path / "a.zarr", zarr.open(tmp_path / "a.zarr")]):
+        target = tmp_path / f"b{number}.zarr"
+        assert recompress(source, target, **TOY).complete
+        new = zarr.open(target)
+        assert np.abs(new["reflectance"][:].astype(int) - dn).max() <= TOLERANCE
+        np.testing.assert_array_equal(new["angles"][:], np.arange(9.0))
+        assert ("later" in new.attrs) == (zarr_format == 2)
+        assert new.metadata.consolidated_metadata is not None
+
+
+def test_a_store_that_cannot_be_listed_is_read_by_its_consolidated_metadata(source, tmp_path):
+    class Unlisted(WrapperStore):
+        async def list_dir(self, prefix):
+            raise NotImplementedError
+            yield  # a generator
+
+    assert recompress(Unlisted(LocalStore(source)), tmp_path / "tec.zarr", **TOY).complete
+    assert_same_archive(tmp_path / "tec.zarr", source)
+
+
 def test_regions_follow_the_chunks_of_the_source():
     """So that a source chunk is decoded once; EOPF's 5490 pixels have no multiple of 256."""
     for length in (512, 549, 1098, 5490, 10980):
@@ -267,6 +386,46 @@ def test_a_finished_target_is_left_alone(source, tmp_path):
     assert before == after
     with pytest.raises(RecompressError, match=r"quality was 6\.0, is 5\.0"):
         recompress(source, tmp_path / "tec.zarr", model=toy.NAME, quality=5.0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_error": (0.0005,) * 12},
+        {"max_error": np.full(12, 0.0005)},
+        {"max_error": {"B8A": np.float32(0.0005), "all": 0.001}},
+        {"quality": np.float32(4)},
+        {"retries": np.int64(1)},
+        {"max_bytes": np.int64(200_000)},
+        {"bands": np.array(L2A_BANDS)},
+    ],
+    ids=lambda settings: str(*settings),
+)
+def test_arguments_of_any_kind_can_be_repeated(source, tmp_path, settings):
+    settings = {"model": toy.NAME, "variables": "reflectance", **settings}
+    for _ in range(2):
+        assert recompress(source, tmp_path / "tec.zarr", **settings).complete
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"zarr_format": 4}, "zarr_format is 4, it must be 2 or 3"),
+        ({"verify": "bogus"}, "verify is 'bogus', it must be one of sample, full, none"),
+        ({"retries": -1}, "retries is -1, it must be a whole number from 0"),
+        ({"retries": 1.5}, r"retries is 1\.5"),
+        ({"quality": 9}, "quality is 9, it must be 1"),
+        ({"max_error": "five"}, "max_error is 'five', it must be"),
+        ({"max_error": [-1]}, "it must be 0 or more"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else str(*part),
+)
+def test_arguments_out_of_their_range_are_refused(source, tmp_path, argument, message):
+    with pytest.raises(UnsupportedArrayError, match=message):
+        recompress(source, tmp_path / "tec.zarr", **{"model": toy.NAME, **argument})
+    assert not (tmp_path / "tec.zarr").exists()
+    with pytest.raises(UnsupportedArrayError, match="sample is 0, it must be a whole number"):
+        estimate(source, sample=0)
 
 
 def test_the_log_is_json(source, tmp_path, caplog, monkeypatch):

@@ -19,6 +19,7 @@ from recompress_worker import DEADLY, FailingStore, FullStore, Models
 from test_recompress import make_archive, tree, write_archive
 from zarr.storage import LocalStore
 
+from tec_zarr import batch
 from tec_zarr.batch import RecompressReport, recompress
 from tec_zarr.manifest import Manifest, RecompressError
 
@@ -104,6 +105,29 @@ def test_a_worker_killed_in_its_task(cluster, source, target, undisturbed):
     assert report.complete
     assert not report.failures
     assert tree(target) == undisturbed
+
+
+def test_relative_paths_on_workers_that_run_elsewhere(
+    cluster, source, target, undisturbed, monkeypatch
+):
+    client, _ = cluster
+    monkeypatch.chdir(source.parent)
+    assert recompress(source.name, target, client=client, retries=0, **SETTINGS).complete
+    assert tree(target) == undisturbed
+
+
+def test_storage_that_workers_do_not_share_is_refused(cluster, source, monkeypatch, request):
+    """What each process writes to memory:// is there for itself."""
+    client, _ = cluster
+    url = f"memory://{request.node.name}.zarr"
+    with pytest.raises(RecompressError, match=r"2 of 2 workers \(tcp://.*cannot see what was writ"):
+        recompress(source, url, client=client, **SETTINGS)
+    monkeypatch.setattr(batch, "_check_shared", lambda *_: None)  # a worker that came later
+    with pytest.raises(RecompressError, match=r"only 0 of them can be seen.*Nothing was pub"):
+        recompress(source, url, client=client, **SETTINGS)
+    with pytest.raises(FileNotFoundError):
+        zarr.open(url, mode="r")
+    assert recompress(source, url, **SETTINGS).complete
 
 
 def test_failures_on_workers_are_collected(cluster, source, tmp_path, undisturbed):
@@ -319,6 +343,22 @@ def test_a_changed_configuration_or_source_is_refused(source, target, tmp_path, 
     with pytest.raises(RecompressError, match="the source has changed since"):
         recompress(changing, target, **SETTINGS)
     assert_unreadable(target)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_other_values_in_the_source_of_a_complete_target_are_refused(
+    source, target, tmp_path, zarr_format
+):
+    changing = tmp_path / "source.zarr"
+    shutil.copytree(source, changing)
+    settings = {"zarr_format": zarr_format, **SETTINGS}
+    assert recompress(changing, target, **settings).complete
+    assert recompress(changing, target, **settings).complete
+    for name in ("reflectance", "scl", "snow", "time", "x", "y"):
+        array = zarr.open(changing)[name]
+        array[...] = array[...][::-1]
+    with pytest.raises(RecompressError, match="the source has changed since"):
+        recompress(changing, target, **settings)
 
 
 def test_a_damaged_record_is_not_believed(source, target):

@@ -146,9 +146,16 @@ def test_an_array_is_lowered_and_shown_without_encoding_it_again(cube, tmp_path)
     np.testing.assert_array_equal(preview_chunk(chunk, 3), decode_chunk(transcode_chunk(chunk, 3)))
 
 
-def test_dates_are_cut_together(frame):
+def test_dates_are_cut_together(frame, tmp_path):
     with pytest.raises(UnsupportedArrayError, match="give one number, not \\[4, 2, 4\\]"):
         transcode_chunk(frame, [4, 2, 4])
+    zarr.create_array(
+        tmp_path / "fine.zarr", shape=(3, 12, 64, 64), chunks=(3, 12, 64, 64), dtype="uint16",
+        serializer=tec_zarr.TECCodec(model=MODEL, quality=QUALITY), compressors=None,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedArrayError, match="give one number, not \\[4, 2, 4\\]"):
+        transcode(tmp_path / "fine.zarr", tmp_path / "coarse.zarr", [4, 2, 4])
+    assert not (tmp_path / "coarse.zarr").exists()
     model = get_model(MODEL)
     sections = read_frame(frame).payloads(SectionKind.LATENTS)
     with pytest.raises(FormatError, match="was cut less than one it refers to"):

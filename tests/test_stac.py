@@ -193,6 +193,30 @@ def test_a_period_or_area_without_items_says_so(archive):
         search(archive, bbox=(50, 50, 51, 51), datetime="..")
 
 
+@pytest.mark.parametrize("datetime", ["june", "2023-06-31", "2023-06/august"])
+def test_a_period_that_is_none_is_refused_before_anybody_is_asked(archive, datetime):
+    for catalog in (archive, "http://127.0.0.1:9/v1"):
+        with pytest.raises(UnsupportedArrayError, match=f"datetime is '{datetime}'.*2023-06"):
+            search(catalog, bbox=WORLD, datetime=datetime)
+
+
+def test_a_catalogue_that_is_not_there_says_so(tmp_path):
+    url = "http://127.0.0.1:9/v1"
+    with pytest.raises(TecError, match=rf"the catalogue {url} cannot be searched"):
+        search(url, bbox=WORLD, datetime="2023")
+    with pytest.raises(TecError, match=r"nothing\.json is neither"):
+        search(tmp_path / "nothing.json", bbox=WORLD, datetime="2023")
+
+
+@pytest.mark.parametrize("loader", ["odc-stac", "stackstac"])
+def test_grids_that_are_none_are_refused(items, loader):
+    with pytest.raises(UnsupportedArrayError, match="'WGS84' is no EPSG code"):
+        load(items, crs="WGS84", loader=loader)
+    for resolution in (0, -10, float("nan")):
+        with pytest.raises(UnsupportedArrayError, match=r"resolution is .* positive"):
+            load(items, resolution=resolution, loader=loader)
+
+
 def test_a_stac_api_page_by_page(archive, tmp_path):
     """pystac-client over HTTP; Earth Search and Planetary Computer answer the same requests."""
     with serving(stac_api(archive, page=2)) as url:
@@ -222,7 +246,7 @@ def test_planetary_computer_is_asked_with_signed_addresses(monkeypatch):
         search(url, bbox=WORLD, datetime="2023")
     signing = SimpleNamespace(sign_inplace=lambda item: item)
     monkeypatch.setitem(sys.modules, "planetary_computer", signing)
-    with pytest.raises(ConnectionError):
+    with pytest.raises(TecError, match="cannot be searched"):
         search(url, bbox=WORLD, datetime="2023")
     assert asked == {"url": url, "modifier": signing.sign_inplace}
 

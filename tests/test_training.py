@@ -11,12 +11,14 @@ import torch
 import zarr
 
 from tec_zarr import cli, synthetic
+from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.models import s2, s2_flex, s2_temporal
 from tec_zarr.models.registry import get_model
 from tec_zarr.models.s2_net import CHANNELS, COMPONENTS, IntConv, S2Net
 from tec_zarr.models.s2_temporal_net import TemporalNet
 from tec_zarr.training import data, flex, loop, temporal
 from tec_zarr.training.export import release
+from tec_zarr.training.run import read_config
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +141,16 @@ def test_one_command_trains_and_exports(folder, tmp_path):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 5000
     config.write_text('data = ["x"]\nout = "run"\nlearning_rate = 1\n')
     assert cli.main(["train", str(config)]) == 1
+
+
+def test_a_configuration_that_is_not_toml_says_where(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_bytes(b'data = ["x"]\nout: run\n')
+    with pytest.raises(UnsupportedArrayError, match=r"run\.toml is not TOML.*line 2"):
+        read_config(config)
+    config.write_bytes(b"\x89HDF\r\n")
+    with pytest.raises(UnsupportedArrayError, match=r"run\.toml is not TOML"):
+        read_config(config)
 
 
 @pytest.fixture(scope="module")

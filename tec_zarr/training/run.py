@@ -23,8 +23,16 @@ def read_config(path: Path) -> Config | TemporalConfig | FamilyConfig:
     ``model = "tec-tt-s2"`` asks for the temporal model, ``"tec-flex-s2"`` for the tables that make
     its streams flexible, the name of a published one for that architecture, nothing for the image
     model.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        Not TOML, unknown keys, or ``data`` and ``out`` missing.
     """
-    values = tomllib.loads(Path(path).read_text())
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except ValueError as error:  # tomllib's own names the line, UnicodeDecodeError the byte
+        raise UnsupportedArrayError(f"{path} is not TOML: {error}") from error
     kind: type[Config | TemporalConfig | FamilyConfig] = Config
     if values.get("model") in PUBLISHED:
         kind = FamilyConfig
