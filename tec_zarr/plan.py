@@ -41,7 +41,7 @@ from tec_zarr.store import (
     TIME,
     X,
     Y,
-    _bounds_in,
+    bounds_in,
     encoding,
     find_dim,
     reflectance_names,
@@ -449,7 +449,7 @@ def _tec_storage(
             unit = 1 / DN_PER_REFLECTANCE
             offset = -float(attrs.get("add_offset") or 0) / unit
             spec = replace(spec, scale=round(unit / float(factor), 9), offset=round(offset, 6))
-        storage[slot] = _bounds_in(float(factor), spec)
+        storage[slot] = bounds_in(float(factor), spec)
         _check_bounds(path, storage[slot], float(factor))
     return storage
 

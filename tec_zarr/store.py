@@ -370,13 +370,13 @@ def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], Chun
             return {}, spec
         factor, added = _line(stored)
         spec = replace(spec, scale=round(unit / factor, 9), offset=round(-added / unit, 6))
-        return stored, _bounds_in(factor, spec)
+        return stored, bounds_in(factor, spec)
     if da.chunks is not None or any(key in da.attrs for key in PACKING):
         return {}, spec
     cf = {"dtype": "uint16", "_FillValue": 0, "scale_factor": unit, "add_offset": 0.0}
     if not _fits(da, cf, spec.max_error is not None):
         return {}, spec
-    return cf, _bounds_in(unit, replace(spec, scale=None))
+    return cf, bounds_in(unit, replace(spec, scale=None))
 
 
 def _stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
@@ -431,7 +431,7 @@ def _part_fits(values: np.ndarray, packing: Mapping[str, Any], on_grid: bool) ->
     )
 
 
-def _bounds_in(factor: float, spec: ChunkSpec) -> ChunkSpec:
+def bounds_in(factor: float, spec: ChunkSpec) -> ChunkSpec:
     """The same bounds for data that are packed with this scale factor."""
     if spec.max_error is None:
         return spec
