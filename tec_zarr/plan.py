@@ -44,7 +44,7 @@ from tec_zarr.store import (
     bounds_in,
     encoding,
     find_dim,
-    reflectance_names,
+    names_bands,
 )
 
 PROVENANCE = "tec_zarr"
@@ -365,7 +365,8 @@ def _describe(
         dims = ("time", "band", "y", "x")
     dims = tuple(d or f"dim_{i}" for i, d in enumerate(dims or [None] * array.ndim))
     dtype = array.dtype if array.dtype.kind in "biuf" else np.dtype("uint8")
-    da = xr.DataArray(dask.array.zeros(shape, dtype, chunks=shape or ()), dims=dims, name=name)
+    data = dask.array.zeros(shape, dtype, chunks=shape or ())
+    da = xr.DataArray(data, dims=dims, name=name, attrs=dict(array.attrs))
     band = find_dim(da, BAND)
     folder = path[: len(path) - len(name)]
     coordinate = sources.get(f"{folder}{band}")
@@ -395,17 +396,20 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
     """Paths of the arrays to code."""
     if settings.variables is None:
         chosen = set()
-        for path, array in sources.items():
-            da = _describe(path, array, sources, settings)
-            if array.ndim > 1 and reflectance_names(da.to_dataset(name=da.name or "array")):
-                chosen.add(path)
+        found = {path: _describe(path, array, sources, settings)
+                 for path, array in sources.items() if array.ndim > 1}  # fmt: skip
+        named = {path: names_bands(da.name or "array", da) for path, da in found.items()}
+        for group in {path.rpartition("/")[0] for path in found}:
+            beside = {p: known for p, known in named.items() if p.rpartition("/")[0] == group}
+            known = {p for p, known in beside.items() if known}
+            chosen |= known or {p for p, known in beside.items() if known is False}
     else:
-        named = {v: {p for p in sources if v in (p, p.rpartition("/")[2])}
+        meant = {v: {p for p in sources if v in (p, p.rpartition("/")[2])}
                  for v in settings.variables}  # fmt: skip
-        missing = sorted(v for v, paths in named.items() if not paths)
+        missing = sorted(v for v, paths in meant.items() if not paths)
         if missing:
             raise UnsupportedArrayError(f"no arrays {missing} in {sorted(sources)}")
-        chosen = set().union(*named.values())
+        chosen = set().union(*meant.values())
     if not chosen:
         raise UnsupportedArrayError(
             f"none of {sorted(sources)} looks like Sentinel-2 reflectance: name the arrays with "
@@ -433,6 +437,7 @@ def _tec_storage(
         "shards": settings.shards,
         "nodata": tuple(dict.fromkeys((*nodata, *_missing(path, array)))),
         "max_error": settings.max_error, "psnr": settings.psnr, "max_bytes": settings.max_bytes,
+        "variables": [name],
     }  # fmt: skip
     aligned = da.chunk(dict(zip(da.dims, _block(da, array), strict=True)))
     try:

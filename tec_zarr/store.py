@@ -253,18 +253,24 @@ def _coords(obj: xr.DataArray | xr.Dataset) -> dict[str, xr.DataArray]:
 
 def reflectance_names(ds: xr.Dataset) -> set[str]:
     """Variables of ``ds`` that look like Sentinel-2 reflectance."""
-    named, unnamed = set(), set()
-    for name, da in ds.data_vars.items():
-        if da.dtype.name not in DTYPES or not (find_dim(da, Y) and find_dim(da, X)):
-            continue
-        if _is_something_else(name, da):
-            continue
-        dim = find_dim(da, BAND)
-        if dim is not None and dim not in da.coords:
-            unnamed.add(str(name))
-        elif _known_bands([name] if dim is None else da[dim].values.tolist()):
-            named.add(str(name))
-    return named or unnamed
+    named = {str(name): names_bands(name, da) for name, da in ds.data_vars.items()}
+    found = {name for name, known in named.items() if known}
+    return found or {name for name, known in named.items() if known is False}
+
+
+def names_bands(name: Any, da: xr.DataArray) -> bool | None:
+    """Whether ``da`` says which Sentinel-2 bands it holds; None if it is no reflectance.
+
+    Without names, False, it is reflectance if nothing beside it has names.
+    """
+    if da.dtype.name not in DTYPES or not (find_dim(da, Y) and find_dim(da, X)):
+        return None
+    if _is_something_else(name, da):
+        return None
+    dim = find_dim(da, BAND)
+    if dim is not None and dim not in da.coords:
+        return False
+    return bool(_known_bands([name] if dim is None else da[dim].values.tolist())) or None
 
 
 def _is_something_else(name: Any, da: xr.DataArray) -> bool:

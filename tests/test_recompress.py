@@ -297,6 +297,21 @@ def test_classes_whose_dimensions_have_no_names_are_copied(tmp_path, zarr_format
         recompress(group["classes"], tmp_path / "d.zarr", **TOY)
 
 
+@pytest.mark.parametrize("name", ["flags", "view_zenith", "counts"])
+def test_what_is_marked_or_named_as_something_else_is_copied(tmp_path, name):
+    """As ``tec_zarr.encoding`` does; and bands without names yield to those that have them."""
+    values = scene((2, 4, 30, 30)).astype("uint16")
+    dims = ("time", "band", "y", "x")
+    ds = xr.Dataset({"reflectance": (dims, values)}, {"band": ["B02", "B03", "B04", "B08"]})
+    ds[name] = (("time", "channel", "y", "x") if name == "counts" else dims, values)
+    ds[name].attrs = {"flag_masks": [1, 2, 4]} if name == "flags" else {}
+    ds.to_zarr(tmp_path / "a.zarr")
+    assert recompress(tmp_path / "a.zarr", tmp_path / "b.zarr", **TOY).complete
+    back = xr.open_zarr(tmp_path / "b.zarr")
+    np.testing.assert_array_equal(back[name], values)
+    assert (back.reflectance != values).any()
+
+
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_what_was_added_after_consolidation_is_there(tmp_path, zarr_format):
