@@ -261,8 +261,8 @@ def check_gop(spec: ChunkSpec) -> Entry:
     entry = find_model(spec.model)
     if spec.gop is not None and not entry.temporal:
         raise UnsupportedArrayError(
-            f"gop={spec.gop} is for temporal models such as tec-tt-s2; {spec.model} codes every "
-            "date for itself: leave it out"
+            f"gop={spec.gop} is for temporal models that have runs of dates, such as tec-tt-s2; "
+            f"{spec.model} has none: leave it out"
         )
     return entry
 

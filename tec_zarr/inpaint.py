@@ -126,7 +126,7 @@ def inpaint_clouds(
         Return the half width of the interval that holds the truth nine times of ten, too.
     model : str or FamilyModel, optional
         Of ``tec-tt``: a published model instead of the embedded one, by name
-        (``"terracodec_v1_tt_s2l2a"``, ``"terracodec_v1_tt_s2l1c"``: the weights must be at
+        and lambda (``"terracodec_v1_tt_s2l2a/lambda-20"``: the weights must be at
         hand, see `tec_zarr.models.hub`) or as loaded by `tec_zarr.models.hub.load_codec`.
     progress : bool
         Show a bar. Of lazy arrays, use ``with dask.diagnostics.ProgressBar():`` instead.
@@ -650,7 +650,8 @@ def _load(model: Any) -> Any:
         return model
     from tec_zarr.models.hub import load_codec
 
-    return load_codec(model)
+    name, _, rate = model.partition("/lambda-")
+    return load_codec(name, rate or None)
 
 
 def _published(
@@ -673,7 +674,7 @@ def _published(
     for date in dates:
         none = np.inf
         past = np.where(before[date] < 0, none, moments[date] - moments[before[date]])
-        later = len(part) - 1 - after[date]
+        later = np.minimum(len(part) - 1 - after[date], len(part) - 1)  # where there is none: any
         future = np.where(after[date] < 0, none, moments[later] - moments[date])
         with np.errstate(invalid="ignore"):
             share = np.where(np.isinf(past), 0, np.where(np.isinf(future), 1,

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -56,16 +55,19 @@ class _Watch(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "xarray" or self not in sys.meta_path:
+        if fullname != "xarray":
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec("xarray")
+        others = (finder for finder in sys.meta_path if finder is not self)
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
+            if self in sys.meta_path:  # not before: some only ask whether there is an xarray
+                sys.meta_path.remove(self)
             _register(module)
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]

@@ -43,6 +43,15 @@ def test_the_import_registers_in_either_order_without_torch(imports):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_asking_whether_there_is_an_xarray_does_not_lose_it():
+    code = (
+        "import tec_zarr, importlib.util; assert importlib.util.find_spec('xarray')\n"
+        "import xarray as xr; xr.Dataset().tec\n"
+        "import sys; assert not [f for f in sys.meta_path if 'tec_zarr' in type(f).__module__]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_import_alone_does_not_import_xarray():
     code = "import sys, tec_zarr; assert not {'xarray', 'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -458,8 +458,24 @@ def test_a_published_model_is_asked_from_both_ends_of_time():
     out = inpaint_clouds(cube, mask, method="tec-tt", model=Published())
     # 10 of 30 days after 100 + 1 and before 700 + 2; 15 of 30 days between 100 + 2 and 700 + 1.
     assert out.values[:, 0].ravel().tolist() == [100, 301, 402, 700]
+    for end, value in ((0, 702), (3, 101)):  # nothing clear on one side
+        ends = xr.zeros_like(mask)
+        ends[[0, 1, 2] if end == 0 else [1, 2, 3]] = True
+        values = inpaint_clouds(cube, ends, method="tec-tt", model=Published()).values[end, 0]
+        assert abs(values.item() - value) <= 2
     with pytest.raises(TecError, match="goes with method='tec-tt'"):
         inpaint_clouds(cube, mask, model=Published())
+
+
+def test_a_published_model_may_be_named(monkeypatch):
+    from tec_zarr.models import hub
+
+    asked = []
+    monkeypatch.setattr(hub, "load_codec", lambda *name: asked.append(name) or Published())
+    cube, mask = hole(24)
+    cube = cube.isel(band=[1, 2])
+    inpaint_clouds(cube, mask, method="tec-tt", model="terracodec_v1_tt_s2l2a/lambda-20")
+    assert set(asked) == {("terracodec_v1_tt_s2l2a", "20")}
 
 
 @pytest.mark.parametrize(
