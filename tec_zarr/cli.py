@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("target", type=Path, metavar="OUT")
     encode.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
     encode.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    encode.add_argument("--variables", nargs="+", metavar="NAME", help="arrays for TEC")
     coding(encode)
     targets(encode)
 
@@ -200,7 +201,7 @@ def _settings(source: Path, arguments: argparse.Namespace, zarr_format: int) -> 
     settings = encoding(
         ds, quality=arguments.quality, model=arguments.model, scale=arguments.scale,
         zarr_format=zarr_format, max_error=arguments.max_error, psnr=arguments.psnr,
-        max_bytes=arguments.max_bytes,
+        max_bytes=arguments.max_bytes, variables=getattr(arguments, "variables", None),
     )  # fmt: skip
     return decode(ds), settings
 
@@ -424,14 +425,19 @@ def _replaced(arguments: argparse.Namespace) -> Iterator[Path]:
 
     Whatever fails leaves OUT as it was, and nothing else.
     """
-    target, source = arguments.target, Path(arguments.source).resolve()
-    if target.resolve() in (source, *source.parents):
+    target, source = arguments.target.resolve(), Path(arguments.source).resolve()
+    if target in (source, *source.parents):
         raise UnsupportedArrayError(
-            f"{target} is the source, or holds it: choose another name for the result"
+            f"{arguments.target} is the source, or holds it: choose another name for the result"
         )
+    if target in (Path.cwd(), *Path.cwd().parents):
+        raise UnsupportedArrayError(f"{arguments.target} holds this process: choose another name")
     if target.exists() and not arguments.overwrite:
-        raise UnsupportedArrayError(f"{target} exists: choose another name or pass --overwrite")
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=_folder(target)) as folder:
+        raise UnsupportedArrayError(
+            f"{arguments.target} exists: choose another name or pass --overwrite"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
         written, before = Path(folder) / target.name, Path(folder) / "before"
         yield written
         if target.exists():
@@ -439,26 +445,28 @@ def _replaced(arguments: argparse.Namespace) -> Iterator[Path]:
         try:
             written.rename(target)
         except OSError:
-            before.rename(target)
+            if before.exists():
+                before.rename(target)
             raise
-
-
-def _folder(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.parent
 
 
 def _to_zarr(ds: xr.Dataset, target: Path, **arguments: Any) -> None:
     """Write chunk by chunk, with a bar over the Dask tasks."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from dask.callbacks import Callback
+    from dask.config import set as dask_settings
+    from dask.system import CPU_COUNT
 
     bar = tqdm(desc=target.name, delay=_BAR_AFTER_SECONDS, unit="task", leave=False, disable=None)
 
     def start(dsk: dict, state: dict) -> None:
         bar.total = sum(len(state[k]) for k in ("ready", "waiting"))
 
-    with bar, Callback(start_state=start, posttask=lambda *_: bar.update()):
-        ds.to_zarr(target, mode="w", **arguments)
+    # Threads of its own: none is still writing when an interruption has come through here.
+    with ThreadPoolExecutor(CPU_COUNT) as pool, dask_settings(pool=pool), bar:  # noqa: SIM117
+        with Callback(start_state=start, posttask=lambda *_: bar.update()):
+            ds.to_zarr(target, mode="w", **arguments)
 
 
 def _with_bar(label: str, work: Callable[[], object]) -> None:

@@ -39,7 +39,8 @@ def comparable(
                 f"{name} has dimensions {cube.dims}; a comparison needs (time, band, y, x), in "
                 "this order, time and band only where there are several"
             )
-    if original.shape != decoded.shape or _kinds(original) != _kinds(decoded):
+    ours, theirs = ([dim is not None for dim in _kinds(cube)] for cube in (original, decoded))
+    if original.shape != decoded.shape or ours != theirs:
         raise UnsupportedArrayError(
             f"{names[0]} has shape {original.shape} {original.dims}, {names[1]} has "
             f"{decoded.shape} {decoded.dims}: nothing to compare"
@@ -71,7 +72,13 @@ def _check_labels(
 
 
 def _same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Equal, or less than a tenth of a pixel apart: what a file's rounding does."""
+    """Equal but for what files round: a tenth of a pixel, fractions of a second, times of day."""
+    if before.dtype.kind == after.dtype.kind == "M":
+        seconds = [moments.astype("M8[ns]").astype("M8[s]") for moments in (before, after)]
+        days = [moments.astype("M8[D]") for moments in seconds]
+        if any((s == d).all() for s, d in zip(seconds, days, strict=True)):
+            return days[0] == days[1]
+        return np.abs(seconds[0] - seconds[1]) <= np.timedelta64(1, "s")
     if before.dtype.kind not in "iuf" or after.dtype.kind not in "iuf":
         return np.asarray(before == after, bool)
     pixel = np.abs(np.diff(before.astype(np.float64))).min(initial=np.inf)
@@ -134,7 +141,9 @@ def in_dn(original: xr.DataArray, decoded: xr.DataArray) -> tuple[np.ndarray, np
     Floats are reflectance or DN by `tec_zarr.metrics.dn_per_unit`; where both are floats the
     original decides for both, so that a difference in units shows as an error.
     """
-    before, after = _measured(original), _measured(decoded)
+    # Reflectance of 0 is measured where integers carry an offset.
+    zero = not any(cube.encoding.get("add_offset") for cube in (original, decoded))
+    before, after = _measured(original, zero), _measured(decoded, zero)
     pairs = ((original, before), (decoded, after))
     floats = [values for cube, values in pairs if cube.dtype.kind == "f"]
     unit = np.float32(metrics.dn_per_unit(*floats))
@@ -143,11 +152,13 @@ def in_dn(original: xr.DataArray, decoded: xr.DataArray) -> tuple[np.ndarray, np
     return before, after
 
 
-def _measured(da: xr.DataArray) -> np.ndarray:
-    """(T, C, H, W) float32, NaN where nothing was measured."""
+def _measured(da: xr.DataArray, zero: bool) -> np.ndarray:
+    """(T, C, H, W) float32, NaN where nothing was measured; ``zero``: also where floats are 0."""
     raw = da.values
     values = raw.astype(np.float32)
-    values[(raw == NODATA) | (raw == nodata_of(da))] = np.nan
+    values[raw == nodata_of(da)] = np.nan
+    if zero or da.dtype.kind != "f":
+        values[raw == NODATA] = np.nan
     if find_dim(da, BAND) is None:
         values = np.expand_dims(values, -3)
     return values if values.ndim == 4 else values[None]

@@ -21,7 +21,7 @@ _TIFF = (".tif", ".tiff")
 _BAND_IN_NAME = re.compile(r"(?<![A-Za-z0-9])B(?:0?[1-9]|1[0-2]|0?8A)(?![A-Za-z0-9])", re.I)
 _DATE_IN_NAME = re.compile(
     r"(?<!\d)(20\d{2})-?([01]\d)-?([0-3]\d)"
-    r"(?:T([0-2]\d)([0-5]\d)([0-5]\d)(?:\.(\d{9}))?)?(?!\d)"
+    r"(?:T([01]\d|2[0-3])([0-5]\d)([0-5]\d)(?:\.(\d{9}))?)?(?!\d)"
 )
 
 
@@ -163,18 +163,22 @@ def _open_tiffs(paths: list[Path]) -> xr.Dataset:
     cube = xr.concat(dates, "time", join="exact").drop_attrs(deep=False)
     if all(_DATE_IN_NAME.search(key) for key in by_date):
         cube = cube.assign_coords(time=np.array(list(by_date), "datetime64[ns]"))
-    cube = _with_nodata(cube, _common_nodata(nodata))
+    cube = _with_nodata(cube, _common_nodata(nodata, cube.dtype))
     return cube.rename("reflectance").chunk({"band": -1}).to_dataset()
 
 
-def _common_nodata(declared: Mapping[Path, float | None]) -> float:
-    """The nodata value of all files; 0 where they declare none, as everywhere for Sentinel-2."""
-    values = {path: float(NODATA if v is None else v) for path, v in declared.items()}
+def _common_nodata(declared: Mapping[Path, float | None], dtype: np.dtype) -> float:
+    """The nodata value of all files; where they declare none 0, as everywhere for Sentinel-2, or
+    NaN of floats.
+    """
+    usual = math.nan if dtype.kind == "f" else float(NODATA)
+    values = {path: usual if v is None else float(v) for path, v in declared.items()}
     first, value = next(iter(values.items()))
     for path, other in values.items():
         if other != value and not (math.isnan(other) and math.isnan(value)):
             raise UnsupportedArrayError(
-                f"{first} has nodata {value:g}, {path} has {other:g} (0 where none is declared): "
+                f"{first} has nodata {value:g}, {path} has {other:g} ({usual:g} where none is "
+                "declared): "
                 f"write all files with the same first (gdalwarp -dstnodata {value:g})"
             )
     return value

@@ -365,7 +365,7 @@ def _describe(
         dims = ("time", "band", "y", "x")
     dims = tuple(d or f"dim_{i}" for i, d in enumerate(dims or [None] * array.ndim))
     dtype = array.dtype if array.dtype.kind in "biuf" else np.dtype("uint8")
-    data = dask.array.zeros(shape, dtype, chunks=shape or ())
+    data = dask.array.zeros(shape, dtype=dtype, chunks=shape or ())
     da = xr.DataArray(data, dims=dims, name=name, attrs=dict(array.attrs))
     band = find_dim(da, BAND)
     folder = path[: len(path) - len(name)]

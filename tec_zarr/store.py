@@ -44,10 +44,10 @@ _STORAGE_KEYS = ("chunks", "shards", "preferred_chunks", "compressors", "compres
                  "serializer", "source", "original_shape", "write_empty_chunks",
                  "chunk_key_encoding", "cache_metadata", "fill_value")  # fmt: skip
 
-#: Words in the names of what is no reflectance, whatever its dimensions and dtype.
+#: What the names of what is no reflectance end in, whatever its dimensions and dtype.
 _OTHER_WORDS = re.compile(
     r"(?<![a-z])(scl|masks?|msk|qa|flags?|class(es|ification)?|labels?|prob(ability|abilities)?"
-    r"|cldprb|snwprb|aot|wvp|angles?|zenith|azimuth|elevation|dem|dsm|dtm)(?![a-z])"
+    r"|cldprb|snwprb|aot|wvp|angles?|zenith|azimuth|elevation|dem|dsm|dtm)([\W\d_]*|_?\d+m)$"
 )
 #: Samples of an array in memory that are looked at together, so that copies stay small.
 _AT_ONCE = 2**22
@@ -275,7 +275,9 @@ def names_bands(name: Any, da: xr.DataArray) -> bool | None:
 
 def _is_something_else(name: Any, da: xr.DataArray) -> bool:
     """Whether flags, CF or the name say that ``da`` is a class, mask, angle, elevation, ..."""
-    standard = str(da.attrs.get("standard_name", ""))
+    if holds_tec(da):  # somebody said so before
+        return False
+    standard = str(da.attrs.get("standard_name", "")).lower()
     return (
         any(key in da.attrs for key in ("flag_values", "flag_masks", "flag_meanings"))
         or bool(standard and not re.search("reflectance|radiance", standard))
@@ -390,9 +392,13 @@ def _stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
     stored = {k: da.encoding[k] for k in PACKING if da.encoding.get(k) is not None}
     if da.dtype.kind != "f" or np.dtype(stored.get("dtype", "f4")).kind not in "iu":
         return None
-    return stored if _line(stored) != (1, 0) else {
-        k: v for k, v in stored.items() if k not in ("scale_factor", "add_offset")
-    }
+    if da.encoding.get("_Unsigned"):  # integers that are not what their dtype says
+        return None
+    fills = _fills({k: stored.pop(k, ()) for k in ("_FillValue", "missing_value")})
+    stored |= {"_FillValue": fills[0]} if fills else {}  # all of them are NaN by now
+    if _line(stored) == (1, 0):
+        stored = {k: v for k, v in stored.items() if k not in ("scale_factor", "add_offset")}
+    return stored
 
 
 def _line(packing: Mapping[str, Any]) -> tuple[float, float]:
@@ -401,9 +407,10 @@ def _line(packing: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _kept_packing(da: xr.DataArray) -> dict[str, Any]:
-    """CF keys of a variable that is stored without loss: integers stay integers."""
+    """CF keys of a variable that is stored without loss: integers with NaN stay integers."""
     stored = _stored_packing(da)
-    return stored if stored and _fits(da, stored, on_grid=True) else {}
+    whole = stored is not None and "scale_factor" not in stored and "add_offset" not in stored
+    return stored if stored and whole and _fits(da, stored, on_grid=True) else {}
 
 
 def _fits(da: xr.DataArray, packing: Mapping[str, Any], on_grid: bool) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,43 @@ def test_an_address_that_is_none_is_named(source, tmp_path, capsys):
     assert run("recompress", source, tmp_path / "out.zarr", "--scheduler", "localhost") == 1
     assert "--scheduler localhost" in capsys.readouterr().err
     assert not (tmp_path / "out.zarr").exists()
+
+
+def test_overwrite_follows_a_link_and_spares_the_working_folder(source, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "disk" / "real.zarr"
+    elsewhere.parent.mkdir()
+    (tmp_path / "link.zarr").symlink_to(elsewhere)
+    for _ in range(2):
+        assert run("encode", source, tmp_path / "link.zarr", "--overwrite", *TOY) == 0
+        assert (tmp_path / "link.zarr").is_symlink()
+        assert xr.open_zarr(elsewhere).reflectance.shape == (2, 12, 64, 64)
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    before = contents(tmp_path)
+    for target in (".", ".."):
+        assert run("encode", source, target, "--overwrite", *TOY) == 1
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_an_interruption_leaves_nothing(tmp_path):
+    synthetic.dataset(dates=8, size=256).to_zarr(tmp_path / "s.zarr")
+    code = (
+        "import os, signal, sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from tec_zarr.cli import main\n"
+        "def stop():\n"
+        "    while not list(Path().glob('.o.zarr-*/o.zarr/reflectance/c/*')): time.sleep(0.005)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "threading.Thread(target=stop, daemon=True).start()\n"
+        "main(['encode', 's.zarr', 'o.zarr', '--quality', '6'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True
+    )
+    assert done.returncode != 0
+    assert b"KeyboardInterrupt" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
 
 
 def test_overwrite_replaces_a_store(source, tmp_path):
@@ -350,3 +389,53 @@ def test_writing_geotiffs_leaves_the_cube_as_it_was(cube, tmp_path):
     image.reflectance.attrs["levels"] = [1, 2]
     write_geotiffs(image, tmp_path)
     assert image.reflectance.attrs["levels"] == [1, 2]
+
+
+def test_verify_knows_what_files_and_readers_change(source, cube, tmp_path, capsys):
+    """Names of dimensions, fractions of seconds, and files by day."""
+    cube["time"] = cube.time + np.timedelta64(24, "ms")
+    cube.to_zarr(tmp_path / "ms.zarr")
+    renamed = cube.rename(y="latitude", x="longitude", time="t")
+    renamed.to_zarr(tmp_path / "renamed.zarr")
+    days = cube.assign_coords(time=cube.time.values.astype("M8[D]").astype("M8[ns]"))
+    days.to_zarr(tmp_path / "days.zarr")
+    for other in (source, tmp_path / "renamed.zarr", tmp_path / "days.zarr"):
+        assert run("verify", tmp_path / "ms.zarr", other) == 0
+    later = cube.assign_coords(time=cube.time + np.timedelta64(2, "s"))
+    later.to_zarr(tmp_path / "later.zarr")
+    assert run("verify", tmp_path / "ms.zarr", tmp_path / "later.zarr") == 1
+    assert "differ along 'time'" in capsys.readouterr().err
+
+
+def test_a_measured_reflectance_of_zero_is_no_nodata(cube, tmp_path):
+    """As in EOPF: 0 is stored as 1000."""
+    values = (cube.reflectance * 1e-4).where(cube.reflectance != 0)
+    values[0, 0, :20] = 0.0
+    packing = {"dtype": "uint16", "scale_factor": 1e-4, "add_offset": -0.1, "_FillValue": 0}
+    values.to_dataset().to_zarr(tmp_path / "s.zarr", encoding={"reflectance": packing})
+    assert run("encode", tmp_path / "s.zarr", tmp_path / "a.zarr", *TOY) == 0
+    assert run("verify", tmp_path / "s.zarr", tmp_path / "a.zarr") == 0
+
+
+def test_encode_takes_the_arrays_that_are_named(cube, tmp_path):
+    cube.rename(reflectance="dem").drop_vars("band").to_zarr(tmp_path / "s.zarr")
+    assert run("encode", tmp_path / "s.zarr", tmp_path / "a.zarr", *TOY) == 1
+    named = ("--variables", "dem")
+    assert run("encode", tmp_path / "s.zarr", tmp_path / "a.zarr", *TOY, *named) == 0
+    assert run("verify", tmp_path / "a.zarr", tmp_path / "a.zarr") == 0
+
+
+def test_zeros_of_float_geotiffs_without_nodata_are_zeros(tmp_path):
+    rioxarray = pytest.importorskip("rioxarray")
+    values = np.linspace(0, 0.5, 3 * 20 * 20, dtype="float32").reshape(3, 20, 20)
+    values[:, :4] = 0
+    places = {"y": 5e6 - 10.0 * np.arange(20), "x": 4e5 + 10.0 * np.arange(20)}
+    image = xr.DataArray(values, places, ("band", "y", "x")).rio.write_crs("EPSG:32632")
+    image.attrs["long_name"] = ("B02", "B03", "B04")
+    (tmp_path / "tif").mkdir()
+    image.rio.to_raster(tmp_path / "tif" / "a_20230601T250000.tif")
+    image.rio.write_nodata(np.nan).rio.to_raster(tmp_path / "tif" / "a_20230602.tif")
+    assert rioxarray.open_rasterio(tmp_path / "tif" / "a_20230602.tif").rio.nodata is not None
+    assert run("encode", tmp_path / "tif", tmp_path / "a.zarr", "--max-error", 0, *TOY[:2]) == 0
+    back = xr.open_zarr(tmp_path / "a.zarr").reflectance
+    np.testing.assert_array_equal(back, np.stack([values, values]))

@@ -312,6 +312,18 @@ def test_what_is_marked_or_named_as_something_else_is_copied(tmp_path, name):
     assert (back.reflectance != values).any()
 
 
+def test_masks_named_like_a_band_are_copied(tmp_path):
+    """As ``conditions/mask/detector_footprint/r10m/b02`` of EOPF products, uint8."""
+    dn = scene((40, 40)).astype("uint16")
+    for group, data in (("reflectance", dn), ("footprint", (dn % 13).astype("uint8"))):
+        ds = xr.Dataset({"b02": (("y", "x"), data)})
+        ds.to_zarr(tmp_path / "a.zarr", group=group, mode="a", consolidated=False)
+    assert recompress(tmp_path / "a.zarr", tmp_path / "b.zarr", **TOY).complete
+    back = zarr.open(tmp_path / "b.zarr")
+    np.testing.assert_array_equal(back["footprint/b02"][:], dn % 13)
+    assert tec_spec(back["reflectance/b02"]) is not None
+
+
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_what_was_added_after_consolidation_is_there(tmp_path, zarr_format):

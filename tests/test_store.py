@@ -212,6 +212,15 @@ def test_classes_masks_and_angles_are_never_rounded(tmp_path, name, attrs):
     assert "serializer" in encoding(ds[name], variables=name)[name]
 
 
+@pytest.mark.parametrize(
+    "name", ["classification_free_composite", "cloud_mask_applied", "unmasked", "probav", "quality"]
+)
+def test_names_that_only_hold_such_words_are_reflectance(name):
+    image = xr.DataArray(CLASSES, dims=("band", "y", "x"), coords={"band": ["B02", "B03", "B04"]})
+    image.attrs["standard_name"] = "Surface Reflectance"
+    assert "serializer" in encoding(image.rename(name))[name]
+
+
 def test_bands_without_names_yield_to_those_that_have_them(tmp_path):
     image = xr.DataArray(CLASSES, dims=("band", "y", "x"))
     assert "serializer" in encoding(image.to_dataset(name="counts"))["counts"]
@@ -255,6 +264,41 @@ def test_nan_by_missing_value_stays_nan(tmp_path, lazy):
     source.to_zarr(tmp_path / "a.zarr", encoding=encoding(source))
     back = xr.open_zarr(tmp_path / "a.zarr").refl
     np.testing.assert_array_equal(np.isnan(back), np.isnan(da))
+
+
+@pytest.mark.filterwarnings("ignore:.*multiple fill values")
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("name", ["refl", "qa"])
+@pytest.mark.parametrize(
+    "fills",
+    [{"_FillValue": 0, "missing_value": 9}, {"missing_value": [0, 9]}, {"_Unsigned": "true"}],
+)
+def test_unusual_packings_keep_their_values(tmp_path, lazy, name, fills):
+    """Two values for nodata, and NetCDF's unsigned numbers in signed types."""
+    attrs = {"scale_factor": 1e-4, "_FillValue": 0} | fills
+    if "_FillValue" not in fills and "_Unsigned" not in fills:
+        del attrs["_FillValue"]
+    stored = np.random.default_rng(0).integers(0, 60000, (12, 20, 20)).astype("uint16")
+    stored[0, :9] = 9
+    stored[1, :9] = 0
+    if name == "qa":
+        del attrs["scale_factor"]
+    signed = stored.view("int16") if "_Unsigned" in fills else stored
+    bands = list(synthetic.cube(dates=1, size=8).band.values)
+    raw = xr.Dataset({name: (("band", "y", "x"), signed, attrs)}, {"band": bands})
+    pytest.importorskip("h5netcdf")
+    raw.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    ds = xr.open_dataset(tmp_path / "a.nc", chunks={} if lazy else None)
+    assert ds[name].dtype.kind == "f"
+    if name == "qa":
+        ds["refl"] = ds.qa.copy(data=ds.qa.data * 0 + 0.1)
+        ds.refl.encoding = {}
+    ds = tec_zarr.decode(ds)
+    ds.to_zarr(tmp_path / "a.zarr", encoding=encoding(ds))
+    back = xr.open_zarr(tmp_path / "a.zarr")[name]
+    np.testing.assert_array_equal(np.isnan(back), np.isnan(ds[name]))
+    allowed = 0 if name == "qa" else TOLERANCE * 1e-4 + 1e-6
+    assert np.abs(back - ds[name]).max() <= allowed
 
 
 @pytest.mark.parametrize("lazy", [False, True])
