@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -229,3 +230,43 @@ def test_safetensors_with_another_note_are_refused(note, tmp_path):
     save_file({"x": torch.zeros(2)}, file, {"tec_zarr": note})
     with pytest.raises(errors.WeightsMismatchError, match=r"a\.safetensors"):
         hub.load(FP, path=file)
+
+
+def test_files_converted_at_the_same_time_do_not_get_one_anothers_weights(tmp_path):
+    modules = [make("fp", seed=seed) for seed in range(6)]
+    for number, module in enumerate(modules):
+        torch.save(module.state_dict(), tmp_path / f"{number}.pt")
+    with ThreadPoolExecutor(len(modules)) as pool:
+        paths = [tmp_path / f"{number}.pt" for number in range(len(modules))]
+        loaded = list(pool.map(lambda path: hub.load(FP, 10, path=path), paths))
+    for module, found in zip(modules, loaded, strict=True):
+        assert torch.equal(module.g_a[0].weight, found.g_a[0].weight)
+
+
+@pytest.mark.parametrize("read", [hub.load, hub.load_codec])
+@pytest.mark.parametrize("pinned", [False, True])
+def test_changed_weights_in_the_cache_are_not_loaded(cache, tmp_path, read, pinned):
+    checkpoint(tmp_path / "model.pt")
+    hub.load(FP, 10, path=tmp_path / "model.pt")
+    (file,) = cache.glob("*.safetensors")
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    sha256 = file.stem.rpartition("--")[2] if pinned else None
+    with pytest.raises(errors.WeightsMismatchError, match=r"was changed.*delete it"):
+        read(FP, 10, sha256=sha256)
+
+
+def test_of_several_weights_in_the_cache_none_is_taken_by_chance(cache, tmp_path):
+    modules, hashes = [], []
+    for seed in range(2):
+        module = make("fp", seed=seed)
+        torch.save(module.state_dict(), tmp_path / f"{seed}.pt")
+        modules.append(module)
+        hashes.append(hub.load_codec(FP, 10, path=tmp_path / f"{seed}.pt").weights_sha256)
+    with pytest.raises(errors.UnknownModelError) as raised:
+        hub.load(FP, 10)
+    assert all(text in str(raised.value) for text in (*hashes, "sha256=", "path="))
+    for module, sha256 in zip(modules, hashes, strict=True):
+        found = hub.load(FP, 10, sha256=sha256.upper())
+        assert torch.equal(module.g_a[0].weight, found.g_a[0].weight)

@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,8 +121,11 @@ def load(
     path : path, optional
         Checkpoint on this machine: ``.pt`` or ``.ckpt`` as published, or safetensors.
         Without it the cache is searched, then the file is downloaded.
+        Several different ones there have to be told apart by `sha256`, or by `path`.
     sha256 : str, optional
-        SHA-256 (hex) that the checkpoint file or its conversion must have.
+        SHA-256 (hex) that the checkpoint file or its conversion must have. The cache knows
+        conversions by their own hash only: with that of the checkpoint file and no `path`, the
+        file is asked for again.
 
     Returns
     -------
@@ -132,12 +136,13 @@ def load(
     Raises
     ------
     UnknownModelError
-        No such name or rate, no such file, or the hub cannot be reached; the message holds
-        the command that gets the file.
+        No such name or rate, no such file, several in the cache, or the hub cannot be reached;
+        the message says what to do, such as the command that gets the file.
     WeightsMismatchError
-        Wrong hash, missing or unexpected keys, wrong shapes, wrong number of bands.
+        Wrong hash, missing or unexpected keys, wrong shapes, wrong number of bands, weights that
+        are not finite, a file of the cache that was changed.
     """
-    return _read(_find(name, compression, path, sha256))
+    return _read(_find(name, compression, path, sha256)[0])
 
 
 def load_codec(
@@ -171,10 +176,10 @@ def load_codec(
     from tec_zarr.models.family import FamilyModel
     from tec_zarr.models.registry import register_model
 
-    file = _find(name, compression, path, sha256)
+    file, found = _find(name, compression, path, sha256)
     rate = "" if compression is None else f"/lambda-{_rate(name, compression)}"
     module = _read(file).to(pick_device())
-    model = FamilyModel(module, name + rate, _sha256(file), context_tokens)
+    model = FamilyModel(module, name + rate, found, context_tokens)
     register_model(model.name, lambda: model, model.weights_sha256)
     return model
 
@@ -223,11 +228,7 @@ def cached_entry(name: str) -> Entry | None:
     def open_codec(sha256: str) -> FamilyModel:
         from tec_zarr.models.family import FamilyModel
 
-        file = files[sha256]
-        if _sha256(file) != sha256:
-            raise WeightsMismatchError(
-                f"{file} was changed since it was written: delete it.\n" + _how_to_get(family, tail)
-            )
+        file = _unchanged(files[sha256], family, tail)
         return FamilyModel(_read(file).to(pick_device()), name, sha256)
 
     return Entry(name, NAMED_MODEL, tuple(files), open_codec)
@@ -249,8 +250,8 @@ def _find(
     compression: float | str | None,
     path: str | os.PathLike[str] | None,
     sha256: str | None,
-) -> Path:
-    """Converted safetensors of a model, converting or downloading where needed."""
+) -> tuple[Path, str]:
+    """Converted safetensors of a model and its SHA-256, converting or downloading where needed."""
     if name not in PUBLISHED:
         raise UnknownModelError(f"No model {name!r}; there are {', '.join(PUBLISHED)}.")
     rate = None if path and compression is None else _rate(name, compression)
@@ -262,11 +263,34 @@ def _find(
             )
     else:
         assert rate is not None
-        for file in _cached(name, rate):
-            if sha256 in (None, _hash_in_name(file)):
-                return file
+        file = _chosen(name, rate, sha256)
+        if file is not None:
+            return _unchanged(file, name, rate), _hash_in_name(file)
         source = _download(name, rate)
     return _convert(source, name, rate, sha256)
+
+
+def _chosen(name: str, rate: str, sha256: str | None) -> Path | None:
+    """The file of the cache that is meant; never one of several that only their age tells apart."""
+    files = _cached(name, rate)
+    if sha256 is not None:
+        return next((file for file in files if _hash_in_name(file) == sha256.lower()), None)
+    if len(files) > 1:
+        hashes = "".join(f"\n    {_hash_in_name(file)}" for file in files)
+        raise UnknownModelError(
+            f"{cache_folder()} holds different weights of {name}, lambda {rate}, those kept last "
+            f"first:{hashes}\nSay which with sha256= or path=, or delete the others."
+        )
+    return files[0] if files else None
+
+
+def _unchanged(file: Path, name: str, rate: str) -> Path:
+    """A file of the cache that still has the hash it is named by."""
+    if _sha256(file) != _hash_in_name(file):
+        raise WeightsMismatchError(
+            f"{file} was changed since it was written: delete it.\n" + _how_to_get(name, rate)
+        )
+    return file
 
 
 def _rate(name: str, compression: float | str | None) -> str:
@@ -309,7 +333,9 @@ def _download(name: str, rate: str) -> Path:
         ) from error
 
 
-def _convert(source: Path, name: str, rate: str | None, sha256: str | None) -> Path:
+def _convert(
+    source: Path, name: str, rate: str | None, sha256: str | None
+) -> tuple[Path, str]:
     """Check a checkpoint and put it into the cache as safetensors, unless it is from there."""
     state, metadata = _read_state(source)
     if metadata is not None:
@@ -329,18 +355,16 @@ def _convert(source: Path, name: str, rate: str | None, sha256: str | None) -> P
     given = _sha256(source)
     if metadata is not None and rate is None:
         _check_hash(source, sha256, given)
-        return source
+        return source, given
     module = _build(PUBLISHED[name].architecture, config, state, source)
-    _fill_tables(module)
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{os.getpid()}.part"
-    try:
-        own = save(module, part)
+    # A folder of its own: other threads and processes may be converting too.
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as part:
+        written = Path(part, "weights.safetensors")
+        own = save(module, written)
         _check_hash(source, sha256, given, own)
-        return part.replace(folder / f"{name}--{rate or 'own'}--{own}.safetensors")
-    finally:
-        part.unlink(missing_ok=True)
+        return written.replace(folder / f"{name}--{rate or 'own'}--{own}.safetensors"), own
 
 
 def _check_hash(source: Path, wanted: str | None, *found: str) -> None:
