@@ -24,7 +24,8 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("TEC_ZARR_CACHE", str(folder))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
-    monkeypatch.setattr(registry, "_registered", {})
+    for name in ("_registered", "_loaders", "_loaded"):
+        monkeypatch.setattr(registry, name, {})
     return folder
 
 
@@ -270,3 +271,34 @@ def test_of_several_weights_in_the_cache_none_is_taken_by_chance(cache, tmp_path
     for module, sha256 in zip(modules, hashes, strict=True):
         found = hub.load(FP, 10, sha256=sha256.upper())
         assert torch.equal(module.g_a[0].weight, found.g_a[0].weight)
+
+
+def test_a_codec_loaded_again_takes_the_place_of_the_one_before(tmp_path):
+    hub.save(make("flex"), tmp_path / "own.safetensors")
+    for context in (None, 1, 3):
+        codec = hub.load_codec(
+            "flextec_v1_s2l2a", path=tmp_path / "own.safetensors", context_tokens=context
+        )
+        assert registry.get_model(codec.name) is codec
+
+
+def test_weights_under_one_name_stay_readable(tmp_path, monkeypatch):
+    codecs = []
+    for seed in range(2):
+        torch.save(make("fp", seed=seed).state_dict(), tmp_path / f"{seed}.pt")
+        codecs.append(hub.load_codec(FP, 10, path=tmp_path / f"{seed}.pt"))
+    first, second = codecs
+    assert registry.get_model(first.name) is second
+    assert registry.get_model(first.name, first.weights_sha256) is first
+    # As in a process that loaded the second only: the first is in the cache.
+    for name in ("_registered", "_loaders", "_loaded"):
+        monkeypatch.setattr(registry, name, {})
+    hub.load_codec(FP, 10, path=tmp_path / "1.pt")
+    found = registry.get_model(first.name, first.weights_sha256[:16])
+    assert found.weights_sha256 == first.weights_sha256
+    assert torch.equal(found.module.g_a[0].weight, first.module.g_a[0].weight)
+
+
+def test_arrays_of_a_codec_without_a_rate_say_how_to_load_it():
+    with pytest.raises(errors.UnknownModelError, match=rf"load_codec\('{FP}', path=.*lambda-"):
+        registry.find_model(FP)

@@ -204,20 +204,26 @@ def cached_entry(name: str) -> Entry | None:
     Returns
     -------
     Entry or None
-        None if `name` is not one of the published family.
+        None if `name` is not of the published family.
 
     Raises
     ------
     UnknownModelError
-        The model is published, but its weights are not in the cache; the message says how to
-        get them.
+        The model is published, but its weights are not in the cache, or `name` has no rate, as
+        of arrays written with a file given by its path; the message says how to get them.
     """
     from tec_zarr.models.registry import Entry
     from tec_zarr.stream import NAMED_MODEL
 
     family, _, tail = name.partition("/lambda-")
-    if family not in PUBLISHED or tail not in PUBLISHED[family].rates:
+    if family not in PUBLISHED:
         return None
+    if tail not in PUBLISHED[family].rates:
+        raise UnknownModelError(
+            f"Model {name!r} is not known by its name alone: its weights were given by their path. "
+            f"Load the same file first, tec_zarr.models.load_codec({family!r}, path=...), or name "
+            f"a published rate: '{family}/lambda-' and one of {', '.join(PUBLISHED[family].rates)}."
+        )
     files = {_hash_in_name(file): file for file in _cached(family, tail)}
     if not files:
         raise UnknownModelError(

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from itertools import chain
 from pathlib import Path
@@ -120,6 +120,7 @@ class Entry:
 
 
 _registered: dict[str, Entry] = {}
+_loaders: dict[tuple[str, str], Callable[[], Model]] = {}  # of what was registered
 _loaded: dict[tuple[str, str], Model] = {}
 _lock = threading.RLock()  # a model may be built on another one
 
@@ -143,7 +144,9 @@ if hasattr(os, "register_at_fork"):
 def register_model(name: str, load: Callable[[], Model], weights_sha256: str) -> None:
     """Add a model of your own for this process.
 
-    Frames written with it carry its name, and decode wherever it is registered again.
+    Frames written with it carry its name, and decode wherever it is registered again. Other
+    weights under one name stay readable, the last are written with; the same weights again take
+    the place of those before.
 
     Parameters
     ----------
@@ -159,7 +162,22 @@ def register_model(name: str, load: Callable[[], Model], weights_sha256: str) ->
             f"a model cannot be registered as {name!r}: take up to 64 ASCII characters other "
             f"than {sorted(_index())}"
         )
-    _registered[name] = Entry(name, NAMED_MODEL, (weights_sha256,), lambda _: load())
+    with _lock:
+        before = _registered[name].weights if name in _registered else ()
+        weights = (weights_sha256, *(w for w in before if w != weights_sha256))
+        _loaders[name, weights_sha256] = load
+        _loaded.pop((name, weights_sha256), None)
+        _registered[name] = Entry(name, NAMED_MODEL, weights, partial(_load_registered, name))
+
+
+def _load_registered(name: str, sha256: str) -> Model:
+    """A registered model, or its other weights from the cache if it is a published one."""
+    load = _loaders.get((name, sha256))
+    if load is not None:
+        return load()
+    kept = hub.cached_entry(name)
+    assert kept is not None  # get_model found the hash there
+    return kept.load(sha256)
 
 
 def find_model(name: str) -> Entry:
@@ -239,8 +257,7 @@ def weights_file(name: str, sha256: str) -> Path:
     UnknownModelError
         The model is neither built in nor published, so that its files are not known here.
     """
-    family, _, rate = name.partition("/lambda-")
-    if name not in _index() and rate not in getattr(hub.PUBLISHED.get(family), "rates", ()):
+    if not _is_kept(name):
         raise UnknownModelError(
             f"where the weights of model {name!r} are is not known: it is neither built in nor "
             "published; whoever registers it keeps its weights"
@@ -261,11 +278,17 @@ def _cache_file(name: str, sha256: str) -> Path:
     return hub.cache_folder() / f"{name.replace('/lambda-', '--')}--{sha256}.safetensors"
 
 
+def _is_kept(name: str) -> bool:
+    """Whether a model is one whose weights may lie in the user's cache."""
+    family, _, rate = name.partition("/lambda-")
+    return name in _index() or rate in getattr(hub.PUBLISHED.get(family), "rates", ())
+
+
 def _kept(name: str) -> Iterator[str]:
-    """Hashes of a built-in model's weights in the user's cache."""
-    if name in _index():
+    """Hashes of a built-in or published model's weights in the user's cache."""
+    if _is_kept(name):
         for file in sorted(_cache_file(name, "").parent.glob(_cache_file(name, "*").name)):
-            yield file.stem.removeprefix(f"{name}--")
+            yield file.stem.rpartition("--")[2]
 
 
 @cache
