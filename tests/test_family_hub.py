@@ -1,6 +1,7 @@
 """Getting the published weights: local files, the cache, and a hub that may not answer."""
 
 import hashlib
+import json
 import subprocess
 import sys
 import types
@@ -14,6 +15,7 @@ from test_family_codec import SMALL, make, scene
 
 from tec_zarr import errors
 from tec_zarr.models import hub, registry
+from tec_zarr.models.layers import EntropyBottleneck
 from tec_zarr.models.temporal import TemporalTransformer
 
 FP, TT = "terracodec_v1_fp_s2l2a", "terracodec_v1_tt_s2l2a"
@@ -302,3 +304,56 @@ def test_weights_under_one_name_stay_readable(tmp_path, monkeypatch):
 def test_arrays_of_a_codec_without_a_rate_say_how_to_load_it():
     with pytest.raises(errors.UnknownModelError, match=rf"load_codec\('{FP}', path=.*lambda-"):
         registry.find_model(FP)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(value, tmp_path):
+    module = make("fp")
+    module.g_s[0].bias.data[3] = value
+    with pytest.raises(errors.TecError, match=r"own\.safetensors: g_s\.0\.bias.*not finite"):
+        hub.save(module, tmp_path / "own.safetensors")
+    assert not list(tmp_path.iterdir())
+    torch.save(module.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(errors.WeightsMismatchError, match=r"g_s\.0\.bias.*not finite"):
+        hub.load(FP, path=tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", ["fp", "elic", "tt", "flex"])
+def test_checkpoints_of_other_floats_code(kind, dtype, tmp_path):
+    module, path = make(kind), tmp_path / "model.safetensors"
+    note = json.dumps({"architecture": kind, "config": module.config})
+    save_file(module.to(dtype).state_dict(), path, {"tec_zarr": note})
+    name = next(n for n, p in hub.PUBLISHED.items() if p.architecture == kind)
+    codec = hub.load_codec(name, path=path)
+    assert {p.dtype for p in hub.load(name, path=path).parameters()} == {torch.float32}
+    cube = scene(1, 12, 64, 64)
+    encoded = codec.encode(cube, 8.0, None)
+    assert codec.decode(encoded.sections, cube.shape, 8.0, None)[1] == encoded.latents_crc
+
+
+@pytest.mark.parametrize("kind", ["fp", "elic"])
+def test_a_saved_file_holds_the_integer_tables(kind, tmp_path):
+    hub.save(make(kind), tmp_path / "own.safetensors")
+    name = FP if kind == "fp" else "terracodec_v1_elic_s2l2a"
+    module = hub.load(name, path=tmp_path / "own.safetensors")
+    (tables,) = (part for part in module.modules() if isinstance(part, EntropyBottleneck))
+    assert (tables._quantized_cdf.max(), len(tables._offset)) == (1 << 16, len(tables.medians))
+
+
+def test_only_what_loads_again_is_saved(tmp_path):
+    with pytest.raises(errors.TecError, match=r"Linear is none of.*FactorizedPrior.*FlexTEC"):
+        hub.save(torch.nn.Linear(2, 2), tmp_path / "own.safetensors")
+    hub.save(make("tt"), tmp_path / "own.safetensors")
+    codec = hub.load_codec(TT, path=tmp_path / "own.safetensors")
+    with pytest.raises(errors.TecError, match="copy that a codec computes with"):
+        hub.save(codec.module, tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("context", [-1, 0, 17, 2.5, 2.0, "4"])
+def test_a_context_that_flextec_does_not_have_is_refused(context, tmp_path):
+    hub.save(make("flex"), tmp_path / "own.safetensors")
+    with pytest.raises(errors.UnsupportedArrayError, match="context_tokens is 1 to 16"):
+        hub.load_codec(
+            "flextec_v1_s2l2a", path=tmp_path / "own.safetensors", context_tokens=context
+        )

@@ -241,14 +241,45 @@ def cached_entry(name: str) -> Entry | None:
 
 
 def save(module: nn.Module, path: str | os.PathLike[str]) -> str:
-    """Write a model of the family as safetensors, with its configuration; return the SHA-256."""
+    """Write a model of the family as safetensors, with its configuration; return the SHA-256.
+
+    The integer tables of `module` are filled first where they are empty, so that whoever loads the
+    file codes with these and computes none of their own.
+
+    Raises
+    ------
+    TecError
+        Not a model of the family, the copy of one that a codec computes with, or weights that are
+        not finite.
+    """
     from safetensors.torch import save_file
 
-    architecture = next(a for a, (_, c) in _CLASSES.items() if c == type(module).__name__)
-    metadata = {"architecture": architecture, "config": module.config}
+    classes = {cls: architecture for architecture, (_, cls) in _CLASSES.items()}
+    architecture = classes.get(type(module).__name__)
+    if architecture is None:
+        raise TecError(
+            f"{path}: a {type(module).__name__} is none of the family's classes, which are "
+            f"{', '.join(classes)} in tec_zarr.models"
+        )
+    config: dict[str, Any] = dict(module.config)  # type: ignore[arg-type]
+    if module.state_dict().keys() != _without_weights(architecture, config).state_dict().keys():
+        raise TecError(
+            f"{path}: this {type(module).__name__} is the copy that a codec computes with, which "
+            "cannot be loaded again: save the module that the codec was made of"
+        )
+    strange = first_not_finite(module)
+    if strange is not None:
+        raise TecError(f"{path}: {strange} has values that are not finite: nothing was saved")
+    _fill_tables(module)
+    metadata = {"architecture": architecture, "config": config}
     state = {key: value.contiguous() for key, value in module.state_dict().items()}
     save_file(state, path, {_METADATA: json.dumps(metadata, sort_keys=True)})
     return _sha256(Path(path))
+
+
+def first_not_finite(module: nn.Module) -> str | None:
+    """Name of the first parameter with a value that is NaN or infinite, None without."""
+    return next((n for n, p in module.named_parameters() if not p.isfinite().all()), None)
 
 
 def _find(
@@ -423,12 +454,9 @@ def _config_of(state: dict[str, Tensor], source: Path, name: str) -> dict[str, A
 def _build(
     architecture: str, config: dict[str, Any], state: dict[str, Tensor], source: Path
 ) -> nn.Module:
-    import torch
-
-    module_name, cls = _CLASSES[architecture]
+    cls = _CLASSES[architecture][1]
     try:
-        with torch.device("meta"):
-            module: nn.Module = getattr(importlib.import_module(module_name), cls)(**config)
+        module = _without_weights(architecture, config)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise WeightsMismatchError(
             f"{source} says that it holds a {cls} of {config}, which cannot be made ({error})"
@@ -444,11 +472,29 @@ def _build(
                 if keys
             )
         )
+    # Codecs compute with float32, whatever a checkpoint was kept in.
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     try:
         module.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise WeightsMismatchError(f"{source} does not fit a {cls}: {error}") from error
+    bad = first_not_finite(module)
+    if bad is not None:
+        raise WeightsMismatchError(
+            f"{source}: {bad} has values that are not finite: the training went wrong or the "
+            "file is damaged. Get another one."
+        )
     return module.eval()
+
+
+def _without_weights(architecture: str, config: dict[str, Any]) -> nn.Module:
+    """A module of the architecture that takes no memory."""
+    import torch
+
+    module, cls = _CLASSES[architecture]
+    with torch.device("meta"):
+        made: nn.Module = getattr(importlib.import_module(module), cls)(**config)
+    return made
 
 
 def _fill_tables(module: nn.Module) -> None:
