@@ -147,3 +147,26 @@ def test_training_starts_from_given_weights(tmp_path, folder):
     assert all(
         torch.equal(a, b) for a, b in zip(built.parameters(), module.parameters(), strict=True)
     )
+
+
+def places(folder, **dates):
+    for seed, (name, count) in enumerate(dates.items()):
+        dn = scene(count, 12, 72, 80, seed).astype(np.uint16)
+        np.savez(folder / f"{name}.npz", dn=dn, present=np.ones(12, bool))
+
+
+def test_image_models_train_on_places_of_one_date_beside_others(tmp_path):
+    places(tmp_path, one=1, other=1, series=3, ssl4eos12_val_1=1, glf_out=1)
+    config = FamilyConfig((str(tmp_path),), "unused", NAMES["fp"], left_out=("glf",))
+    kept, held = load_places(config)
+    assert sorted(len(place.dn) for place in kept) == [1, 1, 3]
+    assert len(held) == 1
+    config = FamilyConfig((str(tmp_path),), "unused", NAMES["tt"])
+    kept, held = load_places(config)
+    assert [len(place.dn) for place in kept] == [3]
+
+
+def test_image_models_do_not_ask_for_series(tmp_path):
+    with pytest.raises(errors.UnsupportedArrayError) as raised:
+        load_places(FamilyConfig((str(tmp_path),), "unused", NAMES["fp"]))
+    assert "two dates" not in str(raised.value)

@@ -235,5 +235,32 @@ def test_wider_temporal_networks_start_with_what_narrower_ones_compute():
 
 def test_places_held_out_of_training_are_not_trained_on(series_folder):
     config = temporal.TemporalConfig(data=(str(series_folder),), out="unused")
-    assert len(temporal.load_series(config, held=False)) == 2
-    assert len(temporal.load_series(config, held=True)) == 1
+    assert len(temporal.load_series(config)) == 2
+    assert len(temporal.read_series(config, held=True)) == 1
+
+
+def test_ones_own_places_are_enough_for_the_temporal_model(tmp_path):
+    for seed in range(3):
+        cube = synthetic.cube(dates=3, size=48, seed=seed, nodata_edge=False).values
+        np.savez(tmp_path / f"mine-{seed}.npz", dn=cube, present=np.ones(12, bool))
+    config = temporal.TemporalConfig(data=(str(tmp_path),), out=str(tmp_path / "run"), steps=1)
+    kept, held = temporal.split_series(config)
+    assert (len(kept), len(held)) == (2, 1)
+    temporal.train_temporal(replace(config, batch=1, crop=32))
+    assert (tmp_path / "run" / "last.pt").exists()
+
+
+@pytest.mark.parametrize("kind", ["dn", "present", "bands", "damaged"])
+def test_training_data_that_cannot_be_used_is_named(kind, tmp_path):
+    arrays = {"dn": np.ones((2, 12, 64, 64), "u2"), "present": np.ones(12, bool)}
+    if kind == "bands":
+        arrays["dn"] = np.ones((2, 13, 64, 64), "u2")
+    arrays.pop(kind, None)
+    path = tmp_path / "place.npz"
+    np.savez(path, **arrays)
+    if kind == "damaged":
+        path.write_bytes(path.read_bytes()[:500])
+    config = temporal.TemporalConfig(data=(str(tmp_path),), out="unused")
+    for read in (data.npz_windows, lambda _: temporal.load_series(config)):
+        with pytest.raises(UnsupportedArrayError, match=r"place\.npz"):
+            read(tmp_path)

@@ -9,7 +9,6 @@ synthesis sees learned mask tokens for the others, the next date's context all o
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import time
@@ -30,17 +29,18 @@ from tec_zarr.models.family import STATISTICS
 from tec_zarr.models.flex import FlexTEC, draw_quality
 from tec_zarr.models.fp import FactorizedPrior
 from tec_zarr.models.layers import EntropyBottleneck
-from tec_zarr.training.data import npz_windows
+from tec_zarr.training.data import BANDS
 from tec_zarr.training.loop import (
     add_to_log,
     begin_run,
     descend,
+    hold_back,
     restore_checkpoint,
     save_checkpoint,
     share_of_rate,
     with_its_threads,
 )
-from tec_zarr.training.temporal import Series, SeriesSampler, load_series
+from tec_zarr.training.temporal import Series, SeriesSampler, read_series
 
 __all__ = ["FamilyConfig", "series_loss", "train_family"]
 
@@ -150,25 +150,17 @@ def load_places(config: FamilyConfig) -> tuple[list[Series], list[Series]]:
     """
     bands = hub.PUBLISHED[config.model].bands
     kept, held = list(_stored(config, bands, held=False)), list(_stored(config, bands, held=True))
-    if bands == 12:
-        for held_too, places in ((False, kept), (True, held)):
-            with contextlib.suppress(UnsupportedArrayError):  # none there
-                places += load_series(config, held_too)
-    if config.sample_dates == 1 and not kept:
-        kept = [
-            Series(window.dn[None], window.present, window.weight)
-            for path in config.data
-            for window in npz_windows(Path(path))
-        ]
+    fewest = min(config.sample_dates, 2)
+    if bands == BANDS:
+        kept += read_series(config, held=False, fewest=fewest)
+        held += read_series(config, held=True, fewest=fewest)
     kept, held = ([s for s in places if s.present.all()] for places in (kept, held))
     if not kept:
         raise UnsupportedArrayError(
             f"nothing in {config.data} to train {config.model} on: it takes folders of .npz or "
-            f"SSL4EO-S12 zarr-zips of {bands} bands" + ", two dates or more" * (config.dates > 1)
+            f"SSL4EO-S12 zarr-zips of {bands} bands" + ", two dates or more" * (fewest > 1)
         )
-    if not held:
-        held, kept = kept[::20], [s for i, s in enumerate(kept) if i % 20] or kept
-    return kept, held
+    return hold_back(kept, held)
 
 
 def _stored(config: FamilyConfig, bands: int, held: bool) -> Iterator[Series]:

@@ -30,6 +30,7 @@ LAMBDA = 8.0
 
 Settings = TypeVar("Settings", bound=Any)
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,16 @@ def split_windows(config: Config) -> tuple[list[Window], list[Window]]:
     ]
     held = [w for w in usable if w.source.startswith(config.held_out)]
     kept = [w for w in usable if not w.source.startswith(config.held_out)]
-    # Data of one's own has none of those places: hold back every twentieth window instead.
+    return hold_back(kept, held)
+
+
+def hold_back(kept: list[Item], held: list[Item]) -> tuple[list[Item], list[Item]]:
+    """What to train on and what to validate on, of what is not held out by its name and what is.
+
+    Data of one's own has none of the places that are: every twentieth is held back instead.
+    """
     if not held:
-        held, kept = kept[::20], [w for i, w in enumerate(kept) if i % 20]
+        held, kept = kept[::20], [item for i, item in enumerate(kept) if i % 20]
     return kept or held, held
 
 
