@@ -11,7 +11,7 @@ import torch
 import zarr
 
 from tec_zarr import cli, synthetic
-from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.models import s2, s2_flex, s2_temporal
 from tec_zarr.models.registry import get_model
 from tec_zarr.models.s2_net import CHANNELS, COMPONENTS, IntConv, S2Net
@@ -264,3 +264,49 @@ def test_training_data_that_cannot_be_used_is_named(kind, tmp_path):
     for read in (data.npz_windows, lambda _: temporal.load_series(config)):
         with pytest.raises(UnsupportedArrayError, match=r"place\.npz"):
             read(tmp_path)
+
+
+def test_a_run_is_not_resumed_with_other_settings(config, trained, tmp_path):
+    begun = replace(config, out=str(tmp_path), steps=2)
+    loop.train(begun)
+    kept = (tmp_path / "config.json").read_text()
+    with pytest.raises(TecError, match=r"crop: 32 -> 64\n.*seed: 0 -> 1\n.*another out") as raised:
+        loop.train(replace(begun, crop=64, seed=1, steps=4))
+    assert "steps" not in str(raised.value)
+    assert (tmp_path / "config.json").read_text() == kept
+    loop.train(replace(begun, steps=3, validate_every=1, workers=2))
+    (tmp_path / "last.pt").write_bytes(b"PK damaged")
+    with pytest.raises(TecError, match=r"last\.pt is no checkpoint of this run.*delete it"):
+        loop.train(begun)
+
+
+def test_training_stops_at_a_loss_that_is_not_finite(config, tmp_path, monkeypatch):
+    begun = replace(config, out=str(tmp_path), steps=2)
+    loop.train(begun)
+    kept = (tmp_path / "last.pt").read_bytes()
+    usual = loop.tile_loss
+
+    def lost(*batch):
+        loss, *rest = usual(*batch)
+        return loss * float("nan"), *rest
+
+    monkeypatch.setattr(loop, "tile_loss", lost)
+    with pytest.raises(TecError, match="loss of step 3 is nan"):
+        loop.train(replace(begun, steps=6))
+    assert (tmp_path / "last.pt").read_bytes() == kept
+
+
+def test_a_checkpoint_of_lost_weights_is_not_written(tmp_path):
+    net = torch.nn.Linear(2, 2)
+    optimiser = loop.adam(net.parameters())
+    net.bias.data[0] = float("inf")
+    with pytest.raises(TecError, match="after step 7 bias is not finite"):
+        loop.save_checkpoint(tmp_path / "last.pt", net, net, optimiser, 7)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device, config, tmp_path):
+    with pytest.raises(TecError, match=f"device '{device}' cannot be used here"):
+        loop.train(replace(config, out=str(tmp_path), device=device))
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.models import hub
 from tec_zarr.models.elic import ELIC
 from tec_zarr.models.family import STATISTICS
@@ -33,6 +34,7 @@ from tec_zarr.training.data import BANDS
 from tec_zarr.training.loop import (
     add_to_log,
     begin_run,
+    check_loss,
     descend,
     hold_back,
     restore_checkpoint,
@@ -233,12 +235,30 @@ def validate(net: nn.Module, series: Tensor, config: FamilyConfig) -> dict[str, 
 
 
 def build(config: FamilyConfig) -> nn.Module:
-    """The network of a configuration, with random weights or those to start from."""
+    """The network of a configuration, with random weights or those to start from.
+
+    Raises
+    ------
+    TecError
+        Both `network` and `start` are given, or `network` is not what the architecture takes.
+    """
+    if config.start and config.network:
+        raise TecError(
+            f"network and start are both given: the sizes are those of the weights in "
+            f"{config.start}. Leave one out"
+        )
     if config.start:
         return hub.load(config.model, path=config.start)
     module, name = hub._CLASSES[config.architecture]
     cls = getattr(importlib.import_module(module), name)
-    return cls(hub.PUBLISHED[config.model].bands, **config.network)
+    try:
+        return cls(hub.PUBLISHED[config.model].bands, **config.network)
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+        arguments = ", ".join(inspect.signature(cls).parameters)
+        raise TecError(
+            f"network = {dict(config.network)} makes no {name} ({error}); it may hold those of "
+            f"{arguments} but bands"
+        ) from error
 
 
 @with_its_threads
@@ -275,6 +295,7 @@ def train_family(config: FamilyConfig) -> Path:
         series = sampler.batch(config.batch, config.sample_dates).to(config.device)
         loss, rate, error = series_loss(net.train(), series, config.distortion)
         total = loss + _tail_loss(net)
+        check_loss(total.detach(), step + 1)
         descend(total, net, average, optimiser, min(config.ema, (step + 1) / (step + 10)))
         if (step + 1) % 50 == 0:
             parts = [round(float(part.detach()), 5) for part in (loss, rate, error)]

@@ -59,6 +59,7 @@ from tec_zarr.training.loop import (
     adam,
     add_to_log,
     begin_run,
+    check_loss,
     hold_back,
     restore_checkpoint,
     save_checkpoint,
@@ -493,6 +494,7 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
         together = [torch.cat(parts) for parts in zip(*prepared, strict=True)]
         decay = min(config.ema, (step + 1) / (step + 100))
         value = stepper(share_of_rate(step, config.steps, 100), decay, *together)
+        check_loss(value, step + 1)
         if (step + 1) % 10 == 0:
             seen = float(value) if seen == 0 else 0.9 * seen + 0.1 * float(value)
         if (step + 1) % 50 == 0:
