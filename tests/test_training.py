@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,3 +311,45 @@ def test_a_device_that_is_not_there_is_named(device, config, tmp_path):
     with pytest.raises(TecError, match=f"device '{device}' cannot be used here"):
         loop.train(replace(config, out=str(tmp_path), device=device))
     assert not list(tmp_path.iterdir())
+
+
+FP_MODEL = 'model = "terracodec_v1_fp_s2l2a"\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('steps = "2"', "steps is '2', it has to be a whole number from 1"),
+        ("batch = 0", "batch is 0, it has to be a whole number from 1"),
+        ("steps = true", "steps is True, it has to be a whole number"),
+        ("rate = nan", "rate is nan, it has to be a number from 0"),
+        ("seed = -1", "seed is -1, it has to be a whole number from 0"),
+        ("device = 1", "device is 1, it has to be text"),
+        ("held_out = [1]", "held_out is .1., it has to be a list of text"),
+        ("crop = 50", "crop is 50, this model takes multiples of 8"),
+        ("crop = 8", "crop is 8.*16 or more"),
+        ("crop = 24\n" + FP_MODEL, "crop is 24, this model takes multiples of 16"),
+        ("network = 3\n" + FP_MODEL, "network is 3, it has to be a table"),
+        ('crop = 96\nmodel = "flextec_v1_s2l2a"', "crop is 96, this model takes multiples of 64"),
+    ],
+)
+def test_settings_of_another_type_or_out_of_range_are_named(line, message, tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text(f'data = ["x"]\nout = "run"\n{line}\n')
+    with pytest.raises(UnsupportedArrayError, match=rf"run\.toml: {message}"):
+        read_config(config)
+
+
+def test_data_is_a_list(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text('data = "train"\nout = "run"\n')
+    with pytest.raises(UnsupportedArrayError, match="data is 'train', it has to be a list of text"):
+        read_config(config)
+
+
+SHIPPED = sorted((Path(__file__).parents[1] / "docs" / "training").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_shipped_configurations_are_read(path):
+    assert read_config(path).steps > 0

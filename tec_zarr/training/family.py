@@ -95,6 +95,11 @@ class FamilyConfig:
         """Dates that the architecture is trained on at once."""
         return 1 if self.architecture in ("fp", "elic") else self.dates
 
+    @property
+    def crop_multiple(self) -> int:
+        """What the height and width of a crop are multiples of."""
+        return 16 if self.architecture == "fp" else 64
+
 
 @dataclass(frozen=True)
 class _StoredSeries:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tec_zarr.errors import TecError
 from tec_zarr.models.hub import first_not_finite
-from tec_zarr.models.s2_net import COND_HIGH, COND_LOW, LEVELS, S2Net, step_size
+from tec_zarr.models.s2_net import BLOCK, COND_HIGH, COND_LOW, LEVELS, S2Net, step_size
 from tec_zarr.training.data import Sampler, Window, windows
 from tec_zarr.training.initialise import initialise
 
@@ -75,6 +75,11 @@ class Config:
     left_out: tuple[str, ...] = ("rio-tiler-pds__T19UDP",)
     #: Two hundred parcels of one kind (forest) count for less than their number.
     discounted: tuple[str, ...] = ("bark-bettle",)
+
+    @property
+    def crop_multiple(self) -> int:
+        """What the height and width of a crop are multiples of."""
+        return BLOCK
 
 
 def condition_vector(sigma: Tensor, quality: Tensor) -> Tensor:

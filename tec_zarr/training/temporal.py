@@ -110,6 +110,11 @@ class TemporalConfig:
     #: Two hundred parcels of one kind (forest) count for less than their number.
     discounted: tuple[str, ...] = ("bark-bettle",)
 
+    @property
+    def crop_multiple(self) -> int:
+        """What the height and width of a crop are multiples of."""
+        return BLOCK
+
 
 @dataclass(frozen=True)
 class Series:
