@@ -81,7 +81,10 @@ def test_a_pinned_hash_may_be_the_files_or_its_conversions(cache, tmp_path):
     own = hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest()
     hub.load(FP, 10, path=tmp_path / "model.pt", sha256=own)
     converted = next(cache.glob("*.safetensors")).stem.rpartition("--")[2]
-    hub.load(FP, 10, path=tmp_path / "model.pt", sha256=converted)
+    hub.load(FP, 10, path=tmp_path / "model.pt", sha256=converted.upper())
+    hub.load(FP, 10, sha256=converted.upper())
+    with pytest.raises(errors.UnknownModelError, match=f"(?s)cache holds {converted}.*hf download"):
+        hub.load(FP, 10, sha256=own)
 
 
 def test_a_wrong_hash_is_refused_and_leaves_nothing(cache, tmp_path):
@@ -131,6 +134,9 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
     with pytest.raises(errors.WeightsMismatchError, match="read safely"):
         hub.load(FP, path=tmp_path / "model.pt")
     assert "executed" not in capsys.readouterr().out
+    with pytest.raises(errors.WeightsMismatchError) as raised:
+        hub.load(FP, path=tmp_path / "model.pt")
+    assert "weights_only" not in str(raised.value)  # torch's advice to read it all the same
 
 
 def test_an_unreachable_hub_gives_the_command_to_run():

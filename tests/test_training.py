@@ -353,3 +353,20 @@ SHIPPED = sorted((Path(__file__).parents[1] / "docs" / "training").glob("*.toml"
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_shipped_configurations_are_read(path):
     assert read_config(path).steps > 0
+
+
+@pytest.mark.parametrize("kind", ["image", "temporal"])
+def test_weights_to_start_from_that_are_damaged_are_named(kind, config, series_folder, tmp_path):
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(b"PK damaged")
+    trains = {
+        "image": (loop.train, config),
+        "temporal": (
+            temporal.train_temporal,
+            temporal.TemporalConfig((str(series_folder),), "unused"),
+        ),
+    }
+    train, begun = trains[kind]
+    begun = replace(begun, start=str(start), out=str(tmp_path / "run"))
+    with pytest.raises(TecError, match=r"start\.safetensors.*damaged"):
+        train(begun)

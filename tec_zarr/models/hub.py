@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 import os
+import pickle
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -364,7 +365,9 @@ def _download(name: str, rate: str) -> Path:
         hub = importlib.import_module("huggingface_hub")
         return Path(hub.hf_hub_download(published.repository, published.file(rate)))
     except Exception as error:  # the hub raises many types, its HTTP library more
+        kept = ", ".join(map(_hash_in_name, _cached(name, rate)))
         raise UnknownModelError(
+            (f"The cache holds {kept} of {name}, not the SHA-256 asked for.\n" if kept else "") +
             f"{published.file(rate)} could not be downloaded from {published.repository} "
             f"({type(error).__name__}: {error}).\n" + _how_to_get(name, rate)
         ) from error
@@ -430,8 +433,11 @@ def _read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
         if not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
             raise TypeError("not every entry is a tensor with a name")
     except Exception as error:  # torch, pickle, zip and safetensors all raise their own
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, pickle.UnpicklingError):  # whose text advises to read it unsafely
+            reason = "it is damaged, or holds more than tensors, which could run code"
         raise WeightsMismatchError(
-            f"{source} is no checkpoint that can be read safely ({type(error).__name__}: {error})."
+            f"{source} is no checkpoint that can be read safely ({reason})."
         ) from error
     return state, None
 

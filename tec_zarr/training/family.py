@@ -164,8 +164,10 @@ def load_places(config: FamilyConfig) -> tuple[list[Series], list[Series]]:
     kept, held = ([s for s in places if s.present.all()] for places in (kept, held))
     if not kept:
         raise UnsupportedArrayError(
-            f"nothing in {config.data} to train {config.model} on: it takes folders of .npz or "
-            f"SSL4EO-S12 zarr-zips of {bands} bands" + ", two dates or more" * (fewest > 1)
+            f"nothing in {config.data} to train {config.model} on, what is held out aside: it "
+            "takes " + "folders of .npz or " * (bands == BANDS)
+            + f"SSL4EO-S12 zarr-zips of {bands} bands"
+            + ", two dates or more" * (fewest > 1)
         )
     return hold_back(kept, held)
 

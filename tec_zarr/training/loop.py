@@ -12,7 +12,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
@@ -377,6 +378,20 @@ def restore_checkpoint(
         ) from error
 
 
+@contextmanager
+def reading_start(path: str) -> Iterator[None]:
+    """Name the weights to start from if they cannot be read, or are another model's."""
+    try:
+        yield
+    except (TecError, OSError):
+        raise
+    except Exception as error:  # torch, pickle, zip and safetensors raise their own
+        raise TecError(
+            f"start = {path!r} holds no weights of this model ({type(error).__name__}): it is "
+            "damaged, or another model's"
+        ) from error
+
+
 def with_its_threads(train: Callable[[Settings], Result]) -> Callable[[Settings], Result]:
     """Have a training run with its configuration's ``threads`` of torch's, and put them back.
 
@@ -411,7 +426,8 @@ def train(config: Config) -> S2Net:
     net = S2Net()
     checkpoint = out / "last.pt"
     if config.start:
-        net.load_state_dict(torch.load(config.start, weights_only=True))
+        with reading_start(config.start):
+            net.load_state_dict(torch.load(config.start, weights_only=True))
     elif not checkpoint.exists():
         sampler = Sampler(kept, config.crop, config.seed + 1)
         initialise(net, sampler, config.initial_samples)

@@ -61,6 +61,7 @@ from tec_zarr.training.loop import (
     begin_run,
     check_loss,
     hold_back,
+    reading_start,
     restore_checkpoint,
     save_checkpoint,
     share_of_rate,
@@ -454,8 +455,9 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
     net, average = (TemporalNet() for _ in range(2))
     start_net: S2Net | TemporalNet = frozen
     if config.start:
-        known = load_weights(Path(config.start)).net
-        start_net = thawed(known, TemporalNet.like(net_tensors(known)))
+        with reading_start(config.start):
+            known = load_weights(Path(config.start)).net
+            start_net = thawed(known, TemporalNet.like(net_tensors(known)))
     net.start_from(start_net)
     transform = Transform(frozen.to(config.device))
     net, average = net.to(config.device), average.to(config.device)
