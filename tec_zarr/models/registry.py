@@ -15,9 +15,9 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib import resources
 from itertools import chain
 from pathlib import Path
@@ -120,7 +120,6 @@ class Entry:
 
 
 _registered: dict[str, Entry] = {}
-_loaders: dict[tuple[str, str], Callable[[], Model]] = {}  # of what was registered
 _loaded: dict[tuple[str, str], Model] = {}
 _lock = threading.RLock()  # a model may be built on another one
 
@@ -163,21 +162,27 @@ def register_model(name: str, load: Callable[[], Model], weights_sha256: str) ->
             f"than {sorted(_index())}"
         )
     with _lock:
-        before = _registered[name].weights if name in _registered else ()
-        weights = (weights_sha256, *(w for w in before if w != weights_sha256))
-        _loaders[name, weights_sha256] = load
+        before = _registered[name].load if name in _registered else None
+        others = before.loaders if isinstance(before, _Registered) else {}
+        others = {sha256: other for sha256, other in others.items() if sha256 != weights_sha256}
+        newest_first = _Registered(name, {weights_sha256: load, **others})
+        _registered[name] = Entry(name, NAMED_MODEL, tuple(newest_first.loaders), newest_first)
         _loaded.pop((name, weights_sha256), None)
-        _registered[name] = Entry(name, NAMED_MODEL, weights, partial(_load_registered, name))
 
 
-def _load_registered(name: str, sha256: str) -> Model:
-    """A registered model, or its other weights from the cache if it is a published one."""
-    load = _loaders.get((name, sha256))
-    if load is not None:
-        return load()
-    kept = hub.cached_entry(name)
-    assert kept is not None  # get_model found the hash there
-    return kept.load(sha256)
+@dataclass(frozen=True)
+class _Registered:
+    """Loads what was registered under a name; of a published model also what is in the cache."""
+
+    name: str
+    loaders: Mapping[str, Callable[[], Model]]
+
+    def __call__(self, sha256: str) -> Model:
+        if sha256 in self.loaders:
+            return self.loaders[sha256]()
+        kept = hub.cached_entry(self.name)
+        assert kept is not None  # get_model found the hash there
+        return kept.load(sha256)
 
 
 def find_model(name: str) -> Entry:
