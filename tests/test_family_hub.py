@@ -1,9 +1,11 @@
 """Getting the published weights: local files, the cache, and a hub that may not answer."""
 
 import hashlib
+import json
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from test_family_codec import SMALL, make, scene
 
 from tec_zarr import errors
 from tec_zarr.models import hub, registry
+from tec_zarr.models.layers import EntropyBottleneck
 from tec_zarr.models.temporal import TemporalTransformer
 
 FP, TT = "terracodec_v1_fp_s2l2a", "terracodec_v1_tt_s2l2a"
@@ -23,7 +26,8 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("TEC_ZARR_CACHE", str(folder))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
-    monkeypatch.setattr(registry, "_registered", {})
+    for name in ("_registered", "_loaded"):
+        monkeypatch.setattr(registry, name, {})
     return folder
 
 
@@ -77,7 +81,10 @@ def test_a_pinned_hash_may_be_the_files_or_its_conversions(cache, tmp_path):
     own = hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest()
     hub.load(FP, 10, path=tmp_path / "model.pt", sha256=own)
     converted = next(cache.glob("*.safetensors")).stem.rpartition("--")[2]
-    hub.load(FP, 10, path=tmp_path / "model.pt", sha256=converted)
+    hub.load(FP, 10, path=tmp_path / "model.pt", sha256=converted.upper())
+    hub.load(FP, 10, sha256=converted.upper())
+    with pytest.raises(errors.UnknownModelError, match=f"(?s)cache holds {converted}.*hf download"):
+        hub.load(FP, 10, sha256=own)
 
 
 def test_a_wrong_hash_is_refused_and_leaves_nothing(cache, tmp_path):
@@ -127,6 +134,9 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
     with pytest.raises(errors.WeightsMismatchError, match="read safely"):
         hub.load(FP, path=tmp_path / "model.pt")
     assert "executed" not in capsys.readouterr().out
+    with pytest.raises(errors.WeightsMismatchError) as raised:
+        hub.load(FP, path=tmp_path / "model.pt")
+    assert "weights_only" not in str(raised.value)  # torch's advice to read it all the same
 
 
 def test_an_unreachable_hub_gives_the_command_to_run():
@@ -229,3 +239,127 @@ def test_safetensors_with_another_note_are_refused(note, tmp_path):
     save_file({"x": torch.zeros(2)}, file, {"tec_zarr": note})
     with pytest.raises(errors.WeightsMismatchError, match=r"a\.safetensors"):
         hub.load(FP, path=file)
+
+
+def test_files_converted_at_the_same_time_do_not_get_one_anothers_weights(tmp_path):
+    modules = [make("fp", seed=seed) for seed in range(6)]
+    for number, module in enumerate(modules):
+        torch.save(module.state_dict(), tmp_path / f"{number}.pt")
+    with ThreadPoolExecutor(len(modules)) as pool:
+        paths = [tmp_path / f"{number}.pt" for number in range(len(modules))]
+        loaded = list(pool.map(lambda path: hub.load(FP, 10, path=path), paths))
+    for module, found in zip(modules, loaded, strict=True):
+        assert torch.equal(module.g_a[0].weight, found.g_a[0].weight)
+
+
+@pytest.mark.parametrize("read", [hub.load, hub.load_codec])
+@pytest.mark.parametrize("pinned", [False, True])
+def test_changed_weights_in_the_cache_are_not_loaded(cache, tmp_path, read, pinned):
+    checkpoint(tmp_path / "model.pt")
+    hub.load(FP, 10, path=tmp_path / "model.pt")
+    (file,) = cache.glob("*.safetensors")
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    sha256 = file.stem.rpartition("--")[2] if pinned else None
+    with pytest.raises(errors.WeightsMismatchError, match=r"was changed.*delete it"):
+        read(FP, 10, sha256=sha256)
+
+
+def test_of_several_weights_in_the_cache_none_is_taken_by_chance(cache, tmp_path):
+    modules, hashes = [], []
+    for seed in range(2):
+        module = make("fp", seed=seed)
+        torch.save(module.state_dict(), tmp_path / f"{seed}.pt")
+        modules.append(module)
+        hashes.append(hub.load_codec(FP, 10, path=tmp_path / f"{seed}.pt").weights_sha256)
+    with pytest.raises(errors.UnknownModelError) as raised:
+        hub.load(FP, 10)
+    assert all(text in str(raised.value) for text in (*hashes, "sha256=", "path="))
+    for module, sha256 in zip(modules, hashes, strict=True):
+        found = hub.load(FP, 10, sha256=sha256.upper())
+        assert torch.equal(module.g_a[0].weight, found.g_a[0].weight)
+
+
+def test_a_codec_loaded_again_takes_the_place_of_the_one_before(tmp_path):
+    hub.save(make("flex"), tmp_path / "own.safetensors")
+    for context in (None, 1, 3):
+        codec = hub.load_codec(
+            "flextec_v1_s2l2a", path=tmp_path / "own.safetensors", context_tokens=context
+        )
+        assert registry.get_model(codec.name) is codec
+
+
+def test_weights_under_one_name_stay_readable(tmp_path, monkeypatch):
+    codecs = []
+    for seed in range(2):
+        torch.save(make("fp", seed=seed).state_dict(), tmp_path / f"{seed}.pt")
+        codecs.append(hub.load_codec(FP, 10, path=tmp_path / f"{seed}.pt"))
+    first, second = codecs
+    assert registry.get_model(first.name) is second
+    assert registry.get_model(first.name, first.weights_sha256) is first
+    # As in a process that loaded the second only: the first is in the cache.
+    for name in ("_registered", "_loaded"):
+        monkeypatch.setattr(registry, name, {})
+    hub.load_codec(FP, 10, path=tmp_path / "1.pt")
+    found = registry.get_model(first.name, first.weights_sha256[:16])
+    assert found.weights_sha256 == first.weights_sha256
+    assert torch.equal(found.module.g_a[0].weight, first.module.g_a[0].weight)
+
+
+def test_arrays_of_a_codec_without_a_rate_say_how_to_load_it():
+    with pytest.raises(errors.UnknownModelError, match=rf"load_codec\('{FP}', path=.*lambda-"):
+        registry.find_model(FP)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(value, tmp_path):
+    module = make("fp")
+    module.g_s[0].bias.data[3] = value
+    with pytest.raises(errors.TecError, match=r"own\.safetensors: g_s\.0\.bias.*not finite"):
+        hub.save(module, tmp_path / "own.safetensors")
+    assert not list(tmp_path.iterdir())
+    torch.save(module.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(errors.WeightsMismatchError, match=r"g_s\.0\.bias.*not finite"):
+        hub.load(FP, path=tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", ["fp", "elic", "tt", "flex"])
+def test_checkpoints_of_other_floats_code(kind, dtype, tmp_path):
+    module, path = make(kind), tmp_path / "model.safetensors"
+    note = json.dumps({"architecture": kind, "config": module.config})
+    save_file(module.to(dtype).state_dict(), path, {"tec_zarr": note})
+    name = next(n for n, p in hub.PUBLISHED.items() if p.architecture == kind)
+    codec = hub.load_codec(name, path=path)
+    assert {p.dtype for p in hub.load(name, path=path).parameters()} == {torch.float32}
+    cube = scene(1, 12, 64, 64)
+    encoded = codec.encode(cube, 8.0, None)
+    assert codec.decode(encoded.sections, cube.shape, 8.0, None)[1] == encoded.latents_crc
+
+
+@pytest.mark.parametrize("kind", ["fp", "elic"])
+def test_a_saved_file_holds_the_integer_tables(kind, tmp_path):
+    hub.save(make(kind), tmp_path / "own.safetensors")
+    name = FP if kind == "fp" else "terracodec_v1_elic_s2l2a"
+    module = hub.load(name, path=tmp_path / "own.safetensors")
+    (tables,) = (part for part in module.modules() if isinstance(part, EntropyBottleneck))
+    assert (tables._quantized_cdf.max(), len(tables._offset)) == (1 << 16, len(tables.medians))
+
+
+def test_only_what_loads_again_is_saved(tmp_path):
+    with pytest.raises(errors.TecError, match=r"Linear is none of.*FactorizedPrior.*FlexTEC"):
+        hub.save(torch.nn.Linear(2, 2), tmp_path / "own.safetensors")
+    hub.save(make("tt"), tmp_path / "own.safetensors")
+    codec = hub.load_codec(TT, path=tmp_path / "own.safetensors")
+    with pytest.raises(errors.TecError, match="copy that a codec computes with"):
+        hub.save(codec.module, tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("context", [-1, 0, 17, 2.5, 2.0, "4"])
+def test_a_context_that_flextec_does_not_have_is_refused(context, tmp_path):
+    hub.save(make("flex"), tmp_path / "own.safetensors")
+    with pytest.raises(errors.UnsupportedArrayError, match="context_tokens is 1 to 16"):
+        hub.load_codec(
+            "flextec_v1_s2l2a", path=tmp_path / "own.safetensors", context_tokens=context
+        )

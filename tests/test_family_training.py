@@ -12,7 +12,14 @@ import tec_zarr.models
 from tec_zarr import cli, errors
 from tec_zarr.models import family, hub, registry
 from tec_zarr.models.flex import draw_quality
-from tec_zarr.training.family import DateSampler, FamilyConfig, load_places, series_loss
+from tec_zarr.training.family import (
+    DateSampler,
+    FamilyConfig,
+    build,
+    load_places,
+    series_loss,
+    train_family,
+)
 
 NAMES = {
     "fp": "terracodec_v1_fp_s2l2a",
@@ -137,8 +144,6 @@ def test_no_data_and_unknown_keys_are_clear(tmp_path, capsys):
 
 
 def test_training_starts_from_given_weights(tmp_path, folder):
-    from tec_zarr.training.family import build
-
     module = make("tt")
     hub.save(module, tmp_path / "own.safetensors")
     start = f"{tmp_path}/own.safetensors"
@@ -147,3 +152,57 @@ def test_training_starts_from_given_weights(tmp_path, folder):
     assert all(
         torch.equal(a, b) for a, b in zip(built.parameters(), module.parameters(), strict=True)
     )
+
+
+def places(folder, **dates):
+    for seed, (name, count) in enumerate(dates.items()):
+        dn = scene(count, 12, 72, 80, seed).astype(np.uint16)
+        np.savez(folder / f"{name}.npz", dn=dn, present=np.ones(12, bool))
+
+
+def test_image_models_train_on_places_of_one_date_beside_others(tmp_path):
+    places(tmp_path, one=1, other=1, series=3, ssl4eos12_val_1=1, glf_out=1)
+    config = FamilyConfig((str(tmp_path),), "unused", NAMES["fp"], left_out=("glf",))
+    kept, held = load_places(config)
+    assert sorted(len(place.dn) for place in kept) == [1, 1, 3]
+    assert len(held) == 1
+    config = FamilyConfig((str(tmp_path),), "unused", NAMES["tt"])
+    kept, held = load_places(config)
+    assert [len(place.dn) for place in kept] == [3]
+
+
+def test_image_models_do_not_ask_for_series(tmp_path):
+    with pytest.raises(errors.UnsupportedArrayError) as raised:
+        load_places(FamilyConfig((str(tmp_path),), "unused", NAMES["fp"]))
+    assert "two dates" not in str(raised.value)
+
+
+def test_training_of_the_family_stops_at_a_loss_that_is_not_finite(folder, tmp_path):
+    start = tmp_path / "start.safetensors"
+    hub.save(make("fp"), start)
+    config = FamilyConfig(
+        (str(folder),), str(tmp_path / "run"), NAMES["fp"], start=str(start), steps=2, crop=64,
+        batch=1, rate=1e30, checkpoint_seconds=0.0,
+    )  # fmt: skip
+    with pytest.raises(errors.TecError, match=r"step 1 .*not finite|loss of step 2 is"):
+        train_family(config)
+    assert not (tmp_path / "run" / f"{NAMES['fp']}.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"width": 3}, r"width.*may hold those of bands, N, M"),
+        ({"N": "a"}, "'N': 'a'"),
+        ({"N": -1}, "'N': -1"),
+    ],
+)
+def test_a_network_that_cannot_be_made_is_named(network, message):
+    with pytest.raises(errors.TecError, match=message):
+        build(FamilyConfig(("x",), "unused", NAMES["fp"], network=network))
+
+
+def test_sizes_beside_weights_to_start_from_are_refused():
+    config = FamilyConfig(("x",), "unused", NAMES["fp"], network={"N": 8}, start="own.safetensors")
+    with pytest.raises(errors.TecError, match="network and start are both given"):
+        build(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 import zarr
 
 from tec_zarr import cli, synthetic
-from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.models import s2, s2_flex, s2_temporal
 from tec_zarr.models.registry import get_model
 from tec_zarr.models.s2_net import CHANNELS, COMPONENTS, IntConv, S2Net
@@ -235,5 +236,137 @@ def test_wider_temporal_networks_start_with_what_narrower_ones_compute():
 
 def test_places_held_out_of_training_are_not_trained_on(series_folder):
     config = temporal.TemporalConfig(data=(str(series_folder),), out="unused")
-    assert len(temporal.load_series(config, held=False)) == 2
-    assert len(temporal.load_series(config, held=True)) == 1
+    assert len(temporal.load_series(config)) == 2
+    assert len(temporal.read_series(config, held=True)) == 1
+
+
+def test_ones_own_places_are_enough_for_the_temporal_model(tmp_path):
+    for seed in range(3):
+        cube = synthetic.cube(dates=3, size=48, seed=seed, nodata_edge=False).values
+        np.savez(tmp_path / f"mine-{seed}.npz", dn=cube, present=np.ones(12, bool))
+    config = temporal.TemporalConfig(data=(str(tmp_path),), out=str(tmp_path / "run"), steps=1)
+    kept, held = temporal.split_series(config)
+    assert (len(kept), len(held)) == (2, 1)
+    temporal.train_temporal(replace(config, batch=1, crop=32))
+    assert (tmp_path / "run" / "last.pt").exists()
+
+
+@pytest.mark.parametrize("kind", ["dn", "present", "bands", "damaged"])
+def test_training_data_that_cannot_be_used_is_named(kind, tmp_path):
+    arrays = {"dn": np.ones((2, 12, 64, 64), "u2"), "present": np.ones(12, bool)}
+    if kind == "bands":
+        arrays["dn"] = np.ones((2, 13, 64, 64), "u2")
+    arrays.pop(kind, None)
+    path = tmp_path / "place.npz"
+    np.savez(path, **arrays)
+    if kind == "damaged":
+        path.write_bytes(path.read_bytes()[:500])
+    config = temporal.TemporalConfig(data=(str(tmp_path),), out="unused")
+    for read in (data.npz_windows, lambda _: temporal.load_series(config)):
+        with pytest.raises(UnsupportedArrayError, match=r"place\.npz"):
+            read(tmp_path)
+
+
+def test_a_run_is_not_resumed_with_other_settings(config, trained, tmp_path):
+    begun = replace(config, out=str(tmp_path), steps=2)
+    loop.train(begun)
+    kept = (tmp_path / "config.json").read_text()
+    with pytest.raises(TecError, match=r"crop: 32 -> 64\n.*seed: 0 -> 1\n.*another out") as raised:
+        loop.train(replace(begun, crop=64, seed=1, steps=4))
+    assert "steps" not in str(raised.value)
+    assert (tmp_path / "config.json").read_text() == kept
+    loop.train(replace(begun, steps=3, validate_every=1, workers=2))
+    (tmp_path / "last.pt").write_bytes(b"PK damaged")
+    with pytest.raises(TecError, match=r"last\.pt is no checkpoint of this run.*delete it"):
+        loop.train(begun)
+
+
+def test_training_stops_at_a_loss_that_is_not_finite(config, tmp_path, monkeypatch):
+    begun = replace(config, out=str(tmp_path), steps=2)
+    loop.train(begun)
+    kept = (tmp_path / "last.pt").read_bytes()
+    usual = loop.tile_loss
+
+    def lost(*batch):
+        loss, *rest = usual(*batch)
+        return loss * float("nan"), *rest
+
+    monkeypatch.setattr(loop, "tile_loss", lost)
+    with pytest.raises(TecError, match="loss of step 3 is nan"):
+        loop.train(replace(begun, steps=6))
+    assert (tmp_path / "last.pt").read_bytes() == kept
+
+
+def test_a_checkpoint_of_lost_weights_is_not_written(tmp_path):
+    net = torch.nn.Linear(2, 2)
+    optimiser = loop.adam(net.parameters())
+    net.bias.data[0] = float("inf")
+    with pytest.raises(TecError, match="after step 7 bias is not finite"):
+        loop.save_checkpoint(tmp_path / "last.pt", net, net, optimiser, 7)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device, config, tmp_path):
+    with pytest.raises(TecError, match=f"device '{device}' cannot be used here"):
+        loop.train(replace(config, out=str(tmp_path), device=device))
+    assert not list(tmp_path.iterdir())
+
+
+FP_MODEL = 'model = "terracodec_v1_fp_s2l2a"\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('steps = "2"', "steps is '2', it has to be a whole number from 1"),
+        ("batch = 0", "batch is 0, it has to be a whole number from 1"),
+        ("steps = true", "steps is True, it has to be a whole number"),
+        ("rate = nan", "rate is nan, it has to be a number from 0"),
+        ("seed = -1", "seed is -1, it has to be a whole number from 0"),
+        ("device = 1", "device is 1, it has to be text"),
+        ("held_out = [1]", "held_out is .1., it has to be a list of text"),
+        ("crop = 50", "crop is 50, this model takes multiples of 8"),
+        ("crop = 8", "crop is 8.*16 or more"),
+        ("crop = 24\n" + FP_MODEL, "crop is 24, this model takes multiples of 16"),
+        ("network = 3\n" + FP_MODEL, "network is 3, it has to be a table"),
+        ('crop = 96\nmodel = "flextec_v1_s2l2a"', "crop is 96, this model takes multiples of 64"),
+    ],
+)
+def test_settings_of_another_type_or_out_of_range_are_named(line, message, tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text(f'data = ["x"]\nout = "run"\n{line}\n')
+    with pytest.raises(UnsupportedArrayError, match=rf"run\.toml: {message}"):
+        read_config(config)
+
+
+def test_data_is_a_list(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text('data = "train"\nout = "run"\n')
+    with pytest.raises(UnsupportedArrayError, match="data is 'train', it has to be a list of text"):
+        read_config(config)
+
+
+SHIPPED = sorted((Path(__file__).parents[1] / "docs" / "training").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_shipped_configurations_are_read(path):
+    assert read_config(path).steps > 0
+
+
+@pytest.mark.parametrize("kind", ["image", "temporal"])
+def test_weights_to_start_from_that_are_damaged_are_named(kind, config, series_folder, tmp_path):
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(b"PK damaged")
+    trains = {
+        "image": (loop.train, config),
+        "temporal": (
+            temporal.train_temporal,
+            temporal.TemporalConfig((str(series_folder),), "unused"),
+        ),
+    }
+    train, begun = trains[kind]
+    begun = replace(begun, start=str(start), out=str(tmp_path / "run"))
+    with pytest.raises(TecError, match=r"start\.safetensors.*damaged"):
+        train(begun)

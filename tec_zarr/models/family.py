@@ -545,6 +545,11 @@ class FamilyModel:
         sent, as the reference does: smallest, but only the last date of a chunk can be
         truncated. 1 lets every date be truncated to any quality, at a cost in size.
 
+    Raises
+    ------
+    UnsupportedArrayError
+        `context_tokens` other than 1 to 16.
+
     Notes
     -----
     FP, ELIC and TT have one rate, that of their checkpoint: `quality` does not matter to them.
@@ -558,6 +563,12 @@ class FamilyModel:
         weights_sha256: str,
         context_tokens: int | None = None,
     ) -> None:
+        whole = type(context_tokens) is int and 1 <= context_tokens <= TOKENS
+        if not (whole or context_tokens is None):
+            raise UnsupportedArrayError(
+                f"{name}: context_tokens is 1 to {TOKENS}, or None for all that are sent, not "
+                f"{context_tokens!r}"
+            )
         self.name = name
         self.weights_sha256 = weights_sha256
         module = module.eval()

@@ -14,6 +14,8 @@ import hashlib
 import importlib
 import json
 import os
+import pickle
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,8 +122,11 @@ def load(
     path : path, optional
         Checkpoint on this machine: ``.pt`` or ``.ckpt`` as published, or safetensors.
         Without it the cache is searched, then the file is downloaded.
+        Several different ones there have to be told apart by `sha256`, or by `path`.
     sha256 : str, optional
-        SHA-256 (hex) that the checkpoint file or its conversion must have.
+        SHA-256 (hex) that the checkpoint file or its conversion must have. The cache knows
+        conversions by their own hash only: with that of the checkpoint file and no `path`, the
+        file is asked for again.
 
     Returns
     -------
@@ -132,12 +137,13 @@ def load(
     Raises
     ------
     UnknownModelError
-        No such name or rate, no such file, or the hub cannot be reached; the message holds
-        the command that gets the file.
+        No such name or rate, no such file, several in the cache, or the hub cannot be reached;
+        the message says what to do, such as the command that gets the file.
     WeightsMismatchError
-        Wrong hash, missing or unexpected keys, wrong shapes, wrong number of bands.
+        Wrong hash, missing or unexpected keys, wrong shapes, wrong number of bands, weights that
+        are not finite, a file of the cache that was changed.
     """
-    return _read(_find(name, compression, path, sha256))
+    return _read(_find(name, compression, path, sha256)[0])
 
 
 def load_codec(
@@ -171,10 +177,10 @@ def load_codec(
     from tec_zarr.models.family import FamilyModel
     from tec_zarr.models.registry import register_model
 
-    file = _find(name, compression, path, sha256)
+    file, found = _find(name, compression, path, sha256)
     rate = "" if compression is None else f"/lambda-{_rate(name, compression)}"
     module = _read(file).to(pick_device())
-    model = FamilyModel(module, name + rate, _sha256(file), context_tokens)
+    model = FamilyModel(module, name + rate, found, context_tokens)
     register_model(model.name, lambda: model, model.weights_sha256)
     return model
 
@@ -199,20 +205,26 @@ def cached_entry(name: str) -> Entry | None:
     Returns
     -------
     Entry or None
-        None if `name` is not one of the published family.
+        None if `name` is not of the published family.
 
     Raises
     ------
     UnknownModelError
-        The model is published, but its weights are not in the cache; the message says how to
-        get them.
+        The model is published, but its weights are not in the cache, or `name` has no rate, as
+        of arrays written with a file given by its path; the message says how to get them.
     """
     from tec_zarr.models.registry import Entry
     from tec_zarr.stream import NAMED_MODEL
 
     family, _, tail = name.partition("/lambda-")
-    if family not in PUBLISHED or tail not in PUBLISHED[family].rates:
+    if family not in PUBLISHED:
         return None
+    if tail not in PUBLISHED[family].rates:
+        raise UnknownModelError(
+            f"Model {name!r} is not known by its name alone: its weights were given by their path. "
+            f"Load the same file first, tec_zarr.models.load_codec({family!r}, path=...), or name "
+            f"a published rate: '{family}/lambda-' and one of {', '.join(PUBLISHED[family].rates)}."
+        )
     files = {_hash_in_name(file): file for file in _cached(family, tail)}
     if not files:
         raise UnknownModelError(
@@ -223,25 +235,52 @@ def cached_entry(name: str) -> Entry | None:
     def open_codec(sha256: str) -> FamilyModel:
         from tec_zarr.models.family import FamilyModel
 
-        file = files[sha256]
-        if _sha256(file) != sha256:
-            raise WeightsMismatchError(
-                f"{file} was changed since it was written: delete it.\n" + _how_to_get(family, tail)
-            )
+        file = _unchanged(files[sha256], family, tail)
         return FamilyModel(_read(file).to(pick_device()), name, sha256)
 
     return Entry(name, NAMED_MODEL, tuple(files), open_codec)
 
 
 def save(module: nn.Module, path: str | os.PathLike[str]) -> str:
-    """Write a model of the family as safetensors, with its configuration; return the SHA-256."""
+    """Write a model of the family as safetensors, with its configuration; return the SHA-256.
+
+    The integer tables of `module` are filled first where they are empty, so that whoever loads the
+    file codes with these and computes none of their own.
+
+    Raises
+    ------
+    TecError
+        Not a model of the family, the copy of one that a codec computes with, or weights that are
+        not finite.
+    """
     from safetensors.torch import save_file
 
-    architecture = next(a for a, (_, c) in _CLASSES.items() if c == type(module).__name__)
-    metadata = {"architecture": architecture, "config": module.config}
+    classes = {cls: architecture for architecture, (_, cls) in _CLASSES.items()}
+    architecture = classes.get(type(module).__name__)
+    if architecture is None:
+        raise TecError(
+            f"{path}: a {type(module).__name__} is none of the family's classes, which are "
+            f"{', '.join(classes)} in tec_zarr.models"
+        )
+    config: dict[str, Any] = dict(module.config)  # type: ignore[arg-type]
+    if module.state_dict().keys() != _without_weights(architecture, config).state_dict().keys():
+        raise TecError(
+            f"{path}: this {type(module).__name__} is the copy that a codec computes with, which "
+            "cannot be loaded again: save the module that the codec was made of"
+        )
+    strange = first_not_finite(module)
+    if strange is not None:
+        raise TecError(f"{path}: {strange} has values that are not finite: nothing was saved")
+    _fill_tables(module)
+    metadata = {"architecture": architecture, "config": config}
     state = {key: value.contiguous() for key, value in module.state_dict().items()}
     save_file(state, path, {_METADATA: json.dumps(metadata, sort_keys=True)})
     return _sha256(Path(path))
+
+
+def first_not_finite(module: nn.Module) -> str | None:
+    """Name of the first parameter with a value that is NaN or infinite, None without."""
+    return next((n for n, p in module.named_parameters() if not p.isfinite().all()), None)
 
 
 def _find(
@@ -249,8 +288,8 @@ def _find(
     compression: float | str | None,
     path: str | os.PathLike[str] | None,
     sha256: str | None,
-) -> Path:
-    """Converted safetensors of a model, converting or downloading where needed."""
+) -> tuple[Path, str]:
+    """Converted safetensors of a model and its SHA-256, converting or downloading where needed."""
     if name not in PUBLISHED:
         raise UnknownModelError(f"No model {name!r}; there are {', '.join(PUBLISHED)}.")
     rate = None if path and compression is None else _rate(name, compression)
@@ -262,11 +301,34 @@ def _find(
             )
     else:
         assert rate is not None
-        for file in _cached(name, rate):
-            if sha256 in (None, _hash_in_name(file)):
-                return file
+        file = _chosen(name, rate, sha256)
+        if file is not None:
+            return _unchanged(file, name, rate), _hash_in_name(file)
         source = _download(name, rate)
     return _convert(source, name, rate, sha256)
+
+
+def _chosen(name: str, rate: str, sha256: str | None) -> Path | None:
+    """The file of the cache that is meant; never one of several that only their age tells apart."""
+    files = _cached(name, rate)
+    if sha256 is not None:
+        return next((file for file in files if _hash_in_name(file) == sha256.lower()), None)
+    if len(files) > 1:
+        hashes = "".join(f"\n    {_hash_in_name(file)}" for file in files)
+        raise UnknownModelError(
+            f"{cache_folder()} holds different weights of {name}, lambda {rate}, those kept last "
+            f"first:{hashes}\nSay which with sha256= or path=, or delete the others."
+        )
+    return files[0] if files else None
+
+
+def _unchanged(file: Path, name: str, rate: str) -> Path:
+    """A file of the cache that still has the hash it is named by."""
+    if _sha256(file) != _hash_in_name(file):
+        raise WeightsMismatchError(
+            f"{file} was changed since it was written: delete it.\n" + _how_to_get(name, rate)
+        )
+    return file
 
 
 def _rate(name: str, compression: float | str | None) -> str:
@@ -303,13 +365,17 @@ def _download(name: str, rate: str) -> Path:
         hub = importlib.import_module("huggingface_hub")
         return Path(hub.hf_hub_download(published.repository, published.file(rate)))
     except Exception as error:  # the hub raises many types, its HTTP library more
+        kept = ", ".join(map(_hash_in_name, _cached(name, rate)))
         raise UnknownModelError(
+            (f"The cache holds {kept} of {name}, not the SHA-256 asked for.\n" if kept else "") +
             f"{published.file(rate)} could not be downloaded from {published.repository} "
             f"({type(error).__name__}: {error}).\n" + _how_to_get(name, rate)
         ) from error
 
 
-def _convert(source: Path, name: str, rate: str | None, sha256: str | None) -> Path:
+def _convert(
+    source: Path, name: str, rate: str | None, sha256: str | None
+) -> tuple[Path, str]:
     """Check a checkpoint and put it into the cache as safetensors, unless it is from there."""
     state, metadata = _read_state(source)
     if metadata is not None:
@@ -329,18 +395,16 @@ def _convert(source: Path, name: str, rate: str | None, sha256: str | None) -> P
     given = _sha256(source)
     if metadata is not None and rate is None:
         _check_hash(source, sha256, given)
-        return source
+        return source, given
     module = _build(PUBLISHED[name].architecture, config, state, source)
-    _fill_tables(module)
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{os.getpid()}.part"
-    try:
-        own = save(module, part)
+    # A folder of its own: other threads and processes may be converting too.
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as part:
+        written = Path(part, "weights.safetensors")
+        own = save(module, written)
         _check_hash(source, sha256, given, own)
-        return part.replace(folder / f"{name}--{rate or 'own'}--{own}.safetensors")
-    finally:
-        part.unlink(missing_ok=True)
+        return written.replace(folder / f"{name}--{rate or 'own'}--{own}.safetensors"), own
 
 
 def _check_hash(source: Path, wanted: str | None, *found: str) -> None:
@@ -369,8 +433,11 @@ def _read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
         if not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
             raise TypeError("not every entry is a tensor with a name")
     except Exception as error:  # torch, pickle, zip and safetensors all raise their own
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, pickle.UnpicklingError):  # whose text advises to read it unsafely
+            reason = "it is damaged, or holds more than tensors, which could run code"
         raise WeightsMismatchError(
-            f"{source} is no checkpoint that can be read safely ({type(error).__name__}: {error})."
+            f"{source} is no checkpoint that can be read safely ({reason})."
         ) from error
     return state, None
 
@@ -393,12 +460,9 @@ def _config_of(state: dict[str, Tensor], source: Path, name: str) -> dict[str, A
 def _build(
     architecture: str, config: dict[str, Any], state: dict[str, Tensor], source: Path
 ) -> nn.Module:
-    import torch
-
-    module_name, cls = _CLASSES[architecture]
+    cls = _CLASSES[architecture][1]
     try:
-        with torch.device("meta"):
-            module: nn.Module = getattr(importlib.import_module(module_name), cls)(**config)
+        module = _without_weights(architecture, config)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise WeightsMismatchError(
             f"{source} says that it holds a {cls} of {config}, which cannot be made ({error})"
@@ -414,11 +478,29 @@ def _build(
                 if keys
             )
         )
+    # Codecs compute with float32, whatever a checkpoint was kept in.
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     try:
         module.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise WeightsMismatchError(f"{source} does not fit a {cls}: {error}") from error
+    bad = first_not_finite(module)
+    if bad is not None:
+        raise WeightsMismatchError(
+            f"{source}: {bad} has values that are not finite: the training went wrong or the "
+            "file is damaged. Get another one."
+        )
     return module.eval()
+
+
+def _without_weights(architecture: str, config: dict[str, Any]) -> nn.Module:
+    """A module of the architecture that takes no memory."""
+    import torch
+
+    module, cls = _CLASSES[architecture]
+    with torch.device("meta"):
+        made: nn.Module = getattr(importlib.import_module(module), cls)(**config)
+    return made
 
 
 def _fill_tables(module: nn.Module) -> None:

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -143,7 +143,9 @@ if hasattr(os, "register_at_fork"):
 def register_model(name: str, load: Callable[[], Model], weights_sha256: str) -> None:
     """Add a model of your own for this process.
 
-    Frames written with it carry its name, and decode wherever it is registered again.
+    Frames written with it carry its name, and decode wherever it is registered again. Other
+    weights under one name stay readable, the last are written with; the same weights again take
+    the place of those before.
 
     Parameters
     ----------
@@ -159,7 +161,28 @@ def register_model(name: str, load: Callable[[], Model], weights_sha256: str) ->
             f"a model cannot be registered as {name!r}: take up to 64 ASCII characters other "
             f"than {sorted(_index())}"
         )
-    _registered[name] = Entry(name, NAMED_MODEL, (weights_sha256,), lambda _: load())
+    with _lock:
+        before = _registered[name].load if name in _registered else None
+        others = before.loaders if isinstance(before, _Registered) else {}
+        others = {sha256: other for sha256, other in others.items() if sha256 != weights_sha256}
+        newest_first = _Registered(name, {weights_sha256: load, **others})
+        _registered[name] = Entry(name, NAMED_MODEL, tuple(newest_first.loaders), newest_first)
+        _loaded.pop((name, weights_sha256), None)
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """Loads what was registered under a name; of a published model also what is in the cache."""
+
+    name: str
+    loaders: Mapping[str, Callable[[], Model]]
+
+    def __call__(self, sha256: str) -> Model:
+        if sha256 in self.loaders:
+            return self.loaders[sha256]()
+        kept = hub.cached_entry(self.name)
+        assert kept is not None  # get_model found the hash there
+        return kept.load(sha256)
 
 
 def find_model(name: str) -> Entry:
@@ -239,8 +262,7 @@ def weights_file(name: str, sha256: str) -> Path:
     UnknownModelError
         The model is neither built in nor published, so that its files are not known here.
     """
-    family, _, rate = name.partition("/lambda-")
-    if name not in _index() and rate not in getattr(hub.PUBLISHED.get(family), "rates", ()):
+    if not _is_kept(name):
         raise UnknownModelError(
             f"where the weights of model {name!r} are is not known: it is neither built in nor "
             "published; whoever registers it keeps its weights"
@@ -261,11 +283,17 @@ def _cache_file(name: str, sha256: str) -> Path:
     return hub.cache_folder() / f"{name.replace('/lambda-', '--')}--{sha256}.safetensors"
 
 
+def _is_kept(name: str) -> bool:
+    """Whether a model is one whose weights may lie in the user's cache."""
+    family, _, rate = name.partition("/lambda-")
+    return name in _index() or rate in getattr(hub.PUBLISHED.get(family), "rates", ())
+
+
 def _kept(name: str) -> Iterator[str]:
-    """Hashes of a built-in model's weights in the user's cache."""
-    if name in _index():
+    """Hashes of a built-in or published model's weights in the user's cache."""
+    if _is_kept(name):
         for file in sorted(_cache_file(name, "").parent.glob(_cache_file(name, "*").name)):
-            yield file.stem.removeprefix(f"{name}--")
+            yield file.stem.rpartition("--")[2]
 
 
 @cache

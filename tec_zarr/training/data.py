@@ -101,6 +101,30 @@ def _windows(dn: np.ndarray, present: np.ndarray, weight: float, source: str) ->
             yield Window(filled, present, pixels.mean(axis=1), np.cov(pixels), weight, source)
 
 
+def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """``dn`` (T, 12, H, W) and ``present`` (12,) bool of one file of training data.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        The file is damaged, lacks one of them, or they have other shapes.
+    """
+    try:
+        with np.load(path) as file:
+            dn, present = file["dn"], file["present"].astype(bool)
+    except Exception as error:  # numpy, zipfile and zlib raise their own, pickle is not read
+        raise UnsupportedArrayError(
+            f"{path} cannot be read as training data ({type(error).__name__}: {error}): it needs "
+            "dn (time, 12, y, x) and present (12,)"
+        ) from error
+    if dn.ndim != 4 or dn.shape[1] != BANDS or present.shape != (BANDS,):
+        raise UnsupportedArrayError(
+            f"{path} has dn of shape {dn.shape} and present of shape {present.shape}: training "
+            f"needs (time, {BANDS}, y, x) and ({BANDS},)"
+        )
+    return dn, present
+
+
 def npz_windows(folder: Path, smallest: int = 60) -> list[Window]:
     """Windows of every cube in a folder of ``.npz`` files (``dn`` (T, 12, H, W), ``present``
     (12,)).
@@ -110,8 +134,7 @@ def npz_windows(folder: Path, smallest: int = 60) -> list[Window]:
     """
     out: list[Window] = []
     for path in sorted(Path(folder).glob("*.npz")):
-        with np.load(path) as file:
-            cube, present = file["dn"], file["present"].astype(bool)
+        cube, present = read_npz(path)
         if min(cube.shape[2:]) < smallest:
             continue
         mine: list[Window] = []

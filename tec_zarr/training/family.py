@@ -9,9 +9,9 @@ synthesis sees learned mask tokens for the others, the next date's context all o
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
+import inspect
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,24 +23,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.models import hub
 from tec_zarr.models.elic import ELIC
 from tec_zarr.models.family import STATISTICS
 from tec_zarr.models.flex import FlexTEC, draw_quality
 from tec_zarr.models.fp import FactorizedPrior
 from tec_zarr.models.layers import EntropyBottleneck
-from tec_zarr.training.data import npz_windows
+from tec_zarr.training.data import BANDS
 from tec_zarr.training.loop import (
     add_to_log,
     begin_run,
+    check_loss,
     descend,
+    hold_back,
     restore_checkpoint,
     save_checkpoint,
     share_of_rate,
     with_its_threads,
 )
-from tec_zarr.training.temporal import Series, SeriesSampler, load_series
+from tec_zarr.training.temporal import Series, SeriesSampler, read_series
 
 __all__ = ["FamilyConfig", "series_loss", "train_family"]
 
@@ -92,6 +94,11 @@ class FamilyConfig:
     def sample_dates(self) -> int:
         """Dates that the architecture is trained on at once."""
         return 1 if self.architecture in ("fp", "elic") else self.dates
+
+    @property
+    def crop_multiple(self) -> int:
+        """What the height and width of a crop are multiples of."""
+        return 16 if self.architecture == "fp" else 64
 
 
 @dataclass(frozen=True)
@@ -150,25 +157,19 @@ def load_places(config: FamilyConfig) -> tuple[list[Series], list[Series]]:
     """
     bands = hub.PUBLISHED[config.model].bands
     kept, held = list(_stored(config, bands, held=False)), list(_stored(config, bands, held=True))
-    if bands == 12:
-        for held_too, places in ((False, kept), (True, held)):
-            with contextlib.suppress(UnsupportedArrayError):  # none there
-                places += load_series(config, held_too)
-    if config.sample_dates == 1 and not kept:
-        kept = [
-            Series(window.dn[None], window.present, window.weight)
-            for path in config.data
-            for window in npz_windows(Path(path))
-        ]
+    fewest = min(config.sample_dates, 2)
+    if bands == BANDS:
+        kept += read_series(config, held=False, fewest=fewest)
+        held += read_series(config, held=True, fewest=fewest)
     kept, held = ([s for s in places if s.present.all()] for places in (kept, held))
     if not kept:
         raise UnsupportedArrayError(
-            f"nothing in {config.data} to train {config.model} on: it takes folders of .npz or "
-            f"SSL4EO-S12 zarr-zips of {bands} bands" + ", two dates or more" * (config.dates > 1)
+            f"nothing in {config.data} to train {config.model} on, what is held out aside: it "
+            "takes " + "folders of .npz or " * (bands == BANDS)
+            + f"SSL4EO-S12 zarr-zips of {bands} bands"
+            + ", two dates or more" * (fewest > 1)
         )
-    if not held:
-        held, kept = kept[::20], [s for i, s in enumerate(kept) if i % 20] or kept
-    return kept, held
+    return hold_back(kept, held)
 
 
 def _stored(config: FamilyConfig, bands: int, held: bool) -> Iterator[Series]:
@@ -241,12 +242,30 @@ def validate(net: nn.Module, series: Tensor, config: FamilyConfig) -> dict[str, 
 
 
 def build(config: FamilyConfig) -> nn.Module:
-    """The network of a configuration, with random weights or those to start from."""
+    """The network of a configuration, with random weights or those to start from.
+
+    Raises
+    ------
+    TecError
+        Both `network` and `start` are given, or `network` is not what the architecture takes.
+    """
+    if config.start and config.network:
+        raise TecError(
+            f"network and start are both given: the sizes are those of the weights in "
+            f"{config.start}. Leave one out"
+        )
     if config.start:
         return hub.load(config.model, path=config.start)
     module, name = hub._CLASSES[config.architecture]
     cls = getattr(importlib.import_module(module), name)
-    return cls(hub.PUBLISHED[config.model].bands, **config.network)
+    try:
+        return cls(hub.PUBLISHED[config.model].bands, **config.network)
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+        arguments = ", ".join(inspect.signature(cls).parameters)
+        raise TecError(
+            f"network = {dict(config.network)} makes no {name} ({error}); it may hold those of "
+            f"{arguments} but bands"
+        ) from error
 
 
 @with_its_threads
@@ -283,6 +302,7 @@ def train_family(config: FamilyConfig) -> Path:
         series = sampler.batch(config.batch, config.sample_dates).to(config.device)
         loss, rate, error = series_loss(net.train(), series, config.distortion)
         total = loss + _tail_loss(net)
+        check_loss(total.detach(), step + 1)
         descend(total, net, average, optimiser, min(config.ema, (step + 1) / (step + 10)))
         if (step + 1) % 50 == 0:
             parts = [round(float(part.detach()), 5) for part in (loss, rate, error)]

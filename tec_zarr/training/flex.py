@@ -89,7 +89,7 @@ def count_tables(temporal_sha256: str, cubes: Cubes) -> IntervalTables:
 
 def flex_cubes(config: FlexConfig, count: int = 80, dates: int = 6, side: int = 128) -> Cubes:
     """Training series whose decisions are counted, evenly spread over the places."""
-    series = [s for s in load_series(config, held=False) if min(s.dn.shape[2:]) >= side // 2]
+    series = [s for s in load_series(config) if min(s.dn.shape[2:]) >= side // 2]
     if not series:
         raise UnsupportedArrayError(f"no place of {side // 2} pixels or more in {config.data}")
     for number, place in enumerate(series[:: max(len(series) // count, 1)]):

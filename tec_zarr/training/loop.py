@@ -12,7 +12,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
@@ -22,14 +23,23 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tec_zarr.models.s2_net import COND_HIGH, COND_LOW, LEVELS, S2Net, step_size
+from tec_zarr.errors import TecError
+from tec_zarr.models.hub import first_not_finite
+from tec_zarr.models.s2_net import BLOCK, COND_HIGH, COND_LOW, LEVELS, S2Net, step_size
 from tec_zarr.training.data import Sampler, Window, windows
 from tec_zarr.training.initialise import initialise
 
 LAMBDA = 8.0
 
+#: Settings that a run may be resumed with other values of: no others keep its result what the log
+#: and the first configuration say.
+MAY_CHANGE = frozenset(
+    {"out", "steps", "threads", "workers", "device", "checkpoint_seconds", "validate_every"}
+)
+
 Settings = TypeVar("Settings", bound=Any)
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,11 @@ class Config:
     left_out: tuple[str, ...] = ("rio-tiler-pds__T19UDP",)
     #: Two hundred parcels of one kind (forest) count for less than their number.
     discounted: tuple[str, ...] = ("bark-bettle",)
+
+    @property
+    def crop_multiple(self) -> int:
+        """What the height and width of a crop are multiples of."""
+        return BLOCK
 
 
 def condition_vector(sigma: Tensor, quality: Tensor) -> Tensor:
@@ -128,9 +143,16 @@ def split_windows(config: Config) -> tuple[list[Window], list[Window]]:
     ]
     held = [w for w in usable if w.source.startswith(config.held_out)]
     kept = [w for w in usable if not w.source.startswith(config.held_out)]
-    # Data of one's own has none of those places: hold back every twentieth window instead.
+    return hold_back(kept, held)
+
+
+def hold_back(kept: list[Item], held: list[Item]) -> tuple[list[Item], list[Item]]:
+    """What to train on and what to validate on, of what is not held out by its name and what is.
+
+    Data of one's own has none of the places that are: every twentieth is held back instead.
+    """
     if not held:
-        held, kept = kept[::20], [w for i, w in enumerate(kept) if i % 20]
+        held, kept = kept[::20], [item for i, item in enumerate(kept) if i % 20]
     return kept or held, held
 
 
@@ -247,10 +269,31 @@ def adam(groups: list[dict[str, Any]] | Iterable[nn.Parameter]) -> torch.optim.A
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
 
 
+def check_loss(loss: Tensor, step: int) -> None:
+    """Stop a training whose loss is not finite: its weights are lost, its checkpoint is not.
+
+    On a GPU every tenth step only is looked at, as looking waits for it: what is lost stays so.
+    """
+    if loss.device.type == "cuda" and step % 10:
+        return
+    if not math.isfinite(float(loss)):
+        raise TecError(
+            f"the loss of step {step} is {float(loss)}: the training has gone wrong. The last "
+            "checkpoint is from before; go on from it with a lower rate in another out, or look "
+            "at the data"
+        )
+
+
 def save_checkpoint(
     path: Path, net: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, step: int
 ) -> None:
     """All that going on needs; a run that is killed meanwhile keeps the checkpoint before."""
+    strange = first_not_finite(net) or first_not_finite(average)
+    if strange is not None:
+        raise TecError(
+            f"after step {step} {strange} is not finite: the training has gone wrong, and the "
+            f"checkpoint {path} stays the one before"
+        )
     state = {
         "net": net.state_dict(),
         "average": average.state_dict(),
@@ -263,11 +306,51 @@ def save_checkpoint(
 
 
 def begin_run(config: Any) -> Path:
-    """The folder of a run, made if need be, with its configuration (a dataclass) in it."""
+    """The folder of a run, made if need be, with its configuration (a dataclass) in it.
+
+    Raises
+    ------
+    TecError
+        The run that is to be resumed there has another configuration, or there is no such device.
+    """
+    _check_device(config.device)
     out = Path(config.out)
+    settings = json.dumps(asdict(config), indent=1)
+    if (out / "last.pt").exists():
+        _check_same_run(out / "config.json", json.loads(settings))
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(config), indent=1))
+    (out / "config.json").write_text(settings)
     return out
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise TecError(f"device {device!r} cannot be used here: {reason}") from error
+
+
+def _check_same_run(path: Path, now: dict[str, Any]) -> None:
+    """A resumed run is the one that was begun: the same model, data and loss."""
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise TecError(
+            f"{path} of the run to resume cannot be read ({error}): choose another out, or delete "
+            "it"
+        ) from error
+    other = [
+        key
+        for key in sorted((before.keys() | now.keys()) - MAY_CHANGE)
+        if key not in before or key not in now or before[key] != now[key]
+    ]
+    if other:
+        changes = "".join(f"\n    {k}: {before.get(k)!r} -> {now.get(k)!r}" for k in other)
+        raise TecError(
+            f"the run in {path.parent} was begun with other settings:{changes}\nChoose another "
+            "out, or delete it to begin anew"
+        )
 
 
 def add_to_log(out: Path, line: dict[str, Any]) -> None:
@@ -282,11 +365,31 @@ def restore_checkpoint(
     """Take up what :func:`save_checkpoint` wrote, if anything; returns the steps done."""
     if not path.exists():
         return 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    net.load_state_dict(state["net"])
-    average.load_state_dict(state["average"])
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"])
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        net.load_state_dict(state["net"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        return int(state["step"])
+    except Exception as error:  # torch, pickle and zip raise their own; torch's advice is unsafe
+        raise TecError(
+            f"{path} is no checkpoint of this run, or damaged ({type(error).__name__}): delete it "
+            "to begin anew, or choose another out"
+        ) from error
+
+
+@contextmanager
+def reading_start(path: str) -> Iterator[None]:
+    """Name the weights to start from if they cannot be read, or are another model's."""
+    try:
+        yield
+    except (TecError, OSError):
+        raise
+    except Exception as error:  # torch, pickle, zip and safetensors raise their own
+        raise TecError(
+            f"start = {path!r} holds no weights of this model ({type(error).__name__}): it is "
+            "damaged, or another model's"
+        ) from error
 
 
 def with_its_threads(train: Callable[[Settings], Result]) -> Callable[[Settings], Result]:
@@ -323,7 +426,8 @@ def train(config: Config) -> S2Net:
     net = S2Net()
     checkpoint = out / "last.pt"
     if config.start:
-        net.load_state_dict(torch.load(config.start, weights_only=True))
+        with reading_start(config.start):
+            net.load_state_dict(torch.load(config.start, weights_only=True))
     elif not checkpoint.exists():
         sampler = Sampler(kept, config.crop, config.seed + 1)
         initialise(net, sampler, config.initial_samples)
@@ -357,6 +461,7 @@ def train(config: Config) -> S2Net:
         decay = min(config.ema, (step + 1) / (step + 100))
         share = share_of_rate(step, config.steps, 200)
         loss = stepper(share, decay, components, sigma, bands, quality)
+        check_loss(loss, step + 1)
         if (step + 1) % 10 == 0:
             seen = float(loss) if seen == 0 else 0.9 * seen + 0.1 * float(loss)
         if (step + 1) % 50 == 0:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.models.hub import PUBLISHED
@@ -27,7 +29,8 @@ def read_config(path: Path) -> Config | TemporalConfig | FamilyConfig:
     Raises
     ------
     UnsupportedArrayError
-        Not TOML, unknown keys, or ``data`` and ``out`` missing.
+        Not TOML, unknown keys, ``data`` and ``out`` missing, or values of another type or out of
+        range.
     """
     try:
         values = tomllib.loads(Path(path).read_text())
@@ -44,13 +47,41 @@ def read_config(path: Path) -> Config | TemporalConfig | FamilyConfig:
         raise UnsupportedArrayError(
             f"{path}: unknown keys {unknown}; data and out are needed, see docs/training.md"
         )
+    _check_types(path, kind, values)
     here = Path(path).parent
     values["data"] = tuple(str(here / item) for item in values["data"])
     values["out"] = str(here / values["out"])
     if values.get("start"):
         values["start"] = str(here / values["start"])
     lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-    return kind(**{**values, **lists})
+    config = kind(**{**values, **lists})
+    if config.crop % config.crop_multiple or config.crop < 16:
+        raise UnsupportedArrayError(
+            f"{path}: crop is {config.crop}, this model takes multiples of "
+            f"{config.crop_multiple}, 16 or more"
+        )
+    return config
+
+
+def _check_types(path: Path, kind: type, values: dict[str, Any]) -> None:
+    """Compare values from TOML with the annotations of a configuration."""
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        least = 0 if hints[key] is float or key == "seed" else 1
+        expected, fits = {
+            str: ("text", isinstance(value, str)),
+            int: (f"a whole number from {least}", type(value) is int and value >= least),
+            float: (
+                f"a number from {least}",
+                type(value) in (int, float) and least <= value < math.inf,
+            ),
+            tuple[str, ...]: (
+                "a list of text",
+                isinstance(value, list) and all(isinstance(item, str) for item in value),
+            ),
+        }.get(hints[key], ("a table", isinstance(value, dict)))
+        if not fits:
+            raise UnsupportedArrayError(f"{path}: {key} is {value!r}, it has to be {expected}")
 
 
 def run(path: Path) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ from tec_zarr.models.s2_temporal import (
 )
 from tec_zarr.models.s2_temporal import load as load_weights
 from tec_zarr.models.s2_temporal_net import TemporalNet
-from tec_zarr.training.data import BANDS, BANDS_10M, _fill_nodata
+from tec_zarr.training.data import BANDS, BANDS_10M, _fill_nodata, read_npz
 from tec_zarr.training.loop import (
     LAMBDA,
     Prefetch,
@@ -59,11 +59,17 @@ from tec_zarr.training.loop import (
     adam,
     add_to_log,
     begin_run,
+    check_loss,
+    hold_back,
+    reading_start,
     restore_checkpoint,
     save_checkpoint,
     share_of_rate,
     with_its_threads,
 )
+
+if TYPE_CHECKING:
+    from tec_zarr.training.family import FamilyConfig
 
 #: Dates of a sample: pairs, which most places have, and series.
 LENGTHS = (2, 4)
@@ -105,6 +111,11 @@ class TemporalConfig:
     #: Two hundred parcels of one kind (forest) count for less than their number.
     discounted: tuple[str, ...] = ("bark-bettle",)
 
+    @property
+    def crop_multiple(self) -> int:
+        """What the height and width of a crop are multiples of."""
+        return BLOCK
+
 
 @dataclass(frozen=True)
 class Series:
@@ -115,16 +126,20 @@ class Series:
     weight: float
 
 
-def load_series(config: TemporalConfig, held: bool, smallest: int = 24) -> list[Series]:
-    """Every place of the ``.npz`` folders with two good dates or more."""
+def read_series(
+    config: TemporalConfig | FamilyConfig,
+    held: bool,
+    smallest: int = 24,
+    fewest: int = LENGTHS[0],
+) -> list[Series]:
+    """Every place of the ``.npz`` folders with so many good dates or more, held out or not."""
     out = []
     for path in sorted(p for folder in config.data for p in Path(folder).glob("*.npz")):
         kept_out = path.stem.startswith(config.held_out)
         if path.stem.startswith(config.left_out) or kept_out != held:
             continue
-        with np.load(path) as file:
-            cube, present = file["dn"][: None if held else config.held_dates], file["present"]
-        present = present.astype(bool)
+        cube, present = read_npz(path)
+        cube = cube[: None if held else config.held_dates]
         if min(cube.shape[2:]) < smallest:
             continue
         good = []
@@ -132,16 +147,34 @@ def load_series(config: TemporalConfig, held: bool, smallest: int = 24) -> list[
             filled, valid = _fill_nodata(date, present)
             if valid.mean() >= 0.9:
                 good.append(np.where(present[:, None, None], filled, 0).astype(np.uint16))
-        if len(good) >= LENGTHS[0]:
+        if len(good) >= fewest:
             area = cube.shape[2] * cube.shape[3]
             share = 0.25 if path.stem.startswith(config.discounted) else 1.0
             weight = share * area**0.5 * min(len(good), 8) ** 0.75
             out.append(Series(np.stack(good), present, weight))
-    if not out:
-        raise UnsupportedArrayError(
-            f"no place of two dates or more in {config.data}: training needs time series"
-        )
     return out
+
+
+def load_series(config: TemporalConfig) -> list[Series]:
+    """Every place that is not held out.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        There is none of two dates or more.
+    """
+    kept = read_series(config, held=False)
+    if not kept:
+        raise UnsupportedArrayError(
+            f"no place of two dates or more in {config.data}, those held out aside: training "
+            "needs time series"
+        )
+    return kept
+
+
+def split_series(config: TemporalConfig) -> tuple[list[Series], list[Series]]:
+    """Places to train on, and those held out."""
+    return hold_back(load_series(config), read_series(config, held=True))
 
 
 class SeriesSampler:
@@ -422,8 +455,9 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
     net, average = (TemporalNet() for _ in range(2))
     start_net: S2Net | TemporalNet = frozen
     if config.start:
-        known = load_weights(Path(config.start)).net
-        start_net = thawed(known, TemporalNet.like(net_tensors(known)))
+        with reading_start(config.start):
+            known = load_weights(Path(config.start)).net
+            start_net = thawed(known, TemporalNet.like(net_tensors(known)))
     net.start_from(start_net)
     transform = Transform(frozen.to(config.device))
     net, average = net.to(config.device), average.to(config.device)
@@ -433,7 +467,7 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
     start = restore_checkpoint(checkpoint, net, average, optimiser, config.device)
     torch.manual_seed(config.seed + start)
     rng = np.random.default_rng(config.seed + start)
-    series = load_series(config, held=False)
+    series, held_out = split_series(config)
     # Samples of two dates and of four; their dates together are as many.
     count, most = config.batch, LENGTHS[-1]
     shapes = [(count * most // dates, dates) for dates in LENGTHS]
@@ -446,7 +480,7 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
         return Prefetch([partial(s.batch, size, dates) for s in samplers])
 
     batches = {dates: batches_of(size, dates) for size, dates in shapes}
-    held = SeriesSampler(load_series(config, held=True), config.crop, seed=5)
+    held = SeriesSampler(held_out, config.crop, seed=5)
     validation = {level: held.batch(12, most).to(config.device) for level in (2.0, 3.5, 5.0)}
 
     def loss(*parts: Tensor) -> Tensor:
@@ -467,6 +501,7 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
         together = [torch.cat(parts) for parts in zip(*prepared, strict=True)]
         decay = min(config.ema, (step + 1) / (step + 100))
         value = stepper(share_of_rate(step, config.steps, 100), decay, *together)
+        check_loss(value, step + 1)
         if (step + 1) % 10 == 0:
             seen = float(value) if seen == 0 else 0.9 * seen + 0.1 * float(value)
         if (step + 1) % 50 == 0:
@@ -484,7 +519,7 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
 
 def tuning_cubes(config: TemporalConfig, dates: int = 6, side: int = 128) -> list[np.ndarray]:
     """Training series on which the probability tables are fitted, float32 DN (T, C, h, w)."""
-    series = sorted(load_series(config, held=False), key=lambda s: -s.weight)[:40]
+    series = sorted(split_series(config)[0], key=lambda s: -s.weight)[:40]
     out = []
     for number, place in enumerate(series):
         start = number * 7 % max(len(place.dn) - dates + 1, 1)
