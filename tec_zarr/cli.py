@@ -334,10 +334,19 @@ def _recompress(arguments: argparse.Namespace) -> int:
         if arguments.workers or arguments.scheduler:
             try:
                 from distributed import Client, LocalCluster
+                from distributed.comm.addressing import parse_address, parse_host_port
             except ImportError as error:
                 raise UnsupportedArrayError(
                     "--workers and --scheduler need distributed: pip install 'tec_zarr[dask]'"
                 ) from error
+            if arguments.scheduler:
+                try:  # a Client of what is no address is left half made
+                    parse_host_port(parse_address(arguments.scheduler)[1])
+                except ValueError as error:
+                    raise UnsupportedArrayError(
+                        f"--scheduler {arguments.scheduler} is no address ({error}): give one such "
+                        "as tcp://HOST:8786"
+                    ) from error
             if arguments.workers:
                 from dask.config import set as dask_settings
 
@@ -347,13 +356,7 @@ def _recompress(arguments: argparse.Namespace) -> int:
             address = arguments.scheduler or stack.enter_context(
                 LocalCluster(n_workers=arguments.workers, threads_per_worker=1)
             )
-            try:
-                client = stack.enter_context(Client(address))
-            except ValueError as error:
-                raise UnsupportedArrayError(
-                    f"--scheduler {address} is no address of a Dask scheduler ({error}): "
-                    "tcp://HOST:8786"
-                ) from error
+            client = stack.enter_context(Client(address))
         if not sys.stderr.isatty():
             logging.basicConfig(stream=sys.stderr, format="%(message)s")
             logging.getLogger("tec_zarr.batch").setLevel(logging.INFO)
