@@ -12,7 +12,8 @@ Four parts, written to ``exactness.json``:
 - bytes of tec-s2's streams against the information content under its integer tables;
 - bytes of ELIC's ledgers, and time of a TT entropy network in whole numbers and in float32.
 
-Times are processor seconds of one thread, the best of three: the machine may be busy.
+Times are processor seconds of one thread, the best of three: the machine may be busy. Run it with
+``OPENBLAS_NUM_THREADS=1``: a second thread of NumPy's that waits counts too.
 """
 
 from __future__ import annotations
