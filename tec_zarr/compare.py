@@ -7,8 +7,8 @@ import xarray as xr
 
 from tec_zarr import metrics
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.sentinel2 import NODATA, UnknownBandError, band_names
-from tec_zarr.store import BAND, TIME, X, Y, find_dim
+from tec_zarr.sentinel2 import NODATA
+from tec_zarr.store import BAND, TIME, X, Y, find_dim, known_bands
 
 __all__ = ["band_labels", "comparable", "in_dn", "nodata_of"]
 
@@ -47,7 +47,7 @@ def comparable(
         )
     for kind in (TIME, Y, X):
         _check_labels(kind, original, decoded, names)
-    return _in_order(_known_bands(original), decoded, names)
+    return _in_order(known_bands(band_labels(original)), decoded, names)
 
 
 def _check_labels(
@@ -89,7 +89,7 @@ def _same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 def _in_order(
     wanted: tuple[str, ...] | None, decoded: xr.DataArray, names: tuple[object, object]
 ) -> xr.DataArray:
-    found = _known_bands(decoded)
+    found = known_bands(band_labels(decoded))
     if wanted is None or found is None or wanted == found:
         return decoded
     if set(wanted) != set(found):
@@ -98,13 +98,6 @@ def _in_order(
             "select those that both have"
         )
     return decoded.isel({find_dim(decoded, BAND): [found.index(name) for name in wanted]})
-
-
-def _known_bands(cube: xr.DataArray) -> tuple[str, ...] | None:
-    try:
-        return band_names(band_labels(cube))
-    except UnknownBandError:
-        return None
 
 
 def _image_dims(cube: xr.DataArray) -> tuple[str, ...] | None:

@@ -14,7 +14,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -33,7 +33,7 @@ from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.limits import index_bands
 from tec_zarr.manifest import FOLDER, RecompressError, list_keys, read
 from tec_zarr.report import tec_spec
-from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, UnknownBandError, band_name
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 from tec_zarr.store import (
     BAND,
     CHUNK,
@@ -44,7 +44,10 @@ from tec_zarr.store import (
     bounds_in,
     encoding,
     find_dim,
+    known_bands,
+    likely,
     names_bands,
+    packed_spec,
 )
 
 PROVENANCE = "tec_zarr"
@@ -380,10 +383,7 @@ def _is_called_reflectance(path: str, settings: Settings) -> bool:
     name = path.rpartition("/")[2]
     if settings.variables is not None:
         return path in settings.variables or name in settings.variables
-    try:
-        return name == "reflectance" or bool(band_name(name))
-    except UnknownBandError:
-        return False
+    return name == "reflectance" or known_bands([name]) is not None
 
 
 def _dimensions(array: zarr.Array) -> Sequence[str | None] | None:
@@ -401,8 +401,7 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
         named = {path: names_bands(da.name or "array", da) for path, da in found.items()}
         for group in {path.rpartition("/")[0] for path in found}:
             beside = {p: known for p, known in named.items() if p.rpartition("/")[0] == group}
-            known = {p for p, known in beside.items() if known}
-            chosen |= known or {p for p, known in beside.items() if known is False}
+            chosen |= likely(beside)
     else:
         meant = {v: {p for p in sources if v in (p, p.rpartition("/")[2])}
                  for v in settings.variables}  # fmt: skip
@@ -449,12 +448,11 @@ def _tec_storage(
     factor = attrs.get("scale_factor")
     if factor:
         slot = "serializer" if settings.zarr_format == 3 else "compressors"
-        spec = storage[slot]
         if settings.scale is None and array.dtype.kind in "iu":
-            unit = 1 / DN_PER_REFLECTANCE
-            offset = -float(attrs.get("add_offset") or 0) / unit
-            spec = replace(spec, scale=round(unit / float(factor), 9), offset=round(offset, 6))
-        storage[slot] = bounds_in(float(factor), spec)
+            added = float(attrs.get("add_offset") or 0)
+            storage[slot] = packed_spec(storage[slot], float(factor), added)
+        else:
+            storage[slot] = bounds_in(float(factor), storage[slot])
         _check_bounds(path, storage[slot], float(factor))
     return storage
 

@@ -253,7 +253,11 @@ def _coords(obj: xr.DataArray | xr.Dataset) -> dict[str, xr.DataArray]:
 
 def reflectance_names(ds: xr.Dataset) -> set[str]:
     """Variables of ``ds`` that look like Sentinel-2 reflectance."""
-    named = {str(name): names_bands(name, da) for name, da in ds.data_vars.items()}
+    return likely({str(name): names_bands(name, da) for name, da in ds.data_vars.items()})
+
+
+def likely(named: Mapping[str, bool | None]) -> set[str]:
+    """Which of several arrays beside one another are reflectance, from what `names_bands` says."""
     found = {name for name, known in named.items() if known}
     return found or {name for name, known in named.items() if known is False}
 
@@ -270,7 +274,7 @@ def names_bands(name: Any, da: xr.DataArray) -> bool | None:
     dim = find_dim(da, BAND)
     if dim is not None and dim not in da.coords:
         return False
-    return bool(_known_bands([name] if dim is None else da[dim].values.tolist())) or None
+    return bool(known_bands([name] if dim is None else da[dim].values.tolist())) or None
 
 
 def _is_something_else(name: Any, da: xr.DataArray) -> bool:
@@ -285,7 +289,8 @@ def _is_something_else(name: Any, da: xr.DataArray) -> bool:
     )
 
 
-def _known_bands(names: Iterable[Any]) -> tuple[str, ...] | None:
+def known_bands(names: Iterable[Any]) -> tuple[str, ...] | None:
+    """Canonical names of bands, None if they are not all those of Sentinel-2 bands."""
     try:
         return band_names([str(n) for n in names])
     except UnknownBandError:
@@ -300,8 +305,8 @@ def _bands_of(
     dim = find_dim(da, BAND)
     if dim is None:  # one band, by the variable's name or by what was selected
         label = next((c.item() for n, c in da.coords.items() if str(n).lower() in BAND), name)
-        return _known_bands([name]) or _known_bands([label])
-    return _known_bands(da[dim].values.tolist()) if dim in da.coords else None
+        return known_bands([name]) or known_bands([label])
+    return known_bands(da[dim].values.tolist()) if dim in da.coords else None
 
 
 def _warn_second_generation(name: str, da: xr.DataArray) -> None:
@@ -376,9 +381,7 @@ def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], Chun
     if stored and "scale_factor" in stored and np.dtype(stored["dtype"]).name in DTYPES:
         if not _fits(da, stored, spec.max_error is not None):
             return {}, spec
-        factor, added = _line(stored)
-        spec = replace(spec, scale=round(unit / factor, 9), offset=round(-added / unit, 6))
-        return stored, bounds_in(factor, spec)
+        return stored, packed_spec(spec, *_line(stored))
     if da.chunks is not None or any(key in da.attrs for key in PACKING):
         return {}, spec
     cf = {"dtype": "uint16", "_FillValue": 0, "scale_factor": unit, "add_offset": 0.0}
@@ -442,6 +445,13 @@ def _part_fits(values: np.ndarray, packing: Mapping[str, Any], on_grid: bool) ->
         and not np.isin(whole, fills).any()
         and (not on_grid or (np.abs(exact - whole) <= slack).all())
     )
+
+
+def packed_spec(spec: ChunkSpec, factor: float, added: float) -> ChunkSpec:
+    """The same settings for integers that ``factor`` and ``added`` make the values of."""
+    unit = spec.scale or 1 / DN_PER_REFLECTANCE
+    spec = replace(spec, scale=round(unit / factor, 9), offset=round(-added / unit, 6))
+    return bounds_in(factor, spec)
 
 
 def bounds_in(factor: float, spec: ChunkSpec) -> ChunkSpec:

@@ -7,6 +7,7 @@ every machine, so that stores can be compared by hash, and int8 products are fas
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 from typing import Any
 
@@ -36,6 +37,12 @@ class Analysis:
         convolutions: Any = [conv for block in encoder.blocks for conv in block.children()]
         self.convolutions = [ExactLinear(_layer(c.weight, c.bias)) for c in convolutions]
         self.last = ExactLinear(_layer(encoder.last.weight, encoder.last.bias))
+
+    def of(self, transform: Tensor) -> Analysis:
+        """The same analysis of samples in another form: another transform, the same correction."""
+        other = copy.copy(self)
+        other.transform = ExactLinear(_layer(transform.float()))
+        return other
 
     @torch.inference_mode()
     def __call__(self, blocks: Tensor, quality: Tensor, condition: Tensor, columns: int) -> Tensor:

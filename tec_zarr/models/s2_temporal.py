@@ -45,7 +45,6 @@ from tec_zarr.models.s2 import (
     net_tensors,
     padded,
 )
-from tec_zarr.models.s2_analysis import Analysis
 from tec_zarr.models.s2_integer import IntegerModel, Past
 from tec_zarr.models.s2_net import (
     BLOCK,
@@ -134,7 +133,7 @@ class Predictor:
         grid = 2.0**MATRIX_BITS
         analysis = image.net.analysis.double().unflatten(1, (-1, BLOCK * BLOCK)) @ DCT.T
         self.analysis = _whole(analysis * grid).flatten(1)  # (320, 12 * 64)
-        self.exact_analysis = Analysis(image.net, analysis.flatten(1))
+        self.exact_analysis = image.analysis.of(analysis.flatten(1))
         synthesis = DCT @ image.net.synthesis.double().unflatten(0, (-1, BLOCK * BLOCK))
         self.synthesis = _whole(synthesis * grid).flatten(0, 1)  # (12 * 64, 320)
         self.image = image
