@@ -35,7 +35,7 @@ from tec_zarr.ledger import EPSILON, LedgerWriter
 from tec_zarr.models import s2
 from tec_zarr.models.exact import exact
 from tec_zarr.models.registry import get_model
-from tec_zarr.models.s2_integer import _Layer
+from tec_zarr.models.s2_integer import Layer
 from tec_zarr.models.s2_overlap import blocks_of, overlapped, with_margin
 from tec_zarr.models.temporal import EntropyTransformer
 
@@ -119,7 +119,7 @@ def s2_time(cube: np.ndarray) -> dict:
         layer
         for part in (*model.coder.entropy.coarse, *model.coder.entropy.fine)
         for layer in vars(part).values()
-        if isinstance(layer, _Layer)
+        if isinstance(layer, Layer)
     ]
     megapixels = height * width / 1e6
 

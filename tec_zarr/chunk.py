@@ -740,8 +740,11 @@ def _samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
         cube, crc = _decode_tile(header, latents[: len(there)], shape, free, places)
         del latents[: len(there)]
         latents_crc = chained_checksum(latents_crc, crc)
-        view = samples[:, :, *tile]
-        view[np.ix_(wanted, free)] = _values(cube, header)
+        view, values = samples[:, :, *tile], _values(cube, header)
+        if view.shape == values.shape:  # all dates and bands: without a copy
+            view[...] = values
+        else:
+            view[np.ix_(wanted, free)] = values
     if bounded:
         samples[:, bounded] = _values(_bound_layer(header, residuals, levels, mask), header)
     if dates is None and latents_crc != header.latents_crc:
@@ -917,15 +920,19 @@ def _values(dn: np.ndarray, header: Header) -> np.ndarray:
 def _from_dn(
     dn: np.ndarray, scale: float, offset: float, dtype: np.dtype, nodata: tuple[float, ...]
 ) -> np.ndarray:
-    """Whole DN to the array's own values; what was measured never becomes nodata."""
-    values = np.rint(dn)
+    """Whole DN to the array's own values; what was measured never becomes nodata.
+
+    ``dn`` is written over.
+    """
+    values = np.rint(dn, out=dn if dn.dtype.kind == "f" else None)
     native = dtype.newbyteorder("=")
     with np.errstate(over="ignore", invalid="ignore"):  # a forged scale, a stranger's weights
         if (scale, offset) != (1.0, 0.0):
             values = (values.astype(np.float64) + offset) * scale
         if native.kind in "iu":
             limits = np.iinfo(native)
-            values = np.clip(np.rint(values), limits.min, limits.max)
+            values = np.rint(values, out=values) if values is not dn else values
+            values = np.clip(values, limits.min, limits.max, out=values)
         values = values.astype(native)
     for wrong, right in _substitutes(native, scale, nodata).items():
         values[values == wrong] = right

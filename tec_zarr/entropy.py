@@ -191,13 +191,18 @@ class SymbolEncoder:
         return self.encoder.get_compressed().astype("<u4").tobytes()
 
 
+def words_of(data: bytes) -> bytes:
+    """``data``, which is to be whole 32-bit words, or FormatError."""
+    if len(data) % 4:
+        raise FormatError(f"{len(data)} entropy-coded bytes are not whole 32-bit words")
+    return data
+
+
 class SymbolDecoder:
     """Mirror of :class:`SymbolEncoder`."""
 
     def __init__(self, tables: Tables, data: bytes, reference: bool = False):
-        if len(data) % 4:
-            raise FormatError(f"{len(data)} entropy-coded bytes are not whole 32-bit words")
-        words = np.frombuffer(data, "<u4").astype(np.uint32)
+        words = np.frombuffer(words_of(data), "<u4").astype(np.uint32)
         self.tables = tables
         slow = reference or constriction is None
         self.source: _Source = ReferenceDecoder(words) if slow else _FastDecoder(words)

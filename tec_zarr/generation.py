@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 import numpy as np
 
@@ -26,6 +26,9 @@ _MIN_DISTINCT = 16
 _KEPT_SEGMENTS = 2**16
 
 _decoded: OrderedDict[int, None] = OrderedDict()
+_waiting: deque[np.ndarray] = deque()
+"""Stretches (n, 32) of chunks whose fingerprints nobody has asked for yet, the oldest first."""
+
 _lock = threading.Lock()
 
 
@@ -40,22 +43,34 @@ if hasattr(os, "register_at_fork"):
 
 
 def remember_decoded(samples: np.ndarray) -> None:
-    """Keep fingerprints of a decoded chunk (T, C, H, W)."""
-    prints = _fingerprints(samples)
+    """Keep fingerprints of a decoded chunk (T, C, H, W), to be taken when one is encoded."""
+    segments = _segments(samples).copy()
     with _lock:
-        for key in prints:
-            _decoded[key] = None
-            _decoded.move_to_end(key)
-        while len(_decoded) > _KEPT_SEGMENTS:
-            _decoded.popitem(last=False)
+        _waiting.append(segments)
+        kept = sum(map(len, _waiting))
+        while len(_waiting) > 1 and kept > _KEPT_SEGMENTS:
+            kept -= len(_waiting.popleft())
+
+
+def forget_decoded() -> None:
+    """Forget all chunks that were decoded."""
+    with _lock:
+        _waiting.clear()
+        _decoded.clear()
 
 
 def warn_if_decoded_before(samples: np.ndarray) -> None:
     """Warn when a chunk (T, C, H, W) to encode has pixels that this process decoded."""
-    if not _decoded:
+    if not _decoded and not _waiting:
         return
-    prints = _fingerprints(samples)
+    prints = _fingerprints(_segments(samples))
     with _lock:
+        while _waiting:
+            for key in _fingerprints(_waiting.popleft()):
+                _decoded[key] = None
+                _decoded.move_to_end(key)
+        while len(_decoded) > _KEPT_SEGMENTS:
+            _decoded.popitem(last=False)
         known = sum(key in _decoded for key in prints)
     if known:
         warnings.warn(
@@ -68,11 +83,15 @@ def warn_if_decoded_before(samples: np.ndarray) -> None:
         )
 
 
-def _fingerprints(samples: np.ndarray) -> list[int]:
-    """Hashes of stretches of rows, of each date's middle band, with enough different values."""
+def _segments(samples: np.ndarray) -> np.ndarray:
+    """Stretches (n, 32) of rows of each date's middle band."""
     _, c, h, w = samples.shape
     rows = samples[:, c // 2, :: -(-h // _ROWS_PER_DATE), : w - w % _SEGMENT]
-    segments = rows.reshape(-1, _SEGMENT)
+    return rows.reshape(-1, _SEGMENT)
+
+
+def _fingerprints(segments: np.ndarray) -> list[int]:
+    """Hashes of the stretches with enough different values."""
     with np.errstate(invalid="ignore"):  # infinities
         distinct = 1 + np.count_nonzero(np.diff(np.sort(segments, axis=1), axis=1) > 0, axis=1)
     return [hash(segment.tobytes()) for segment in segments[distinct >= _MIN_DISTINCT]]

@@ -22,4 +22,4 @@ toy.register()
 @pytest.fixture(autouse=True)
 def _forget_decoded_chunks():
     """Each test starts as a new process would: no chunk has been decoded yet."""
-    generation._decoded.clear()
+    generation.forget_decoded()

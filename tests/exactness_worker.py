@@ -23,7 +23,7 @@ import torch
 
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk, entropy
 from tec_zarr.ledger import LedgerReader
-from tec_zarr.models import coding, hub
+from tec_zarr.models import coding, hub, s2
 from tec_zarr.models.registry import get_model
 from tec_zarr.models.s2_net import BLOCK, GROUPS
 from tec_zarr.models.temporal import TokenDecoder
@@ -39,19 +39,33 @@ FAMILY = {
 
 
 class Recorder:
-    """Hashes the table indexes and symbols of all decoders; keeps the continuous indexes."""
+    """Hashes the table indexes and symbols of all decoders, of tec-s2 the latents; keeps the
+    continuous indexes.
+    """
 
     def __init__(self) -> None:
         self.indexes = 0
+        self.whole = False
         self.continuous: list[np.ndarray] = []
         self._digest = hashlib.sha256()
         get, code = entropy.SymbolDecoder.get, coding.SymbolDecoder.code
+        decode = s2.LatentCoder.decode
         decide = entropy.BitDecoder.code
         floor = LedgerReader.floor
         advance = TokenDecoder.advance
 
         def s2_get(decoder, index):
-            return self._see(index, get(decoder, index))
+            symbols = get(decoder, index)
+            return symbols if self.whole else self._see(index, symbols)
+
+        def s2_decode(coder, data, context, rows, columns, past=None, reference=False):
+            # Compiled or not: there the symbols of tec-s2 are not seen, so its latents are.
+            self.whole = past is None
+            latents, context = decode(coder, data, context, rows, columns, past, reference)
+            if self.whole:
+                self._see(latents, latents)
+            self.whole = False
+            return latents, context
 
         def family_code(decoder, ids, tables):
             return self._see(ids, code(decoder, ids, tables))
@@ -70,6 +84,7 @@ class Recorder:
             return floor(reader, values)
 
         entropy.SymbolDecoder.get = s2_get
+        s2.LatentCoder.decode = s2_decode
         entropy.BitDecoder.code = flex_decide
         coding.SymbolDecoder.code = family_code
         LedgerReader.floor = ledger_floor

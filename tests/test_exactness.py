@@ -28,7 +28,7 @@ from tec_zarr.models import hub, s2
 from tec_zarr.models.exact import exact
 from tec_zarr.models.family import FamilyModel
 from tec_zarr.models.registry import get_model, weights_file
-from tec_zarr.models.s2_integer import IntegerModel, _geometry
+from tec_zarr.models.s2_integer import IntegerModel, geometry_of
 
 WORKER = Path(__file__).parent / "exactness_worker.py"
 SETTINGS: dict[str, tuple[Mapping[str, str], int]] = {
@@ -39,6 +39,8 @@ SETTINGS: dict[str, tuple[Mapping[str, str], int]] = {
     "avx512": ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"}, 1),
     "mkl-compatible": ({"MKL_CBWR": "COMPATIBLE"}, 2),
     "no-onednn": ({}, 2),
+    "not-compiled": ({"TEC_NATIVE": "0"}, 2),
+    "compiled-avx2": ({"TEC_NATIVE": "avx2"}, 1),
     "bf16": ({"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}, 1),
     "default-again": ({}, 2),
 }
@@ -142,7 +144,7 @@ def test_the_default_models_entropy_networks_are_the_same_on_a_device(device, mo
     latents = torch.from_numpy(units)[None]
     expected = list(walk(model.coder.entropy, context.condition, latents, 12, 9))
     there = s2.load(weights_file("tec-s2", model.weights_sha256)).net.to(device)
-    _geometry.cache_clear()
+    geometry_of.cache_clear()
     try:
         with torch.device(device):
             entropy = IntegerModel(there)
@@ -156,7 +158,7 @@ def test_the_default_models_entropy_networks_are_the_same_on_a_device(device, mo
                         setattr(part, name, value.to(device))
             found = list(walk(entropy, context.condition.to(device), latents.to(device), 12, 9))
     finally:
-        _geometry.cache_clear()
+        geometry_of.cache_clear()
     for (mean, index), (mean2, index2) in zip(expected, found, strict=True):
         assert torch.equal(mean, mean2.cpu())
         assert torch.equal(index, index2.cpu())
@@ -228,6 +230,7 @@ def test_one_table_index_off_by_one_in_the_decoder_raises(place, small, monkeypa
             yield step
 
     monkeypatch.setattr(IntegerModel, "steps", wrong)
+    monkeypatch.setattr(get_model("tec-s2").coder, "compiled", None)
     with pytest.raises(TecError):
         decode_chunk(frame)
     assert seen > place

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tec_zarr import native
 from tec_zarr.errors import FormatError
 
 #: Quarter octaves of component spread over quantiser step that can be told apart.
@@ -118,6 +119,11 @@ def _rotations(count: int, active: int) -> list[tuple[int, int, bool]]:
 
 def _basis(count: int, angles: list[tuple[int, float]]) -> np.ndarray:
     """Orthonormal (C, C) basis of rotations, on a 2**-24 grid so that libm's last digit is gone."""
+    if native.library() and angles:
+        back = angles[::-1]
+        return native.rotated_identity(
+            count, np.array([row for row, _ in back]), np.array([angle for _, angle in back])
+        )
     # A dozen numbers a row: lists are twice as fast as arrays.
     rows = np.eye(count).tolist()
     for row, angle in reversed(angles):

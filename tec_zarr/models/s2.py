@@ -9,10 +9,12 @@ and may differ in the last place, which can move a pixel that lies between two D
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -23,10 +25,11 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tec_zarr.entropy import SymbolDecoder, SymbolEncoder, Tables
+from tec_zarr import native
+from tec_zarr.entropy import SymbolDecoder, SymbolEncoder, Tables, words_of
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.models import klt
-from tec_zarr.models.registry import Encoded
+from tec_zarr.models.registry import Encoded, get_model
 from tec_zarr.models.s2_analysis import Analysis
 from tec_zarr.models.s2_integer import IntegerModel, Past
 from tec_zarr.models.s2_net import (
@@ -41,6 +44,7 @@ from tec_zarr.models.s2_net import (
     step_size,
 )
 from tec_zarr.models.s2_overlap import blocks_of, overlapped, with_margin
+from tec_zarr.models.s2_pixels import PixelNet, PixelSynthesis
 from tec_zarr.models.s2_synthesis import Synthesis
 
 #: Rate-distortion trade of the quantiser: bits saved against squared error in steps (as in
@@ -76,6 +80,11 @@ class LatentCoder:
 
     def __init__(self, entropy: IntegerModel, tables: Tables):
         self.entropy, self.tables = entropy, tables
+
+    @cached_property
+    def compiled(self) -> native.Networks | None:
+        """The networks for :mod:`tec_zarr.native`; None where that was not built."""
+        return self.entropy.compiled(self.tables)
 
     def encode(
         self,
@@ -136,6 +145,13 @@ class LatentCoder:
             raise FormatError(f"a section flags channel groups that do not exist ({data[0]:#04x})")
         coded = tuple(bool(data[0] >> i & 1) for i in range(len(GROUPS)))
         channels = sum(GROUPS[: 1 + max((i for i, on in enumerate(coded) if on), default=0)])
+        if self.compiled and not past and not reference:
+            prior, biases = self.entropy.terms(context.condition)
+            found = self.compiled.latents(
+                words_of(data[1:]), torch.cat(biases, 1)[0].numpy(), prior[0].numpy(),
+                rows, columns, data[0],
+            )  # fmt: skip
+            return found, replace(context, channels=channels)
         decoder = SymbolDecoder(self.tables, data[1:], reference)
         decoded = np.zeros((rows * columns, sum(GROUPS)), np.int32)
         for step in self.entropy.steps(context.condition, rows, columns, coded, past):
@@ -186,8 +202,15 @@ class TecS2:
         self.net = net.eval().requires_grad_(False)
         self.analysis = Analysis(self.net, self.net.analysis)
         self.coder = LatentCoder(IntegerModel(self.net), tables)
-        self.synthesis = Synthesis(self.net)
+        self.synthesis: Synthesis | PixelSynthesis = Synthesis(self.net)
         self.weights_sha256 = weights_sha256
+
+    def with_pixels(self, tensors: dict[str, Tensor], weights_sha256: str) -> TecS2:
+        """The same latents, and pixels as weights of a :class:`PixelNet` make them of these."""
+        other = copy.copy(self)
+        other.synthesis = PixelSynthesis(self.net, tensors)
+        other.weights_sha256 = weights_sha256
+        return other
 
     # ---- the Model protocol
 
@@ -368,10 +391,21 @@ def net_tensors(net: torch.nn.Module) -> dict[str, Tensor]:
     return out
 
 
+def save_pixels(net: PixelNet, image_sha256: str, path: Path) -> None:
+    """Write ``net`` and which weights' latents it makes pixels of."""
+    image = torch.frombuffer(bytearray.fromhex(image_sha256), dtype=torch.uint8)
+    out = net.tensors() | {"image_sha256": image}
+    save_file({name: tensor.contiguous() for name, tensor in sorted(out.items())}, path)
+
+
 def load(path: Path) -> TecS2:
-    """Read what :func:`save` wrote."""
+    """Read what :func:`save` or :func:`save_pixels` wrote; the latter's image from the registry."""
     data = path.read_bytes()
     tensors = read_tensors(data)
+    if "image_sha256" in tensors:
+        image = get_model("tec-s2", tensors.pop("image_sha256").numpy().tobytes().hex())
+        assert isinstance(image, TecS2)
+        return image.with_pixels(tensors, hashlib.sha256(data).hexdigest())
     tables = Tables(tensors.pop("tables").numpy())
     return TecS2(frozen_net(S2Net(), tensors, path), tables, hashlib.sha256(data).hexdigest())
 

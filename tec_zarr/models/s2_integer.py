@@ -14,9 +14,12 @@ import copy
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tec_zarr import native
+from tec_zarr.entropy import Tables
 from tec_zarr.models.int8 import int8_is_exact
 from tec_zarr.models.s2_net import (
     ACT_GRID,
@@ -39,16 +42,16 @@ from tec_zarr.models.s2_temporal_net import (
 )
 
 _UNITS = int(MEAN_GRID)
-_HALF = 128
+HALF = 128
 #: Neighbours a pass may look at reach this far.
 _MARGIN = 2
-_SQUARE = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1)]
+SQUARE = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1)]
 _PLUS = [(-1, 0), (0, -1), (0, 1), (1, 0)]
 #: Latents beyond this many units look alike to the networks.
 _COMPAND_REACH = 1 << 15
 
 
-def _companded(units: Tensor) -> Tensor:
+def companded(units: Tensor) -> Tensor:
     """floor(127 u / (128 + |u|) + 1/2) of latents in 1/16 step, as int8.
 
     The division is rounded once and the sum once, by 2**-17 in all at most; nothing that floor
@@ -59,23 +62,36 @@ def _companded(units: Tensor) -> Tensor:
     return values.mul_(127).div_(size).add_(0.5).floor_().to(torch.int8)
 
 
-class _Layer:
+class Layer:
     """One :class:`IntConv` over chosen taps, as an int8 matrix.
 
     Inputs are int8: companded latents as they are, activations (0 .. 255) less 128.
     """
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, conv: IntConv, offsets: list[tuple[int, int]]):
         weight, exponent, bias = conv.integers()
         middle = weight.shape[-1] // 2
         chosen = [weight[:, :, r + middle, c + middle] for r, c in offsets]
         self.matrix = torch.cat(chosen, 1).T.contiguous()
+        self.taps = len(offsets)
         self.offset = bias.double()
         if conv.grid == ACT_GRID:
-            self.offset = self.offset + _HALF * self.matrix.double().sum(0)
+            self.offset = self.offset + HALF * self.matrix.double().sum(0)
         self.unit = torch.exp2(exponent.double()) / conv.grid
         self.float_matrix = self.matrix.double()
         self.exact_int8 = int8_is_exact(weight.device.type)
+
+    def as_arrays(self) -> dict[str, np.ndarray]:
+        """Of a layer with ``scale`` and ``shift``: what :mod:`tec_zarr.native` takes."""
+        weight = self.matrix.T.reshape(self.matrix.shape[1], self.taps, -1).swapaxes(1, 2)
+        return {
+            "weight": weight.numpy(),
+            "scale": self.scale.numpy(),
+            "shift": self.shift.numpy(),
+        }
 
     def sums(self, rows: Tensor) -> Tensor:
         """Integer sums of int8 ``rows`` (P, K): int32 (P, N), or their equals in float64."""
@@ -85,7 +101,7 @@ class _Layer:
         return rows.double() @ self.float_matrix
 
 
-class _Hidden(_Layer):
+class Hidden(Layer):
     """A layer followed by the 8-bit activation, returned less 128."""
 
     def __init__(self, conv: IntConv, offsets: list[tuple[int, int]]):
@@ -100,10 +116,10 @@ class _Hidden(_Layer):
         out = torch.addcmul(self.shift, self.sums(rows).float(), self.scale)
         if extra is not None:
             out += extra
-        return out.floor_().clamp_(0, 255).sub_(_HALF).to(torch.int8)
+        return out.floor_().clamp_(0, 255).sub_(HALF).to(torch.int8)
 
 
-class _Term(_Layer):
+class _Term(Layer):
     """A layer that joins the sums of a hidden layer: its ``extra``, in sixteenths."""
 
     def __init__(self, conv: IntConv, offsets: list[tuple[int, int]]):
@@ -115,7 +131,7 @@ class _Term(_Layer):
         return torch.addcmul(self.shift, self.sums(rows).float(), self.scale)
 
 
-class _Gate(_Layer):
+class _Gate(Layer):
     """A layer without activation whose value multiplies a prediction: whole 1/64, -2 to 2."""
 
     def __init__(self, conv: IntConv):
@@ -128,7 +144,7 @@ class _Gate(_Layer):
         return value.add_(0.5).floor_().clamp_(-limit, limit)
 
 
-class _Head(_Layer):
+class Head(Layer):
     """A layer without activation: means in the first half of its outputs, scales in the second.
 
     float32 is exact here: means have at most 24 bits. So have scales; with the prior they are
@@ -168,11 +184,11 @@ class _Head(_Layer):
 class _Coarse:
     def __init__(self, module: torch.nn.Module, offsets: list[tuple[int, int]]):
         self.offsets = offsets
-        self.first = _Hidden(module.first, offsets)
-        self.second = _Hidden(module.second, [(0, 0)])
-        self.head = _Head(module.head)
+        self.first = Hidden(module.first, offsets)
+        self.second = Hidden(module.second, [(0, 0)])
+        self.head = Head(module.head)
         if isinstance(module, TemporalCoarse):
-            self.past = _Term(module.past, _SQUARE)
+            self.past = _Term(module.past, SQUARE)
             self.gate = _Gate(module.gate)
         linear = torch.floor(module.integer_linear().detach() * 512 + 0.5)
         self.linear = (
@@ -182,17 +198,22 @@ class _Coarse:
             raise ValueError("a coarse predictor can leave the exact range of float32")
         self.linear *= MEAN_GRID / 512
 
+    def whole_linear(self) -> np.ndarray:
+        """The linear predictor (taps, 4, 4) in 1/512."""
+        whole = self.linear * (512 / MEAN_GRID)
+        return whole.view(len(self.offsets), GROUPS[0], GROUPS[0]).int().numpy()
+
 
 class _Fine:
     def __init__(self, module: torch.nn.Module):
-        self.first = _Hidden(module.first, _SQUARE)
-        self.second = _Hidden(module.second, _SQUARE)
-        self.anchors = _Head(module.anchors)
-        self.neighbours = _Hidden(module.neighbours, _PLUS)
-        self.third = _Hidden(module.third, [(0, 0)])
-        self.others = _Head(module.others)
+        self.first = Hidden(module.first, SQUARE)
+        self.second = Hidden(module.second, SQUARE)
+        self.anchors = Head(module.anchors)
+        self.neighbours = Hidden(module.neighbours, _PLUS)
+        self.third = Hidden(module.third, [(0, 0)])
+        self.others = Head(module.others)
         if isinstance(module, TemporalGroup):
-            self.past = _Term(module.past, _SQUARE)
+            self.past = _Term(module.past, SQUARE)
             self.anchors_gate = _Gate(module.anchors_gate)
             self.others_gate = _Gate(module.others_gate)
 
@@ -237,7 +258,7 @@ class Step:
         self.units = units
 
 
-class _Geometry:
+class Geometry:
     """Positions of the passes on a padded grid of ``batch`` dates, and of their neighbours."""
 
     def __init__(self, batch: int, height: int, width: int):
@@ -265,13 +286,13 @@ class _Geometry:
 
 
 #: Chunks of one archive share a shape or two.
-_geometry = lru_cache(maxsize=4)(_Geometry)
+geometry_of = lru_cache(maxsize=4)(Geometry)
 
 
-class _Grid:
+class Grid:
     """A padded (B h w, C) grid that neighbours are gathered from."""
 
-    def __init__(self, geometry: _Geometry, channels: int, dtype: torch.dtype, outside: int):
+    def __init__(self, geometry: Geometry, channels: int, dtype: torch.dtype, outside: int):
         self.geometry = geometry
         self.cells = torch.full((geometry.batch * geometry.area, channels), outside, dtype=dtype)
 
@@ -288,7 +309,7 @@ class _Grid:
         inside = padded[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
         inside.copy_(rows.view(len(inside), *size, -1))
 
-    def joined(self, other: _Grid) -> _Grid:
+    def joined(self, other: Grid) -> Grid:
         """Both grids' channels, side by side."""
         out = copy.copy(self)
         out.cells = torch.cat([self.cells, other.cells], -1)
@@ -307,19 +328,19 @@ class Past:
     """
 
     def __init__(self, units: Tensor, height: int, width: int):
-        self.geometry = _geometry(len(units), height, width)
+        self.geometry = geometry_of(len(units), height, width)
         self.replace(units)
 
     def replace(self, units: Tensor) -> None:
         """Have other predictions from the next channel group on."""
         self.units = units.double()
-        self.cells = _companded(units)
+        self.cells = companded(units)
 
     def term(self, layer: _Term, places: Tensor, channels: int) -> Tensor:
         """What ``layer`` makes of the neighbourhoods of ``places``, of the first ``channels``."""
-        grid = _Grid(self.geometry, channels, torch.int8, 0)
+        grid = Grid(self.geometry, channels, torch.int8, 0)
         grid.write_everywhere(self.cells[:, :, :channels].reshape(-1, channels))
-        return layer(grid.gather(places, _SQUARE))
+        return layer(grid.gather(places, SQUARE))
 
     def gated(self, gate: Tensor, places: Tensor, channels: slice) -> Tensor:
         """What gates (B P, N) add to means, in 1/16 step, float64."""
@@ -339,10 +360,34 @@ class IntegerModel:
         # What follows from the condition: the prior, then every network's bias.
         conditions = [module.condition.weight for module in (*net.coarse, *net.fine)]
         self.condition = torch.cat(
-            [_in_256ths(net.prior), *(ACT_GRID * _in_256ths(weight) for weight in conditions)]
+            [in_256ths(net.prior), *(ACT_GRID * in_256ths(weight) for weight in conditions)]
         ).T.contiguous()
         self.condition_sizes = [len(net.prior), *(len(weight) for weight in conditions)]
-        self.prior_bias = _in_256ths(net.prior_bias) + 0.5
+        self.prior_bias = in_256ths(net.prior_bias) + 0.5
+
+    def terms(self, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Priors (B, 320) with one half, and biases (B, N) of the networks, of ``condition``."""
+        prior, *biases = (condition.double() @ self.condition).split(self.condition_sizes, -1)
+        return (prior + self.prior_bias).float(), [bias.float() for bias in biases]
+
+    def compiled(self, tables: Tables) -> native.Networks | None:
+        """The same for :mod:`tec_zarr.native`, where that was built."""
+        heads = [net.head for net in self.coarse]
+        heads += [head for net in self.fine for head in (net.anchors, net.others)]
+        inexact = any(head.dtype != torch.float32 for head in heads)
+        odd = any(len(net.first.scale) % native.UNITS for net in (*self.coarse, *self.fine))
+        if native.library() is None or inexact or odd:
+            return None
+        coarse = [
+            {name: getattr(net, name).as_arrays() for name in ("first", "second", "head")}
+            | {"offsets": net.offsets, "linear": net.whole_linear()}
+            for net in self.coarse
+        ]
+        names = ("first", "second", "anchors", "neighbours", "third", "others")
+        fine = [{name: getattr(net, name).as_arrays() for name in names} for net in self.fine]
+        return native.Networks(
+            coarse, fine, [tables.cumulative(i) for i in range(SCALES)], tables.silent
+        )
 
     def steps(
         self,
@@ -357,13 +402,12 @@ class IntegerModel:
         Groups that are not ``coded`` are zero in every date and are walked past.
         """
         batch = len(condition)
-        prior, *biases = (condition.double() @ self.condition).split(self.condition_sizes, -1)
-        priors = (prior + self.prior_bias).float()[:, None].split(GROUPS, -1)
-        biases = [bias.float() for bias in biases]
-        geometry = _geometry(batch, height, width)
-        before = _Grid(geometry, GROUPS[0], torch.int8, 0)
+        prior, biases = self.terms(condition)
+        priors = prior[:, None].split(GROUPS, -1)
+        geometry = geometry_of(batch, height, width)
+        before = Grid(geometry, GROUPS[0], torch.int8, 0)
         if coded[0]:
-            whole = _Grid(geometry, GROUPS[0], torch.float64, 0)
+            whole = Grid(geometry, GROUPS[0], torch.float64, 0)
             passes = [(n, places) for n, places in enumerate(geometry.coarse) if len(places)]
             for number, places in passes:
                 if number == 0:
@@ -385,13 +429,13 @@ class IntegerModel:
                 step = Step(0, number == passes[-1][0], places, mean, index)
                 yield step
                 units = _written(step)
-                before.write(places, _companded(units))
+                before.write(places, companded(units))
                 rounded = torch.floor((units + _UNITS // 2) / _UNITS).clamp_(-2047, 2047)
                 whole.write(places, rounded.double())
         for group, layers in enumerate(self.fine, start=1):
             if not any(coded[group:]):
                 return
-            mine = _Grid(geometry, GROUPS[group], torch.int8, 0)
+            mine = Grid(geometry, GROUPS[group], torch.int8, 0)
             if coded[group]:
                 bias = biases[len(self.coarse) + group - 1]
                 channels = slice(sum(GROUPS[:group]), sum(GROUPS[: group + 1]))
@@ -405,26 +449,26 @@ class IntegerModel:
                         rows = context[:, : len(places)].flatten(0, 1)
                         head, gate = layers.anchors, past and layers.anchors_gate
                     else:
-                        rows = context[:, -len(places) :].flatten(0, 1).float().add_(_HALF)
+                        rows = context[:, -len(places) :].flatten(0, 1).float().add_(HALF)
                         rows = layers.third(layers.neighbours(mine.gather(places, _PLUS), rows))
                         head, gate = layers.others, past and layers.others_gate
                     put_back = past.gated(gate(rows), places, channels) if past else None
                     mean, index = head(rows, priors[group], put_back)
                     step = Step(group, places is checkers[-1], places, mean, index)
                     yield step
-                    mine.write(places, _companded(_written(step)))
+                    mine.write(places, companded(_written(step)))
                 if step.discarded:
                     mine.cells.zero_()
             before = before.joined(mine)
 
-    def _context(self, layers: _Fine, before: _Grid, extra: Tensor) -> Tensor:
+    def _context(self, layers: _Fine, before: Grid, extra: Tensor) -> Tensor:
         """What the earlier groups say about every position, in order of the passes."""
         geometry = before.geometry
-        near = before.gather(geometry.everywhere, _SQUARE)
+        near = before.gather(geometry.everywhere, SQUARE)
         hidden = layers.first(near, extra)
-        grid = _Grid(geometry, hidden.shape[1], torch.int8, -_HALF)
+        grid = Grid(geometry, hidden.shape[1], torch.int8, -HALF)
         grid.write_everywhere(hidden)
-        return layers.second(grid.gather(geometry.by_pass, _SQUARE))
+        return layers.second(grid.gather(geometry.by_pass, SQUARE))
 
 
 def _each(bias: Tensor, places: int) -> Tensor:
@@ -432,7 +476,7 @@ def _each(bias: Tensor, places: int) -> Tensor:
     return bias if len(bias) == 1 else bias.repeat_interleave(places, 0)
 
 
-def _in_256ths(parameter: Tensor) -> Tensor:
+def in_256ths(parameter: Tensor) -> Tensor:
     """A parameter on its 1/256 grid, in float64, whose sums are exact."""
     return torch.floor(parameter.detach().double() * 256 + 0.5) / 256
 

@@ -106,10 +106,10 @@ def tile_loss(
     return loss.mean(), bpp / bands, sse / bands
 
 
-def draw_quality(count: int) -> Tensor:
+def draw_quality(count: int, generator: torch.Generator | None = None) -> Tensor:
     """Four of five between 1 and 6, where archives are written, the rest anywhere up to 8."""
-    top = torch.where(torch.rand(count) < 0.8, 6.0, float(LEVELS))
-    return 1 + (top - 1) * torch.rand(count)
+    top = torch.where(torch.rand(count, generator=generator) < 0.8, 6.0, float(LEVELS))
+    return 1 + (top - 1) * torch.rand(count, generator=generator)
 
 
 class Prefetch:

@@ -1,0 +1,303 @@
+"""Decoding of ``tec-s2`` latents, compiled; where it was not built, torch does the same.
+
+The library is compiled when the package is installed (``hatch_build.py``), if there is a C
+compiler. It is found and tried here, so that nothing else needs to know whether it is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tec_zarr.errors import FormatError
+
+__all__ = ["UNITS", "Networks", "Pixels", "library", "rotated_identity"]
+
+#: Hidden layers must have multiples of this many units.
+UNITS = 16
+
+_LIBRARY = Path(__file__).with_name("_s2.so")
+#: ``0``: torch decodes; ``avx2``: no instructions beyond.
+_VARIABLE = "TEC_NATIVE"
+_MOST_TAPS = 12
+_GROUPS = (4, 12, 48, 96, 160)
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        ("taps", ctypes.c_int32),
+        ("inputs", ctypes.c_int32),
+        ("outputs", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in
+          ("weight", "start", "scale", "shift")),
+    ]  # fmt: skip
+
+
+class _Tables(ctypes.Structure):
+    _fields_ = [
+        ("silent", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("count", "offset", "edges")),
+    ]
+
+
+class _Coarse(ctypes.Structure):
+    _fields_ = [
+        *((name, _Layer) for name in ("first", "second", "head")),
+        ("row", ctypes.c_int32 * _MOST_TAPS),
+        ("column", ctypes.c_int32 * _MOST_TAPS),
+        ("linear", ctypes.c_void_p),
+    ]
+
+
+class _Fine(ctypes.Structure):
+    _fields_ = [
+        (name, _Layer)
+        for name in ("first", "second", "anchors", "neighbours", "third", "others")
+    ]
+
+
+class _Networks(ctypes.Structure):
+    _fields_ = [("coarse", _Coarse * 4), ("fine", _Fine * 4), ("tables", _Tables)]
+
+
+class _Pixels(ctypes.Structure):
+    _fields_ = [
+        *((name, _Layer) for name in ("first", "one", "two", "last")),
+        ("starts", ctypes.c_void_p),
+        ("begin", ctypes.c_int32 * 13),
+        ("at", ctypes.c_int32 * 12),
+        ("channel", ctypes.c_void_p),
+        ("matrix", ctypes.c_void_p),
+        ("overlap", ctypes.c_int32 * 64),
+        ("across", ctypes.c_int32 * 64),
+        ("most", ctypes.c_int32),
+    ]
+
+
+@cache
+def library() -> Any:
+    """The compiled library; None where there is none, or the environment says ``TEC_NATIVE=0``."""
+    if os.environ.get(_VARIABLE) == "0" or not _LIBRARY.exists():
+        return None
+    try:
+        found = ctypes.CDLL(str(_LIBRARY))
+        sizes = (ctypes.c_int32 * 3)()
+        found.tec_s2_sizes(sizes)
+    except (OSError, AttributeError):  # of another machine, or of another version
+        return None
+    if list(sizes) != [ctypes.sizeof(kind) for kind in (_Layer, _Networks, _Pixels)]:
+        return None
+    if not found.tec_s2_runs_here():
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int32
+    found.tec_s2_latents.argtypes = [
+        pointer, ctypes.c_char_p, ctypes.c_size_t, pointer, pointer, number, number, number,
+        number, pointer,
+    ]  # fmt: skip
+    found.tec_s2_pixels.argtypes = [
+        pointer, pointer, number, pointer, pointer, pointer, pointer, number, number, number,
+        number, number, pointer,
+    ]  # fmt: skip
+    found.tec_klt_basis.argtypes = [number, number, pointer, pointer, pointer]
+    return found
+
+
+def _narrow() -> bool:
+    return os.environ.get(_VARIABLE) == "avx2"
+
+
+def rotated_identity(count: int, rows: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    """The identity (count, count), its rows ``rows - 1`` and ``rows`` turned by angle after angle.
+
+    Rounded to 2**-24, half to even.
+    """
+    rows, out = np.asarray(rows, np.int32), np.empty((count, count))
+    library().tec_klt_basis(
+        count, len(rows), rows.ctypes.data, angles.ctypes.data, out.ctypes.data
+    )
+    return out
+
+
+class _Kept:
+    """Arrays that a structure of the library points to."""
+
+    def __init__(self) -> None:
+        self._kept: list[np.ndarray] = []
+
+    def _keep(self, array: np.ndarray, dtype: Any) -> int:
+        """Address of a copy that lives as long as this."""
+        self._kept.append(np.ascontiguousarray(array, dtype))
+        return self._kept[-1].ctypes.data
+
+    def _layer(self, layer: dict[str, np.ndarray]) -> _Layer:
+        weight = layer["weight"]
+        outputs, inputs, taps = weight.shape
+        pad = -outputs % 16
+        packed = np.pad(weight, ((0, pad), (0, 0), (0, 0))).transpose(2, 1, 0)
+        packed = packed.reshape(taps, inputs // 4, 4, outputs + pad).swapaxes(2, 3)
+        start = np.pad(-128 * weight.astype(np.int64).sum((1, 2)), (0, pad))
+        scale, shift = (np.pad(layer[name], (0, pad)) for name in ("scale", "shift"))
+        return _Layer(
+            taps, inputs, outputs + pad, self._keep(packed, np.int8), self._keep(start, np.int32),
+            self._keep(scale, np.float32), self._keep(shift, np.float32),
+        )  # fmt: skip
+
+
+class Networks(_Kept):
+    """The entropy networks and tables of a model, as the library takes them.
+
+    Parameters
+    ----------
+    coarse, fine : sequences of dict
+        Each layer by its name: weight (outputs, inputs, taps) int8, scale and shift (outputs,)
+        float32. Coarse ones also have ``offsets``, the (row, column) of
+        their taps, and ``linear`` (taps, 4, 4) int32 in 1/512.
+    cumulative : sequence of (symbols + 1,) uint32
+        Of each table; of two edges for one that codes nothing.
+    silent : int
+        How many code nothing.
+    """
+
+    def __init__(
+        self,
+        coarse: Sequence[dict[str, Any]],
+        fine: Sequence[dict[str, Any]],
+        cumulative: Sequence[np.ndarray],
+        silent: int,
+    ) -> None:
+        super().__init__()
+        self._networks = _Networks()
+        for one, layers in zip(self._networks.coarse, coarse, strict=True):
+            for name in ("first", "second", "head"):
+                setattr(one, name, self._layer(layers[name]))
+            for number, (row, column) in enumerate(layers["offsets"]):
+                one.row[number], one.column[number] = row, column
+            one.linear = self._keep(layers["linear"], np.int32)
+        for one, layers in zip(self._networks.fine, fine, strict=True):
+            for name, layer in layers.items():
+                setattr(one, name, self._layer(layer))
+        sizes = np.array([len(edges) for edges in cumulative])
+        self._networks.tables = _Tables(
+            silent,
+            self._keep(sizes - 1, np.int32),
+            self._keep(np.cumsum(sizes) - sizes, np.int32),
+            self._keep(np.concatenate(cumulative), np.uint32),
+        )
+
+    def latents(
+        self,
+        data: bytes,
+        biases: np.ndarray,
+        prior: np.ndarray,
+        rows: int,
+        columns: int,
+        coded: int,
+    ) -> np.ndarray:
+        """Latents (rows * columns, 320) int32 in 1/16 step.
+
+        Parameters
+        ----------
+        data : bytes
+            Range-coded words.
+        biases : float32 ndarray
+            Terms of the condition for all first layers, coarse and then fine.
+        prior : (320,) float32 ndarray
+            Scales of the condition plus one half.
+        coded : int
+            A bit for each channel group.
+
+        Raises
+        ------
+        FormatError
+            The bytes are not a stream of these tables.
+        """
+        latents = np.zeros((rows * columns, len(prior)), np.int32)
+        result = library().tec_s2_latents(
+            ctypes.byref(self._networks), data, len(data) // 4, biases.ctypes.data,
+            prior.ctypes.data, rows, columns, coded, _narrow(), latents.ctypes.data,
+        )  # fmt: skip
+        if result == 2:
+            raise MemoryError(f"no memory to decode {rows} x {columns} blocks")
+        if result:
+            raise FormatError("the entropy-coded bytes are not a valid stream")
+        return latents
+
+
+class Pixels(_Kept):
+    """The way from latents to pixels in whole numbers, as the library takes it.
+
+    Parameters
+    ----------
+    layers : dict
+        ``first``, ``one``, ``two`` and ``last`` as in :class:`Networks`.
+    synthesis : (12, 64, 320) int ndarray
+        In 1/2**14.
+    pairs : (12, 320) bool ndarray
+        Which channels each component is made of.
+    overlap : (8, 8) int ndarray
+        In 1/2**11.
+    """
+
+    def __init__(
+        self,
+        layers: dict[str, dict[str, np.ndarray]],
+        synthesis: np.ndarray,
+        pairs: np.ndarray,
+        overlap: np.ndarray,
+    ) -> None:
+        super().__init__()
+        self._pixels = out = _Pixels()
+        for name, layer in layers.items():
+            setattr(out, name, self._layer(layer))
+        sums = np.cumsum(-128 * layers["first"]["weight"].astype(np.int64).sum(2), 1)
+        out.starts = self._keep(sums[:, np.cumsum(_GROUPS) - 1].T, np.int32)
+        channels: list[np.ndarray] = []
+        blocks: list[np.ndarray] = []
+        for number, (matrix, there) in enumerate(zip(synthesis, pairs, strict=True)):
+            mine = np.flatnonzero(there)
+            out.begin[number + 1] = out.begin[number] + len(mine)
+            out.at[number] = sum(map(len, blocks))
+            channels.append(mine)
+            both = np.pad(matrix[:, mine], ((0, 0), (0, len(mine) % 2)))
+            blocks.append(both.reshape(len(both), -1, 2).swapaxes(0, 1))
+        out.channel = self._keep(np.concatenate(channels), np.int32)
+        out.matrix = self._keep(np.concatenate(blocks), np.int16)
+        out.overlap[:], out.across[:] = overlap.ravel().tolist(), overlap.T.ravel().tolist()
+        out.most = (2**31 - 2**13 - 1) // max(int(np.abs(synthesis).max()), 1)
+
+    def draw(
+        self,
+        latents: np.ndarray,
+        last: int,
+        bias: np.ndarray,
+        steps: np.ndarray,
+        basis: np.ndarray,
+        mean: np.ndarray,
+        out: np.ndarray,
+    ) -> None:
+        """Write whole DN into ``out`` (C, h, w) float32.
+
+        Parameters
+        ----------
+        latents : (P, 320) int32 ndarray
+            In 1/16 step, block by block; zero in the channels of groups after ``last``.
+        bias : float32 ndarray
+            Term of the condition for the first layer.
+        steps : (320,) float64 ndarray
+            Whole 1/256 DN.
+        basis, mean : (C, used), (C,) int32 ndarrays
+            In 1/2**12, and in 1/2**13 DN with one half added.
+        """
+        result = library().tec_s2_pixels(
+            ctypes.byref(self._pixels), latents.ctypes.data, last, bias.ctypes.data,
+            steps.ctypes.data, basis.ctypes.data, mean.ctypes.data, basis.shape[1], *out.shape,
+            _narrow(), out.ctypes.data,
+        )  # fmt: skip
+        if result:
+            raise MemoryError(f"no memory to decode {out.shape[1]} x {out.shape[2]} pixels")

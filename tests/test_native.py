@@ -1,0 +1,213 @@
+"""What is compiled and what torch does are the same numbers, and bytes that lie stay harmless."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tec_zarr import native, synthetic
+from tec_zarr.errors import FormatError, TecError
+from tec_zarr.models import klt, s2
+from tec_zarr.models.registry import get_model
+from tec_zarr.models.s2_net import CHANNELS, COMPONENTS, GROUPS
+from tec_zarr.models.s2_pixels import PixelNet, PixelSynthesis
+
+compiled = pytest.mark.skipif(native.library() is None, reason="the library was not built here")
+INSTRUCTIONS = ["", "avx2"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return get_model("tec-s2")
+
+
+@pytest.fixture(scope="module")
+def cube():
+    return synthetic.cube(dates=1, size=136, seed=9, nodata_edge=False).values.astype(np.float32)
+
+
+def not_compiled(model: s2.TecS2, section: bytes, shape: tuple[int, ...], quality: float):
+    coder = s2.LatentCoder(model.coder.entropy, model.coder.tables)
+    coder.compiled = None
+    other = s2.TecS2.__new__(s2.TecS2)
+    other.net, other.coder = model.net, coder
+    return other.decode_latents(section, shape, quality)
+
+
+@compiled
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("size", [(136, 136), (8, 8), (1, 33), (40, 9), (67, 120)])
+@pytest.mark.parametrize("quality", [1.0, 2.5, 5.0, 8.0])
+def test_latents_are_those_of_torch(model, cube, size, quality, instructions, monkeypatch):
+    monkeypatch.setenv("TEC_NATIVE", instructions)
+    pixels = cube[:, :, : size[0], : size[1]]
+    (section,) = model.encode(pixels, quality, None).sections
+    expected, _ = not_compiled(model, section, pixels.shape[1:], quality)
+    found, _ = model.decode_latents(section, pixels.shape[1:], quality)
+    assert np.array_equal(found, expected)
+
+
+@compiled
+def test_outliers_need_escapes_and_come_back(model, cube):
+    pixels = cube.copy()
+    pixels[0, :, ::17, ::13] = 65535
+    (section,) = model.encode(pixels, 8.0, None).sections
+    expected, _ = not_compiled(model, section, pixels.shape[1:], 8.0)
+    found, _ = model.decode_latents(section, pixels.shape[1:], 8.0)
+    assert np.abs(found).max() > 16 * 1024  # beyond the widest table
+    assert np.array_equal(found, expected)
+
+
+@compiled
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_any_bytes_are_a_stream_for_both_or_for_none(model, instructions, monkeypatch):
+    monkeypatch.setenv("TEC_NATIVE", instructions)
+    random = np.random.default_rng(1)
+    context = s2.context_of(klt.Klt(np.zeros(3), np.eye(3), np.array([30, 12, -3])), 5.0)
+    refused = 0
+    for _ in range(60):
+        words = random.integers(0, 256, 4 * int(random.integers(0, 60)), np.uint8)
+        words[: int(random.integers(0, len(words) + 1))] = random.choice([0, 255])
+        flags = int(random.integers(0, 32))
+        outcomes = []
+        for coder in (model.coder, s2.LatentCoder(model.coder.entropy, model.coder.tables)):
+            if coder is not model.coder:
+                coder.compiled = None
+            try:
+                latents, _ = coder.decode(bytes([flags]) + words.tobytes(), context, 5, 3)
+                outcomes.append(latents)
+            except FormatError:
+                outcomes.append(None)
+        if outcomes[0] is None or outcomes[1] is None:
+            refused += 1
+            assert outcomes == [None, None]
+        else:
+            assert np.array_equal(*outcomes)
+    assert 0 < refused < 60
+
+
+@compiled
+def test_one_wrong_weight_is_noticed(model, cube):
+    coder = s2.LatentCoder(model.coder.entropy, model.coder.tables)
+    other = s2.TecS2.__new__(s2.TecS2)
+    other.net, other.coder = model.net, coder
+    encoded = model.encode(cube, 5.0, None)
+    weights = [array for array in coder.compiled._kept if array.dtype == np.int8]
+    weights[0][...] ^= 8  # of the first coarse pass
+    try:
+        latents, _ = other.decode_latents(encoded.sections[0], cube.shape[1:], 5.0)
+    except TecError:
+        return
+    assert s2.zlib.crc32(s2.checked(latents)) != encoded.latents_crc
+
+
+# ---- pixels
+
+
+@pytest.fixture(scope="module")
+def synthesis(model):
+    """A way to pixels with random corrections, which released weights have smaller."""
+    torch.manual_seed(3)
+    net = PixelNet(32)
+    with torch.no_grad():
+        net.synthesis.copy_(model.net.synthesis.unflatten(0, (COMPONENTS, -1)))
+        net.overlap.copy_(model.net.synthesis_overlap)
+        net.pairs.copy_(torch.rand(net.pairs.shape) < 0.3)
+        net.last.weight.normal_(0, 0.05)
+        net.condition.normal_(0, 0.3)
+    return PixelSynthesis(model.net, net.tensors())
+
+
+def drawn(synthesis, compiled, latents, context, quality, shape):
+    out = np.full(shape, np.nan, np.float32)
+    library = synthesis.library
+    try:
+        if not compiled:
+            synthesis.library = None
+        ends = np.cumsum(GROUPS)
+        last = np.flatnonzero(latents.any(0)).max(initial=0)
+        channels = int(ends[ends.searchsorted(last, "right")])
+        synthesis(latents, channels, quality, context.condition, context.spectral, out)
+    finally:
+        synthesis.library = library
+    return out
+
+
+@compiled
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("size", [(136, 136), (8, 8), (1, 33), (40, 9), (67, 120)])
+@pytest.mark.parametrize("quality", [1.0, 2.5, 8.0])
+@pytest.mark.parametrize("bands", [1, 3, 12])
+def test_pixels_are_those_of_numpy(
+    model, synthesis, cube, size, quality, bands, instructions, monkeypatch
+):
+    monkeypatch.setenv("TEC_NATIVE", instructions)
+    pixels = cube[:, :bands, : size[0], : size[1]]
+    (section,) = model.encode(pixels, quality, None).sections
+    latents, context = model.decode_latents(section, pixels.shape[1:], quality)
+    arguments = latents, context, quality, pixels.shape[1:]
+    assert np.array_equal(drawn(synthesis, True, *arguments), drawn(synthesis, False, *arguments))
+
+
+@compiled
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@given(st.integers(0, 2**31), st.sampled_from([10, 2000, 10**5, 2**31 - 1]), st.integers(0, 5))
+def test_latents_of_any_size_make_the_same_pixels(
+    model, synthesis, instructions, seed, most, group
+):
+    random = np.random.default_rng(seed)
+    channels = sum(GROUPS[:group])
+    latents = np.zeros((6, CHANNELS), np.int32)
+    latents[:, :channels] = random.integers(-most, most, (6, channels), endpoint=True)
+    latents[random.random(latents.shape) < 0.7] = 0
+    basis, _ = np.linalg.qr(random.normal(size=(5, 5)))
+    mean = random.integers(0, 65535, 5).astype(float)
+    spectral = klt.Klt(mean, basis, np.array([40, 30, 9, 0, -9]))
+    context = s2.context_of(spectral, 6.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEC_NATIVE", instructions)
+        arguments = latents, context, 6.0, (5, 15, 22)
+        found = drawn(synthesis, True, *arguments)
+    assert np.array_equal(found, drawn(synthesis, False, *arguments))
+
+
+@compiled
+def test_bases_are_those_of_python(monkeypatch):
+    random = np.random.default_rng(0)
+    for count in (1, 2, 12, 31):
+        turns = 4 * count if count > 1 else 0
+        angles = [(int(random.integers(1, count)), random.random() * 6) for _ in range(turns)]
+        found = klt._basis(count, angles)
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "library", lambda: None)
+            assert np.array_equal(found, klt._basis(count, angles))
+
+
+def test_without_the_library_everything_decodes(tmp_path):
+    """In a process of its own, with what was not built, damaged, or of another version."""
+    program = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from tec_zarr import TEC, native, synthetic
+native._LIBRARY = Path(sys.argv[1])
+assert native.library() is None
+dn = synthetic.cube(dates=1, size=40, seed=1).values
+np.save({str(tmp_path / "there.npy")!r}, TEC().decode(TEC(quality=4).encode(dn)))
+"""
+    dn = synthetic.cube(dates=1, size=40, seed=1).values
+    from tec_zarr import TEC
+
+    here = TEC().decode(TEC(quality=4).encode(dn))
+    damaged = tmp_path / "damaged.so"
+    damaged.write_bytes(b"no library")
+    for path in (tmp_path / "missing.so", damaged):
+        subprocess.run([sys.executable, "-c", program, str(path)], check=True, timeout=300)
+        there = np.load(tmp_path / "there.npy").astype(int)
+        assert np.abs(there - here).max() <= 1
