@@ -49,6 +49,7 @@ from tec_zarr.models.registry import (
     Entry,
     Model,
     TemporalModel,
+    WholeModel,
     find_model,
     get_model,
     name_of,
@@ -740,11 +741,11 @@ def _samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
         cube, crc = _decode_tile(header, latents[: len(there)], shape, free, places)
         del latents[: len(there)]
         latents_crc = chained_checksum(latents_crc, crc)
-        view, values = samples[:, :, *tile], _values(cube, header)
-        if view.shape == values.shape:  # all dates and bands: without a copy
-            view[...] = values
+        values = _values(cube, header)
+        if values.shape == samples.shape:  # all of it at once
+            samples = values
         else:
-            view[np.ix_(wanted, free)] = values
+            samples[:, :, *tile][np.ix_(wanted, free)] = values
     if bounded:
         samples[:, bounded] = _values(_bound_layer(header, residuals, levels, mask), header)
     if dates is None and latents_crc != header.latents_crc:
@@ -922,10 +923,12 @@ def _from_dn(
 ) -> np.ndarray:
     """Whole DN to the array's own values; what was measured never becomes nodata.
 
-    ``dn`` is written over.
+    ``dn`` is written over; if it is of uint16, it holds these values already but for nodata.
     """
-    values = np.rint(dn, out=dn if dn.dtype.kind == "f" else None)
     native = dtype.newbyteorder("=")
+    if dn.dtype == np.uint16:
+        return _kept_apart(dn, native, scale, nodata)
+    values = np.rint(dn, out=dn if dn.dtype.kind == "f" else None)
     with np.errstate(over="ignore", invalid="ignore"):  # a forged scale, a stranger's weights
         if (scale, offset) != (1.0, 0.0):
             values = (values.astype(np.float64) + offset) * scale
@@ -934,6 +937,13 @@ def _from_dn(
             values = np.rint(values, out=values) if values is not dn else values
             values = np.clip(values, limits.min, limits.max, out=values)
         values = values.astype(native)
+    return _kept_apart(values, native, scale, nodata)
+
+
+def _kept_apart(
+    values: np.ndarray, native: np.dtype, scale: float, nodata: tuple[float, ...]
+) -> np.ndarray:
+    """Move values (written over) that are nodata to the nearest that are not."""
     for wrong, right in _substitutes(native, scale, nodata).items():
         values[values == wrong] = right
     return values
@@ -997,6 +1007,12 @@ def _decode_tile(
             with _model_slots:
                 some = cast("DateModel", model)
                 return some.decode_dates(sections, shape, header.quality, dates), 0
+        # DN as they stand: a model that has whole ones need not make floats of them.
+        whole = cast("WholeModel", model).decode_whole if hasattr(model, "decode_whole") else None
+        plain = header.dtype.newbyteorder("=") == np.uint16
+        if whole and plain and (header.scale, header.offset) == (1.0, 0.0):
+            with _model_slots:
+                return whole(sections, shape, header.quality)
         return gather.decode(model, sections, shape, header.quality, names, _model_slots)
     except TecError:
         raise

@@ -81,6 +81,16 @@ class DateModel(Model, Protocol):
         """Decode to float32 DN (len(dates), C, h, w); ``shape`` is that of all dates."""
 
 
+class WholeModel(Model, Protocol):
+    """A model that may decode to whole DN: the same on every machine."""
+
+    @property
+    def decode_whole(self) -> Callable[..., tuple[np.ndarray, int]] | None:
+        """None with weights that do not make whole DN, or a function of ``sections``, ``shape``
+        and ``quality`` that does what ``decode`` does, to uint16: what lies beyond saturates.
+        """
+
+
 class TemporalModel(Model, Protocol):
     """A model whose dates refer to one another."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +53,7 @@ LAMBDA = 8.0
 #: A group whose latents all lie below this (in steps) is not coded at all,
 SILENT = 0.6
 #: nor is one that gains less than its own bits and this share of all: decoding it takes time.
-WORTHWHILE = 0.005
+WORTHWHILE = 0.012
 
 
 Net = TypeVar("Net", bound=torch.nn.Module)
@@ -243,10 +243,24 @@ class TecS2:
     ) -> tuple[np.ndarray, int]:
         """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
         del bands
-        out = np.empty(shape, np.float32)
+        return self._decode(sections, np.empty(shape, np.float32), quality)
+
+    @property
+    def decode_whole(self) -> Callable[..., tuple[np.ndarray, int]] | None:
+        """``decode`` to whole DN, uint16 that saturates; None with weights that make others."""
+        return self._decode_whole if isinstance(self.synthesis, PixelSynthesis) else None
+
+    def _decode_whole(
+        self, sections: list[bytes], shape: tuple[int, int, int, int], quality: float
+    ) -> tuple[np.ndarray, int]:
+        return self._decode(sections, np.empty(shape, np.uint16), quality)
+
+    def _decode(
+        self, sections: list[bytes], out: np.ndarray, quality: float
+    ) -> tuple[np.ndarray, int]:
         crc = 0
         for date, section in zip(out, sections, strict=True):
-            crc = zlib.crc32(checked(self._decode_date(section, quality, date)), crc)
+            crc = latents_crc(self._decode_date(section, quality, date), crc)
         return out, crc
 
     def decode_dates(
@@ -311,7 +325,7 @@ class TecS2:
         return self.coder.decode(rest, context, rows, columns, reference=reference)
 
     def _decode_date(self, section: bytes, quality: float, out: np.ndarray) -> np.ndarray:
-        """Write float32 DN into ``out`` (C, h, w); returns the latents."""
+        """Write DN into ``out`` (C, h, w); returns the latents."""
         latents, context = self.decode_latents(section, out.shape, quality)
         self.synthesis(latents, context.channels, quality, context.condition, context.spectral, out)
         return latents
@@ -356,6 +370,11 @@ def lagrangian(quality: float) -> float:
 def checked(latents: np.ndarray) -> memoryview:
     """What the checksum of latents is taken over: little-endian int32, position by position."""
     return memoryview(np.ascontiguousarray(latents, "<i4")).cast("B")
+
+
+def latents_crc(latents: np.ndarray, before: int = 0) -> int:
+    """CRC32 of decoded latents, after those of which it was ``before``."""
+    return native.crc32(np.ascontiguousarray(latents, "<i4"), before)
 
 
 def padded(components: Tensor) -> Tensor:

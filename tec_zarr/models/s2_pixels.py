@@ -203,7 +203,7 @@ class PixelSynthesis:
         spectral: klt.Klt,
         out: np.ndarray,
     ) -> None:
-        """Write whole DN into ``out`` (C, h, w) float32.
+        """Write whole DN into ``out`` (C, h, w), float32, or uint16 where it saturates.
 
         Parameters
         ----------
@@ -228,7 +228,8 @@ class PixelSynthesis:
         inside = image[:, :height, :width].reshape(len(samples), -1)
         # Sums modulo 2**32: only what no encoder writes goes beyond.
         whole = (basis.astype(float) @ inside + mean[:, None]).astype(np.int64).astype(np.int32)
-        out[:] = (whole // unit).reshape(out.shape)
+        values = (whole // unit).reshape(out.shape)
+        out[:] = values.clip(0, 65535) if out.dtype == np.uint16 else values
 
     def _samples(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from tec_zarr.errors import FormatError
 
-__all__ = ["UNITS", "Networks", "Pixels", "library", "rotated_identity"]
+__all__ = ["UNITS", "Networks", "Pixels", "crc32", "library", "rotated_identity"]
 
 #: Hidden layers must have multiples of this many units.
 UNITS = 16
@@ -102,10 +103,19 @@ def library() -> Any:
     ]  # fmt: skip
     found.tec_s2_pixels.argtypes = [
         pointer, pointer, number, pointer, pointer, pointer, pointer, number, number, number,
-        number, number, pointer,
+        number, number, pointer, pointer,
     ]  # fmt: skip
+    found.tec_crc32.argtypes = [ctypes.c_uint32, pointer, ctypes.c_size_t]
+    found.tec_crc32.restype = ctypes.c_uint32
     found.tec_klt_basis.argtypes = [number, number, pointer, pointer, pointer]
     return found
+
+
+def crc32(array: np.ndarray, start: int = 0) -> int:
+    """CRC32 of a contiguous array's bytes, as :func:`zlib.crc32` has it."""
+    if library() and array.nbytes >= 64 and array.nbytes % 16 == 0:
+        return int(library().tec_crc32(start, array.ctypes.data, array.nbytes))
+    return zlib.crc32(array.data, start)
 
 
 def _narrow() -> bool:
@@ -281,7 +291,7 @@ class Pixels(_Kept):
         mean: np.ndarray,
         out: np.ndarray,
     ) -> None:
-        """Write whole DN into ``out`` (C, h, w) float32.
+        """Write whole DN into ``out`` (C, h, w), float32, or uint16, which saturates.
 
         Parameters
         ----------
@@ -294,10 +304,11 @@ class Pixels(_Kept):
         basis, mean : (C, used), (C,) int32 ndarrays
             In 1/2**12, and in 1/2**13 DN with one half added.
         """
+        there = [out.ctypes.data, None]
         result = library().tec_s2_pixels(
             ctypes.byref(self._pixels), latents.ctypes.data, last, bias.ctypes.data,
             steps.ctypes.data, basis.ctypes.data, mean.ctypes.data, basis.shape[1], *out.shape,
-            _narrow(), out.ctypes.data,
+            _narrow(), *(there if out.dtype == np.float32 else there[::-1]),
         )  # fmt: skip
         if result:
             raise MemoryError(f"no memory to decode {out.shape[1]} x {out.shape[2]} pixels")

@@ -189,7 +189,8 @@ typedef struct {
     size_t cells, strip;
     uint8_t *bytes, *hidden, *one, *two, *three;
     int32_t *cell, *coefficients, *strips;
-    float *out; /* (bands, height, width) */
+    float *out; /* (bands, height, width), or: */
+    uint16_t *whole;
 } picture;
 
 typedef int in_pass(int number, int row, int column);
@@ -265,7 +266,10 @@ static int has_avx512(void)
 }
 
 /* Whether this processor can run any of it. */
-int tec_s2_runs_here(void) { return __builtin_cpu_supports("avx2") != 0; }
+int tec_s2_runs_here(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("pclmul");
+}
 
 /* Sizes of structures, for the caller to compare with its own. */
 void tec_s2_sizes(int32_t *out)
@@ -323,17 +327,19 @@ int tec_s2_latents(const networks *net, const uint8_t *data, size_t words, const
     return result;
 }
 
-/* Whole DN (bands, height, width) as float32 of latents (places, 320), which are zero from the
+/* Whole DN (bands, height, width) in `out`, or without it in `whole`, what lies beyond 0 to 65535
+ * as the nearest of these, of latents (places, 320), which are zero from the
  * channel on that group `last` ends with. `bias` of the condition, `steps` (320) in 1/256 DN,
  * `basis` (bands, used) in 1/2^12, `mean` (bands) in 1/2^13 DN, with one half. */
 int tec_s2_pixels(const pixels *net, const int32_t *latents, int32_t last, const float *bias,
                   const double *steps, const int32_t *basis, const int32_t *mean, int32_t used,
-                  int32_t bands, int32_t height, int32_t width, int32_t narrow, float *out)
+                  int32_t bands, int32_t height, int32_t width, int32_t narrow, float *out,
+                  uint16_t *whole)
 {
     picture p = {.net = net, .latents = latents, .bias = bias, .steps = steps, .basis = basis,
                  .mean = mean, .rows = (height + 7) / 8, .columns = (width + 7) / 8,
                  .channels = STARTS[last] + SIZES[last], .last = last, .used = used,
-                 .bands = bands, .height = height, .width = width, .out = out};
+                 .bands = bands, .height = height, .width = width, .out = out, .whole = whole};
     const size_t count = (size_t)p.rows * p.columns, units = net->one.outputs;
     p.cells = (size_t)(p.rows + 2) * (p.columns + 2);
     p.strip = (size_t)used * 64 * p.columns;
@@ -371,4 +377,39 @@ void tec_klt_basis(int32_t count, int32_t rotations, const int32_t *row, const d
         }
     }
     for (int i = 0; i < count * count; i++) out[i] = rint(out[i] * 0x1p24) / 0x1p24;
+}
+
+/* zlib's CRC32 of `size` bytes, 64 or more and a multiple of 16, by carry-less products: 64 bytes
+ * are folded at a time, then 16, and the rest reduced (Gopal et al., "Fast CRC Computation for
+ * Generic Polynomials Using PCLMULQDQ", 2009; its constants for the reflected polynomial). */
+__attribute__((target("pclmul,sse4.1")))
+static __m128i folded(__m128i x, __m128i k, __m128i next)
+{
+    const __m128i low = _mm_clmulepi64_si128(x, k, 0x00), high = _mm_clmulepi64_si128(x, k, 0x11);
+    return _mm_xor_si128(_mm_xor_si128(low, high), next);
+}
+
+__attribute__((target("pclmul,sse4.1")))
+uint32_t tec_crc32(uint32_t crc, const uint8_t *data, size_t size)
+{
+    const __m128i by64 = _mm_set_epi64x(0x01c6e41596, 0x0154442bd4);
+    const __m128i by16 = _mm_set_epi64x(0x00ccaa009e, 0x01751997d0);
+    const __m128i by4 = _mm_set_epi64x(0, 0x0163cd6124);
+    const __m128i reduce = _mm_set_epi64x(0x01f7011641, 0x01db710641);
+    const __m128i words = _mm_set_epi32(0, -1, 0, -1);
+    const __m128i *at = (const __m128i *)data;
+    const __m128i *end = at + size / 16;
+    __m128i x[4];
+    for (int i = 0; i < 4; i++) x[i] = _mm_loadu_si128(at++);
+    x[0] = _mm_xor_si128(x[0], _mm_cvtsi32_si128((int)~crc));
+    for (; end - at >= 4; at += 4)
+        for (int i = 0; i < 4; i++) x[i] = folded(x[i], by64, _mm_loadu_si128(at + i));
+    for (int i = 1; i < 4; i++) x[0] = folded(x[0], by16, x[i]);
+    for (; at < end; at++) x[0] = folded(x[0], by16, _mm_loadu_si128(at));
+    __m128i rest = _mm_xor_si128(_mm_srli_si128(x[0], 8), _mm_clmulepi64_si128(x[0], by16, 0x10));
+    rest = _mm_xor_si128(_mm_srli_si128(rest, 4),
+                         _mm_clmulepi64_si128(_mm_and_si128(rest, words), by4, 0x00));
+    __m128i whole = _mm_clmulepi64_si128(_mm_and_si128(rest, words), reduce, 0x10);
+    whole = _mm_clmulepi64_si128(_mm_and_si128(whole, words), reduce, 0x00);
+    return ~(uint32_t)_mm_extract_epi32(_mm_xor_si128(rest, whole), 1);
 }

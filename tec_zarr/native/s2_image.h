@@ -270,34 +270,60 @@ static void NAME(mix_columns)(const picture *p, int32_t *strip)
     }
 }
 
+/* Two vectors of whole DN of each band, from column `x` of a row of a strip on. */
+static inline __attribute__((always_inline)) void
+NAME(bands_of)(const picture *p, const int32_t *in, size_t next, size_t to, const int used)
+{
+    const size_t plane = (size_t)p->height * p->width;
+    VECTOR left[MOST_COMPONENTS], right[MOST_COMPONENTS];
+    for (int k = 0; k < used; k++) {
+        left[k] = LOAD(in + k * next);
+        right[k] = LOAD(in + k * next + LANES);
+    }
+    for (int c = 0; c < p->bands; c++, to += plane) {
+        const int32_t *basis = p->basis + (size_t)c * used;
+        VECTOR one = EVERYWHERE(p->mean[c]), two = one;
+        for (int k = 0; k < used; k++) {
+            const VECTOR factor = EVERYWHERE(basis[k]);
+            one = ADD(one, TIMES(factor, left[k]));
+            two = ADD(two, TIMES(factor, right[k]));
+        }
+        one = DOWN(one, 13), two = DOWN(two, 13);
+        if (p->out) {
+            STORE_F(p->out + to, TO_FLOATS(one));
+            STORE_F(p->out + to + LANES, TO_FLOATS(two));
+        } else {
+            STORE_SHORTS(p->whole + to, one);
+            STORE_SHORTS(p->whole + to + LANES, two);
+        }
+    }
+}
+
 /* Bands of a strip's rows: whole DN. */
 static void NAME(bands)(const picture *p, const int32_t *strip, int row)
 {
-    const size_t width = (size_t)p->columns * 8;
+    const size_t width = (size_t)p->columns * 8, plane = (size_t)p->height * p->width;
+    const size_t next = 8 * width;
     for (int y = 0; y < 8 && row * 8 + y < p->height; y++) {
         const int32_t *in = strip + y * width;
-        float *out = p->out + ((size_t)row * 8 + y) * p->width;
+        const size_t start = ((size_t)row * 8 + y) * p->width;
         int x = 0;
         for (; x + 2 * LANES <= p->width; x += 2 * LANES)
-            for (int c = 0; c < p->bands; c++) {
-                const int32_t *basis = p->basis + (size_t)c * p->used;
-                VECTOR one = EVERYWHERE(p->mean[c]), two = one;
-                for (int k = 0; k < p->used; k++) {
-                    const int32_t *at = in + (size_t)k * 8 * width + x;
-                    const VECTOR factor = EVERYWHERE(basis[k]);
-                    one = ADD(one, TIMES(factor, LOAD(at)));
-                    two = ADD(two, TIMES(factor, LOAD(at + LANES)));
-                }
-                float *to = out + (size_t)c * p->height * p->width + x;
-                const FLOATS values[2] = {TO_FLOATS(DOWN(one, 13)), TO_FLOATS(DOWN(two, 13))};
-                memcpy(to, values, sizeof values);
+            switch (p->used) {
+#define OF(n) case n: NAME(bands_of)(p, in + x, next, start + x, n); break;
+            OF(1) OF(2) OF(3) OF(4) OF(5) OF(6) OF(7) OF(8) OF(9) OF(10) OF(11)
+            default: NAME(bands_of)(p, in + x, next, start + x, MOST_COMPONENTS);
+#undef OF
             }
         for (; x < p->width; x++)
             for (int c = 0; c < p->bands; c++) {
                 uint32_t sum = p->mean[c];
                 for (int k = 0; k < p->used; k++)
-                    sum += (uint32_t)p->basis[c * p->used + k] * (uint32_t)in[k * 8 * width + x];
-                out[(size_t)c * p->height * p->width + x] = (float)((int32_t)sum >> 13);
+                    sum += (uint32_t)p->basis[c * p->used + k] * (uint32_t)in[k * next + x];
+                const int32_t value = (int32_t)sum >> 13;
+                const size_t to = start + c * plane + x;
+                if (p->out) p->out[to] = (float)value;
+                else p->whole[to] = value < 0 ? 0 : value > UINT16_MAX ? UINT16_MAX : value;
             }
     }
 }
@@ -341,4 +367,10 @@ static void NAME(draw)(const picture *p)
 #undef TIMES_F
 #undef OVER_F
 #undef SIZE_F
+#undef TRUNCATED
+#undef LOAD_F
+#undef STORE_F
+#undef BYTES_F
+#undef BETWEEN_F
 #undef STORE_BYTES
+#undef STORE_SHORTS

@@ -21,7 +21,16 @@
 #define TIMES_F(x, y) _mm512_mul_ps(x, y)
 #define OVER_F(x, y) _mm512_div_ps(x, y)
 #define SIZE_F(x) _mm512_abs_ps(x)
+#define TRUNCATED(x) _mm512_cvttps_epi32(x)
+#define LOAD_F(p) _mm512_loadu_ps(p)
+#define STORE_F(p, x) _mm512_storeu_ps(p, x)
+#define BYTES_F(p) TO_FLOATS(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(p))))
+#define BETWEEN_F(x, least, most) \
+    _mm512_min_ps(_mm512_max_ps(x, EVERY_FLOAT(least)), EVERY_FLOAT(most))
 #define STORE_BYTES(p, x) _mm_storeu_si128((void *)(p), _mm512_cvtepi32_epi8(x))
+#define STORE_SHORTS(p, x) /* saturated */ \
+    _mm256_storeu_si256((void *)(p), \
+                        _mm512_cvtusepi32_epi16(_mm512_max_epi32(x, _mm512_setzero_si512())))
 #else
 #define LANES 8
 #define VECTOR __m256i
@@ -43,11 +52,20 @@
 #define TIMES_F(x, y) _mm256_mul_ps(x, y)
 #define OVER_F(x, y) _mm256_div_ps(x, y)
 #define SIZE_F(x) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x)
+#define TRUNCATED(x) _mm256_cvttps_epi32(x)
+#define LOAD_F(p) _mm256_loadu_ps(p)
+#define STORE_F(p, x) _mm256_storeu_ps(p, x)
+#define BYTES_F(p) TO_FLOATS(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(p))))
+#define BETWEEN_F(x, least, most) \
+    _mm256_min_ps(_mm256_max_ps(x, EVERY_FLOAT(least)), EVERY_FLOAT(most))
 #define STORE_BYTES(p, x) \
     _mm_storel_epi64((void *)(p), \
                      _mm_packus_epi16(_mm_packus_epi32(_mm256_castsi256_si128(x), \
                                                        _mm256_extracti128_si256(x, 1)), \
                                       _mm_setzero_si128()))
+#define STORE_SHORTS(p, x) /* saturated */ \
+    _mm_storeu_si128((void *)(p), _mm_packus_epi32(_mm256_castsi256_si128(x), \
+                                                   _mm256_extracti128_si256(x, 1)))
 #endif
 
 #ifdef AVX512
@@ -152,16 +170,13 @@ static void NAME(hidden)(const layer *l, const uint8_t *grid, size_t cell, const
             for (int r = 0; r < some; r++) {
                 const size_t row = p + r, target = to ? (size_t)to[row] : row;
                 uint8_t *o = out + target * l->outputs + first;
-                float v[COLUMNS];
-                for (int n = 0; n < columns; n++) v[n] = (float)sums[r][n] * scale[n] + shift[n];
-                if (extra)
-                    for (int n = 0; n < columns; n++) v[n] += extra[first + n];
-                if (more)
-                    for (int n = 0; n < columns; n++)
-                        v[n] += (float)more[row * l->outputs + first + n];
-                for (int n = 0; n < columns; n++) {
-                    const float low = v[n] > 0.0f ? v[n] : 0.0f;
-                    o[n] = (uint8_t)(int32_t)(low < 255.0f ? low : 255.0f);
+                const uint8_t *m = more ? more + row * l->outputs + first : NULL;
+                for (int n = 0; n < columns; n += LANES) {
+                    FLOATS v = TIMES_F(TO_FLOATS(LOAD(sums[r] + n)), LOAD_F(scale + n));
+                    v = SUM_F(v, LOAD_F(shift + n));
+                    if (extra) v = SUM_F(v, LOAD_F(extra + first + n));
+                    if (m) v = SUM_F(v, BYTES_F(m + n));
+                    STORE_BYTES(o + n, TRUNCATED(BETWEEN_F(v, 0.0f, 255.0f)));
                 }
             }
         }
@@ -188,20 +203,25 @@ static void NAME(parameters)(const tile *t, int group, const layer *l, const uin
             const float *scale = l->scale + first, *shift = l->shift + first;
             NAME(sums)(l, rows, &here, first, columns, sums);
             for (int r = 0; r < some; r++)
-                for (int n = 0; n < columns; n++)
-                    values[r][first + n] = (float)sums[r][n] * scale[n] + shift[n];
+                for (int n = 0; n < columns; n += LANES) {
+                    const FLOATS v = TIMES_F(TO_FLOATS(LOAD(sums[r] + n)), LOAD_F(scale + n));
+                    STORE_F(values[r] + first + n, SUM_F(v, LOAD_F(shift + n)));
+                }
         }
         for (int r = 0; r < some; r++) {
             const float *v = values[r];
             int32_t *mean = t->mean + (size_t)(p + r) * size;
             uint8_t *index = t->index + (size_t)(p + r) * size;
-            if (linear)
-                for (int c = 0; c < size; c++)
-                    mean[c] = (int32_t)floor(v[c] + linear[(p + r) * 4 + c] * (UNITS / 512.0));
-            else
-                for (int c = 0; c < size; c++) mean[c] = (int32_t)floorf(v[c]);
-            for (int c = 0; c < size; c++) {
+            int c = 0;
+            for (; !linear && c + LANES <= size; c += LANES) {
+                STORE(mean + c, TO_WHOLE(FLOORED(LOAD_F(v + c))));
+                const FLOATS scale = SUM_F(LOAD_F(v + size + c), LOAD_F(prior + c));
+                STORE_BYTES(index + c, TRUNCATED(BETWEEN_F(scale, 0.0f, SCALES - 1.0f)));
+            }
+            for (; c < size; c++) {
+                const double value = v[c] + (linear ? linear[(p + r) * 4 + c] * (UNITS / 512.0) : 0);
                 const float scale = v[size + c] + prior[c], low = scale > 0.0f ? scale : 0.0f;
+                mean[c] = (int32_t)floor(value);
                 index[c] = (uint8_t)(int32_t)(low < SCALES - 1 ? low : SCALES - 1);
             }
         }
