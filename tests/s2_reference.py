@@ -47,20 +47,33 @@ class Bits:
 
 def spectral_header(section: bytes, bands: int, quality: float) -> tuple[list[int], int]:
     """Spreads of the components, and how many bytes the header takes."""
+    spreads, size, *_ = whole_spectral_header(section, bands, quality)
+    return spreads, size
+
+
+def whole_spectral_header(
+    section: bytes, bands: int, quality: float
+) -> tuple[list[int], int, np.ndarray, np.ndarray]:
+    """Spreads, bytes, means (C,) in DN and the basis (C, C)."""
     bits = Bits(section)
     step = 2400 * 50 ** (-(quality - 1) / 7)
     unit = max(math.floor(math.log2(step / 32)), 0)
-    for _ in range(bands):
-        bits.signed(8 - unit)  # means: for the synthesis only
+    means = 2**unit * np.cumsum([bits.signed(8 - unit) for _ in range(bands)])
     active = bits.number(5)
     spreads: list[int] = []
     for _ in range(active):
         spreads.append((spreads[-1] if spreads else HIGH) - bits.signed(2))
+    turns = []
     for column in range(min(active, bands - 1)):
         for row in range(bands - 1, column, -1):
             size = min(max(math.ceil(spreads[column] / 4) + 7, 4), 16)
-            bits.number(size + (row == bands - 1))  # angles: likewise
-    return spreads, -(-bits.at // 8)
+            turns.append((row, bits.number(size + (row == bands - 1)) * math.pi / 2**size))
+    basis = np.eye(bands)
+    for row, angle in reversed(turns):
+        upper, lower = basis[row - 1].copy(), basis[row].copy()
+        basis[row - 1] = math.cos(angle) * upper - math.sin(angle) * lower
+        basis[row] = math.cos(angle) * lower + math.sin(angle) * upper
+    return spreads, -(-bits.at // 8), means, np.rint(basis * 2**24) / 2**24
 
 
 class RangeDecoder:
@@ -234,6 +247,68 @@ def walk(net: Networks, flags: int, units: np.ndarray, code_pass) -> None:
                 a = net.hidden(f"{name}.third", a, [(0, 0)], 16)
                 code(group, ~even, channels, *net.head(f"{name}.others", a))
         before += size
+
+
+# ---- whole-number pixels
+
+
+def rounded(numerator: np.ndarray, bits: int) -> np.ndarray:
+    """round(x / 2**bits), of whole numbers."""
+    return (numerator + (1 << bits >> 1)) >> bits
+
+
+def decode_pixels(
+    section: bytes,
+    bands: int,
+    height: int,
+    width: int,
+    quality: float,
+    weights: Path,
+    networks: Path,
+    steps: np.ndarray,
+) -> np.ndarray:
+    """DN (bands, height, width); ``steps`` (320,) are the quantiser steps in 1/256 DN."""
+    latents = decode_latents(section, bands, height, width, quality, networks)
+    spreads, start, means, basis = whole_spectral_header(section, bands, quality)
+    absent = [LOW] * (12 - len(spreads))
+    condition = [round(8 * (quality - 4.5)), *(max(s, LOW) for s in spreads), *absent]
+    net = Networks(weights, condition)
+    used, rows, columns = max(len(spreads), 1), -(-height // 8), -(-width // 8)
+    channels = sum(GROUPS[: section[start].bit_length()] or GROUPS[:1])
+
+    grid = latents.reshape(rows, columns, -1)
+    extra = net.t["pixels.condition.weight"].astype(np.int64) @ net.condition / 16
+    a = net.hidden("pixels.first", compand(grid), [(0, 0)], 32, np.float32(extra))
+    b = net.hidden("pixels.one", a, SQUARE, 16)
+    a = net.hidden("pixels.two", b, SQUARE, 16, a)
+    sums, power, total = net.layer("pixels.last", a, [(0, 0)])
+    bias = net.t["pixels.last.bias"].astype(np.int64) + 128 * total
+    shift = (bias * (power / 16 * 64) + 0.5).astype(np.float32)
+    value = (sums - 128 * total).astype(np.float32) * np.float32(power / 16 * 64) + shift
+    more = np.floor(value).astype(np.int64)
+    more[:, :, channels:] = 0
+
+    reach = 2**20
+    coefficients = rounded((4 * np.clip(grid, -reach, reach) + more) * steps.astype(np.int64), 13)
+    coefficients = np.clip(coefficients, -(2**22), 2**22)
+    image = np.zeros((used, 8 * rows, 8 * columns), np.int64)
+    matrix = np.zeros((12, 320, 64), np.int64)
+    component, channel = net.t["pixels.component"], net.t["pixels.channel"]
+    matrix[component, channel] = net.t["pixels.synthesis"]
+    matrix[:, channels:] = 0
+    for k in range(used):
+        samples = np.clip(rounded(coefficients @ matrix[k], 14), -(2**18), 2**18)
+        folded = samples.reshape(rows, columns, 8, 8).swapaxes(1, 2)
+        image[k] = folded.reshape(8 * rows, 8 * columns)
+    overlap = net.t["pixels.overlap"].astype(np.int64)
+    for y in range(4, 8 * rows - 4, 8):
+        image[:, y : y + 8] = rounded(np.einsum("ij,kjx->kix", overlap, image[:, y : y + 8]), 11)
+    for x in range(4, 8 * columns - 4, 8):
+        part = image[:, :, x : x + 8]
+        image[:, :, x : x + 8] = rounded(np.einsum("ij,kyj->kyi", overlap, part), 11)
+    whole = np.rint(basis[:, :used] * 2**12).astype(np.int64)
+    sums = np.einsum("ck,kyx->cyx", whole, image) + (means.astype(np.int64) << 13)[:, None, None]
+    return rounded(sums, 13)[:, :height, :width]
 
 
 # ---- tec-flex-s2

@@ -121,7 +121,9 @@ def synthesis(model):
         net.pairs.copy_(torch.rand(net.pairs.shape) < 0.3)
         net.last.weight.normal_(0, 0.05)
         net.condition.normal_(0, 0.3)
-    return PixelSynthesis(model.net, net.tensors())
+    out = PixelSynthesis(model.net, net.tensors())
+    out.trained = net
+    return out
 
 
 def drawn(synthesis, compiled, latents, context, quality, shape):
@@ -175,6 +177,21 @@ def test_latents_of_any_size_make_the_same_pixels(
         arguments = latents, context, 6.0, (5, 15, 22)
         found = drawn(synthesis, True, *arguments)
     assert np.array_equal(found, drawn(synthesis, False, *arguments))
+
+
+@pytest.mark.parametrize("quality", [1.0, 3.0, 7.0])
+def test_training_sees_the_pixels_that_are_decoded(model, synthesis, cube, quality):
+    (section,) = model.encode(cube, quality, None).sections
+    latents, context = model.decode_latents(section, cube.shape[1:], quality)
+    pixels = drawn(synthesis, False, latents, context, quality, cube.shape[1:])
+    grid = torch.from_numpy(latents).float().T.reshape(1, CHANNELS, 17, 17) / 16
+    steps = model.net.steps(torch.tensor([quality]))
+    with torch.no_grad():
+        components = synthesis.trained(grid, steps, context.condition)[0].flatten(1).numpy()
+    used = context.spectral.used
+    seen = context.spectral.basis[:, :used] @ components[:used] + context.spectral.mean[:, None]
+    # Roundings to half DN, and hidden units that fall to another side; a step is 48 to 2400 DN.
+    assert np.abs(seen.reshape(pixels.shape) - pixels).mean() < 1
 
 
 @compiled

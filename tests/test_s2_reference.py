@@ -24,10 +24,30 @@ def test_a_decoder_written_from_the_documentation_finds_the_same_latents(shape, 
     part = cube[:, :bands, :height, :width].astype(np.float32)
     (section,) = model.encode(part, quality, None).sections
     expected, _ = model.decode_latents(section, shape, quality)
-    weights = weights_file("tec-s2", model.weights_sha256)
+    weights = weights_file("tec-s2", model.networks_sha256)
     found = s2_reference.decode_latents(section, bands, height, width, quality, weights)
     np.testing.assert_array_equal(found, expected)
     assert (expected != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "quality"),
+    [((12, 40, 24), 4.0), ((3, 17, 50), 7.3), ((14, 16, 24), 1.0), ((1, 5, 8), 6.0)],
+)
+def test_a_decoder_written_from_the_documentation_finds_the_same_pixels(shape, quality):
+    model = get_model("tec-s2")
+    bands, height, width = shape
+    cube = synthetic.cube(dates=2, size=64, seed=9, nodata_edge=False).values
+    part = cube.reshape(1, 24, 64, 64)[:, :bands, :height, :width].astype(np.float32)
+    (section,) = model.encode(part, quality, None).sections
+    expected, _ = model.decode([section], part.shape, quality, None)
+    found = s2_reference.decode_pixels(
+        section, bands, height, width, quality,
+        weights_file("tec-s2", model.weights_sha256),
+        weights_file("tec-s2", model.networks_sha256),
+        model.synthesis.steps(quality),
+    )  # fmt: skip
+    np.testing.assert_array_equal(found, expected[0])
 
 
 @pytest.mark.parametrize("kind", ["noise", "spike"])
@@ -41,7 +61,7 @@ def test_also_for_what_no_satellite_sees(kind):
         cube[0, 1, 9, 9] = 20000
     (section,) = model.encode(cube, 8.0, None).sections
     expected, _ = model.decode_latents(section, (2, 16, 16), 8.0)
-    weights = weights_file("tec-s2", model.weights_sha256)
+    weights = weights_file("tec-s2", model.networks_sha256)
     found = s2_reference.decode_latents(section, 2, 16, 16, 8.0, weights)
     np.testing.assert_array_equal(found, expected)
 

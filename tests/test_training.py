@@ -144,6 +144,31 @@ def test_one_command_trains_and_exports(folder, tmp_path):
     assert cli.main(["train", str(config)]) == 1
 
 
+def test_one_command_trains_pixels_for_the_latents_that_are_there(folder, tmp_path, capsys):
+    config = tmp_path / "pixels.toml"
+    config.write_text(
+        f'model = "tec-s2-pixels"\ndata = ["{folder}"]\nout = "run"\nbatch = 4\ncrop = 64\n'
+        "samples = 24\nsteps = 12\nvalidate_every = 6\nwidth = 16\npairs = 700\n"
+        "checkpoint_seconds = 0\n"
+    )
+    cli.main(["train", str(config)])
+    lines = [json.loads(x) for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line.get("step") for line in lines] == [None, 6, 12]
+    # It begins with the linear part of what it takes the place of.
+    assert all(abs(lost) < 1 for line in lines[1:] for lost in line["lost_db"].values() if lost)
+    trained = s2.load(tmp_path / "run" / "tec-s2.safetensors")
+    before = temporal.image_model("")
+    assert trained.networks_sha256 == before.weights_sha256 != trained.weights_sha256
+    cube = synthetic.cube(dates=1, size=40, seed=4, nodata_edge=False).values.astype(np.float32)
+    encoded = trained.encode(cube, 5.0, None)
+    assert encoded == before.encode(cube, 5.0, None)
+    pixels, crc = trained.decode(encoded.sections, cube.shape, 5.0, None)
+    assert crc == encoded.latents_crc
+    own, _ = before.decode(encoded.sections, cube.shape, 5.0, None)
+    assert np.abs(pixels - cube).mean() < 1.2 * np.abs(own - cube).mean()
+    assert np.array_equal(pixels, np.rint(pixels))
+
+
 def test_a_configuration_that_is_not_toml_says_where(tmp_path):
     config = tmp_path / "run.toml"
     config.write_bytes(b'data = ["x"]\nout: run\n')

@@ -204,6 +204,8 @@ class TecS2:
         self.coder = LatentCoder(IntegerModel(self.net), tables)
         self.synthesis: Synthesis | PixelSynthesis = Synthesis(self.net)
         self.weights_sha256 = weights_sha256
+        #: Of the weights with the networks: others' pixels can be made of the same latents.
+        self.networks_sha256 = weights_sha256
 
     def with_pixels(self, tensors: dict[str, Tensor], weights_sha256: str) -> TecS2:
         """The same latents, and pixels as weights of a :class:`PixelNet` make them of these."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from tec_zarr.models import klt
-from tec_zarr.models.registry import get_model
 from tec_zarr.models.s2 import TecS2, context_of
 from tec_zarr.models.s2_net import BLOCK, CHANNELS, COMPONENTS, step_size
 from tec_zarr.models.s2_pixels import PixelNet
@@ -34,6 +33,7 @@ from tec_zarr.training.loop import (
     split_windows,
     with_its_threads,
 )
+from tec_zarr.training.temporal import image_model
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,7 @@ def train_pixels(config: PixelConfig) -> tuple[TecS2, PixelNet]:
     """Run or resume; returns the image model and the averaged net."""
     torch.manual_seed(config.seed)
     out = begin_run(config)
-    loaded = get_model("tec-s2", config.image or None)
-    assert isinstance(loaded, TecS2)
+    loaded = image_model(config.image)
     kept, held = split_windows(config)
     began = time.monotonic()
     coded = coded_crops(loaded, kept, config, config.samples, config.seed)

@@ -10,21 +10,27 @@ from typing import Any, get_type_hints
 
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.models.hub import PUBLISHED
-from tec_zarr.models.registry import get_model
+from tec_zarr.models.s2 import save_pixels
 from tec_zarr.training.export import release, release_temporal
 from tec_zarr.training.family import FamilyConfig, train_family
 from tec_zarr.training.flex import FlexConfig, make_flex
 from tec_zarr.training.loop import Config, split_windows, train
+from tec_zarr.training.pixels import PixelConfig, train_pixels
 from tec_zarr.training.plot import plot_log
-from tec_zarr.training.temporal import TemporalConfig, train_temporal, tuning_cubes
+from tec_zarr.training.temporal import (
+    TemporalConfig,
+    image_model,
+    train_temporal,
+    tuning_cubes,
+)
 
 
 def read_config(path: Path) -> Config | TemporalConfig | FamilyConfig:
     """The configuration of a run from TOML; relative paths count from the file's folder.
 
     ``model = "tec-tt-s2"`` asks for the temporal model, ``"tec-flex-s2"`` for the tables that make
-    its streams flexible, the name of a published one for that architecture, nothing for the image
-    model.
+    its streams flexible, ``"tec-s2-pixels"`` for another way from the image model's latents to
+    pixels, the name of a published one for that architecture, nothing for the image model.
 
     Raises
     ------
@@ -40,7 +46,7 @@ def read_config(path: Path) -> Config | TemporalConfig | FamilyConfig:
     if values.get("model") in PUBLISHED:
         kind = FamilyConfig
     else:
-        kinds = {kind.model: kind for kind in (TemporalConfig, FlexConfig)}
+        kinds = {kind.model: kind for kind in (TemporalConfig, FlexConfig, PixelConfig)}
         kind = kinds.get(values.get("model", ""), Config)
     unknown = sorted(set(values) - {f.name for f in fields(kind)})
     if unknown or not {"data", "out"} <= set(values):
@@ -94,10 +100,13 @@ def run(path: Path) -> Path:
         return make_flex(config)
     if isinstance(config, TemporalConfig):
         weights = out / "tec-tt-s2.safetensors"
-        image = get_model("tec-s2", config.image or None)
-        release_temporal(
-            train_temporal(config), tuning_cubes(config), image.weights_sha256, weights
-        )
+        image = image_model(config.image).networks_sha256
+        release_temporal(train_temporal(config), tuning_cubes(config), image, weights)
+        return weights
+    if isinstance(config, PixelConfig):
+        weights = out / "tec-s2.safetensors"
+        model, pixels = train_pixels(config)
+        save_pixels(pixels, model.networks_sha256, weights)
         return weights
     net = train(config).cpu()
     weights = out / "tec-s2.safetensors"

@@ -25,7 +25,7 @@ from torch import Tensor
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.models.klt import ACTIVE_SPREAD, SPREAD_HIGH, SPREAD_LOW
 from tec_zarr.models.registry import get_model
-from tec_zarr.models.s2 import Net, net_tensors
+from tec_zarr.models.s2 import Net, TecS2, net_tensors
 from tec_zarr.models.s2_net import (
     BLOCK,
     COMPONENTS,
@@ -124,6 +124,15 @@ class Series:
     dn: np.ndarray
     present: np.ndarray
     weight: float
+
+
+def image_model(sha256: str) -> TecS2:
+    """The image model whose networks weights (SHA-256; without one the newest) have or use."""
+    found = get_model("tec-s2", sha256 or None)
+    assert isinstance(found, TecS2)
+    if found.networks_sha256 == found.weights_sha256:
+        return found
+    return image_model(found.networks_sha256)
 
 
 def read_series(
@@ -449,7 +458,7 @@ def validate(
 def train_temporal(config: TemporalConfig) -> TemporalNet:
     """Run or resume; returns the averaged (EMA) network, leaves ``last.pt`` and ``log.jsonl``."""
     out = begin_run(config)
-    image = get_model("tec-s2", config.image or None)
+    image = image_model(config.image)
     frozen = thawed(image.net, S2Net()).eval().requires_grad_(False)
     torch.manual_seed(config.seed)
     net, average = (TemporalNet() for _ in range(2))
