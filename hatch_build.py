@@ -18,7 +18,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 SOURCES = "tec_zarr/native/s2.c"
 LIBRARY = "tec_zarr/native/_s2.so"
 # Every operation on floats is rounded by itself: the results are the same everywhere.
-OPTIONS = ("-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
+OPTIONS = (
+    "-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fwrapv", "-fPIC", "-shared",
+)  # fmt: skip
 
 
 class NativeHook(BuildHookInterface):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -192,6 +193,43 @@ def test_training_sees_the_pixels_that_are_decoded(model, synthesis, cube, quali
     seen = context.spectral.basis[:, :used] @ components[:used] + context.spectral.mean[:, None]
     # Roundings to half DN, and hidden units that fall to another side; a step is 48 to 2400 DN.
     assert np.abs(seen.reshape(pixels.shape) - pixels).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("first.weight", lambda t: t[:, :300]),
+        ("one.weight", lambda t: t[:, :16]),
+        ("last.bias", lambda t: t[:5]),
+        ("two.exponent", lambda t: t[:1]),
+        ("condition.weight", lambda t: t[:, :4]),
+        ("synthesis", lambda t: t[:-1]),
+        ("channel", lambda t: torch.cat([t[1:2], t[1:]])),
+        ("channel", lambda t: t + 300),
+        ("overlap", lambda t: t + 600),
+        ("overlap", lambda t: t[:4]),
+        ("synthesis", lambda t: t.int() * 100),
+    ],
+)
+def test_weights_of_other_shapes_are_refused(model, synthesis, name, change):
+    """A stranger's weights must not lead compiled code out of its arrays."""
+    tensors = synthesis.trained.tensors()
+    tensors[f"pixels.{name}"] = change(tensors[f"pixels.{name}"])
+    with pytest.raises((TecError, IndexError, RuntimeError)):
+        PixelSynthesis(model.net, tensors)
+
+
+@compiled
+@pytest.mark.parametrize("layer", ["first", "second", "anchors", "neighbours", "third"])
+def test_networks_of_other_shapes_are_refused(model, layer):
+    entropy = model.coder.entropy
+    other = copy.copy(entropy)
+    other.fine = [copy.copy(net) for net in entropy.fine]
+    strange = copy.copy(getattr(other.fine[1], layer))
+    strange.matrix = strange.matrix[: strange.taps * 8].contiguous()
+    setattr(other.fine[1], layer, strange)
+    with pytest.raises(FormatError, match="weights of a layer"):
+        other.compiled(model.coder.tables)
 
 
 @compiled

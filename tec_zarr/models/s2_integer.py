@@ -374,9 +374,10 @@ class IntegerModel:
         """The same for :mod:`tec_zarr.native`, where that was built."""
         heads = [net.head for net in self.coarse]
         heads += [head for net in self.fine for head in (net.anchors, net.others)]
-        inexact = any(head.dtype != torch.float32 for head in heads)
-        odd = any(len(net.first.scale) % native.UNITS for net in (*self.coarse, *self.fine))
-        if native.library() is None or inexact or odd:
+        units = [len(net.first.scale) for net in (*self.coarse, *self.fine)]
+        if native.library() is None or any(head.dtype != torch.float32 for head in heads):
+            return None
+        if any(map(native.odd_width, units)):
             return None
         coarse = [
             {name: getattr(net, name).as_arrays() for name in ("first", "second", "head")}

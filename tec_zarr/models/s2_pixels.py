@@ -43,6 +43,7 @@ from tec_zarr.models.s2_net import (
     overlap,
     quantised,
 )
+from tec_zarr.models.s2_overlap import blocks_of, with_margin
 
 #: Fixed-point digits of the synthesis, of the overlap and of a KLT's basis.
 SYNTHESIS_BITS, OVERLAP_BITS, BASIS_BITS = 14, 11, 12
@@ -50,7 +51,6 @@ SYNTHESIS_BITS, OVERLAP_BITS, BASIS_BITS = 14, 11, 12
 CORRECTION_GRID, STEP_BITS, SAMPLE_GRID = 64, 8, 2
 #: Far beyond what pixels of 16 bits lead to: latents (1/16 step), coefficients, samples (half DN).
 LATENT_REACH, COEFFICIENT_REACH, SAMPLE_REACH = 1 << 20, 1 << 22, 1 << 18
-
 
 _LAYERS = ("first", "one", "two", "last")
 
@@ -168,26 +168,49 @@ class PixelSynthesis:
         self.one, self.two = Hidden(convs[1], SQUARE), Hidden(convs[2], SQUARE)
         self.last = _Correction(convs[3])
         component, channel = (tensors[f"pixels.{n}"].long() for n in ("component", "channel"))
+        pairs = np.zeros((COMPONENTS, CHANNELS), bool)
+        pairs[component, channel] = True
+        self._check(tensors, int(pairs.sum()))
         synthesis = torch.zeros(COMPONENTS, CHANNELS, BLOCK * BLOCK, dtype=torch.float64)
         synthesis[component, channel] = tensors["pixels.synthesis"].double()
         self.channels = [channel[component == k].sort().values for k in range(COMPONENTS)]
         self.synthesis = [synthesis[k, chosen] for k, chosen in enumerate(self.channels)]
-        self.overlap = tensors["pixels.overlap"].double().numpy()
-        if np.abs(self.overlap).sum(1).max() >= 2 ** (OVERLAP_BITS + 1):
+        self.overlap = tensors["pixels.overlap"].double()
+        if float(self.overlap.abs().sum(1).max()) >= 2 ** (OVERLAP_BITS + 1):
             raise FormatError("an overlap matrix can leave the range of 32 bits")
         self.library = None
-        if native.library() and len(self.first.scale) % native.UNITS == 0:
-            pairs = np.zeros((COMPONENTS, CHANNELS), bool)
-            pairs[component, channel] = True
+        if native.library() and not native.odd_width(len(self.first.scale)):
             layers = (self.first, self.one, self.two, self.last)
             self.library = native.Pixels(
                 {name: layer.as_arrays() for name, layer in zip(_LAYERS, layers, strict=True)},
                 synthesis.transpose(1, 2).numpy(),
                 pairs,
-                self.overlap.astype(int),
+                self.overlap.numpy().astype(int),
             )
         #: Chunks of one archive share a quality, or few.
         self.steps = lru_cache(maxsize=8)(self._steps)
+
+    def _check(self, tensors: dict[str, Tensor], pairs: int) -> None:
+        """Weights may come from a stranger."""
+        width, taps = len(self.first.scale), BLOCK * BLOCK
+        for name, shape in (
+            ("condition.weight", (width, COMPONENTS + 1)),
+            ("first.weight", (width, CHANNELS, 1, 1)),
+            ("one.weight", (width, width, 3, 3)),
+            ("two.weight", (width, width, 3, 3)),
+            ("last.weight", (CHANNELS, width, 1, 1)),
+            ("component", (pairs,)),  # none twice
+            ("channel", (pairs,)),
+            ("synthesis", (pairs, taps)),
+            ("overlap", (BLOCK, BLOCK)),
+        ):
+            found = tensors[f"pixels.{name}"]
+            if found.shape != shape or found.is_floating_point():
+                raise FormatError(
+                    f"pixels.{name} is {found.dtype} {tuple(found.shape)}, not {shape}"
+                )
+        if int(tensors["pixels.synthesis"].int().abs().max()) > 1 << SYNTHESIS_BITS:
+            raise FormatError("a synthesis can leave the range of 32 bits")
 
     def _steps(self, quality: float) -> np.ndarray:
         steps = self.net.steps(torch.tensor([quality], dtype=torch.float64))[0, :, 0, 0]
@@ -222,39 +245,35 @@ class PixelSynthesis:
             return
         height, width = out.shape[1:]
         rows, columns = -(-height // BLOCK), -(-width // BLOCK)
-        samples = self._samples(latents, channels, quality, bias, len(basis.T), rows, columns)
-        image = samples.reshape(-1, rows, columns, BLOCK, BLOCK).swapaxes(2, 3)
-        image = self._overlapped(image.reshape(len(samples), rows * BLOCK, columns * BLOCK))
-        inside = image[:, :height, :width].reshape(len(samples), -1)
+        image, inside = with_margin(len(basis.T), rows, columns, torch.float64)
+        self._samples(latents, channels, quality, bias, blocks_of(inside))
+        self._overlap(image)
         # Sums modulo 2**32: only what no encoder writes goes beyond.
-        whole = (basis.astype(float) @ inside + mean[:, None]).astype(np.int64).astype(np.int32)
-        values = (whole // unit).reshape(out.shape)
+        flat = inside[:, :height, :width].reshape(len(image), -1).numpy()
+        sums = basis.astype(float) @ flat
+        sums += mean[:, None]
+        whole = sums.astype(np.int64).astype(np.int32)
+        whole >>= BASIS_BITS + 1
+        values = whole.reshape(out.shape)
         out[:] = values.clip(0, 65535) if out.dtype == np.uint16 else values
 
     def _samples(
-        self,
-        latents: np.ndarray,
-        channels: int,
-        quality: float,
-        bias: Tensor,
-        used: int,
-        rows: int,
-        columns: int,
-    ) -> np.ndarray:
-        """Samples (used, P, 64) in half DN, float64."""
-        units = torch.from_numpy(latents)
-        units = units.clamp(-LATENT_REACH, LATENT_REACH).double()
-        value = units * (CORRECTION_GRID / MEAN_GRID)
-        corrected = value + self._correction(latents, bias, rows, columns)
+        self, latents: np.ndarray, channels: int, quality: float, bias: Tensor, out: Tensor
+    ) -> None:
+        """Samples in half DN, into blocks (used, rows, 8, columns, 8) float64."""
+        used, rows, _, columns, _ = out.shape
+        value = torch.from_numpy(latents).clamp(-LATENT_REACH, LATENT_REACH).double()
+        value.mul_(CORRECTION_GRID / MEAN_GRID).add_(self._correction(latents, bias, rows, columns))
         unit = CORRECTION_GRID * 2.0**STEP_BITS / SAMPLE_GRID
-        whole = corrected.mul_(torch.from_numpy(self.steps(quality))).div_(unit).add_(0.5).floor_()
-        whole.clamp_(-COEFFICIENT_REACH, COEFFICIENT_REACH)
-        out = np.empty((used, len(latents), BLOCK * BLOCK))
+        whole = value.mul_(torch.from_numpy(self.steps(quality))).div_(unit).add_(0.5).floor_()
+        by_channel = whole.clamp_(-COEFFICIENT_REACH, COEFFICIENT_REACH).T.contiguous()
         for k in range(used):
             there = self.channels[k] < channels
-            sums = whole[:, self.channels[k][there]].numpy() @ self.synthesis[k][there].numpy()
-            out[k] = np.floor(sums / 2.0**SYNTHESIS_BITS + 0.5)
-        return out.clip(-SAMPLE_REACH, SAMPLE_REACH)
+            # Exact, in any order: sums are below 2**53.
+            sums = by_channel[self.channels[k][there]].T @ self.synthesis[k][there]
+            sums = sums.div_(2.0**SYNTHESIS_BITS).add_(0.5).floor_()
+            sums = sums.clamp_(-SAMPLE_REACH, SAMPLE_REACH).view(rows, columns, BLOCK, BLOCK)
+            out[k].copy_(sums.transpose(1, 2))
 
     def _correction(self, latents: np.ndarray, bias: Tensor, rows: int, columns: int) -> Tensor:
         """Corrections (P, 320) in 1/64 step, float32."""
@@ -267,16 +286,21 @@ class PixelSynthesis:
         hidden = self.two(grid.gather(geometry.everywhere, SQUARE), hidden.float().add_(HALF))
         return self.last(hidden)
 
-    def _overlapped(self, image: np.ndarray) -> np.ndarray:
-        """Apply the overlap across inner boundaries of rows and then of columns."""
-        half = BLOCK // 2
-        for _ in range(2):
-            inner = image[:, half:-half]
-            if inner.shape[1]:
-                folded = inner.reshape(len(image), -1, BLOCK, image.shape[2])
-                mixed = np.floor(self.overlap @ folded / 2.0**OVERLAP_BITS + 0.5)
-                image = np.concatenate(
-                    [image[:, :half], mixed.reshape(inner.shape), image[:, -half:]], 1
-                )
-            image = image.swapaxes(1, 2)
-        return image
+    def _overlap(self, image: Tensor) -> None:
+        """Apply the overlap across inner boundaries, along columns and then rows, in place.
+
+        Blocks of an image with a margin lie across boundaries; the outermost are left alone.
+        """
+        edges = slice(None, BLOCK), slice(-BLOCK, None)
+        kept = [image[:, edge].clone() for edge in edges]
+        folded = image.view(-1, BLOCK, image.shape[2])
+        mixed = torch.bmm(self.overlap.expand(len(folded), -1, -1), folded)
+        image.copy_(mixed.div_(2.0**OVERLAP_BITS).add_(0.5).floor_().view(image.shape))
+        for edge, before in zip(edges, kept, strict=True):
+            image[:, edge] = before
+        kept = [image[:, :, edge].clone() for edge in edges]
+        thin = image.view(-1, BLOCK).numpy()  # NumPy's BLAS is faster for so thin a product
+        across = torch.from_numpy(thin @ np.ascontiguousarray(self.overlap.T.numpy()))
+        image.copy_(across.div_(2.0**OVERLAP_BITS).add_(0.5).floor_().view(image.shape))
+        for edge, before in zip(edges, kept, strict=True):
+            image[:, :, edge] = before

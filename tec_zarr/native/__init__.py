@@ -18,15 +18,12 @@ import numpy as np
 
 from tec_zarr.errors import FormatError
 
-__all__ = ["UNITS", "Networks", "Pixels", "crc32", "library", "rotated_identity"]
-
-#: Hidden layers must have multiples of this many units.
-UNITS = 16
+__all__ = ["Networks", "Pixels", "crc32", "library", "odd_width", "rotated_identity"]
 
 _LIBRARY = Path(__file__).with_name("_s2.so")
 #: ``0``: torch decodes; ``avx2``: no instructions beyond.
 _VARIABLE = "TEC_NATIVE"
-_MOST_TAPS = 12
+_MOST_TAPS, _MOST_UNITS = 12, 128
 _GROUPS = (4, 12, 48, 96, 160)
 
 
@@ -145,9 +142,12 @@ class _Kept:
         self._kept.append(np.ascontiguousarray(array, dtype))
         return self._kept[-1].ctypes.data
 
-    def _layer(self, layer: dict[str, np.ndarray]) -> _Layer:
+    def _layer(self, layer: dict[str, np.ndarray], shape: tuple[int, int, int]) -> _Layer:
+        """A layer of (outputs, inputs, taps): weights may come from a stranger."""
         weight = layer["weight"]
-        outputs, inputs, taps = weight.shape
+        if weight.shape != shape or not layer["scale"].shape == layer["shift"].shape == shape[:1]:
+            raise FormatError(f"weights of a layer have shape {weight.shape}, not {shape}")
+        outputs, inputs, taps = shape
         pad = -outputs % 16
         packed = np.pad(weight, ((0, pad), (0, 0), (0, 0))).transpose(2, 1, 0)
         packed = packed.reshape(taps, inputs // 4, 4, outputs + pad).swapaxes(2, 3)
@@ -157,6 +157,11 @@ class _Kept:
             taps, inputs, outputs + pad, self._keep(packed, np.int8), self._keep(start, np.int32),
             self._keep(scale, np.float32), self._keep(shift, np.float32),
         )  # fmt: skip
+
+
+def odd_width(units: int) -> bool:
+    """Whether the library does not take hidden layers of so many units."""
+    return units % 16 != 0 or not 0 < units <= _MOST_UNITS
 
 
 class Networks(_Kept):
@@ -184,14 +189,23 @@ class Networks(_Kept):
         super().__init__()
         self._networks = _Networks()
         for one, layers in zip(self._networks.coarse, coarse, strict=True):
-            for name in ("first", "second", "head"):
-                setattr(one, name, self._layer(layers[name]))
+            units, taps = len(layers["first"]["weight"]), len(layers["offsets"])
+            one.first = self._layer(layers["first"], (units, _GROUPS[0], taps))
+            one.second = self._layer(layers["second"], (units, units, 1))
+            one.head = self._layer(layers["head"], (2 * _GROUPS[0], units, 1))
             for number, (row, column) in enumerate(layers["offsets"]):
                 one.row[number], one.column[number] = row, column
             one.linear = self._keep(layers["linear"], np.int32)
-        for one, layers in zip(self._networks.fine, fine, strict=True):
-            for name, layer in layers.items():
-                setattr(one, name, self._layer(layer))
+        before = _GROUPS[0]
+        for one, layers, size in zip(self._networks.fine, fine, _GROUPS[1:], strict=True):
+            units = len(layers["first"]["weight"])
+            one.first = self._layer(layers["first"], (units, before, 9))
+            one.second = self._layer(layers["second"], (units, units, 9))
+            one.anchors = self._layer(layers["anchors"], (2 * size, units, 1))
+            one.neighbours = self._layer(layers["neighbours"], (units, size, 4))
+            one.third = self._layer(layers["third"], (units, units, 1))
+            one.others = self._layer(layers["others"], (2 * size, units, 1))
+            before += size
         sizes = np.array([len(edges) for edges in cumulative])
         self._networks.tables = _Tables(
             silent,
@@ -263,8 +277,11 @@ class Pixels(_Kept):
     ) -> None:
         super().__init__()
         self._pixels = out = _Pixels()
-        for name, layer in layers.items():
-            setattr(out, name, self._layer(layer))
+        units, channels_in = len(layers["first"]["weight"]), sum(_GROUPS)
+        out.first = self._layer(layers["first"], (units, channels_in, 1))
+        out.one = self._layer(layers["one"], (units, units, 9))
+        out.two = self._layer(layers["two"], (units, units, 9))
+        out.last = self._layer(layers["last"], (channels_in, units, 1))
         sums = np.cumsum(-128 * layers["first"]["weight"].astype(np.int64).sum(2), 1)
         out.starts = self._keep(sums[:, np.cumsum(_GROUPS) - 1].T, np.int32)
         channels: list[np.ndarray] = []
