@@ -378,7 +378,8 @@ def _speed(results: dict) -> list[str]:
     ratios = speed_ratios(results)
     return [
         f"One core, processor time of a (1, 12, 256, 256) chunk: {results['definition']}. "
-        f"{machine(results)}",
+        f"{machine(results)} TEC's decoder was {'' if results.get('compiled') else 'not '}compiled "
+        "(*tec in torch*: what it takes where there is no compiler).",
         "",
         "`python benchmarks/speed.py`. The codecs take turns in one process, so that a busy",
         "machine slows all of them; TEC to OpenJPEG and JPEG XL at equal PSNR:",

@@ -22,14 +22,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 import imagecodecs
 import numcodecs
 import numpy as np
 from environment import DATA, ROOT, Scene, commit, environment, scenes
 
-from tec_zarr import classical, metrics
-from tec_zarr.models.registry import find_model
+from tec_zarr import classical, metrics, native
+from tec_zarr.models.registry import find_model, get_model
 
 PSNRS = (36, 40, 42, 44, 46)
 TOLERANCE = 0.1
@@ -86,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "definition": f"median CPU time of {options.repeats} runs, one core, one thread, "
         f"chunks of {chunks[0].dn.shape}, PSNR as stated in each row",
         **environment(),
+        "compiled": native.library() is not None,
         "load_average": os.getloadavg(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -105,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def codecs() -> list[Timed]:
-    """TEC, the two per-band codecs, the best still-image codec over bands, and SZ3."""
+    """TEC, compiled and not, two codecs by band, the best still-image codec over bands, and SZ3."""
     from tec_zarr.numcodec import TEC
 
     return [
@@ -116,6 +118,20 @@ def codecs() -> list[Timed]:
             len,
             1,
             8,
+        ),
+        *(
+            [
+                Timed(
+                    "tec in torch",
+                    lambda scene, level: TEC(quality=level, bands=scene.bands).encode(scene.dn),
+                    _decode_in_torch,
+                    len,
+                    1,
+                    8,
+                )
+            ]
+            if native.library()
+            else []
         ),
         Timed(
             "jpeg2000",
@@ -231,6 +247,20 @@ def find_level(codec: Timed, chunk: Scene, target: float) -> tuple[float, float]
             break
         worst, best = (level, best) if psnr < target else (worst, level)
     return nearest
+
+
+def _decode_in_torch(data: bytes, scene: Scene) -> np.ndarray:
+    """What decoding takes where there was no compiler."""
+    from tec_zarr.models.s2 import TecS2
+    from tec_zarr.numcodec import TEC
+
+    model = get_model("tec-s2")
+    assert isinstance(model, TecS2)
+    with (
+        mock.patch.object(model.coder, "compiled", None),
+        mock.patch.object(model.synthesis, "library", None),
+    ):
+        return TEC().decode(data)
 
 
 def _total(streams: Sequence[bytes]) -> int:
