@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -108,6 +109,7 @@ def _rotate(matrix: np.ndarray, row: int, angle: float) -> None:
     matrix[row] = cosine * lower - sine * upper
 
 
+@lru_cache(maxsize=64)
 def _rotations(count: int, active: int) -> list[tuple[int, int, bool]]:
     """(column, row, whole turn?) of each angle, in order.  The last column never has one."""
     return [

@@ -71,8 +71,13 @@ class Context:
 
     spectral: klt.Klt
     condition: Tensor  # (1, 13) float32
-    quality: Tensor  # (1,) float64
+    level: float
     channels: int = CHANNELS  # latents from here on are zero
+
+    @property
+    def quality(self) -> Tensor:
+        """The level as the networks take it, (1,) float64."""
+        return torch.tensor([self.level], dtype=torch.float64)
 
 
 class LatentCoder:
@@ -146,19 +151,29 @@ class LatentCoder:
         coded = tuple(bool(data[0] >> i & 1) for i in range(len(GROUPS)))
         channels = sum(GROUPS[: 1 + max((i for i, on in enumerate(coded) if on), default=0)])
         if self.compiled and not past and not reference:
-            prior, biases = self.entropy.terms(context.condition)
-            found = self.compiled.latents(
-                words_of(data[1:]), torch.cat(biases, 1)[0].numpy(), prior[0].numpy(),
-                rows, columns, data[0],
-            )  # fmt: skip
-            return found, replace(context, channels=channels)
-        decoder = SymbolDecoder(self.tables, data[1:], reference)
+            terms = self.entropy.terms(context.condition[0].numpy())
+            found = self.compiled.latents(words_of(data[1:]), *terms, rows, columns, data[0])
+        else:
+            decoder = SymbolDecoder(self.tables, data[1:], reference)
+            found = self._walked(decoder, context, rows, columns, coded, past)
+        return found, replace(context, channels=channels)
+
+    @torch.inference_mode()
+    def _walked(
+        self,
+        decoder: SymbolDecoder,
+        context: Context,
+        rows: int,
+        columns: int,
+        coded: tuple[bool, ...],
+        past: Past | None,
+    ) -> np.ndarray:
         decoded = np.zeros((rows * columns, sum(GROUPS)), np.int32)
         for step in self.entropy.steps(context.condition, rows, columns, coded, past):
             symbols = decoder.get(step.index.flatten().numpy())
             step.write(torch.from_numpy(symbols).view(step.index.shape))
             decoded[step.places.numpy(), step.channels] = step.units[0]
-        return decoded, replace(context, channels=channels)
+        return decoded
 
     def _quantise(
         self, latents: np.ndarray, mean: np.ndarray, index: np.ndarray, weight: np.ndarray
@@ -311,7 +326,6 @@ class TecS2:
         flags, decoded = self.coder.encode(latents, rows, context, worth, sink)
         return header + flags, checked(decoded)
 
-    @torch.inference_mode()
     def decode_latents(
         self, section: bytes, shape: tuple[int, ...], quality: float, reference: bool = False
     ) -> tuple[np.ndarray, Context]:
@@ -356,7 +370,7 @@ def context_of(spectral: klt.Klt, quality: float) -> Context:
     return Context(
         spectral,
         torch.from_numpy(condition)[None],
-        torch.tensor([float(quality)], dtype=torch.float64),
+        float(quality),
     )
 
 

@@ -365,10 +365,14 @@ class IntegerModel:
         self.condition_sizes = [len(net.prior), *(len(weight) for weight in conditions)]
         self.prior_bias = in_256ths(net.prior_bias) + 0.5
 
-    def terms(self, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Priors (B, 320) with one half, and biases (B, N) of the networks, of ``condition``."""
-        prior, *biases = (condition.double() @ self.condition).split(self.condition_sizes, -1)
-        return (prior + self.prior_bias).float(), [bias.float() for bias in biases]
+    def terms(self, condition: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What :mod:`tec_zarr.native` takes of a ``condition`` (13,): the biases of all networks,
+        and the prior (320,) with one half, float32.
+        """
+        prior, biases = np.split(
+            condition.astype(float) @ self.condition.numpy(), self.condition_sizes[:1]
+        )
+        return biases.astype(np.float32), (prior + self.prior_bias.numpy()).astype(np.float32)
 
     def compiled(self, tables: Tables) -> native.Networks | None:
         """The same for :mod:`tec_zarr.native`, where that was built."""
@@ -403,8 +407,9 @@ class IntegerModel:
         Groups that are not ``coded`` are zero in every date and are walked past.
         """
         batch = len(condition)
-        prior, biases = self.terms(condition)
-        priors = prior[:, None].split(GROUPS, -1)
+        prior, *biases = (condition.double() @ self.condition).split(self.condition_sizes, -1)
+        priors = (prior + self.prior_bias).float()[:, None].split(GROUPS, -1)
+        biases = [bias.float() for bias in biases]
         geometry = geometry_of(batch, height, width)
         before = Grid(geometry, GROUPS[0], torch.int8, 0)
         if coded[0]:

@@ -157,7 +157,7 @@ class PixelSynthesis:
     def __init__(self, net: S2Net, tensors: dict[str, Tensor]):
         self.net = net
         # Whole 256ths, that sums of activations, in sixteenths, gain.
-        self.condition = tensors["pixels.condition.weight"].double() * (ACT_GRID / 256)
+        self.condition = tensors["pixels.condition.weight"].double().numpy() * (ACT_GRID / 256)
         grids = COMPAND_GRID, ACT_GRID, ACT_GRID, ACT_GRID
         convs = []
         for name, grid in zip(_LAYERS, grids, strict=True):
@@ -216,7 +216,6 @@ class PixelSynthesis:
         steps = self.net.steps(torch.tensor([quality], dtype=torch.float64))[0, :, 0, 0]
         return np.floor(steps.numpy() * 2.0**STEP_BITS + 0.5)
 
-    @torch.inference_mode()
     def __call__(
         self,
         latents: np.ndarray,
@@ -234,16 +233,31 @@ class PixelSynthesis:
             In 1/16 step, block by block; zero from channel ``channels`` on.
         condition : (1, 13) float32 Tensor
         """
-        bias = (condition.double() @ self.condition.T).float()
+        bias = (self.condition @ condition[0].numpy().astype(float)).astype(np.float32)
         basis = np.rint(spectral.basis[:, : spectral.used] * 2.0**BASIS_BITS).astype(np.int32)
         unit = SAMPLE_GRID << BASIS_BITS
         mean = (np.rint(spectral.mean * unit).astype(np.int64) + unit // 2).astype(np.int32)
         if self.library:
             last = int(np.cumsum(GROUPS).searchsorted(channels))
             steps = self.steps(quality)
-            self.library.draw(latents, last, bias[0].numpy(), steps, basis, mean, out)
-            return
-        height, width = out.shape[1:]
+            self.library.draw(latents, last, bias, steps, basis, mean, out)
+        else:
+            values = self._drawn(latents, channels, quality, bias, basis, mean, out.shape)
+            out[:] = values.clip(0, 65535) if out.dtype == np.uint16 else values
+
+    @torch.inference_mode()
+    def _drawn(
+        self,
+        latents: np.ndarray,
+        channels: int,
+        quality: float,
+        bias: np.ndarray,
+        basis: np.ndarray,
+        mean: np.ndarray,
+        shape: tuple[int, ...],
+    ) -> np.ndarray:
+        """Whole DN (C, h, w), int32, without the library."""
+        height, width = shape[1:]
         rows, columns = -(-height // BLOCK), -(-width // BLOCK)
         image, inside = with_margin(len(basis.T), rows, columns, torch.float64)
         self._samples(latents, channels, quality, bias, blocks_of(inside))
@@ -254,11 +268,10 @@ class PixelSynthesis:
         sums += mean[:, None]
         whole = sums.astype(np.int64).astype(np.int32)
         whole >>= BASIS_BITS + 1
-        values = whole.reshape(out.shape)
-        out[:] = values.clip(0, 65535) if out.dtype == np.uint16 else values
+        return whole.reshape(shape)
 
     def _samples(
-        self, latents: np.ndarray, channels: int, quality: float, bias: Tensor, out: Tensor
+        self, latents: np.ndarray, channels: int, quality: float, bias: np.ndarray, out: Tensor
     ) -> None:
         """Samples in half DN, into blocks (used, rows, 8, columns, 8) float64."""
         used, rows, _, columns, _ = out.shape
@@ -275,10 +288,12 @@ class PixelSynthesis:
             sums = sums.clamp_(-SAMPLE_REACH, SAMPLE_REACH).view(rows, columns, BLOCK, BLOCK)
             out[k].copy_(sums.transpose(1, 2))
 
-    def _correction(self, latents: np.ndarray, bias: Tensor, rows: int, columns: int) -> Tensor:
+    def _correction(
+        self, latents: np.ndarray, bias: np.ndarray, rows: int, columns: int
+    ) -> Tensor:
         """Corrections (P, 320) in 1/64 step, float32."""
         geometry = geometry_of(1, rows, columns)
-        hidden = self.first(companded(torch.from_numpy(latents)), bias)
+        hidden = self.first(companded(torch.from_numpy(latents)), torch.from_numpy(bias))
         grid = Grid(geometry, hidden.shape[1], torch.int8, -HALF)
         grid.write_everywhere(hidden)
         inner = self.one(grid.gather(geometry.everywhere, SQUARE))

@@ -176,7 +176,7 @@ typedef struct {
     uint8_t *context, *one, *two; /* (places, outputs) */
     int32_t *linear;              /* (places, 4): of the first group, in 1/512 */
     uint8_t *index;               /* (places, channels) of a pass, as are these: */
-    int32_t *mean, *symbols, *order; /* one more of the last */
+    int32_t *mean, *order; /* one more of the last */
 } tile;
 
 typedef struct {
@@ -310,7 +310,7 @@ int tec_s2_latents(const networks *net, const uint8_t *data, size_t words, const
     const size_t symbols = count * EARLY, sizes[] = {
         t.cells * EARLY, t.cells * EARLY, t.cells * 4 * sizeof(int32_t), t.cells * WIDEST,
         count * WIDEST, count * WIDEST, count * WIDEST, symbols,
-        symbols * sizeof(int32_t), symbols * sizeof(int32_t), (symbols + 1) * sizeof(int32_t),
+        symbols * sizeof(int32_t), (symbols + 1) * sizeof(int32_t),
         count * sizeof(int32_t), count * sizeof(int32_t), count * sizeof(int32_t),
         count * sizeof(int32_t), count * 4 * sizeof(int32_t)};
     void *parts[sizeof sizes / sizeof *sizes];
@@ -318,9 +318,9 @@ int tec_s2_latents(const networks *net, const uint8_t *data, size_t words, const
     if (!block) return NO_MEMORY;
     t.early = parts[0], t.late = parts[1], t.whole = parts[2], t.hidden = parts[3];
     t.context = parts[4], t.one = parts[5], t.two = parts[6], t.index = parts[7];
-    t.mean = parts[8], t.symbols = parts[9], t.order = parts[10];
-    t.some.place = parts[11], t.some.cell = parts[12];
-    t.all.place = parts[13], t.all.cell = parts[14], t.linear = parts[15];
+    t.mean = parts[8], t.order = parts[9];
+    t.some.place = parts[10], t.some.cell = parts[11];
+    t.all.place = parts[12], t.all.cell = parts[13], t.linear = parts[14];
     const int result =
         !narrow && has_avx512() ? walk_avx512(&t, coded) : walk_avx2(&t, coded);
     free(block);

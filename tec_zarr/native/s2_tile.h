@@ -251,7 +251,8 @@ static void NAME(compand)(const int32_t *u, int count, uint8_t *to)
     }
 }
 
-/* Read the symbols of the pass `some`, whose means and indexes are set, into latents and grids. */
+/* Read the symbols of the pass `some`, whose means and indexes are set: means become latents, in
+ * their place and in the grids. */
 static int NAME(read)(tile *t, int group)
 {
     const tables *tabs = &t->net->tables;
@@ -270,7 +271,6 @@ static int NAME(read)(tile *t, int group)
             if (i >= tabs->silent) from[i + 1] += counts[q][i];
         }
     }
-    memset(t->symbols, 0, (size_t)all * sizeof(int32_t));
     if (from[SCALES]) {
         /* Silent ones go where others, or nobody, will be written: order has room for all. */
         for (int i = 0; i < tabs->silent; i++)
@@ -292,31 +292,29 @@ static int NAME(read)(tile *t, int group)
             const int count = tabs->count[table], reach = count / 2;
             const uint32_t *edges = tabs->edges + tabs->offset[table];
             for (int i = from[table]; i < from[table + 1]; i++) {
-                const int k = next_symbol(&source, edges, count);
+                const int k = next_symbol(&source, edges, count), where = t->order[i];
+                if (k == reach) continue;
                 if (k < 0) return FAILED;
-                t->symbols[t->order[i]] = k - reach;
-                escapes += k == 0 || k == 2 * reach;
+                t->mean[where] += UNITS * (k - reach);
+                /* Over what was read of the order already. */
+                if (k == 0) t->order[escapes++] = ~where;
+                else if (k == 2 * reach) t->order[escapes++] = where;
             }
         }
-        for (int table = tabs->silent; escapes && table < SCALES; table++) {
-            const int reach = tabs->count[table] / 2;
-            for (int i = from[table]; i < from[table + 1]; i++) {
-                int32_t *s = t->symbols + t->order[i];
-                if (*s != reach && *s != -reach) continue;
-                const int32_t beyond = next_number(&source);
-                if (beyond < 0) return FAILED;
-                *s += *s > 0 ? beyond : -beyond;
-            }
+        for (int i = 0; i < escapes; i++) {
+            const int32_t beyond = next_number(&source), where = t->order[i];
+            if (beyond < 0) return FAILED;
+            if (where < 0) t->mean[~where] -= UNITS * beyond;
+            else t->mean[where] += UNITS * beyond;
         }
         t->source = source;
     }
     uint8_t *grid = group < GROUPS - 1 ? t->early + start : t->late;
     for (int p = 0; p < t->some.count; p++) {
         const size_t cell = t->some.cell[p];
-        const int32_t *mean = t->mean + (size_t)p * size, *symbols = t->symbols + (size_t)p * size;
         int32_t *u = t->latents + (size_t)t->some.place[p] * CHANNELS + start;
         uint8_t *to = grid + cell * EARLY;
-        for (int c = 0; c < size; c++) u[c] = mean[c] + UNITS * symbols[c];
+        memcpy(u, t->mean + (size_t)p * size, size * sizeof *u);
         NAME(compand)(u, size, to);
         if (group == 0)
             for (int c = 0; c < size; c++) {
