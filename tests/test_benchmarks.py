@@ -155,7 +155,7 @@ def test_results_of_another_machine_or_data_are_not_merged(small_run, part):
 
 def test_speed_is_compared_at_equal_psnr(dn):
     scene = environment.Scene("here", "seasonal", L2A_BANDS, dn[:1])
-    codecs = [codec for codec in speed.codecs() if codec.name != "tec"]
+    codecs = [codec for codec in speed.codecs() if not codec.name.startswith("tec")]
     rows = speed.measure(scene, 42, codecs, repeats=1)
     assert {row.codec for row in rows} == {"jpeg2000", "jpegxl", "klt-jpeg2000-joint", "sz3"}
     for row in rows:
