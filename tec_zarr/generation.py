@@ -29,6 +29,9 @@ _decoded: OrderedDict[int, None] = OrderedDict()
 _waiting: deque[np.ndarray] = deque()
 """Stretches (n, 32) of chunks whose fingerprints nobody has asked for yet, the oldest first."""
 
+_waiting_segments = 0
+"""How many they are: a sum over many small chunks would be taken at every one of them."""
+
 _lock = threading.Lock()
 
 
@@ -44,23 +47,29 @@ if hasattr(os, "register_at_fork"):
 
 def remember_decoded(samples: np.ndarray) -> None:
     """Keep fingerprints of a decoded chunk (T, C, H, W), to be taken when one is encoded."""
+    global _waiting_segments
     segments = _segments(samples).copy()
+    if not len(segments):  # narrower than a stretch
+        return
     with _lock:
         _waiting.append(segments)
-        kept = sum(map(len, _waiting))
-        while len(_waiting) > 1 and kept > _KEPT_SEGMENTS:
-            kept -= len(_waiting.popleft())
+        _waiting_segments += len(segments)
+        while len(_waiting) > 1 and _waiting_segments > _KEPT_SEGMENTS:
+            _waiting_segments -= len(_waiting.popleft())
 
 
 def forget_decoded() -> None:
     """Forget all chunks that were decoded."""
+    global _waiting_segments
     with _lock:
         _waiting.clear()
+        _waiting_segments = 0
         _decoded.clear()
 
 
 def warn_if_decoded_before(samples: np.ndarray) -> None:
     """Warn when a chunk (T, C, H, W) to encode has pixels that this process decoded."""
+    global _waiting_segments
     if not _decoded and not _waiting:
         return
     prints = _fingerprints(_segments(samples))
@@ -69,6 +78,7 @@ def warn_if_decoded_before(samples: np.ndarray) -> None:
             for key in _fingerprints(_waiting.popleft()):
                 _decoded[key] = None
                 _decoded.move_to_end(key)
+        _waiting_segments = 0
         while len(_decoded) > _KEPT_SEGMENTS:
             _decoded.popitem(last=False)
         known = sum(key in _decoded for key in prints)

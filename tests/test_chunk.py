@@ -14,7 +14,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tec_zarr import chunk
+from tec_zarr import chunk, generation
 from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.errors import (
     ChecksumError,
@@ -406,3 +406,15 @@ def test_weights_that_are_not_there_say_so(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "weights_file", lambda name, sha256: tmp_path / "gone")
     with pytest.raises(WeightsMismatchError, match=r"gone.*force-reinstall"):
         registry.find_model("tec-s2").load(registry.find_model("tec-s2").weights[0])
+
+
+def test_what_was_decoded_is_remembered_within_bounds():
+    """Also of chunks that are too narrow to be recognised, however many a process decodes."""
+    for _ in range(50):
+        generation.remember_decoded(np.ones((1, 3, 8, 8), np.uint16))
+    assert not generation._waiting
+    ramp = np.arange(64 * 64, dtype=np.uint16).reshape(1, 1, 64, 64)
+    for number in range(1100):
+        generation.remember_decoded(ramp + number)
+    kept = sum(map(len, generation._waiting))
+    assert kept == generation._waiting_segments <= generation._KEPT_SEGMENTS

@@ -1,4 +1,4 @@
-"""Decoding of ``tec-s2`` latents, compiled; where it was not built, torch does the same.
+"""Decoding of ``tec-s2``, compiled; where it was not built, torch and NumPy do the same.
 
 The library is compiled when the package is installed (``hatch_build.py``), if there is a C
 compiler. It is found and tried here, so that nothing else needs to know whether it is there.

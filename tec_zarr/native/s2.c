@@ -280,7 +280,7 @@ void tec_s2_sizes(int32_t *out)
     out[2] = sizeof(pixels);
 }
 
-/* One block for all parts, each on a line of the cache; the first of `parts` is to be freed. */
+/* One block for all parts, each on a line of the cache; the block, returned, is to be freed. */
 static void *divided(const size_t *sizes, int count, void **parts)
 {
     size_t total = 64;

@@ -7,6 +7,7 @@ squared error over that of the model's own float32 synthesis.
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 
@@ -183,7 +184,8 @@ def train_pixels(config: PixelConfig) -> tuple[TecS2, PixelNet]:
     coded = coded_crops(loaded, kept, config, config.samples, config.seed)
     watched = coded_crops(loaded, held, config, max(config.samples // 20, 16), config.seed + 1)
     add_to_log(out, {"samples": len(coded.quality), "seconds": round(time.monotonic() - began, 1)})
-    net, average = (started(loaded, coded, config) for _ in range(2))
+    net = started(loaded, coded, config)
+    average = copy.deepcopy(net)
     slow = {"synthesis", "overlap"}
     named = list(net.named_parameters())
     groups = [[p for n, p in named if n not in slow], [p for n, p in named if n in slow]]
