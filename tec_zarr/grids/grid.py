@@ -157,8 +157,15 @@ class Grid:
 
     def touched(self, valid: np.ndarray) -> np.ndarray:
         """Native values that have a part in a valid sample: bool (..., H, W) to (..., h, w)."""
-        rows, columns = self.axes(valid.shape[-2:])
-        return _touched(_touched(valid, rows, -2), columns, -1)
+        return self._gathered(valid, np.logical_or, False)
+
+    def smallest(self, plane: np.ndarray) -> np.ndarray:
+        """The smallest of the samples that a native value has a part in: (H, W) to (h, w)."""
+        return self._gathered(plane, np.minimum, np.inf)
+
+    def _gathered(self, plane: np.ndarray, reduce: np.ufunc, start: float) -> np.ndarray:
+        rows, columns = self.axes(plane.shape[-2:])
+        return _gathered(_gathered(plane, rows, -2, reduce, start), columns, -1, reduce, start)
 
     def mean(self, plane: np.ndarray) -> np.ndarray:
         """Means of whole numbers over the cells, rounded down: float64 (H, W) to (h, w).
@@ -186,17 +193,18 @@ def _blend(plane: np.ndarray, axis: Axis, along: int) -> np.ndarray:
     return out
 
 
-def _touched(valid: np.ndarray, axis: Axis, along: int) -> np.ndarray:
-    moved = np.moveaxis(valid, along, 0)
-    out = np.zeros((axis.cells, *moved.shape[1:]), bool)
-    starts = axis.starts
-    out[axis.first[starts]] = np.logical_or.reduceat(moved, starts, axis=0)
-    blended = axis.weight > 0
-    if blended.any():
-        moved = moved & blended.reshape(-1, *[1] * (moved.ndim - 1))
-        out[axis.first[starts] + 1 - (axis.second[starts] == axis.first[starts])] |= (
-            np.logical_or.reduceat(moved, starts, axis=0)
-        )
+def _gathered(
+    plane: np.ndarray, axis: Axis, along: int, reduce: np.ufunc, start: float
+) -> np.ndarray:
+    """What `reduce` makes of the samples that each native value has a part in."""
+    moved = np.moveaxis(plane, along, 0)
+    out = np.full((axis.cells, *moved.shape[1:]), start, plane.dtype)
+    for cell, parts in ((axis.first, axis.weight < axis.unit), (axis.second, axis.weight > 0)):
+        where = np.flatnonzero(parts)
+        starts = np.flatnonzero(np.diff(cell[where], prepend=-1))
+        if len(where):
+            into = cell[where][starts]
+            out[into] = reduce(out[into], reduce.reduceat(moved[where], starts, axis=0))
     return np.moveaxis(out, 0, along)
 
 
