@@ -223,7 +223,7 @@ def _walk(
     dates, bands = shape[:2]
     decoded = np.empty(shape, "<i4")
     planes = PlaneCoder(coder)
-    order, wide, natives = _plan(coder, bands, original, valid)
+    order, wide, natives = _plan(coder, bands, original, valid, bounds)
     previous: dict[int, Decoded] = {}
     for date in range(dates):
         done: dict[int, Decoded] = {}
@@ -265,19 +265,20 @@ def _walk(
 
 def _plan(
     coder: SymbolCoder,
-    bands: int,
+    count: int,
     original: np.ndarray | None,
     valid: np.ndarray | None,
+    bounds: list[int | np.ndarray],
 ) -> tuple[list[int], list[list[int]], list[Native | None]]:
     """Code the order of the bands, which earlier ones each looks at closely, and their grids."""
-    order, alike = list(range(bands)), np.zeros((bands, bands))
-    known: list[Native | None] = [None] * bands
+    order, alike = list(range(count)), np.zeros((count, count))
+    known: list[Native | None] = [None] * count
     if original is not None:
-        known = natives_of(original, valid)
-    if original is not None and bands > 1 and min(original.shape[2:]) > 2:
+        known = natives_of(original, valid, [isinstance(b, int) and b == 0 for b in bounds])
+    if original is not None and count > 1 and min(original.shape[2:]) > 2:
         order, alike = _detail_order(original, valid, known)
-    order = [coder.number(b if original is not None else None, bands) for b in order]
-    if sorted(order) != list(range(bands)):
+    order = [coder.number(b if original is not None else None, count) for b in order]
+    if sorted(order) != list(range(count)):
         raise FormatError(f"bound section: band order {order} is not a permutation")
     wide = []
     for position, band in enumerate(order):

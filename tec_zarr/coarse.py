@@ -1,10 +1,11 @@
 """Planes of the bound layer that are coded on the grid that they were enlarged from.
 
-The native values are coded within the bound of the samples. That is enough: a sample is a mean of
-native values with weights that add up to one, rounded by `floor(x + 1/2)`; if every native value is
-off by a whole number of at most `b`, the mean is off by at most `b`, and so is what it is rounded to.
-Samples that the encoder's native values did not give back may still miss the bound: corrections
-follow, whose cost depends on how close to a half the mean was.
+Native values within the bound of the samples are enough: a sample is a mean of native values with
+weights that add up to one, rounded by `floor(x + 1/2)`; if every native value is off by a whole
+number of at most `b`, the mean is off by at most `b`, and so is what it is rounded to. Where a mean
+is of values that count alike (a factor of 2), it is nearly always off by less, so that the native
+values get a little more than the bound. Samples that then miss it, and those that the encoder's
+native values did not give back, are corrected.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tec_zarr.grids import MAX_FACTOR, Grid, Kind, find
+from tec_zarr.grids import MAX_FACTOR, Grid, Kind, find, refine
 from tec_zarr.residual import PlaneCoder, Reference
 from tec_zarr.scale_tables import SCALES, SymbolCoder, scale_thresholds
 
 _INT32 = 1 << 31
 _LARGEST = 2.0**32  # whole numbers below it, summed over a cell, are exact in float64
+_SLACKS = 16  # native bounds may be larger by so many parts of twice as many
+_SLACK = 5
 _CLOSE = (0.0, 0.0625)  # to a half, of the means of the first classes of corrections
 
 
@@ -75,18 +78,24 @@ def _mean(grid: Grid, plane: np.ndarray) -> np.ndarray:
     return grid.mean(np.floor(np.minimum(plane, _LARGEST)))
 
 
-def natives_of(original: np.ndarray, valid: np.ndarray | None) -> list[Native | None]:
+def natives_of(
+    original: np.ndarray, valid: np.ndarray | None, lossless: Sequence[bool]
+) -> list[Native | None]:
     """Encoder only: the grids of bands (T, C, H, W) that are worth it.
 
     Bands of exactly repeated pixels are left out: merging rows and columns does as well.
     """
     out: list[Native | None] = []
-    for found in find(original, valid):
+    for band, found in enumerate(find(original, valid)):
         repeated = found and found.grid.kind == Kind.REPEATED and not found.wrong
         if not found or repeated or np.abs(found.native).max() >= _INT32:
             out.append(None)
         else:
-            out.append(Native(found.grid, found.native))
+            native = found.native
+            if lossless[band]:
+                mask = None if valid is None else valid[:, band]
+                native = refine(native, original[:, band], mask, found.grid)
+            out.append(Native(found.grid, native))
     return out
 
 
@@ -119,6 +128,8 @@ def plane_on_grid(
     there = None if mask is None else grid.touched(mask)
     small = [r.on(grid) for r in references]
     tight = bound if isinstance(bound, int) else grid.smallest(bound)
+    slack = coder.number(None if native is None else _SLACK * (grid.factor == 2), _SLACKS)
+    tight = tight + (tight * slack + _SLACKS) // (2 * _SLACKS)
     wanted = None if native is None else native.astype(np.float64)
     values, spread = planes.plane(
         grid.native_shape(shape), there, small, tight, native_limits, wanted

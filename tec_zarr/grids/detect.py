@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from tec_zarr.grids.fit import fit
+from tec_zarr.grids.natives import fit
 from tec_zarr.grids.grid import MAX_FACTOR, Grid, Kind
 
 _LINES = 24  # of each band and date, for a first look
