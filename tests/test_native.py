@@ -238,10 +238,10 @@ def test_bases_are_those_of_python(monkeypatch):
     for count in (1, 2, 12, 31):
         turns = 4 * count if count > 1 else 0
         angles = [(int(random.integers(1, count)), random.random() * 6) for _ in range(turns)]
-        found = klt._basis(count, angles)
+        found = klt.rotated(count, angles)
         with monkeypatch.context() as patch:
             patch.setattr(native, "library", lambda: None)
-            assert np.array_equal(found, klt._basis(count, angles))
+            assert np.array_equal(found, klt.rotated(count, angles))
 
 
 def test_without_the_library_everything_decodes(tmp_path):

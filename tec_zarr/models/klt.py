@@ -101,7 +101,7 @@ def _spreads(values: np.ndarray, step: float) -> np.ndarray:
     return np.clip(np.rint(4 * ratio), SPREAD_LOW, SPREAD_HIGH).astype(int)
 
 
-def _rotate(matrix: np.ndarray, row: int, angle: float) -> None:
+def rotate(matrix: np.ndarray, row: int, angle: float) -> None:
     """In place: mix rows ``row - 1`` and ``row``; :func:`_basis` turns the other way."""
     cosine, sine = math.cos(angle), math.sin(angle)
     upper, lower = matrix[row - 1].copy(), matrix[row].copy()
@@ -110,7 +110,7 @@ def _rotate(matrix: np.ndarray, row: int, angle: float) -> None:
 
 
 @lru_cache(maxsize=64)
-def _rotations(count: int, active: int) -> list[tuple[int, int, bool]]:
+def rotations(count: int, active: int) -> list[tuple[int, int, bool]]:
     """(column, row, whole turn?) of each angle, in order.  The last column never has one."""
     return [
         (column, row, row == count - 1)
@@ -119,7 +119,7 @@ def _rotations(count: int, active: int) -> list[tuple[int, int, bool]]:
     ]
 
 
-def _basis(count: int, angles: list[tuple[int, float]]) -> np.ndarray:
+def rotated(count: int, angles: list[tuple[int, float]]) -> np.ndarray:
     """Orthonormal (C, C) basis of rotations, on a 2**-24 grid so that libm's last digit is gone."""
     if native.library() and angles:
         back = angles[::-1]
@@ -157,7 +157,7 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
     for value, before in zip(spread[:active], [SPREAD_HIGH, *spread[:active]], strict=False):
         bits.put_signed(int(before - value), 2)
     angles = []
-    for column, row, turn in _rotations(count, active):
+    for column, row, turn in rotations(count, active):
         size = _angle_bits(int(spread[column])) + turn
         unit_angle = math.pi / 2 ** (size - turn)
         code = round(math.atan2(work[row, column], work[row - 1, column]) / unit_angle)
@@ -165,9 +165,9 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
         code = code % (1 << size) if turn else min(max(code, 0), (1 << size) - 1)
         bits.put(code, size)
         angles.append((row, code * unit_angle))
-        _rotate(work, row, angles[-1][1])
+        rotate(work, row, angles[-1][1])
     return bits.to_bytes(), Klt(
-        whole * 2.0**digits, _basis(count, angles), _padded(spread[:active], count)
+        whole * 2.0**digits, rotated(count, angles), _padded(spread[:active], count)
     )
 
 
@@ -196,8 +196,8 @@ def read(data: bytes, count: int, step: float) -> tuple[Klt, bytes]:
         raise FormatError("a section's spectral spreads are out of range")
     angles = []
     sizes = [_angle_bits(value) for value in spread.tolist()]
-    for column, row, turn in _rotations(count, active):
+    for column, row, turn in rotations(count, active):
         size = sizes[column] + turn
         angles.append((row, bits.get(size) * math.pi / 2 ** (size - turn)))
-    klt = Klt(whole * 2.0**digits, _basis(count, angles), _padded(spread, count))
+    klt = Klt(whole * 2.0**digits, rotated(count, angles), _padded(spread, count))
     return klt, data[len(head) - bits.left // 8 :]

@@ -1,0 +1,237 @@
+"""The compiled core: coefficients of a tile to bytes and back, and its transforms."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tec_zarr.errors import ChecksumError, UnsupportedArrayError
+
+MOST_BANDS, CLASSES = 31, 5
+INPUTS, SCAN_INPUTS, STILL_INPUTS, HIDDEN = 28, 4, 16, 32
+TABLES, REACH, PLAIN, INDEXES = 40, 32, 28, 96
+SYMBOLS = 2 * REACH + 1
+SIZE = 16
+"""Samples along a side of a block of level 0; half of it at level 1."""
+
+_LIBRARY = Path(__file__).with_name("_core.so")
+_ENCODE, _DECODE, _COLLECT = range(3)
+
+
+class Context(ctypes.Structure):
+    """The context network and its tables, as the core reads them."""
+
+    _fields_ = [
+        ("first", ctypes.c_int16 * (INPUTS * HIDDEN)),
+        ("first_bias", ctypes.c_int32 * HIDDEN),
+        ("second", ctypes.c_int16 * (HIDDEN * HIDDEN)),
+        ("second_bias", ctypes.c_int32 * HIDDEN),
+        ("last", ctypes.c_int16 * HIDDEN),
+        ("last_bias", ctypes.c_int32),
+        ("shifts", ctypes.c_int32 * 3),
+        ("mean", ctypes.c_int16 * (4 * MOST_BANDS)),
+        ("starts", ctypes.c_uint32 * (TABLES * (SYMBOLS + 1))),
+        ("costs", ctypes.c_int32 * (TABLES * SYMBOLS)),
+    ]
+
+    def put(self, name: str, values: np.ndarray) -> None:
+        """Set a field from an array of its size and type."""
+        field = getattr(self, name)
+        np.ctypeslib.as_array(field)[...] = values.reshape(-1)
+
+
+@cache
+def library() -> Any:
+    """The compiled core.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        It was not built when the package was installed.
+    """
+    try:
+        found = ctypes.CDLL(str(_LIBRARY))
+    except OSError as error:
+        raise UnsupportedArrayError(
+            f"tec_zarr was installed without its compiled core ({error}): install a C compiler "
+            "and run pip install --force-reinstall --no-binary tec_zarr tec_zarr"
+        ) from error
+    pointer, number, large, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
+    found.tec_planes.argtypes = [number, pointer, pointer]
+    found.tec_walk.argtypes = [
+        number, pointer, number, number, number, pointer, pointer, number, number, pointer,
+        pointer, real, pointer, pointer, pointer, large, pointer, pointer, large,
+    ]  # fmt: skip
+    found.tec_walk.restype = large
+    found.tec_forward.argtypes = [pointer, number, number, number, *[pointer] * 4]
+    found.tec_inverse.argtypes = [pointer, number, number, number, *[pointer] * 3]
+    found.tec_products.argtypes = [pointer, number, large, pointer]
+    found.tec_project.argtypes = [pointer, number, large, pointer, number, number, pointer]
+    found.tec_mix.argtypes = [pointer, *[number] * 4, *[pointer] * 3]
+    return found
+
+
+def _at(array: np.ndarray | None) -> int | None:
+    if array is None:
+        return None
+    assert array.flags.c_contiguous
+    return array.ctypes.data
+
+
+def planes(components: np.ndarray) -> np.ndarray:
+    """Class, u, v and component of each plane of coefficients, in order: int32 (planes, 4).
+
+    Parameters
+    ----------
+    components : ndarray of int32, (5,)
+        How many components each class of frequencies has.
+    """
+    count = library().tec_planes(SIZE, _at(components), None)
+    out = np.empty((count, 4), np.int32)
+    library().tec_planes(SIZE, _at(components), _at(out))
+    return out
+
+
+class Walk:
+    """The coefficients of one date of a tile on their way to bytes or back.
+
+    Parameters
+    ----------
+    context : Context
+    components : ndarray of int32, (5,)
+    spreads : ndarray of int32, (5, 31)
+        Quarter octaves of each component's standard deviation over the step.
+    rows, cols : int
+        Blocks of the tile.
+    kind, fineness : int
+        What else the network sees, 0 to 127.
+    hints : ndarray of uint16, (planes, rows, cols), optional
+        Twice the magnitudes that are expected, in steps.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        components: np.ndarray,
+        spreads: np.ndarray,
+        rows: int,
+        cols: int,
+        kind: int,
+        fineness: int,
+        hints: np.ndarray | None = None,
+    ):
+        self.planes = planes(components)
+        self.shape = (len(self.planes), rows, cols)
+        self._hints = hints
+        self._before = (ctypes.byref(context), SIZE, rows, cols, _at(components), _at(spreads), kind,
+                        fineness, _at(hints))  # fmt: skip
+        self._keep = (context, components, spreads)
+
+    def _run(self, mode: int, *rest: Any) -> int:
+        status = library().tec_walk(mode, *self._before, *rest)
+        if status == -1:
+            raise MemoryError(f"no memory for the coefficients of a tile of {self.shape} blocks")
+        if status < 0:
+            raise ChecksumError("a section holds coefficients that no encoder writes")
+        return int(status)
+
+    def encode(self, wanted: np.ndarray, weight: float) -> tuple[bytes, np.ndarray, np.ndarray]:
+        """Quantise and code.
+
+        Parameters
+        ----------
+        wanted : ndarray of float64, (planes, rows, cols)
+            Coefficients in steps.
+        weight : float
+            Bits that a squared step of error is worth.
+
+        Returns
+        -------
+        data : bytes
+        values : ndarray of int32, (planes, rows, cols)
+        indexes : ndarray of uint8, (planes, rows, cols)
+            Numbers of the tables they were coded with.
+        """
+        values, indexes = np.zeros(self.shape, np.int32), np.zeros(self.shape, np.uint8)
+        data = np.empty(8 * values.size + 64, np.uint8)
+        length = self._run(_ENCODE, _at(wanted), 256 * weight, _at(values), _at(indexes), _at(data),
+                           len(data), None, None, 0)  # fmt: skip
+        return data[:length].tobytes(), values, indexes
+
+    def decode(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Values and indexes as `encode` returns them."""
+        values, indexes = np.zeros(self.shape, np.int32), np.zeros(self.shape, np.uint8)
+        array = np.frombuffer(data, np.uint8)
+        self._run(_DECODE, None, 0.0, _at(values), _at(indexes), _at(array), len(array), None, None, 0)
+        return values, indexes
+
+    def collect(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the network sees of each value, uint8 (n, 28), and the symbols, int32 (n,)."""
+        inputs, symbols = np.empty((values.size, INPUTS), np.uint8), np.empty(values.size, np.int32)
+        self._run(_COLLECT, None, 0.0, _at(values), None, None, 0, _at(inputs), _at(symbols),
+                  values.size)  # fmt: skip
+        return inputs, symbols
+
+
+def forward(
+    plane: np.ndarray, size: int, overlap: np.ndarray, dct: np.ndarray, gain: np.ndarray
+) -> np.ndarray:
+    """Lapped transform of a plane (rows size, cols size): float64 (size^2, rows, cols)."""
+    rows, cols = plane.shape[0] // size, plane.shape[1] // size
+    out = np.empty((size * size, rows, cols))
+    plane = np.ascontiguousarray(plane, np.float64)
+    library().tec_forward(_at(plane), rows, cols, size, _at(overlap), _at(dct), _at(gain), _at(out))
+    return out
+
+
+def inverse(
+    coefficients: np.ndarray, size: int, overlap: np.ndarray, dct: np.ndarray
+) -> np.ndarray:
+    """Plane, int32, of coefficients int32 (size^2, rows, cols), in their units."""
+    rows, cols = coefficients.shape[1:]
+    out = np.empty((rows * size, cols * size), np.int32)
+    library().tec_inverse(_at(coefficients), rows, cols, size, _at(overlap), _at(dct), _at(out))
+    return out
+
+
+def products(values: np.ndarray) -> np.ndarray:
+    """Sums of products of rows: float64 (rows, rows)."""
+    out = np.empty((len(values), len(values)))
+    library().tec_products(_at(values), len(values), values[0].size, _at(out))
+    return out
+
+
+def project(values: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Columns of a basis (rows, columns) times rows of values (rows, ...): (columns, ...)."""
+    out = np.empty((basis.shape[1], *values.shape[1:]))
+    basis = np.ascontiguousarray(basis, np.float64)
+    library().tec_project(_at(values), len(values), values[0].size, _at(basis), basis.shape[1],
+                          basis.shape[1], _at(out))  # fmt: skip
+    return out
+
+
+def mix(values: np.ndarray, basis: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Coefficients of bands in 1/64 DN from those of components in 1/64 step.
+
+    Parameters
+    ----------
+    values : ndarray of int32, (frequencies, components, rows, cols)
+    basis : ndarray of int32, (bands, components)
+        In 1/2^12.
+    factor : ndarray of int64, (frequencies, bands)
+        DN in a step, in 1/2^14.
+
+    Returns
+    -------
+    ndarray of int32, (frequencies, bands, rows, cols)
+    """
+    frequencies, components, rows, cols = values.shape
+    out = np.empty((frequencies, len(basis), rows, cols), np.int32)
+    basis = np.ascontiguousarray(basis)
+    library().tec_mix(_at(values), frequencies, components, len(basis), rows * cols, _at(basis),
+                      _at(factor), _at(out))  # fmt: skip
+    return out

@@ -1,0 +1,358 @@
+"""Training of the embedded models' context network and tables (`tec_zarr.models.tile`).
+
+Rounds of: code the training tiles with what there is, collect what the core's network saw and which
+symbol came, fit the network to that, count the tables. The core itself collects, so that training
+and coding cannot differ. The transforms are fixed (`tec_zarr.training.transforms`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tec_zarr.models.tile import by_scale
+from tec_zarr.models.tile.by_scale import TecS2, step_of
+from tec_zarr.models.tile.layout import Layout
+from tec_zarr.training.transforms import fixed_tensors
+from tec_zarr.models.tile.weights import (
+    SHIFTS,
+    TENSORS,
+    Weights,
+    column_of,
+    low_bits,
+    table_of,
+    write_weights,
+)
+from tec_zarr.native.core import HIDDEN, INDEXES, INPUTS, MOST_BANDS, PLAIN, REACH, SYMBOLS, TABLES
+
+_GRID = 1 << SHIFTS[0]  # units of a weight
+_ACTIVATION = 16  # units of an input or activation
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """What a training run is.
+
+    Attributes
+    ----------
+    data : tuple of str
+        Folders of `.npz` cubes: `dn` (T, 12, H, W) and `present` (12,).
+    out : str
+        Folder for the weights and the log.
+    held_out : tuple of str
+        Beginnings of the names of files to validate on.
+    few : tuple of str
+        Beginnings of the names of files of which only every eighth is used.
+    side : int
+        Largest height and width of a tile, pixels.
+    dates : int
+        Most dates of a cube.
+    qualities : tuple of float
+        What tiles are coded at.
+    samples : int
+        Most symbols of a tile and quality.
+    rounds : int
+    iterations : int
+        Steps of Adam in a round.
+    batch : int
+    rate : float
+    seed : int
+    threads : int
+    """
+
+    data: tuple[str, ...]
+    out: str
+    held_out: tuple[str, ...] = ()
+    few: tuple[str, ...] = ()
+    side: int = 256
+    dates: int = 3
+    qualities: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
+    samples: int = 4000
+    rounds: int = 3
+    iterations: int = 4000
+    batch: int = 8192
+    rate: float = 4e-3
+    seed: int = 0
+    threads: int = 1
+
+
+class ContextNet(nn.Module):
+    """The context network with the core's whole numbers, and a smooth form of its tables.
+
+    The probability of a symbol is a mixture of two Laplacian distributions, the scale of which is
+    the network's index, the shape of which goes by the index.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(0.15 * torch.randn(INPUTS, HIDDEN))
+        self.first_bias = nn.Parameter(torch.zeros(HIDDEN))
+        self.second = nn.Parameter(0.2 * torch.randn(HIDDEN, HIDDEN))
+        self.second_bias = nn.Parameter(torch.zeros(HIDDEN))
+        self.last = nn.Parameter(0.2 * torch.randn(HIDDEN))
+        self.last_bias = nn.Parameter(torch.full((1,), 16.0))
+        self.share = nn.Parameter(torch.full((INDEXES + 1,), -2.0))
+        self.wider = nn.Parameter(torch.full((INDEXES + 1,), 0.5))
+        self.whole = False
+
+    def _weight(self, weight: Tensor) -> Tensor:
+        inside = weight.clamp(-127 / _GRID, 127 / _GRID)
+        return _on_grid(inside, _GRID) if self.whole else inside
+
+    def _bias(self, bias: Tensor) -> Tensor:
+        return _on_grid(bias, _GRID * _ACTIVATION) if self.whole else bias
+
+    def _active(self, x: Tensor) -> Tensor:
+        inside = x.clamp(0, 255 / _ACTIVATION)
+        return _on_grid(inside, _ACTIVATION, torch.floor) if self.whole else inside
+
+    def index(self, inputs: Tensor) -> Tensor:
+        """Index (n,), not rounded, of inputs (n, 28) as the core collects them."""
+        x = inputs.float() / _ACTIVATION
+        x = self._active(x @ self._weight(self.first) + self._bias(self.first_bias))
+        x = self._active(x @ self._weight(self.second).T + self._bias(self.second_bias))
+        return x @ self._weight(self.last) + self.last_bias
+
+    def bits(self, inputs: Tensor, symbols: Tensor) -> Tensor:
+        """Bits of each symbol (n,)."""
+        index = self.index(inputs).clamp(0, INDEXES - 1.001)
+        if self.whole:
+            index = _on_grid(index, 1)
+        low = index.detach().long()
+        part = index - low
+        share = torch.sigmoid(torch.lerp(self.share[low], self.share[low + 1], part))
+        wider = F.softplus(torch.lerp(self.wider[low], self.wider[low + 1], part))
+        scale = torch.exp2((index - 20) / 4)
+        size = symbols.abs().float()
+        chance = (1 - share) * _laplacian(size, scale)
+        chance = chance + share * _laplacian(size, scale * torch.exp2(wider))
+        return -torch.log2(chance.clamp(min=1e-7))
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The network in the core's whole numbers."""
+        weight = {
+            "first": self.first, "second": self.second, "last": self.last,
+        }  # fmt: skip
+        bias = {
+            "first_bias": self.first_bias, "second_bias": self.second_bias,
+        }  # fmt: skip
+        out = {
+            f"context.{name}": np.clip(np.rint(w.detach().numpy() * _GRID), -127, 127).astype(np.int8)
+            for name, w in weight.items()
+        }
+        unit = _GRID * _ACTIVATION
+        for name, b in bias.items():
+            out[f"context.{name}"] = np.rint(b.detach().numpy() * unit).astype(np.int32)
+        last = np.rint(self.last_bias.detach().numpy() * unit) + unit // 2
+        return out | {"context.last_bias": last.astype(np.int32)}
+
+
+def _on_grid(x: Tensor, units: int, rounded: Any = torch.round) -> Tensor:
+    """Rounded to a grid, with the gradient of what was not."""
+    return x + (rounded(x.detach() * units) / units - x.detach())
+
+
+def _laplacian(size: Tensor, scale: Tensor) -> Tensor:
+    middle = 1 - torch.exp(-0.5 / scale)
+    side = 0.5 * torch.exp(-(size - 0.5).clamp(min=0) / scale) * (1 - torch.exp(-1 / scale))
+    return torch.where(size == 0, middle, side)
+
+
+def train_context(config: ContextConfig) -> Path:
+    """Train, and return where the weights lie.
+
+    Raises
+    ------
+    ValueError
+        No cube was found.
+    """
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / "log.jsonl"
+    log.unlink(missing_ok=True)
+    started = time.monotonic()
+
+    def note(**what: Any) -> None:
+        line = {"seconds": round(time.monotonic() - started), **what}
+        with log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    tensors = fixed_tensors() | _first_guess()
+    tiles = list(_tiles(config, held_out=False))
+    checks = list(_tiles(config, held_out=True))
+    if not tiles:
+        raise ValueError(f"no cubes in {config.data}")
+    note(config=asdict(config), tiles=len(tiles), checks=len(checks))
+    net: ContextNet | None = None
+    for number in range(config.rounds + 1):
+        model = TecS2(Weights.of(tensors, "training"), "0" * 64)
+        samples = _collected(model, tiles, config, first=number == 0)
+        if number < config.rounds:
+            net = net or ContextNet()
+            rate = config.rate / (1 if number == 0 else 2)
+            loss = _fit(net, samples, config, rate)
+            note(round=number, samples=len(samples.symbols), bits_of_symbol=round(loss, 4))
+            tensors |= net.tensors()
+        assert net is not None
+        tensors |= _tables(net, samples)
+        model = TecS2(Weights.of(tensors, "training"), "0" * 64)
+        for quality, (bits, psnr) in _checked(model, checks, (1.0, 2.5, 4.0, 6.0, 8.0)).items():
+            note(round=number, quality=quality, bpppb=round(bits, 5), psnr=round(psnr, 3))
+        path = out / "tec-s2.safetensors"
+        write_weights(tensors, path)
+    return path
+
+
+def _first_guess() -> dict[str, np.ndarray]:
+    """Tensors that the first round only collects with."""
+    out = {name: np.zeros(*TENSORS[name]) for name in TENSORS if name.startswith("context.")}
+    guess = np.array([0.5, 0.5, -0.15, 0.05])[:, None] * 256
+    out["context.mean"] = np.broadcast_to(guess, (4, MOST_BANDS)).astype(np.int16)
+    flat = np.full((TABLES, SYMBOLS), (1 << 16) // SYMBOLS, np.int32)
+    flat[:, REACH] += (1 << 16) - flat[0].sum()
+    return out | {"frequencies": flat, "towards_zero": np.zeros((INDEXES, 2), np.uint8)}
+
+
+def _tiles(config: ContextConfig, held_out: bool) -> Iterator[np.ndarray]:
+    """Tiles int32 (dates, bands, h, w) without nodata."""
+    rng = np.random.default_rng(config.seed)
+    files = sorted(file for folder in config.data for file in Path(folder).glob("*.npz"))
+    rare = 0
+    for file in files:
+        if file.name.startswith(config.held_out) != held_out:
+            continue
+        if config.few and file.name.startswith(config.few):
+            rare += 1
+            if rare % 8:
+                continue
+        with np.load(file) as held:
+            dn, present = held["dn"], held["present"]
+        dates, _, height, width = dn.shape
+        for date in rng.permutation(dates)[: config.dates]:
+            side = config.side
+            row = int(rng.integers(0, max(height - side, 0) + 1))
+            column = int(rng.integers(0, max(width - side, 0) + 1))
+            tile = dn[date : date + 1, present, row : row + side, column : column + side]
+            if tile.size and (tile > 0).mean() > 0.999:
+                yield tile.astype(np.int32)
+
+
+@dataclass(frozen=True)
+class _Samples:
+    inputs: np.ndarray
+    symbols: np.ndarray
+    off: np.ndarray  # how far the coefficient lies nearer to zero than the value, steps
+    size: np.ndarray  # magnitude of the value
+
+
+def _collected(
+    model: TecS2, tiles: Sequence[np.ndarray], config: ContextConfig, first: bool
+) -> _Samples:
+    rng = np.random.default_rng(config.seed + 1)
+    parts: list[tuple[np.ndarray, ...]] = []
+    for tile in tiles:
+        layout, values = Layout.of(tile, None)
+        planes = [layout.plane(b, v[0]) for b, v in enumerate(values)]
+        for quality in config.qualities:
+            spectrum, wanted = by_scale.analysed(model, layout, planes, quality)
+            walk = spectrum.walk(model.weights, quality)
+            if first:
+                latents = (np.sign(wanted) * np.floor(np.abs(wanted) + 0.36)).astype(np.int32)
+            else:
+                _, latents, _ = walk.encode(wanted, by_scale.BITS_OF_ERROR)
+            inputs, symbols = walk.collect(latents)
+            heard = inputs[:, : -8].max(axis=1) > 0
+            live = np.flatnonzero(heard | (symbols != 0))
+            chosen = rng.permutation(live)[: config.samples]
+            flat = latents.reshape(-1)[chosen]
+            off = (np.abs(flat) - np.abs(wanted.reshape(-1)[chosen])).astype(np.float32)
+            parts.append((inputs[chosen], symbols[chosen], off, np.abs(flat)))
+    return _Samples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _fit(net: ContextNet, samples: _Samples, config: ContextConfig, rate: float) -> float:
+    inputs, symbols = torch.from_numpy(samples.inputs), torch.from_numpy(samples.symbols)
+    adam = torch.optim.Adam(net.parameters(), rate)
+    loss_of = 0.0
+    for step in range(config.iterations):
+        done = step / config.iterations
+        net.whole = done > 0.6
+        for group in adam.param_groups:
+            group["lr"] = rate * max(1 - done, 0.01)
+        chosen = torch.randint(0, len(symbols), (config.batch,))
+        loss = net.bits(inputs[chosen], symbols[chosen]).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        loss_of += (float(loss.detach()) - loss_of) * max(0.005, 1 / (step + 1))
+    net.whole = True
+    return loss_of
+
+
+def _tables(net: ContextNet, samples: _Samples) -> dict[str, np.ndarray]:
+    """Tables and centres counted from samples, and smoothed by the net's distributions."""
+    with torch.no_grad():
+        parts = torch.from_numpy(samples.inputs).split(1 << 17)
+        index = torch.cat([net.index(part) for part in parts]).numpy()
+        share, wider = torch.sigmoid(net.share).numpy(), F.softplus(net.wider).numpy()
+    indexes = np.clip(np.floor(index + 0.5), 0, INDEXES - 1).astype(np.int64)
+    counts = np.zeros((TABLES, SYMBOLS))
+    np.add.at(counts, (table_of(indexes), column_of(samples.symbols, indexes)), 1.0)
+    size = torch.arange(-REACH, REACH + 1).abs().float()
+    frequencies = np.empty((TABLES, SYMBOLS), np.int32)
+    for table in range(TABLES):
+        at = min(table, PLAIN + 3)
+        scale = torch.tensor(2.0 ** ((at - 20) / 4))
+        prior = (1 - share[at]) * _laplacian(size, scale)
+        prior = (prior + share[at] * _laplacian(size, scale * 2 ** wider[at])).numpy()
+        seen = counts[table]
+        if table < PLAIN:
+            seen = (seen + seen[::-1]) / 2
+        chance = seen + 200 * prior / prior.sum()
+        whole = np.maximum(np.rint(chance / chance.sum() * (1 << 16)), 1).astype(np.int32)
+        whole[whole.argmax()] += (1 << 16) - whole.sum()
+        frequencies[table] = whole
+    nearer = np.zeros((INDEXES, 2), np.uint8)
+    for column, which in enumerate((samples.size == 1, samples.size >= 2)):
+        plain = which & (low_bits(indexes) == 0)
+        total = np.bincount(indexes[plain], samples.off[plain], INDEXES)
+        count = np.bincount(indexes[plain], minlength=INDEXES)
+        nearer[:, column] = np.clip(np.rint(64 * total / (count + 30)), 0, 24)
+    return {"frequencies": frequencies, "towards_zero": nearer}
+
+
+def _checked(
+    model: TecS2, tiles: Sequence[np.ndarray], qualities: Sequence[float]
+) -> dict[float, tuple[float, float]]:
+    """Bits per pixel and band, and PSNR against 10,000 DN, geometric means over tiles."""
+    out = {}
+    for quality in qualities:
+        logs = []
+        for tile in tiles:
+            coded = model.encode(tile.astype(np.float32), quality)
+            back, _ = model.decode(coded.sections, tile.shape, quality)
+            off = np.clip(back, 0, 10_000) - np.clip(tile, 0, 10_000)
+            error = max(float((off**2).mean()), 1e-3)
+            logs.append((np.log(8 * len(coded.sections[0]) / tile.size), np.log10(1e8 / error)))
+        if logs:
+            bits, decibels = np.mean(logs, axis=0)
+            out[quality] = (float(np.exp(bits)), 10 * float(decibels))
+    return out
+
+
+def read_config(path: Path) -> ContextConfig:
+    """A configuration from a TOML file."""
+    keys = tomllib.loads(path.read_text())
+    return ContextConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()})

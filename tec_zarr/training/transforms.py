@@ -1,0 +1,108 @@
+"""The fixed transforms: how they are made for a weights file. Training only.
+
+A lapped transform is a small matrix across each block boundary, then a discrete cosine transform
+of the blocks (Tran, Liang and Tu, "Lapped transform via time-domain pre- and post-filtering", IEEE
+Trans. Signal Processing 51(6), 2003). The matrix is made for the largest coding gain on a
+first-order autoregressive signal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tec_zarr.models.tile.weights import GAIN_FACTORS
+
+_CORRELATION = 0.95
+_BLOCKS = 5
+
+
+def dct(size: int) -> np.ndarray:
+    """Orthonormal cosine transform: row u is what sample i has in frequency u."""
+    u, i = np.arange(size)[:, None], np.arange(size)[None]
+    matrix = np.cos(np.pi * (2 * i + 1) * u / (2 * size)) * np.sqrt(2 / size)
+    matrix[0] /= np.sqrt(2)
+    return matrix
+
+
+def _analysis(size: int, overlap: np.ndarray, blocks: int = _BLOCKS) -> np.ndarray:
+    full = np.eye(size * blocks)
+    for b in range(1, blocks):
+        at = slice(b * size - size // 2, b * size + size // 2)
+        full[at, at] = overlap
+    return np.kron(np.eye(blocks), dct(size)) @ full
+
+
+def overlap(size: int, rounds: int = 400) -> np.ndarray:
+    """The matrix across a boundary, by descent on the coding gain."""
+    half, length = size // 2, size * _BLOCKS
+    one, turned = np.eye(half), np.eye(half)[::-1]
+    butterfly = torch.from_numpy(np.block([[one, turned], [turned, -one]]) / np.sqrt(2))
+    places = np.arange(length)
+    signal = torch.from_numpy(_CORRELATION ** np.abs(np.subtract.outer(places, places)))
+    blocks = torch.from_numpy(np.kron(np.eye(_BLOCKS), dct(size)))
+    middle = slice(2 * size, 3 * size)
+
+    def full(free: Tensor) -> Tensor:
+        same = torch.eye(half, dtype=torch.float64)
+        return butterfly @ torch.block_diag(same, free) @ butterfly
+
+    free = (1.2 * torch.eye(half, dtype=torch.float64)).requires_grad_()
+    adam = torch.optim.Adam([free], 0.02)
+    edge = torch.eye(half, dtype=torch.float64)
+    for _ in range(rounds):
+        analysis = blocks @ torch.block_diag(edge, *[full(free)] * (_BLOCKS - 1), edge)
+        spread = torch.diagonal(analysis @ signal @ analysis.T)[middle]
+        norms = (torch.linalg.inv(analysis) ** 2).sum(0)[middle]
+        loss = torch.log(spread * norms).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return full(free.detach()).numpy()
+
+
+def gains(size: int, matrix: np.ndarray, kind: str | None, cells: int) -> np.ndarray:
+    """What a coefficient of each frequency counts in pixels: the norm of what it adds to a line.
+
+    Parameters
+    ----------
+    kind : str or None
+        How values of level 1 become pixels, "repeated" or "bilinear"; None at level 0.
+    cells : int
+        Values of the plane whose mean is a native value.
+    """
+    synthesis = np.linalg.inv(_analysis(size, matrix))
+    length = size * _BLOCKS
+    if cells > 1:  # averaged over sliding cells, as a mean over all phases
+        kernel = np.ones(cells) / cells
+        synthesis = np.stack([np.convolve(c, kernel, "same") for c in synthesis.T], axis=1)
+    if kind is not None:
+        up = np.zeros((2 * length, length))
+        for i in range(2 * length):
+            if kind == "repeated" or cells > 1:
+                up[i, i // 2] = 1
+            else:
+                place = (i + 0.5) / 2 - 0.5
+                low = int(np.floor(place))
+                up[i, max(low, 0)] += 1 - (place - low)
+                up[i, min(low + 1, length - 1)] += place - low
+        synthesis = up @ synthesis
+    found = np.sqrt((synthesis**2).sum(axis=0))[2 * size : 3 * size]
+    return np.maximum(found, 0.05 * found.max())
+
+
+def fixed_tensors() -> dict[str, np.ndarray]:
+    """The tensors of a weights file that no training changes."""
+    out: dict[str, np.ndarray] = {}
+    for size in (8, 16):
+        across = overlap(size)
+        out[f"overlap.{size}"], out[f"dct.{size}"] = across, dct(size)
+        back = np.linalg.inv(across)
+        out[f"overlap_back.{size}"] = np.rint(back * 2**14).astype(np.int32)
+        out[f"dct_back.{size}"] = np.rint(dct(size) * 2**14).astype(np.int32)
+        for kind in (None,) if size == 16 else ("repeated", "bilinear"):
+            table = [gains(size, across, kind, cells) for cells in range(1, GAIN_FACTORS + 1)]
+            name = f"gain.{size}" if kind is None else f"gain.{size}.{kind}"
+            out[name] = np.rint(np.stack(table) * 2**16).astype(np.int32)
+    return out
