@@ -350,7 +350,10 @@ def _plane(
             return _alone(base, np.zeros(shape))
     if native is not None and low < high:
         here = None if native.values is None else native.values[date]
-        there = (int(here.min()), int(here.max())) if here is not None else None
+        there = None
+        if here is not None:
+            known = here if mask is None else here[native.grid.touched(mask)]
+            there = (int(known.min()), int(known.max()))
         values, spread, coarse = plane_on_grid(
             coder,
             planes,

@@ -21,8 +21,8 @@ from tec_zarr.scale_tables import SCALES, SymbolCoder, scale_thresholds
 
 _INT32 = 1 << 31
 _LARGEST = 2.0**32  # whole numbers below it, summed over a cell, are exact in float64
-_SLACKS = 16  # native bounds may be larger by so many parts of twice as many
-_SLACK = 5
+_SLACKS = 16
+_SLACK = 5  # of 32 parts of the bound, by which native values may be farther off
 _CLOSE = (0.0, 0.0625)  # to a half, of the means of the first classes of corrections
 
 
@@ -101,13 +101,16 @@ def natives_of(
 
 def code_grid(coder: SymbolCoder, known: Native | None, encoding: bool) -> Native | None:
     """Code the grid of one band."""
-    grid = known.grid if known else None
-    if not coder.number(int(grid is not None) if encoding else None, 2):
+    if not coder.number(int(known is not None) if encoding else None, 2):
         return None
-    kind = coder.number(grid and int(grid.kind), len(Kind))
-    factor = 2 + coder.number(grid and grid.factor - 2, MAX_FACTOR - 1)
-    row = coder.number(grid and grid.row, factor)
-    column = coder.number(grid and grid.column, factor)
+    kind, factor, row, column = (
+        (None,) * 4
+        if known is None
+        else (int(known.grid.kind), known.grid.factor - 2, known.grid.row, known.grid.column)
+    )
+    kind = coder.number(kind, len(Kind))
+    factor = 2 + coder.number(factor, MAX_FACTOR - 1)
+    row, column = coder.number(row, factor), coder.number(column, factor)
     return Native(Grid(Kind(kind), factor, row, column), known.values if known else None)
 
 
@@ -124,11 +127,11 @@ def plane_on_grid(
     target: np.ndarray | None,
     native: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, Reference]:
-    """Code native values and corrections; returns samples, their spread, and what is on the grid."""
+    """Code native values and corrections: samples, their spread, and what is on the grid."""
     there = None if mask is None else grid.touched(mask)
     small = [r.on(grid) for r in references]
     tight = bound if isinstance(bound, int) else grid.smallest(bound)
-    slack = coder.number(None if native is None else _SLACK * (grid.factor == 2), _SLACKS)
+    slack = coder.number(None if native is None else _slack(grid), _SLACKS)
     tight = tight + (tight * slack + _SLACKS) // (2 * _SLACKS)
     wanted = None if native is None else native.astype(np.float64)
     values, spread = planes.plane(
@@ -137,6 +140,11 @@ def plane_on_grid(
     samples = np.clip(grid.enlarge(values, shape), *limits)
     samples = _corrected(coder, grid, values, samples, mask, bound, limits, target)
     return samples, grid.spread_out(spread, shape), Reference(values, spread, False, True)
+
+
+def _slack(grid: Grid) -> int:
+    """Encoder only. With a factor above 2 some samples hang on one native value alone."""
+    return _SLACK if grid.kind == Kind.BILINEAR and grid.factor == 2 else 0
 
 
 def _corrected(

@@ -1,10 +1,10 @@
 """Encoder only: which grid each band of a chunk lies on, proved by fitting it.
 
-Along an axis an enlarged band has marks that depend on the sample's place within its cell. Repeated
-samples are equal within a cell. Bilinear samples have no second difference between two cell centres
-(for a factor of 2, no third difference across the two samples of a cell), but for what rounding makes
-of it. A few lines of each band are enough to rule out nearly every factor and phase; what is left
-is fitted.
+Along an axis an enlarged band has marks that depend on the sample's place within its cell.
+Repeated samples are equal within a cell. Bilinear samples have no second difference between two
+cell centres but for what rounding makes of it (for a factor of 2: no third difference from the
+last sample of a cell to the first of the second next). A few lines of each band are enough to rule
+out nearly every factor and phase; what is left is fitted.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import cache
 
 import numpy as np
 
-from tec_zarr.grids.natives import fit
 from tec_zarr.grids.grid import MAX_FACTOR, Grid, Kind
+from tec_zarr.grids.natives import fit
 
 _LINES = 24  # of each band and date, for a first look
 _DATES = 3
@@ -71,7 +71,10 @@ def find(
     for band, marks in zip(chosen, rows, strict=True):
         across = likely[band]
         grids = [
-            (min(share, across[kind, factor][0]), Grid(kind, factor, phase, across[kind, factor][1]))
+            (
+                min(share, across[kind, factor][0]),
+                Grid(kind, factor, phase, across[kind, factor][1]),
+            )
             for (kind, factor), (share, phase) in _possible(marks).items()
             if (kind, factor) in across
         ]
@@ -105,8 +108,9 @@ def _marks(samples: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
     dates, bands, height, width = samples.shape
     date = np.unique(np.linspace(0, dates - 1, min(dates, _DATES)).astype(int))
     line = np.unique(np.linspace(0, height - 1, min(height, _LINES)).astype(int))
-    some = samples[np.ix_(date, range(bands), line)].astype(np.int32)
-    known = None if valid is None else valid[np.ix_(date, range(bands), line)]
+    where = np.ix_(date, np.arange(bands), line)
+    some = samples[where].astype(np.int32)
+    known = None if valid is None else valid[where]
     out = np.zeros((bands, _LEVELS, 2, width))
     for level, most in enumerate((0, 2, 4)):
         some = some[..., 1:] - some[..., :-1]
@@ -121,7 +125,7 @@ def _marks(samples: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
 
 
 @cache
-def _places(kind: Kind, factor: int, size: int) -> tuple[int, np.ndarray] | None:
+def _places(kind: Kind, factor: int, size: int) -> tuple[int, np.ndarray]:
     """Level and, for each phase, the places (phase, size) where a grid leaves a mark."""
     start = np.arange(size) - np.arange(factor)[:, None]
     if kind == Kind.REPEATED:

@@ -6,11 +6,11 @@ the plane may be cut. Along an axis with the phase `p`, sample `i` lies in the c
 `floor((i - p) / k)`: the first whole cell starts at sample `p`.
 
 - **Repeated**: a sample has the value of its cell.
-- **Bilinear**, pixel centres aligned: let `a = 2 (i - p) + 1 - k`. Sample `i` lies between the cells
-  `j = floor(a / 2k)` and `j + 1`, with the weights `2k - r` and `r`, where `r = a - 2k j`. Where
-  `r = 0`, the second cell has no part in it. Over rows and columns the weights are multiplied,
-  and a sample is `floor((S + 2k^2) / 4k^2)`, where `S` is the weighted sum of four native values:
-  `floor(x + 1/2)`.
+- **Bilinear**, pixel centres aligned: let `a = 2 (i - p) + 1 - k`. Sample `i` lies between the
+  cells `j = floor(a / 2k)` and `j + 1`, with the weights `2k - r` and `r`, where `r = a - 2k j`.
+  Where `r = 0`, the second cell has no part in it. Over rows and columns the weights are
+  multiplied, and a sample is `floor((S + 2k^2) / 4k^2)`, where `S` is the weighted sum of four
+  native values: `floor(x + 1/2)`.
 
 The native plane holds every cell that has a part in a sample, so that a bilinear one may hold a
 cell beyond each edge.
@@ -77,9 +77,7 @@ def _axis(kind: Kind, factor: int, phase: int, size: int) -> Axis:
         first, weight = np.divmod(2 * place + 1 - factor, unit)
     second = first + (weight > 0)
     low = int(first[0])
-    axis = Axis(
-        int(second[-1]) - low + 1, first - low, second - low, weight, cell - low, unit
-    )
+    axis = Axis(int(second[-1]) - low + 1, first - low, second - low, weight, cell - low, unit)
     for array in (axis.first, axis.second, axis.weight, axis.cell):
         array.flags.writeable = False
     return axis

@@ -7,12 +7,16 @@ where fewer samples are wrong then: single values, and, where every sample count
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from tec_zarr.grids.grid import Axis, Grid, Kind
 
-_FILLINGS = 6
+_DESCENTS = 40
+_CLOSE = 0.02  # DN, of the steps of a descent
 _ROUNDS = 6
+_BATCH = 256  # blocks moved at once
 _BLOCKS = 3  # largest factor for which blocks of 2 x 2 native values are moved together
 _CLOSER = 64.0  # squared DN that one wrong sample more is worth
 _RIDGE = 1e-6
@@ -44,15 +48,11 @@ def fit(samples: np.ndarray, valid: np.ndarray | None, grid: Grid) -> np.ndarray
         valid = None
         real = _least_squares(wanted, axes)
     else:
-        # Samples that do not matter take what the native values so far make of them.
-        some = np.where(valid, wanted, 0.0)
-        count = np.maximum(valid.sum(axis=(1, 2)), 1)[:, None, None]
-        filled = np.where(valid, wanted, some.sum(axis=(1, 2))[:, None, None] / count)
-        real = _least_squares(filled, axes)
-        area = axes[0].unit * axes[1].unit
-        for _ in range(_FILLINGS):
-            filled = np.where(valid, wanted, _blended(real, axes) / area)
-            real = _least_squares(filled, axes)
+        count = np.maximum(np.count_nonzero(valid, axis=(1, 2)), 1)
+        mean = np.where(valid, wanted, 0.0).sum(axis=(1, 2)) / count
+        real = _least_squares(np.where(valid, wanted, mean[:, None, None]), axes)
+        some = np.flatnonzero(~valid.all(axis=(1, 2)))
+        real[some] = _by_descent(real[some], wanted[some], valid[some], axes)
     native = np.rint(real).astype(np.int64)
     return _search(native, samples, valid, grid, 1)
 
@@ -86,25 +86,57 @@ def _least_squares(planes: np.ndarray, axes: tuple[Axis, Axis]) -> np.ndarray:
     return planes
 
 
+def _by_descent(
+    native: np.ndarray, wanted: np.ndarray, valid: np.ndarray, axes: tuple[Axis, Axis]
+) -> np.ndarray:
+    """Least squares over the valid samples alone, by conjugate gradients from a first guess.
+
+    Native values without a valid sample stay what they are.
+    """
+    area = axes[0].unit * axes[1].unit
+    diagonal = np.maximum(_gathered(valid.astype(np.float64), axes, 2), _RIDGE)
+    rest = _gathered(np.where(valid, wanted - _blended(native, axes) / area, 0.0), axes, 1)
+    scaled = rest / diagonal
+    way = scaled
+    power = (rest * scaled).sum(axis=(1, 2), keepdims=True)
+    for _ in range(_DESCENTS):
+        back = _gathered(np.where(valid, _blended(way, axes) / area, 0.0), axes, 1)
+        step = power / np.maximum((way * back).sum(axis=(1, 2), keepdims=True), 1e-30)
+        native = native + step * way
+        if np.abs(step * way).max() < _CLOSE:
+            break
+        rest = rest - step * back
+        scaled = rest / diagonal
+        before, power = power, (rest * scaled).sum(axis=(1, 2), keepdims=True)
+        way = scaled + power / np.maximum(before, 1e-30) * way
+    return native
+
+
+def _gathered(planes: np.ndarray, axes: tuple[Axis, Axis], order: int) -> np.ndarray:
+    """Sums over the samples of each native value, by its weight to the power of `order`."""
+    for axis in axes:
+        planes = np.moveaxis(_sums(np.moveaxis(planes, -2, 0), axis, order), 0, -1)
+    return planes
+
+
+def _sums(lines: np.ndarray, axis: Axis, order: int) -> np.ndarray:
+    share = (axis.weight / axis.unit).reshape(-1, *[1] * (lines.ndim - 1))
+    starts = axis.starts
+    left = axis.first[starts]
+    both = left + 1 < axis.cells  # or the last run is of samples at the last centre
+    out = np.zeros((axis.cells, *lines.shape[1:]))
+    out[left] += np.add.reduceat(lines * (1 - share) ** order, starts, axis=0)
+    out[left[both] + 1] += np.add.reduceat(lines * share**order, starts, axis=0)[both]
+    return out
+
+
 def _solve(lines: np.ndarray, axis: Axis) -> np.ndarray:
     """Least squares along the first axis: (size, ...) to (cells, ...)."""
     share = axis.weight / axis.unit
-    shape = (-1, *[1] * (lines.ndim - 1))
-    starts = axis.starts
-    left = axis.first[starts]
-    right = np.minimum(left + 1, axis.cells - 1)
-
-    def gathered(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(values * weights.reshape(shape), starts, axis=0)
-
-    target = np.zeros((axis.cells, *lines.shape[1:]))
-    target[left] += gathered(lines, 1 - share)
-    target[right] += gathered(lines, share)
-    diagonal, beside = np.full(axis.cells, _RIDGE), np.zeros(axis.cells)
-    one = np.ones(len(share))
-    diagonal[left] += np.add.reduceat((1 - share) ** 2 * one, starts)
-    diagonal[right] += np.add.reduceat(share**2 * one, starts)
-    beside[left] += np.add.reduceat((1 - share) * share * one, starts)
+    target = _sums(lines, axis, 1)
+    diagonal = _sums(np.ones(len(share)), axis, 2) + _RIDGE
+    beside = np.zeros(axis.cells)
+    beside[axis.first[axis.starts]] = np.add.reduceat((1 - share) * share, axis.starts)
     for j in range(1, axis.cells):
         part = beside[j - 1] / diagonal[j - 1]
         diagonal[j] -= part * beside[j - 1]
@@ -181,6 +213,14 @@ def _search(
     return native
 
 
+def _batches(colour: np.ndarray, colours: int) -> Iterator[np.ndarray]:
+    """Positions of one colour at a time, not too many."""
+    for number in range(colours):
+        chosen = np.flatnonzero(colour == number)
+        for start in range(0, len(chosen), _BATCH):
+            yield chosen[start : start + _BATCH]
+
+
 def _improve(
     native: np.ndarray,
     error: np.ndarray,
@@ -200,14 +240,13 @@ def _improve(
         for across in range(3 - span):
             row = (axes[0].second if down else axes[0].first)[y]
             column = (axes[1].second if across else axes[1].first)[x]
-            found[t, np.minimum(row, found.shape[1] - 1), np.minimum(column, found.shape[2] - 1)] = True
+            row = np.minimum(row, found.shape[1] - 1)
+            found[t, row, np.minimum(column, found.shape[2] - 1)] = True
     better = False
     t, y, x = np.nonzero(found)
     apart = span + 1  # blocks so far apart share no sample
     colour = y % apart * apart + x % apart
-    for chosen in (np.flatnonzero(colour == c) for c in range(apart**2)):
-        if not len(chosen):
-            continue
+    for chosen in _batches(colour, apart**2):
         date, row, column = t[chosen], y[chosen], x[chosen]
         at = (
             date[:, None, None],
@@ -237,5 +276,6 @@ def _improve(
             column[:, None, None] + block,
         )
         native[into] += moves[best].reshape(-1, span, span)
-        error[at] += change[np.arange(len(chosen)), best].reshape(before.shape[0], *at[1].shape[1:2], -1)
+        moved = change[np.arange(len(chosen)), best]
+        error[at] += moved.reshape(len(chosen), at[1].shape[1], at[2].shape[2])
     return better
