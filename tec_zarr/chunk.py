@@ -51,6 +51,7 @@ from tec_zarr.models.registry import (
     TemporalModel,
     WholeModel,
     find_model,
+    get_encoder,
     get_model,
     name_of,
 )
@@ -213,7 +214,7 @@ class ChunkSpec:
         if max_error is not None and not isinstance(max_error, Mapping):
             max_error = np.asarray(max_error, np.float64).tolist()
             max_error = tuple(max_error) if isinstance(max_error, list) else max_error
-        weights = self.weights_sha256 or find_model(self.model).weights[0]
+        weights = self.weights_sha256 or find_model(self.model).newest
         for name, value in (
             ("quality", float(self.quality)),
             ("bands", bands),
@@ -425,7 +426,8 @@ def _at_quality(part: _Part, quality: float) -> _Coded:
         cube = _to_dn(part.samples[:, :, *tile][dates], part.scale, spec.offset)
         if mask is not None:
             cube = fill_unknown(cube, mask.labels[:, :, *tile][dates] == 0)
-        model = get_model(spec.model, spec.weights_sha256)
+        assert spec.weights_sha256 is not None
+        model = get_encoder(spec.model, spec.weights_sha256)
         cube = np.ascontiguousarray(cube)
         if spec.gop is None:
             encoded = gather.encode(model, cube, quality, part.bands, _model_slots)

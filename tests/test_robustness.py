@@ -261,7 +261,7 @@ def test_embedded_weights_of_another_shape_are_an_error_of_ours(tmp_path, monkey
     for tensors in ({}, {"tables": np.zeros((2, 3), "f4")}, {"tables": np.zeros(0, "i8")}):
         data = save(tensors)
         digest = sha256(data).hexdigest()
-        embed._keep(data, digest, registry.weights_file("tec-s2", digest))
+        embed._keep(data, digest, registry.embedded_file("tec-s2", digest))
         with pytest.raises(FormatError):
             registry.get_model("tec-s2", digest)
 

@@ -316,7 +316,7 @@ def weights(data: bytes) -> None:
     with tempfile.TemporaryDirectory(dir=_RAM) as folder:
         os.environ["TEC_ZARR_CACHE"] = folder
         with contextlib.suppress(TecError):
-            embed._keep(data, sha256, registry.weights_file("tec-s2", sha256))
+            embed._keep(data, sha256, registry.embedded_file("tec-s2", sha256))
             try:
                 registry.get_model("tec-s2", sha256)
             finally:
