@@ -595,6 +595,8 @@ def _tec_curve(
 
 
 _COLOURS = ("var(--accent)", "var(--second)", "#8a7fd6", "#5d9e4a")
+_DASHES = (("solid", "none"), ("dashed", "7 4"), ("dotted", "2 3"), ("double", "9 3 2 3"))
+"""Of lines, in CSS and in SVG: every four curves, which take the colours, take the next one."""
 
 
 def _rate_svg(
@@ -632,13 +634,18 @@ def _rate_svg(
         f'<text x="{left + 6}" y="22">PSNR, dB</text>'
     )
     legend = []
-    for (name, curve), colour in zip(curves.items(), _COLOURS, strict=False):
+    for number, (name, curve) in enumerate(curves.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        border, dashes = _DASHES[number // len(_COLOURS) % len(_DASHES)]
         line = sorted(p for p in curve if math.isfinite(p[1]))
         path = " ".join("{},{}".format(*at(*p)) for p in line)
         parts.append(
-            f'<polyline points="{path}" fill="none" style="stroke:{colour}" stroke-width="2.5"/>'
+            f'<polyline points="{path}" fill="none" stroke-width="2.5" '
+            f'style="stroke:{colour};stroke-dasharray:{dashes}"/>'
         )
-        legend.append(f'<span><i style="color:{colour}"></i>{escape(name)}</span>')
+        legend.append(
+            f'<span><i style="color:{colour};border-top-style:{border}"></i>{escape(name)}</span>'
+        )
     if here:
         x, y = at(*here)
         parts.append(f'<circle class="here" cx="{x}" cy="{y}" r="7"/>')

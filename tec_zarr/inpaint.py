@@ -55,7 +55,8 @@ SEAM = 16
 """Pixels on both sides of a border of Dask chunks over which their estimates are blended."""
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
-Mask = xr.DataArray | np.ndarray | Callable[..., xr.DataArray | np.ndarray]
+_Given = xr.DataArray | np.ndarray
+Mask = _Given | Callable[..., _Given]
 _Axes = tuple[int, int | None, int | None, int | None]
 
 
@@ -108,8 +109,8 @@ def inpaint_clouds(
         other.
     mask : DataArray or ndarray of bool, or callable, optional
         True where the ground is not seen, with time, y and x (and bands, if it differs by
-        band), an ndarray in the order of the cube; or a function that makes it of ``obj``. Taken
-        as it is, not dilated.
+        band), an ndarray in the order of the cube; or a function that makes it of ``obj``, once,
+        whether ``obj`` is a DataArray or a Dataset. Taken as it is, not dilated.
     scl : DataArray, optional
         Scene classification on the same grid, instead of ``mask``: see `cloud_mask`. By default
         the variable ``scl`` (or ``SCL``) of a Dataset.
@@ -166,9 +167,12 @@ def inpaint_clouds(
     if model is not None and method != "tec-tt":
         raise TecError(f"model={model!r} goes with method='tec-tt', not with {method!r}")
     how = _How(method, model, return_uncertainty, progress)
+    given = mask(obj) if callable(mask) else mask
+    if given is None and mask is not None:
+        raise UnsupportedArrayError("the function given as mask= returned None, not a mask")
     if isinstance(obj, xr.Dataset):
-        return _inpaint_dataset(obj, mask, scl, dilate, how)
-    filled, half_width = _inpaint(obj, _resolve_mask(obj, mask, scl, dilate), how)
+        return _inpaint_dataset(obj, given, scl, dilate, how)
+    filled, half_width = _inpaint(obj, _resolve_mask(obj, given, scl, dilate), how)
     return (filled, half_width) if return_uncertainty else filled
 
 
@@ -181,7 +185,7 @@ class _How:
 
 
 def _inpaint_dataset(
-    ds: xr.Dataset, mask: Mask | None, scl: xr.DataArray | None, dilate: int, how: _How
+    ds: xr.Dataset, mask: _Given | None, scl: xr.DataArray | None, dilate: int, how: _How
 ) -> Any:
     if mask is None and scl is None:
         scl = next((ds[n] for n in ds.data_vars if str(n).lower() == "scl"), None)
@@ -402,7 +406,7 @@ def _grow(hidden: np.ndarray, axis: int, radius: int) -> np.ndarray:
 
 
 def _resolve_mask(
-    da: xr.DataArray, mask: Mask | None, scl: xr.DataArray | None, dilate: int
+    da: xr.DataArray, mask: _Given | None, scl: xr.DataArray | None, dilate: int
 ) -> xr.DataArray:
     """Boolean mask with the dimensions of ``da``, size 1 along those that it does not have."""
     if find_dim(da, TIME) is None:
@@ -414,7 +418,7 @@ def _resolve_mask(
     if scl is not None:
         found = cloud_mask(scl, dilate)
     else:
-        found = _labelled(da, mask(da) if callable(mask) else mask)
+        found = _labelled(da, mask)
     if found.dtype != bool:
         raise UnsupportedArrayError(f"the mask is {found.dtype}, it must be bool (True = hidden)")
     for dim in found.dims:

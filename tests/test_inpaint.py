@@ -226,6 +226,28 @@ def test_classes_in_which_the_ground_is_not_seen(value):
 
 
 @quiet
+@pytest.mark.parametrize("apart", [False, True], ids=["one variable", "a variable for each band"])
+def test_a_callable_makes_the_mask_of_the_dataset_that_was_passed(scene, apart):
+    ds = scene
+    if apart:
+        bands = scene.reflectance.to_dataset("band")
+        ds = bands.assign(scl=scene.scl)
+    seen = []
+
+    def clouds(given):
+        seen.append(given)
+        return given.scl.isin([8, 9])
+
+    out = inpaint_clouds(ds, clouds, method="linear")
+    xr.testing.assert_identical(seen[0], ds)
+    assert len(seen) == 1
+    xr.testing.assert_identical(out, inpaint_clouds(ds, scene.scl.isin([8, 9]), method="linear"))
+    xr.testing.assert_identical(out, ds.tec.inpaint_clouds(clouds, method="linear"))
+    changed = out["B04"] != ds["B04"] if apart else (out != ds).reflectance.any("band")
+    assert changed.any()
+    assert not changed.where(~scene.scl.isin([8, 9]), False).any()
+
+
 def test_a_callable_makes_the_mask(scene):
     da = scene.reflectance
     out = inpaint_clouds(da, lambda cube: cube.sel(band="B04", drop=True) > 4000)
@@ -489,6 +511,7 @@ def test_a_published_model_may_be_named(monkeypatch):
         ({"mask": np.zeros((4, 64, 64))}, "must be bool"),
         ({"mask": [[True]]}, "is a list"),
         ({"mask": lambda cube: cube.to_dataset(name="mask")}, "is a Dataset"),
+        ({"mask": lambda cube: None}, "returned None"),
     ],
 )
 def test_what_cannot_be_says_why(scene, arguments, message):
