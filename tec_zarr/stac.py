@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 import numpy as np
 import xarray as xr
 
-from tec_zarr.canonical import prepare, rechunk_images, sort_layers
+from tec_zarr.canonical import in_time_order, prepare, rechunk_images, sort_layers
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.offset import SAME_PASS, item_record
 from tec_zarr.sentinel2 import NODATA, band_names
@@ -212,7 +212,7 @@ def write(
     Parameters
     ----------
     cube : Dataset
-        From `prepare`, in any Dask chunks.
+        From `prepare`, in any Dask chunks; dates are stored in their order.
     out : str or Path
         A Zarr v3 store that does not exist yet.
     quality, model
@@ -227,7 +227,7 @@ def write(
     out = Path(out)
     if out.exists():
         raise UnsupportedArrayError(f"{out} exists: choose another name, or append to it")
-    cube = rechunk_images(cube)
+    cube = rechunk_images(in_time_order(cube))
     settings = encoding(cube, quality=quality, model=model, chunks={"time": CHUNK["time"]})
     for name, da in cube.data_vars.items():
         if "chunks" not in settings[str(name)]:
@@ -288,7 +288,7 @@ def append(cube: xr.Dataset, out: str | Path) -> int:
             f"{out} ends on {np.datetime_as_string(times.max(), 's')}, the cube has new dates from "
             f"{np.datetime_as_string(new.time.values.min(), 's')} on: only later ones can follow"
         )
-    new = _on_grid_of(old, new, out)
+    new = _on_grid_of(old, in_time_order(new), out)
     per_date = [n for n, v in old.variables.items() if "time" in v.dims]
     new = new[[n for n in per_date if n in new.data_vars]]
     kept = [c for c in new.coords if c in old.variables and old[c].dims == new[c].dims]

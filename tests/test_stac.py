@@ -333,6 +333,38 @@ def test_the_unfinished_chunk_is_there_losslessly_until_it_is_full(tmp_path):
     assert not list(out.glob("tail-*"))
 
 
+def test_dates_in_any_order_are_stored_in_theirs(tmp_path):
+    """Otherwise sel(time=slice(...)) fails on what was stored."""
+    ds = prepare(synthetic.dataset(dates=9, size=32, bands=["B04", "B08"]), offset=0)
+    out = tmp_path / "a.zarr"
+    write(ds.isel(time=[3, 0, 2, 1, 4]), out, **TOY)
+    assert append(ds.isel(time=[8, 6, 5, 7]), out) == 4
+    stored = xr.open_zarr(out)
+    np.testing.assert_array_equal(stored.time, ds.time)
+    np.testing.assert_array_equal(stored.scl, ds.scl)
+    assert abs(stored.reflectance.astype(int) - ds.reflectance).max() <= 1
+    chosen = slice(ds.time.values[1], ds.time.values[6])
+    xr.testing.assert_equal(stored.sel(time=chosen), stored.isel(time=slice(1, 7)))
+
+
+def test_prepare_sorts_bands_and_dates_of_whatever_it_is_given():
+    ds = synthetic.dataset(dates=3, size=32, bands=BANDS)
+    expected = prepare(ds, offset=0)
+    mixed = ds.isel(time=[2, 0, 1], band=[3, 1, 0, 2])
+    layers = mixed.reflectance.to_dataset("band").assign(SCL=mixed.scl)
+    for given in (mixed, layers, prepare(ds, offset=0).isel(time=[1, 2, 0], band=[2, 3, 1, 0])):
+        found = prepare(given, offset=0)
+        assert found.band.values.tolist() == list(BANDS)
+        xr.testing.assert_equal(found, expected)
+    assert prepare(mixed.reflectance, offset=0).reflectance.equals(expected.reflectance)
+    # The offsets of dates are those of the dates as they were given.
+    carried = mixed.reflectance.where(mixed.reflectance == 0, mixed.reflectance + 1000)
+    carried = carried.astype("uint16").where(mixed.time != mixed.time[0], mixed.reflectance)
+    found = prepare(carried, offset=[0, 1000, 1000])
+    np.testing.assert_array_equal(found.reflectance, expected.reflectance)
+    assert found.boa_offset_removed.values.tolist() == [1000, 1000, 0]
+
+
 def test_an_interrupted_append_is_repaired_by_the_next(tmp_path, monkeypatch):
     ds, out = canonical(9), tmp_path / "a.zarr"
     write(ds.isel(time=slice(0, 6)), out, model=toy.NAME, quality=2)
