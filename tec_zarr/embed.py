@@ -115,10 +115,11 @@ def _write(group: zarr.Group, sha256: str, data: bytes) -> None:
         compressors=None,
         zarr_format=group.metadata.zarr_format,
     )
+    metadata: Any = template.metadata
     path = group.store_path / sha256
-    array = zarr.Array(zarr.AsyncArray(metadata=template.metadata, store_path=path))
+    array = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=path))
     array[:] = np.frombuffer(data, np.uint8)
-    for key, document in template.metadata.to_buffer_dict(default_buffer_prototype()).items():
+    for key, document in metadata.to_buffer_dict(default_buffer_prototype()).items():
         write(path.store, f"{path.path}/{key}", document.to_bytes())
 
 

@@ -415,10 +415,7 @@ def _resolve_mask(
         raise UnsupportedArrayError(
             "pass either mask=, or scl= (the scene classification of the same dates and grid)"
         )
-    if scl is not None:
-        found = cloud_mask(scl, dilate)
-    else:
-        found = _labelled(da, mask)
+    found = _labelled(da, mask) if scl is None else cloud_mask(scl, dilate)
     if found.dtype != bool:
         raise UnsupportedArrayError(f"the mask is {found.dtype}, it must be bool (True = hidden)")
     for dim in found.dims:
