@@ -38,9 +38,9 @@ class Tables:
     ----------
     frequencies : (N, 2 R + 1) integer array
         Row i holds the frequencies of the symbols ``-r_i .. r_i`` around its centre column, at
-        least 1 each, zero beyond; every row sums to 2**16.  The two end symbols of a row are escapes.  A row with only
-        its centre says that the symbol is always zero: such symbols are not coded.  These rows
-        come first.
+        least 1 each, zero beyond; every row sums to 2**16.  The two end symbols of a row are
+        escapes.  A row with only its centre says that the symbol is always zero: such symbols are
+        not coded.  These rows come first.
 
     Raises
     ------
