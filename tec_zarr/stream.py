@@ -71,6 +71,7 @@ class SectionKind(enum.IntEnum):
     LEDGER = 4
     BOUND = 5
     BOUND_MAP = 6
+    POINTS = 7
 
 
 _CODED = (SectionKind.LATENTS, SectionKind.LEDGER, SectionKind.BOUND, SectionKind.BOUND_MAP)
@@ -213,7 +214,7 @@ def write_frame(header: Header, sections: Sequence[Section]) -> bytes:
     header : Header
         What the decoder has to know.
     sections : sequence of Section
-        In the order of the format: mask, exact, latents, ledger, bound.
+        In the order of the format: mask, exact, latents, ledger, bound, points.
 
     Returns
     -------

@@ -105,6 +105,19 @@ def test_nothing_measured_costs_under_100_bytes():
         np.testing.assert_array_equal(decode_chunk(frame), array)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "bound"),
+    [((60, 12, 8, 8), "u2", None), ((365, 12, 8, 8), "u2", None), ((365, 4, 8, 8), "f4", 0),
+     ((2, 300, 8, 8), "f4", 0.01), ((2, 300, 8, 8), "f8", 0.01),
+     ((2, 12, 8, 8), "f8", {"ndvi": 0.01})],
+)  # fmt: skip
+def test_nor_does_it_with_many_dates_bands_or_bounds(shape, dtype, bound):
+    array = np.zeros(shape, dtype)
+    frame = encode_chunk(array, spec(max_error=bound))
+    assert len(frame) < 100
+    np.testing.assert_array_equal(decode_chunk(frame), array)
+
+
 def test_a_constant_chunk_is_exact_and_costs_next_to_nothing():
     array = np.full((4, 12, 256, 256), 0.1234567, "f4")
     assert len(encode_chunk(array, spec())) < 100
@@ -243,6 +256,28 @@ def test_a_decoder_that_fails_is_reported_as_such(monkeypatch):
     monkeypatch.setattr(registry.get_model(toy.NAME), "decode", fail)
     with pytest.raises(ChecksumError, match=r"toy.*could not decode.*entropy model"):
         decode_chunk(frame)
+
+
+class _Alarm(Exception):
+    """What a signal handler may raise."""
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("late"), MemoryError(), OSError("disk"), _Alarm(), RecursionError(),
+              ImportError("torch"), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+              RuntimeWarning("as an error")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_the_machine_or_the_caller_does_is_not_blamed_on_the_data(monkeypatch, error):
+    frame = encode_chunk(scene((1, 12, 8, 8)).astype("u2"), spec())
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(registry.get_model(toy.NAME), "decode", fail)
+    with pytest.raises(type(error)) as caught:
+        decode_chunk(frame)
+    assert caught.value is error
 
 
 def test_a_missing_model_says_what_to_install(monkeypatch):

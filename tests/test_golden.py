@@ -104,6 +104,7 @@ def test_golden_streams_are_small_and_cover_every_part_of_a_frame(fresh):
         "LATENTS",
         "BOUND",
         "BOUND_MAP",
+        "POINTS",
     }
 
 
