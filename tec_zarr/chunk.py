@@ -434,8 +434,9 @@ class _Coded:
 def _at_quality(part: _Part, quality: float) -> _Coded:
     spec, mask = part.spec, part.mask
     quality = round(quality * QUALITY_STEPS) / QUALITY_STEPS
-    sections = []
+    sections: list[Section] = []
     latents_crc = 0
+    _check_work(part)
     for tile, dates in coded_tiles(part.samples.shape, mask):
         cube = _to_dn(part.samples[:, :, *tile][dates], part.scale, spec.offset)
         if mask is not None:
@@ -451,6 +452,17 @@ def _at_quality(part: _Part, quality: float) -> _Coded:
         sections += [Section(SectionKind.LATENTS, data) for data in encoded.sections]
         latents_crc = chained_checksum(latents_crc, encoded.latents_crc)
     return _Coded(sections, mask, quality, latents_crc)
+
+
+def _check_work(part: _Part) -> None:
+    """Refuse before anything is coded what decoders would refuse."""
+    count = sum(len(dates) for _, dates in coded_tiles(part.samples.shape, part.mask))
+    if count > config.MAX_LATENT_SECTIONS:
+        raise LimitError(
+            f"a chunk of shape {part.samples.shape} (time, band, y, x) has {count} dates of tiles "
+            f"of {TILE} x {TILE} pixels, more than tec_zarr.config.MAX_LATENT_SECTIONS = "
+            f"{config.MAX_LATENT_SECTIONS}: use chunks of fewer dates"
+        )
 
 
 def _points(part: _Part, frame: bytes) -> list[Section]:

@@ -273,6 +273,13 @@ def read_frame(data: bytes | memoryview) -> Frame:
             f"tec_zarr.config.MAX_LATENTS_BYTES = {config.MAX_LATENTS_BYTES}: raise that limit if "
             "you trust the source of this frame"
         )
+    count = sum(kind is SectionKind.LATENTS for kind, _, _ in table)
+    if count > config.MAX_LATENT_SECTIONS:
+        raise LimitError(
+            f"a chunk of shape {header.shape} with {count} latent sections, more than "
+            f"tec_zarr.config.MAX_LATENT_SECTIONS = {config.MAX_LATENT_SECTIONS}: raise that limit "
+            "if you trust the source of this frame"
+        )
     sections, start = [], header_bytes
     for kind, length, crc in table:
         payload = bytes(data[start : start + length])

@@ -352,6 +352,38 @@ def test_encoding_decoded_pixels_again_warns():
         encode_chunk(back, spec())
 
 
+def _pieces(decoded):
+    yield "crop off any grid", decoded[:, :, 9:120, 21:140]
+    yield "one band", decoded[:, 3:4]
+    yield "other order of bands", decoded[:, [7, 3, 2]]
+    yield "mirrored left to right", decoded[..., ::-1]
+    yield "mirrored top to bottom", decoded[:, :, ::-1]
+    yield "last date", decoded[1:]
+    yield "crop of one band", decoded[:1, 5:6, 50:130, 61:160]
+
+
+def test_so_do_pieces_of_them():
+    array = scene((2, 12, 160, 160)).astype("u2")
+    back = decode_chunk(encode_chunk(array, spec()))
+    for name, piece in _pieces(back):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            encode_chunk(piece, spec(bands=L2A_BANDS[: piece.shape[1]]))
+        assert [w.category for w in caught] == [SecondGenerationWarning], name
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _, piece in _pieces(array):
+            encode_chunk(piece, spec(bands=L2A_BANDS[: piece.shape[1]]))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i2"])
+def test_pieces_of_other_dtypes_warn_too(dtype):
+    array = (scene((1, 12, 96, 96)) * (1e-4 if dtype[0] == "f" else 1)).astype(dtype)
+    back = decode_chunk(encode_chunk(array, spec()))
+    with pytest.warns(SecondGenerationWarning):
+        encode_chunk(back[:, :, 5:90, 7:91], spec())
+
+
 # ---- without loss, and bounds
 
 
@@ -448,8 +480,8 @@ def test_what_was_decoded_is_remembered_within_bounds():
     for _ in range(50):
         generation.remember_decoded(np.ones((1, 3, 8, 8), np.uint16))
     assert not generation._waiting
-    ramp = np.arange(64 * 64, dtype=np.uint16).reshape(1, 1, 64, 64)
-    for number in range(1100):
-        generation.remember_decoded(ramp + number)
+    noise = np.random.default_rng(0).integers(0, 9000, (8, 8, 64, 256)).astype(np.uint16)
+    for number in range(400):
+        generation.remember_decoded(noise + np.uint16(number))
     kept = sum(map(len, generation._waiting))
     assert kept == generation._waiting_segments <= generation._KEPT_SEGMENTS
