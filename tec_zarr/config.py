@@ -15,7 +15,7 @@ MAX_CHUNK_SAMPLES: int = 2**28
 MAX_BANDS: int = 2**12
 """Longest band axis of a chunk."""
 
-MAX_LATENT_SECTIONS: int = 2**12
+MAX_LATENT_SECTIONS: int = 2**11
 """Most latent sections of a frame: one a date and tile of 512 x 512 pixels. Each takes up to 10 ms
 to decode, however few its pixels are."""
 
