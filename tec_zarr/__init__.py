@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tec_zarr.canonical import harmonize, prepare
     from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
     from tec_zarr.embed import embed_weights, use_embedded_weights
-    from tec_zarr.errors import SecondGenerationWarning, TecError
+    from tec_zarr.errors import SecondGenerationWarning, TecError, UnsuitedDataWarning
     from tec_zarr.inpaint import inpaint_clouds
     from tec_zarr.numcodec import TEC
     from tec_zarr.stac import from_stac
@@ -44,6 +44,7 @@ _HOME = {
     "transcode": "transcoding",
     "TecError": "errors",
     "SecondGenerationWarning": "errors",
+    "UnsuitedDataWarning": "errors",
 }
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "SecondGenerationWarning",
     "TECCodec",
     "TecError",
+    "UnsuitedDataWarning",
     "decode",
     "decode_chunk",
     "embed_weights",

@@ -58,7 +58,7 @@ def readable(path: Path) -> Iterator[None]:
         raise UnsupportedArrayError(f"{path} does not exist")
     try:
         yield
-    except TecError:
+    except (TecError, MemoryError):
         raise
     except Exception as error:
         raise UnsupportedArrayError(

@@ -437,6 +437,8 @@ def _read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
         state = state.get("state_dict", state)
         if not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
             raise TypeError("not every entry is a tensor with a name")
+    except MemoryError:
+        raise
     except Exception as error:  # torch, pickle, zip and safetensors all raise their own
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, pickle.UnpicklingError):  # whose text advises to read it unsafely

@@ -414,6 +414,8 @@ def _entry(name: str, item: dict) -> Entry:
         except (TecError, MemoryError):
             raise
         except Exception as error:  # embedded by somebody: any tensors under any names
+            if isinstance(error, OSError | MemoryError):  # of the machine, not of the file
+                raise
             raise FormatError(
                 f"{path} does not hold weights of model {name!r} ({type(error).__name__}: {error})"
                 ": delete it and get the store's weights again"
