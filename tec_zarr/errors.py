@@ -38,3 +38,7 @@ class WeightsMismatchError(TecError):
 
 class SecondGenerationWarning(UserWarning):
     """Data that already went through TEC is about to go through it again and lose more."""
+
+
+class SeparateBandsWarning(UserWarning):
+    """Bands in variables of their own are about to cost twice the bytes of one array."""

@@ -24,8 +24,8 @@ X = ("x", "lon", "longitude", "easting")
 #: Attributes in which writers of files say what a band is.
 _DESCRIPTIONS = ("long_name", "DESCRIPTION", "description", "band_name", "common_name",
                  "eo:common_name")  # fmt: skip
-#: What rioxarray calls the bands of a file as variables, whatever they are.
-_COUNTED = re.compile(r"band_([1-9]\d*)")
+#: A number, or what rioxarray and others make of it: band_1, "Band 1".
+_NUMBER = re.compile(r"(?:band[ _]?)?(0|[1-9]\d*)(?:\.0)?", re.I)
 
 
 def find_dim(da: xr.DataArray, names: tuple[str, ...]) -> str | None:
@@ -36,7 +36,7 @@ def find_dim(da: xr.DataArray, names: tuple[str, ...]) -> str | None:
 def known_bands(names: Iterable[Any]) -> tuple[str, ...] | None:
     """Canonical names of bands, None if they are not all those of Sentinel-2 bands."""
     try:
-        return band_names([str(n) for n in names])
+        return band_names([str(n) for n in names]) or None
     except UnknownBandError:
         return None
 
@@ -62,7 +62,7 @@ def band_labels(da: xr.DataArray) -> list[str] | None:
         return None
     count = da.sizes[dim]
     sources: list[Sequence[Any]] = []
-    if dim in da.coords and not _only_count(da[dim].values):
+    if dim in da.coords:
         sources.append(da[dim].values.tolist())
     for key in _DESCRIPTIONS:
         given = da.attrs.get(key)
@@ -72,11 +72,11 @@ def band_labels(da: xr.DataArray) -> list[str] | None:
             sources.append([given])
     sources += [c.values.tolist() for n, c in da.coords.items()
                 if c.dims == (dim,) and n != dim and c.dtype.kind in "OUT"]  # fmt: skip
-    found = [names for names in sources if any(is_band(n, names) for n in names)]
-    if not found:
-        return [str(n) for n in sources[0]] if sources else None
-    best = max(found, key=lambda names: sum(is_band(n, names) for n in names))  # first of equals
-    return [str(n) if n else f"band_{i}" for i, n in enumerate(best, start=1)]
+    sources = [names for names in sources if not _only_count(names)]
+    if not sources:
+        return None
+    best = max(sources, key=lambda names: sum(is_band(n, names) for n in names))  # first of equals
+    return [str(n) if n else f"unnamed_{i}" for i, n in enumerate(best, start=1)]
 
 
 def variable_bands(arrays: Mapping[Any, xr.DataArray]) -> dict[str, str]:
@@ -93,11 +93,11 @@ def variable_bands(arrays: Mapping[Any, xr.DataArray]) -> dict[str, str]:
         Variable to canonical name. One band may stand there several times (B02_10m, B02_20m).
     """
     alone = [(str(n), da) for n, da in arrays.items() if find_dim(da, BAND) is None]
-    numbers = {int(m[1]) for name, _ in alone if (m := _COUNTED.fullmatch(name))}
-    counted = bool(numbers) and numbers == set(range(1, len(numbers) + 1))
+    counted = [name for name, _ in alone if _NUMBER.fullmatch(name)]
+    counted = counted if _only_count(sorted(counted, key=lambda n: (len(n), n))) else []
     labels = {}
     for name, da in alone:
-        own = [] if counted and _COUNTED.fullmatch(name) else [name]
+        own = [] if name in counted else [name]
         said = [da.attrs[k] for k in _DESCRIPTIONS if isinstance(da.attrs.get(k), str)]
         labels[name] = next((text for text in (*own, *said) if is_band(text)), None)
     beside = [label for label in labels.values() if label is not None]
@@ -189,7 +189,8 @@ def _named(ds: xr.Dataset, name: str, labels: Sequence[str], said: list[str]) ->
         said.append(f"{labels[i]} is no Sentinel-2 band: kept without loss, as {variable!r}")
     out = ds.isel({dim: keep}) if extras else ds
     if taken or dim not in ds.coords:
-        out = out.assign_coords({dim: (dim, list(canonical.values()), _attrs(ds, dim))})
+        names = np.array(list(canonical.values()), object)  # U3 is no type of Zarr v3
+        out = out.assign_coords({dim: (dim, names, _attrs(ds, dim))})
     return out.assign(split)
 
 
@@ -209,16 +210,12 @@ def _check_known(bands: Sequence[str]) -> None:
 
 def _differs(before: Any, band: str) -> bool:
     """Whether a name says less than the band's: B2 and b02_10m say the same as B02."""
-    return not re.fullmatch(rf"b0?{band[1:].lstrip('0')}(_\d+m)?", str(before).lower())
+    return not re.fullmatch(rf"b0?{band[1:].lstrip('0').lower()}(_\d+m)?", str(before).lower())
 
 
-def _only_count(values: np.ndarray) -> bool:
-    """0 to N - 1 or 1 to N, which name nothing."""
-    if values.dtype.kind in "OUT":
-        texts = [str(v) for v in values.tolist()]
-        if not all(text.isdecimal() for text in texts):
-            return False
-        values = np.array(texts, np.int64)
-    if values.dtype.kind not in "iuf":
-        return False
-    return any(np.array_equal(values, np.arange(len(values)) + first) for first in (0, 1))
+def _only_count(names: Sequence[Any]) -> bool:
+    """0 to N - 1 or 1 to N, bare or after the word band, which names nothing."""
+    numbers = [_NUMBER.fullmatch(str(name)) for name in names]
+    found = [int(number[1]) for number in numbers if number]
+    count = len(names)
+    return len(found) == count and found in ([*range(count)], [*range(1, count + 1)])

@@ -168,7 +168,9 @@ _RESOLUTION = re.compile(r"(?:10|20|60)m$")
 _PROCESSING = re.compile(r"^(?:nbart?|lambertian|boa|toa|sr)(?=[a-z])")
 _MISSION = re.compile(r"^(?:s2|sentinel2)[a-d]?(?=[a-z])")
 #: A number with words after it, such as GDAL's "B4, central wavelength 665 nm".
-_DESCRIBED = re.compile(r"\s*(b(?:and)?[\s_]?\d{1,2}a?|b8a)\s*(?:,\s|\s-\s|\()\s*([^()]*)\)?\s*", re.I)
+_DESCRIBED = re.compile(
+    r"\s*(b(?:and)?[\s_]?\d{1,2}a?)\s*(?:,\s|\s-\s|\()\s*([^()]*)\)?\s*", re.I
+)
 _WAVELENGTH = re.compile(r"(?:central wavelength )?\d+(?:\.\d+)? ?(?:nm|m)", re.I)
 
 

@@ -13,9 +13,16 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.naming import name_bands, variable_bands
+from tec_zarr.naming import BAND, band_labels, find_dim, known_bands, name_bands, variable_bands
 from tec_zarr.sentinel2 import BANDS
-from tec_zarr.store import PACKING, STACKED_AS_READ, counted, is_as_read, reflectance_names
+from tec_zarr.store import (
+    PACKING,
+    STACKED_AS_READ,
+    counted,
+    is_as_read,
+    reflectance_names,
+    stored_spec,
+)
 
 STACKED = "tec_stacked"
 """Attribute of a stacked array: JSON of the variables it was made of, and their attributes."""
@@ -109,9 +116,51 @@ def stacked(ds: xr.Dataset, found: Mapping[str, str]) -> xr.DataArray:
     return out
 
 
+def single_array(ds: xr.Dataset, names: set[str]) -> xr.DataArray:
+    """One (..., band, y, x) array of the reflectance variables ``names`` of ``ds``.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        If there are none.
+    """
+    chosen = [n for n in ds.data_vars if n in names]
+    if not chosen:
+        raise UnsupportedArrayError(
+            f"no Sentinel-2 reflectance among the variables {[str(n) for n in ds.data_vars]}"
+        )
+    if len(chosen) == 1:
+        return _labelled(ds[chosen[0]])
+    found = alike(ds, names)
+    if set(found) == names:
+        return stacked(ds, found)
+    array = ds[chosen].to_array("band")
+    order = [d for d in array.dims if d != "band"]
+    return array.transpose(*order[:-2], "band", *order[-2:]).rename(NAME)
+
+
+def _labelled(da: xr.DataArray) -> xr.DataArray:
+    """With the bands' names that the codec or a description has, where the coordinate has none."""
+    spec, dim = stored_spec(da), find_dim(da, BAND)
+    labels = [str(b) for b in da[dim].values] if dim in da.coords else []
+    if dim is None or known_bands(labels or ["?"]) is not None:
+        return da
+    names = spec.bands if spec is not None else known_bands(band_labels(da) or ["?"])
+    if names is None or len(names) != da.sizes[dim]:
+        return da
+    out = da.assign_coords({dim: list(names)})
+    out.encoding = da.encoding
+    return out
+
+
+def made_of(da: xr.DataArray) -> list[str]:
+    """Names of the variables that a stacked array was made of."""
+    return list(json.loads(da.attrs[STACKED])) if STACKED in da.attrs else []
+
+
 def unstack_bands(ds: xr.Dataset) -> xr.Dataset:
     """The variables that `stack_bands` stacked, with their names and attributes."""
-    for name in [n for n, da in ds.data_vars.items() if STACKED in da.attrs]:
+    for name in [str(n) for n, da in ds.data_vars.items() if STACKED in da.attrs]:
         da = ds[name]
         own = json.loads(da.attrs[STACKED])
         common = {k: v for k, v in da.attrs.items() if k != STACKED}

@@ -11,6 +11,7 @@ import math
 import operator
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.chunk import DTYPES, ChunkSpec, check_gop
-from tec_zarr.errors import SecondGenerationWarning, UnsupportedArrayError
+from tec_zarr.errors import SecondGenerationWarning, SeparateBandsWarning, UnsupportedArrayError
 from tec_zarr.limits import NamedBounds
 from tec_zarr.naming import BAND as BAND
 from tec_zarr.naming import TIME as TIME
@@ -140,6 +141,8 @@ def encoding(
     -----
     SecondGenerationWarning
         When the data were read from a TEC store: encoding them again loses more.
+    SeparateBandsWarning
+        When bands of one grid are variables of their own, which costs twice the bytes.
 
     Notes
     -----
@@ -164,6 +167,7 @@ def encoding(
             variables = [str(name)]
     reflectance = chosen_variables(obj, variables, bands)
     alone = variable_bands(obj.data_vars)
+    _warn_separate_bands({n: obj[n] for n in reflectance if n in alone})
     arrays = {str(n): obj[n] for n in obj.data_vars} | _coords(obj)
     out: dict[str, dict[str, Any]] = {}
     for name, da in arrays.items():
@@ -300,6 +304,8 @@ def decode(obj: XrObject) -> XrObject:
     for member in members:
         for key in _STORAGE_KEYS:
             member.encoding.pop(key, None)
+        if member.encoding.pop("char_dim_name", None):  # netCDF's rows of characters
+            member.encoding.pop("dtype", None)
     return out
 
 
@@ -317,10 +323,15 @@ def rechunk(ds: xr.Dataset) -> xr.Dataset:
 
 def holds_tec(da: xr.DataArray) -> bool:
     """Whether the encoding of ``da`` says that it was read from TEC chunks."""
+    return stored_spec(da) is not None
+
+
+def stored_spec(da: xr.DataArray) -> ChunkSpec | None:
+    """TEC's settings for the chunks that ``da`` was read from, if these are TEC's."""
     stored = [da.encoding.get("serializer"), da.encoding.get("compressor")]
     for key in ("compressors", "filters"):
         stored += da.encoding.get(key) or ()
-    return any(isinstance(codec, ChunkSpec) for codec in stored)
+    return next((codec for codec in stored if isinstance(codec, ChunkSpec)), None)
 
 
 def _coords(obj: xr.DataArray | xr.Dataset) -> dict[str, xr.DataArray]:
@@ -396,6 +407,20 @@ def _warn_second_generation(name: str, da: xr.DataArray) -> None:
             "Start from the source data, or leave TEC with "
             "tec_zarr.decode(ds).to_zarr(...) without this encoding.",
             SecondGenerationWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_separate_bands(arrays: Mapping[str, xr.DataArray]) -> None:
+    """Bands that could be one array cost about twice as much one by one."""
+    shapes = Counter((da.dims, da.shape, da.dtype) for da in arrays.values())
+    most = max(shapes.values(), default=0)
+    if most > 1:
+        warnings.warn(
+            f"{most} bands are variables of their own: TEC codes bands together, and needs about "
+            "half the bytes for ds = tec_zarr.stack_bands(ds); tec_zarr.unstack_bands(ds) makes "
+            "variables of them again",
+            SeparateBandsWarning,
             stacklevel=3,
         )
 
