@@ -56,7 +56,7 @@ def open_cube(
     """
     path = Path(path)
     with readable(path):
-        ds = _open(path)
+        ds = _words_in_memory(_open(path))
         return name_bands(ds, bands, counted(ds), [] if said is None else said)
 
 
@@ -88,6 +88,12 @@ def _open(path: Path) -> xr.Dataset:
     raise UnsupportedArrayError(
         f"{path} is not a Zarr store, NetCDF, GeoTIFF, folder of GeoTIFFs or .npz cube"
     )
+
+
+def _words_in_memory(ds: xr.Dataset) -> xr.Dataset:
+    """Zarr has to see what kind of words they are."""
+    return ds.assign({n: ds[n].compute() for n, v in ds.variables.items()
+                      if v.chunks is not None and v.dtype == object})  # fmt: skip
 
 
 def _open_folder(path: Path) -> xr.Dataset:

@@ -372,7 +372,7 @@ def _search_files(
     try:
         catalog = pystac.read_file(str(path))
         if not isinstance(catalog, pystac.Catalog):  # which a Collection is
-            raise pystac.STACTypeError(f"it is a STAC {type(catalog).__name__}")
+            raise pystac.STACError(f"it is a STAC {type(catalog).__name__}")
     except Exception as error:  # no such file, no JSON, JSON of something else
         raise TecError(
             f"{path} is neither a STAC API's address nor a catalogue on disk "
