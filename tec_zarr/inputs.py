@@ -16,7 +16,16 @@ from tec_zarr.compare import same_labels
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.naming import band_labels, is_band, name_bands
 from tec_zarr.sentinel2 import L2A_BANDS, NODATA, band_name
-from tec_zarr.store import BAND, TIME, X, Y, counted, find_dim, reflectance_names
+from tec_zarr.store import (
+    BAND,
+    TIME,
+    X,
+    Y,
+    counted,
+    find_dim,
+    reflectance_names,
+    words_in_memory,
+)
 
 _NETCDF = (".nc", ".nc4", ".h5", ".hdf5")
 _TIFF = (".tif", ".tiff")
@@ -56,7 +65,7 @@ def open_cube(
     """
     path = Path(path)
     with readable(path):
-        ds = _words_in_memory(_open(path))
+        ds = words_in_memory(_open(path))
         return name_bands(ds, bands, counted(ds), [] if said is None else said)
 
 
@@ -88,12 +97,6 @@ def _open(path: Path) -> xr.Dataset:
     raise UnsupportedArrayError(
         f"{path} is not a Zarr store, NetCDF, GeoTIFF, folder of GeoTIFFs or .npz cube"
     )
-
-
-def _words_in_memory(ds: xr.Dataset) -> xr.Dataset:
-    """Zarr has to see what kind of words they are."""
-    return ds.assign({n: ds[n].compute() for n, v in ds.variables.items()
-                      if v.chunks is not None and v.dtype == object})  # fmt: skip
 
 
 def _open_folder(path: Path) -> xr.Dataset:

@@ -318,7 +318,13 @@ def rechunk(ds: xr.Dataset) -> xr.Dataset:
             lengths |= {y: SHARD_SIDE, x: SHARD_SIDE}
             lengths |= {time: CHUNK["time"]} if time else {}
             lengths |= {band: -1} if band else {}
-    return ds.chunk(lengths)
+    return words_in_memory(ds.chunk(lengths))
+
+
+def words_in_memory(ds: xr.Dataset) -> xr.Dataset:
+    """``ds`` whose words are not lazy: Zarr has to see what kind of words they are."""
+    return ds.assign({n: ds[n].compute() for n, v in ds.variables.items()
+                      if v.chunks is not None and v.dtype == object})  # fmt: skip
 
 
 def holds_tec(da: xr.DataArray) -> bool:

@@ -507,7 +507,7 @@ def test_arrays_that_count_their_bands_are_named_in_every_command(image, tmp_pat
 @pytest.mark.parametrize(
     "said",
     [{"tags": THREE}, {"names": ("red", "green", "nbart_blue")},
-     {"names": [f"{b}, central wavelength {n} nm" for b, n in zip(THREE, (665, 560, 490))]}],
+     {"names": ("B4, central wavelength 665 nm", "B3, central wavelength 560 nm", "B2 (490 nm)")}],
 )  # fmt: skip
 def test_what_a_geotiff_says_of_its_bands_is_heard(image, tmp_path, said):
     file = tiff(tmp_path / "a.TIF", image, **said)
