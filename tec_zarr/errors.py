@@ -45,6 +45,10 @@ class SecondGenerationWarning(UserWarning):
     """Data that already went through TEC is about to go through it again and lose more."""
 
 
+class SeparateBandsWarning(UserWarning):
+    """Bands in variables of their own are about to cost twice the bytes of one array."""
+
+
 class UnsuitedDataWarning(UserWarning):
     """Data that TEC would keep badly, whatever the quality: classes, or more than twelve bands."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 import numpy as np
 import xarray as xr
 
-from tec_zarr.compare import nodata_of
+from tec_zarr.compare import nodata_of, same_labels
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.metrics import dn_per_unit
 from tec_zarr.regression import (
@@ -424,12 +424,15 @@ def _resolve_mask(
                 f"the mask has {dict(found.sizes)}, the cube {dict(da.sizes)}: bring it to the "
                 "cube's dates and grid (mask.reindex_like(cube, method='nearest'))"
             )
-        if (
-            dim in da.indexes
-            and dim in found.indexes
-            and not da.indexes[dim].equals(found.indexes[dim])
-        ):
-            raise UnsupportedArrayError(f"the mask has other coordinates along {dim!r}")
+        if dim in da.indexes and dim in found.indexes:
+            same = same_labels(da[dim].values, found[dim].values)
+            if not same.all():
+                first = int(np.argmin(same))
+                raise UnsupportedArrayError(
+                    f"the mask has other coordinates along {dim!r}, first at position {first}: "
+                    f"{found[dim].values[first]}, the cube {da[dim].values[first]}. Bring it to "
+                    "the cube's (mask.reindex_like(cube, method='nearest'))"
+                )
     missing = {dim: 1 for dim in da.dims if dim not in found.dims}
     return found.variable.set_dims({**found.sizes, **missing}).transpose(*da.dims)
 
@@ -457,6 +460,11 @@ def _moments(da: xr.DataArray, time: str) -> np.ndarray:
     """Days since the first date, or the numbers of the dates."""
     if time in da.coords and da[time].dtype.kind == "M":
         values = da[time].values
+        if np.isnat(values).any():
+            raise UnsupportedArrayError(
+                f"date {int(np.isnat(values).argmax())} is NaT, which has no place between others: "
+                f"leave it out, cube = cube.isel({time}=cube[{time!r}].notnull()), in cube and mask"
+            )
         days = (values - values.min()) / np.timedelta64(1, "D")
         if np.all(np.diff(days) > 0):
             return days

@@ -517,3 +517,24 @@ def test_a_published_model_may_be_named(monkeypatch):
 def test_what_cannot_be_says_why(scene, arguments, message):
     with pytest.raises(TecError, match=message):
         inpaint_clouds(scene.reflectance, **arguments)
+
+
+def test_a_mask_whose_coordinates_are_rounded_fits():
+    ds = synthetic.dataset(dates=3, size=16)
+    mask = xr.zeros_like(ds.reflectance[:, 0], bool)
+    mask[1, 4:8] = True
+    near = mask.assign_coords(x=mask.x + 1e-9)
+    xr.testing.assert_identical(inpaint_clouds(ds, near), inpaint_clouds(ds, mask))
+    with pytest.raises(UnsupportedArrayError, match="other coordinates along 'x', first at pos"):
+        inpaint_clouds(ds, mask.assign_coords(x=mask.x + 10))
+
+
+def test_a_date_that_is_none_is_not_to_be_sorted():
+    dates = DAYS[:3].copy()
+    dates[1] = "NaT"
+    cube = series(1, 2, 3).assign_coords(time=dates)
+    with pytest.raises(UnsupportedArrayError, match="date 1 is NaT") as raised:
+        inpaint_clouds(cube, np.zeros(cube.shape, bool))
+    assert "notnull" in str(raised.value)
+    there = cube.isel(time=cube["time"].notnull())  # what it says
+    assert inpaint_clouds(there, np.zeros(there.shape, bool)).sizes["time"] == 2
