@@ -17,10 +17,16 @@ if TYPE_CHECKING:
     from tec_zarr.canonical import harmonize, prepare
     from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
     from tec_zarr.embed import embed_weights, use_embedded_weights
-    from tec_zarr.errors import SecondGenerationWarning, TecError
+    from tec_zarr.errors import (
+        SecondGenerationWarning,
+        SeparateBandsWarning,
+        TecError,
+        UnsuitedDataWarning,
+    )
     from tec_zarr.inpaint import inpaint_clouds
     from tec_zarr.numcodec import TEC
     from tec_zarr.stac import from_stac
+    from tec_zarr.stacking import stack_bands, unstack_bands
     from tec_zarr.store import decode, encoding
     from tec_zarr.transcoding import transcode
     from tec_zarr.zarr3 import TECCodec
@@ -44,14 +50,20 @@ _HOME = {
     "transcode": "transcoding",
     "TecError": "errors",
     "SecondGenerationWarning": "errors",
+    "UnsuitedDataWarning": "errors",
+    "SeparateBandsWarning": "errors",
+    "stack_bands": "stacking",
+    "unstack_bands": "stacking",
 }
 
 __all__ = [
     "TEC",
     "ChunkSpec",
     "SecondGenerationWarning",
+    "SeparateBandsWarning",
     "TECCodec",
     "TecError",
+    "UnsuitedDataWarning",
     "decode",
     "decode_chunk",
     "embed_weights",
@@ -63,7 +75,9 @@ __all__ = [
     "prepare",
     "recompress",
     "simulate",
+    "stack_bands",
     "transcode",
+    "unstack_bands",
     "use_embedded_weights",
 ]
 

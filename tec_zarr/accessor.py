@@ -19,12 +19,12 @@ import xarray as xr
 
 from tec_zarr import metrics
 from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
-from tec_zarr.compare import comparable, in_dn
+from tec_zarr.compare import comparable, in_dn, pair
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.inpaint import DILATE, Mask, inpaint_clouds
-from tec_zarr.inputs import single_array
 from tec_zarr.provenance import describe, record
 from tec_zarr.sentinel2 import NODATA, NORMALISED_DIFFERENCES, band_name
+from tec_zarr.stacking import single_array
 from tec_zarr.store import (
     BAND,
     PACKING,
@@ -185,7 +185,7 @@ def report(
     """
     import pandas as pd
 
-    a, b = (_single(obj) for obj in (original, decoded))
+    a, b = pair(canonical_order(original), canonical_order(decoded))  # type: ignore[type-var]
     b = comparable(a, b)
     names = _labels(a)
     reference, other = (dn.astype(np.float64) for dn in in_dn(a, b))
@@ -216,9 +216,9 @@ def report(
     )  # fmt: skip
     for index, (first, second) in INDICES.items():
         if first in names and second in names:
-            pair = [names.index(first), names.index(second)]
-            use = valid[:, pair].all(axis=1)
-            error = (_index(other[:, pair]) - _index(reference[:, pair]))[use]
+            both = [names.index(first), names.index(second)]
+            use = valid[:, both].all(axis=1)
+            error = (_index(other[:, both]) - _index(reference[:, both]))[use]
             error = error[np.isfinite(error)]
             if error.size:
                 errors = error.mean(), np.abs(error).mean(), np.abs(error).max()

@@ -47,7 +47,8 @@ def prepare(
         ``reflectance`` (time, band, y, x) uint16 DN, 0 = nodata, dark pixels that fall to 0 or
         below without the offset set to 1; ``scl`` (time, y, x) uint8 where there is one.
         Coordinates that Zarr can store, ``spatial_ref`` (CF), ``item_id`` per date, and
-        ``boa_offset_removed``: the DN taken off each date. Lazy data stay lazy.
+        ``boa_offset_removed``: the DN taken off each date. Bands are in the order of their
+        wavelengths, dates in order. Lazy data stay lazy.
         ``attrs["history"]`` says in words what was done.
 
     Raises
@@ -75,6 +76,10 @@ def prepare(
         variables["scl"] = _classes(scl)
     ds = xr.Dataset({name: da.drop_attrs(deep=False) for name, da in variables.items()})
     ds = _clean(ds, records, said)
+    before_sorting = ds
+    ds = in_time_order(ds)
+    if ds is not before_sorting:
+        said.append("dates sorted")
     ds = ds.assign_coords(band=ds.band.values.astype(object))  # U3 is no type of Zarr v3
     if crs is not None:
         ds = _with_crs(ds, crs)
@@ -134,7 +139,7 @@ def _gather(obj: Any, said: list[str]) -> tuple[xr.DataArray, xr.DataArray | Non
     else:
         if "reflectance" in obj and find_dim(obj["reflectance"], BAND):
             scl = _ordered(obj["scl"]) if "scl" in obj else None
-            return _ordered(_named(obj["reflectance"])), scl
+            return _ordered(_by_wavelength(_named(obj["reflectance"]), said)), scl
         layers = {str(n): obj[n] for n in obj.data_vars if obj[n].ndim >= 2}
     known, scl_name = sort_layers(layers)
     if not known:
@@ -176,6 +181,16 @@ def _named(image: xr.DataArray) -> xr.DataArray:
     dim = find_dim(image, BAND)
     image = image.rename({dim: "band"}) if dim != "band" else image
     return image.assign_coords(band=list(band_names(image.band.values.tolist())))
+
+
+def _by_wavelength(image: xr.DataArray, said: list[str]) -> xr.DataArray:
+    """Bands with canonical names in the order of their wavelengths."""
+    order = list(BANDS)
+    places = [order.index(name) for name in image.band.values]
+    if places == sorted(places):
+        return image
+    said.append("bands sorted by wavelength")
+    return image.isel(band=np.argsort(places, kind="stable"))
 
 
 def _ordered(da: xr.DataArray) -> xr.DataArray:
@@ -345,6 +360,11 @@ def _with_crs(ds: xr.Dataset, crs: Any) -> xr.Dataset:
     for da in ds.data_vars.values():
         da.encoding["grid_mapping"] = "spatial_ref"
     return ds
+
+
+def in_time_order(ds: xr.Dataset) -> xr.Dataset:
+    """``ds`` itself, or sorted by time: ``sel(time=slice(...))`` needs dates in order."""
+    return ds if ds.indexes["time"].is_monotonic_increasing else ds.sortby("time")
 
 
 def rechunk_images(ds: xr.Dataset) -> xr.Dataset:

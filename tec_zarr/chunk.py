@@ -2,7 +2,8 @@
 
 Encoding: label what must stay exact (:mod:`tec_zarr.mask`), convert to DN, continue the measured
 pixels into the rest (:mod:`tec_zarr.fill`), let the model code tiles of at most 512 x 512 pixels,
-put everything into a checked frame (:mod:`tec_zarr.stream`). Decoding is the same walk backwards.
+list what it missed by far (:mod:`tec_zarr.points`), put everything into a checked frame
+(:mod:`tec_zarr.stream`). Decoding is the same walk backwards.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from tec_zarr import bound, config, gather, generation
+from tec_zarr import bound, config, gather, generation, suited
 from tec_zarr.errors import (
     ChecksumError,
     FormatError,
@@ -30,6 +31,7 @@ from tec_zarr.errors import (
     TecError,
     UnsupportedArrayError,
     WeightsMismatchError,
+    is_of_data,
 )
 from tec_zarr.fill import fill_unknown
 from tec_zarr.limits import (
@@ -51,9 +53,11 @@ from tec_zarr.models.registry import (
     TemporalModel,
     WholeModel,
     find_model,
+    get_encoder,
     get_model,
     name_of,
 )
+from tec_zarr.points import find_points, pack_points, restore_points
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS, band_names
 from tec_zarr.stream import (
     NAMED_MODEL,
@@ -213,7 +217,7 @@ class ChunkSpec:
         if max_error is not None and not isinstance(max_error, Mapping):
             max_error = np.asarray(max_error, np.float64).tolist()
             max_error = tuple(max_error) if isinstance(max_error, list) else max_error
-        weights = self.weights_sha256 or find_model(self.model).weights[0]
+        weights = self.weights_sha256 or find_model(self.model).newest
         for name, value in (
             ("quality", float(self.quality)),
             ("bands", bands),
@@ -298,6 +302,8 @@ def encode_chunk(
     -----
     SecondGenerationWarning
         When the chunk holds pixels that this process decoded from TEC before.
+    UnsuitedDataWarning
+        When the model would keep the chunk badly at any quality: classes, more than 12 bands.
     """
     spec = ChunkSpec() if spec is None else spec
     check_array(array.dtype, array.ndim)
@@ -330,6 +336,10 @@ def encode_chunk(
 
     part = _Part(samples, mask, nodata, scale, array.dtype, spec, bands)
     entry = check_gop(spec)
+    free = samples.shape[1] if limits is None else len(limits.free)
+    if free:
+        coded = None if mask is None else mask.labels == 0
+        suited.warn_if_unsuited(samples, coded, 0 if entry.number == NAMED_MODEL else free)
 
     def frame(coded: _Coded) -> bytes:
         sections = []
@@ -358,13 +368,19 @@ def encode_chunk(
         )
         return write_frame(header, sections + coded.sections)
 
+    def with_points(coded: _Coded) -> bytes:
+        # Published models are the business of others: their bytes stay those of the reference.
+        if entry.number == NAMED_MODEL:
+            return frame(coded)
+        return frame(replace(coded, sections=coded.sections + _points(part, frame(coded))))
+
     if limits is not None:
-        return frame(_bounded(part, limits))
+        return with_points(_bounded(part, limits))
     if spec.psnr is not None:
-        return frame(_for_psnr(part, spec.psnr, frame))
+        return with_points(_for_psnr(part, spec.psnr, frame))
     if spec.max_bytes is not None:
-        return _for_size(part, spec.max_bytes, frame)
-    return frame(_at_quality(part, spec.quality))
+        return _for_size(part, spec.max_bytes, with_points)
+    return with_points(_at_quality(part, spec.quality))
 
 
 @dataclass(frozen=True)
@@ -419,13 +435,15 @@ class _Coded:
 def _at_quality(part: _Part, quality: float) -> _Coded:
     spec, mask = part.spec, part.mask
     quality = round(quality * QUALITY_STEPS) / QUALITY_STEPS
-    sections = []
+    sections: list[Section] = []
     latents_crc = 0
+    _check_work(part)
     for tile, dates in coded_tiles(part.samples.shape, mask):
         cube = _to_dn(part.samples[:, :, *tile][dates], part.scale, spec.offset)
         if mask is not None:
             cube = fill_unknown(cube, mask.labels[:, :, *tile][dates] == 0)
-        model = get_model(spec.model, spec.weights_sha256)
+        assert spec.weights_sha256 is not None
+        model = get_encoder(spec.model, spec.weights_sha256)
         cube = np.ascontiguousarray(cube)
         if spec.gop is None:
             encoded = gather.encode(model, cube, quality, part.bands, _model_slots)
@@ -436,6 +454,37 @@ def _at_quality(part: _Part, quality: float) -> _Coded:
         sections += [Section(SectionKind.LATENTS, data) for data in encoded.sections]
         latents_crc = chained_checksum(latents_crc, encoded.latents_crc)
     return _Coded(sections, mask, quality, latents_crc)
+
+
+def _check_work(part: _Part) -> None:
+    """Refuse before anything is coded what decoders would refuse."""
+    count = sum(len(dates) for _, dates in coded_tiles(part.samples.shape, part.mask))
+    if count > config.MAX_LATENT_SECTIONS:
+        raise LimitError(
+            f"a chunk of shape {part.samples.shape} (time, band, y, x) has {count} dates of tiles "
+            f"of {TILE} x {TILE} pixels, more than tec_zarr.config.MAX_LATENT_SECTIONS = "
+            f"{config.MAX_LATENT_SECTIONS}: use chunks of fewer dates"
+        )
+
+
+def _points(part: _Part, frame: bytes) -> list[Section]:
+    """Samples that the model missed by far, exactly: a section, or none where there are none."""
+    parsed = read_frame(frame)
+    if not parsed.payloads(SectionKind.LATENTS):
+        return []
+    bounded = parsed.header.bounded
+    both = part.samples, _samples(parsed)
+    before, after = (_to_dn(samples, part.scale, part.spec.offset) for samples in both)
+    coded = None
+    if part.mask is not None or bounded:
+        coded = part.measured
+        coded[:, bounded] = False
+    with np.errstate(invalid="ignore", over="ignore"):  # of what the model does not code
+        errors = np.abs(np.subtract(after, before, out=after), out=after)
+    if coded is not None:
+        errors[~coded] = 0
+    places = find_points(errors, coded, parsed.header.quality)
+    return [Section(SectionKind.POINTS, pack_points(places, part.samples))] if len(places) else []
 
 
 _SEARCH_STEPS = 64
@@ -511,6 +560,8 @@ def _bounded(part: _Part, limits: Limits) -> _Coded:
     """
     part = replace(part, mask=_bit_for_bit(part.mask, part.samples, limits))
     samples, mask, scale = part.samples, part.mask, part.scale
+    if mask is not None and mask.labels.all():
+        return _Coded([], mask, part.spec.quality)  # nothing is coded, so nothing has a bound
     free = limits.free
     held = [c for c in range(samples.shape[1]) if c not in free]
     rest = _at_quality(part.of(free), part.spec.quality) if free else None
@@ -721,6 +772,7 @@ def _samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
     latents = frame.payloads(SectionKind.LATENTS)
     residuals = single_payload(frame.payloads(SectionKind.BOUND), SectionKind.BOUND)
     levels = single_payload(frame.payloads(SectionKind.BOUND_MAP), SectionKind.BOUND_MAP)
+    points = single_payload(frame.payloads(SectionKind.POINTS), SectionKind.POINTS)
     bounded = header.bounded
     if bool(residuals) != bool(bounded) or bool(levels) != bool(header.indices):
         raise FormatError("TEC frame damaged: bounds without a bound layer, or the reverse")
@@ -756,6 +808,8 @@ def _samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
         )
     if mask is not None:
         mask.restore(samples)
+    if points:
+        restore_points(points, samples)
     if dates is not None:
         return samples[dates]
     if tiles and header.weights not in _verified and hasattr(model_of(header), "decode_dates"):
@@ -1017,6 +1071,8 @@ def _decode_tile(
     except TecError:
         raise
     except Exception as error:
+        if not is_of_data(error):
+            raise
         raise ChecksumError(
             f"model {model.name!r} could not decode the latents of a chunk of shape "
             f"{header.shape} although their bytes are intact ({type(error).__name__}: {error}): "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import sys
 import tempfile
 import threading
@@ -31,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", ".*does not have a Zarr V3 specification")
     warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
     try:
-        return int(arguments.run(arguments) or 0)
+        status = int(arguments.run(arguments) or 0)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads has seen enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (TecError, OSError) as error:  # OSError: what is read or written may go away meanwhile
         print(f"tec-zarr: {error}", file=sys.stderr)
         return 1
@@ -53,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--quality", type=float, default=4.0, help="1 (smallest) to 8 (finest)")
         sub.add_argument("--model", default="tec-s2", help="learned model (default: tec-s2)")
         sub.add_argument("--scale", type=float, help="units of float data: 1e-4 (default) or 1")
+        named(sub)
+
+    def named(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--bands", nargs="+", metavar="BAND",
+                         help="names of the bands, in the order of the file")  # fmt: skip
 
     def targets(sub: argparse.ArgumentParser) -> None:
         target = sub.add_mutually_exclusive_group()
@@ -82,12 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("--to", choices=("zarr", "geotiff"), default="zarr")
     decode.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
-    info = command(_info, "info", "what is inside a store")
+    info = command(_info, "info", "what is inside a store or file")
     info.add_argument("path", type=Path, metavar="PATH")
 
     verify = command(_verify, "verify", "errors of B against A, per band")
     verify.add_argument("a", type=Path, metavar="A")
     verify.add_argument("b", type=Path, metavar="B")
+    named(verify)
 
     page = command(_report, "report", "one HTML page about what was lost, to look at")
     page.add_argument("a", type=Path, metavar="A", help="the original")
@@ -102,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     stac.add_argument("--bbox", type=float, nargs=4, required=True,
                       metavar=("WEST", "SOUTH", "EAST", "NORTH"), help="degrees")  # fmt: skip
     stac.add_argument("--datetime", required=True, help="2023-06, or 2023-06-01/2023-08-31")
-    stac.add_argument("--catalog", help="URL of a STAC API or path of a catalog.json "
-                      "(default: Earth Search)")  # fmt: skip
+    stac.add_argument("--catalog", help="URL of a STAC API, or path of a catalog.json or "
+                      "collection.json (default: Earth Search)")  # fmt: skip
     stac.add_argument("--collection", default="sentinel-2-l2a")
     stac.add_argument("--bands", nargs="+", metavar="BAND", help="default: all")
     stac.add_argument("--resolution", type=float, default=10, help="metres (default: 10)")
@@ -171,7 +183,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     text, picture = run_demo(
         arguments.out, source=arguments.input, quality=arguments.quality, model=arguments.model,
-        scale=arguments.scale, step=_with_bar,
+        scale=arguments.scale, bands=arguments.bands, step=_with_bar,
     )  # fmt: skip
     print(text)
     print()
@@ -195,13 +207,19 @@ def _encode(arguments: argparse.Namespace) -> None:
 def _settings(source: Path, arguments: argparse.Namespace, zarr_format: int) -> tuple:
     """A cube ready to write, and its encoding by the arguments of ``coding`` and ``targets``."""
     from tec_zarr.inputs import open_cube
+    from tec_zarr.stacking import stack_bands
     from tec_zarr.store import decode, encoding, rechunk
 
-    ds = rechunk(open_cube(source))
+    said: list[str] = []
+    ds = open_cube(source, bands=arguments.bands, said=said)
+    variables = getattr(arguments, "variables", None)
+    ds = rechunk(ds if variables else stack_bands(ds, said=said))
+    for line in said:
+        print(line)
     settings = encoding(
         ds, quality=arguments.quality, model=arguments.model, scale=arguments.scale,
         zarr_format=zarr_format, max_error=arguments.max_error, psnr=arguments.psnr,
-        max_bytes=arguments.max_bytes, variables=getattr(arguments, "variables", None),
+        max_bytes=arguments.max_bytes, variables=variables,
     )  # fmt: skip
     return decode(ds), settings
 
@@ -231,15 +249,19 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _decode(arguments: argparse.Namespace) -> None:
-    """Write what a TEC store decodes to as a plain Zarr store, or as one GeoTIFF per date."""
+    """Write what a TEC store decodes to as a plain Zarr store, or as one GeoTIFF per date.
+
+    Bands that were stacked to encode them are variables again in a Zarr store.
+    """
     from tec_zarr.inputs import open_cube, write_geotiffs
+    from tec_zarr.stacking import unstack_bands
     from tec_zarr.store import decode
 
     files: list[Path] = []
     with _replaced(arguments) as target:
         ds = decode(open_cube(arguments.source))
         if arguments.to == "zarr":
-            _to_zarr(ds, target)
+            _to_zarr(unstack_bands(ds), target)
         else:
             _with_bar("decode", lambda: files.extend(write_geotiffs(ds, target)))
     print(f"wrote {f'{len(files)} GeoTIFFs to ' if files else ''}{arguments.target}")
@@ -247,13 +269,24 @@ def _decode(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     """List the arrays of a store: codec, model, quality, size, ratio, and bounds that were asked
-    for beside the largest errors that were measured. Decodes nothing."""
-    from tec_zarr.inputs import readable
-    from tec_zarr.report import stored_arrays
+    for beside the largest errors that were measured. Decodes nothing. Of other files: the
+    variables that `encode` would find."""
+    from tec_zarr.inputs import is_zarr, open_cube, readable
+    from tec_zarr.report import size, stored_arrays, table
 
-    with readable(arguments.path):
-        arrays = stored_arrays(arguments.path)
-    _print_arrays(arrays)
+    path = arguments.path
+    if is_zarr(path):
+        with readable(path):
+            arrays = stored_arrays(path)
+        _print_arrays(arrays)
+        return
+    said: list[str] = []
+    ds = open_cube(path, said=said)
+    rows = [[str(n), "x".join(map(str, da.shape)), str(da.dtype), size(da.nbytes)]
+            for n, da in ds.data_vars.items()]  # fmt: skip
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    print(table(("variable", "shape", "dtype", "raw"), rows))
+    print("\n".join([f"\n{size(sum(p.stat().st_size for p in files))} on disk, no Zarr", *said]))
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -262,22 +295,18 @@ def _verify(arguments: argparse.Namespace) -> int:
     What B has lost counts as 0 DN. Exit status: 0, or 1 where nodata differs or the cubes cannot
     be compared.
     """
-    from tec_zarr.compare import band_labels, comparable, in_dn
-    from tec_zarr.inputs import open_cube, single_array
+    from tec_zarr.compare import band_labels, comparable, in_dn, pair
+    from tec_zarr.inputs import open_cube
     from tec_zarr.report import ERROR_COLUMNS, error_rows, nodata_line, table
-    from tec_zarr.store import reflectance_names
 
-    a, b = (
-        single_array(ds, reflectance_names(ds))
-        for ds in (open_cube(arguments.a), open_cube(arguments.b))
-    )
+    a, b = pair(open_cube(arguments.a, bands=arguments.bands), open_cube(arguments.b))
     b = comparable(a, b, (arguments.a, arguments.b))
-    pair: list = []
+    both: list = []
     rows: list = []
-    _with_bar("read", lambda: pair.extend(in_dn(a, b)))
-    _with_bar("compare", lambda: rows.extend(error_rows(pair[0], pair[1], band_labels(a))))
+    _with_bar("read", lambda: both.extend(in_dn(a, b)))
+    _with_bar("compare", lambda: rows.extend(error_rows(both[0], both[1], band_labels(a))))
     print(table(ERROR_COLUMNS, rows))
-    difference = nodata_line(*pair)
+    difference = nodata_line(*both)
     if difference:
         print(f"\n{difference}")
     return int(bool(difference))
@@ -300,7 +329,7 @@ def _report(arguments: argparse.Namespace) -> None:
             b = Path(folder) / "report.zarr"
             ds, settings = _settings(arguments.a, arguments, zarr_format=3)
             _to_zarr(ds, b, encoding=settings, zarr_format=3)
-        _with_bar("report", lambda: write_page(target, arguments.a, b, facts))
+        _with_bar("report", lambda: write_page(target, arguments.a, b, facts, arguments.bands))
     print(f"wrote {target}")
 
 
@@ -317,7 +346,7 @@ def _recompress(arguments: argparse.Namespace) -> int:
     from tec_zarr.report import size
 
     names = ("quality", "max_error", "psnr", "max_bytes", "model", "scale", "zarr_format",
-             "variables")  # fmt: skip
+             "variables", "bands")  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names}
     if arguments.dry_run:
         guess = estimate(arguments.source, **settings)

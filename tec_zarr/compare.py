@@ -8,9 +8,81 @@ import xarray as xr
 from tec_zarr import metrics
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import NODATA
-from tec_zarr.store import BAND, TIME, X, Y, find_dim, known_bands
+from tec_zarr.stacking import made_of, single_array
+from tec_zarr.store import (
+    BAND,
+    TIME,
+    X,
+    Y,
+    counted,
+    find_dim,
+    holds_tec,
+    known_bands,
+    reflectance_names,
+)
 
-__all__ = ["band_labels", "comparable", "in_dn", "nodata_of"]
+__all__ = ["band_labels", "comparable", "in_dn", "nodata_of", "pair", "same_labels"]
+
+
+def pair(
+    original: xr.DataArray | xr.Dataset, decoded: xr.DataArray | xr.Dataset
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """The reflectance of two cubes, each as one array (..., band, y, x).
+
+    What was encoded of a cube says which of its variables that was, and what its bands are
+    called: nobody has to say it again.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        One of them has no reflectance.
+    """
+    a, b = _image(original, _as_dataset(decoded)), _image(decoded, _as_dataset(original))
+    return _with_names_of(a, b), _with_names_of(b, a)
+
+
+def _image(obj: xr.DataArray | xr.Dataset, other: xr.Dataset) -> xr.DataArray:
+    ds = _as_dataset(obj)
+    whole = isinstance(obj, xr.DataArray)
+    return single_array(ds, {str(n) for n in ds.data_vars} if whole else _chosen(ds, other))
+
+
+def _as_dataset(obj: xr.DataArray | xr.Dataset) -> xr.Dataset:
+    if isinstance(obj, xr.Dataset):
+        return obj
+    return obj.to_dataset(name="cube" if obj.name is None else str(obj.name))
+
+
+def _chosen(ds: xr.Dataset, other: xr.Dataset) -> set[str]:
+    """Variables of ``ds`` to compare with those of ``other``."""
+    own = {str(n) for n, da in ds.data_vars.items() if holds_tec(da)}
+    coded = [da for da in other.data_vars.values() if holds_tec(da)]
+    if not own and coded:  # what the other was made of
+        made = {n for da in coded for n in (made_of(da) or [str(da.name)])}
+        own = made if made <= {str(n) for n in ds.data_vars} else set()
+    own = own or reflectance_names(ds)
+    if own:
+        return own
+    counts = {da.sizes.get(str(find_dim(da, BAND))) for n, da in other.data_vars.items()
+              if str(n) in reflectance_names(other)}  # fmt: skip
+    return {n for n in counted(ds) if ds[n].sizes[str(find_dim(ds[n], BAND))] in counts}
+
+
+def _with_names_of(cube: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
+    """``cube`` with the bands' names of ``other``, if it has none itself."""
+    dim, names = find_dim(cube, BAND), known_bands(_labels(other))
+    if dim is None or names is None or known_bands(_labels(cube)) is not None:
+        return cube
+    if len(names) != cube.sizes[dim]:
+        return cube
+    named = cube.assign_coords({dim: list(names)})
+    named.encoding = cube.encoding
+    return named
+
+
+def _labels(da: xr.DataArray) -> list[str]:
+    dim = find_dim(da, BAND)
+    return [] if dim is not None and dim not in da.coords else band_labels(da)
 
 
 def comparable(
@@ -47,7 +119,7 @@ def comparable(
         )
     for kind in (TIME, Y, X):
         _check_labels(kind, original, decoded, names)
-    return _in_order(known_bands(band_labels(original)), decoded, names)
+    return _in_order(known_bands(_labels(original)), decoded, names)
 
 
 def _check_labels(
@@ -61,7 +133,7 @@ def _check_labels(
     if ours not in original.coords or theirs not in decoded.coords:
         return
     before, after = original[ours].values, decoded[theirs].values
-    same = _same_labels(before, after)
+    same = same_labels(before, after)
     if not same.all():
         first = int(np.argmin(same))
         raise UnsupportedArrayError(
@@ -71,7 +143,7 @@ def _check_labels(
         )
 
 
-def _same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Equal but for what files round: a tenth of a pixel, fractions of a second, times of day."""
     if before.dtype.kind == after.dtype.kind == "M":
         seconds = [moments.astype("M8[ns]").astype("M8[s]") for moments in (before, after)]
@@ -89,7 +161,7 @@ def _same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 def _in_order(
     wanted: tuple[str, ...] | None, decoded: xr.DataArray, names: tuple[object, object]
 ) -> xr.DataArray:
-    found = known_bands(band_labels(decoded))
+    found = known_bands(_labels(decoded))
     if wanted is None or found is None or wanted == found:
         return decoded
     if set(wanted) != set(found):

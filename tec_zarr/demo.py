@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,19 @@ import xarray as xr
 from tec_zarr import metrics, synthetic
 from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.compare import band_labels, in_dn
-from tec_zarr.inputs import open_cube, single_array
+from tec_zarr.inputs import open_cube
 from tec_zarr.report import ERROR_COLUMNS, error_rows, size, stored_arrays, table
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
-from tec_zarr.store import encoding, reflectance_names
+from tec_zarr.stacking import single_array, stack_bands
+from tec_zarr.store import chosen_variables, decode, encoding, rechunk
 
 Step = Callable[[str, Callable[[], object]], None]
 
 
 def run_demo(
-    out: Path, *, source: Path | None, quality: float, model: str, scale: float | None, step: Step
-) -> tuple[str, Path | None]:
+    out: Path, *, source: Path | None, quality: float, model: str, scale: float | None,
+    bands: Sequence[str] | None = None, step: Step,
+) -> tuple[str, Path | None]:  # fmt: skip
     """Encode, reopen, compare.
 
     Parameters
@@ -34,6 +36,8 @@ def run_demo(
         A cube of one's own (see :func:`tec_zarr.inputs.open_cube`); default a synthetic one.
     quality, model, scale
         As in :class:`tec_zarr.chunk.ChunkSpec`.
+    bands : sequence of str, optional
+        Names of the bands of ``source``, in its order, where it does not say them.
     step : callable
         Runs a named part of the work (and shows its progress).
 
@@ -44,17 +48,20 @@ def run_demo(
     picture : Path or None
         ``quicklook.png``; None where matplotlib is not installed.
     """
-    ds = synthetic.dataset() if source is None else open_cube(source)
-    names = reflectance_names(ds)
-    ds = ds.load()
+    said: list[str] = []
+    ds = synthetic.dataset() if source is None else open_cube(source, bands=bands, said=said)
+    # Lazily, so that it is stored as `tec-zarr encode` would store it.
+    ds = rechunk(stack_bands(ds, said=said))
+    settings = encoding(ds, quality=quality, model=model, scale=scale)
+    names = chosen_variables(ds, None)
+    ds = decode(ds).load()
     original = single_array(ds, names)
     store = out / "demo.zarr"
     shutil.rmtree(store, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    bands = band_labels(original)
+    labels = band_labels(original)
 
     step("load the model", lambda: _warm_up(model, quality))
-    settings = encoding(ds, quality=quality, model=model, scale=scale)
     seconds = []
     reopened: list[xr.Dataset] = []
     for label, work in (
@@ -71,7 +78,7 @@ def run_demo(
     same_nodata = not metrics.nodata_differs(reference_dn, decoded_dn).any()
     raw = sum(arrays[n].raw_bytes for n in names)
     stored = sum(arrays[n].stored_bytes for n in names)
-    rows = error_rows(reference_dn, decoded_dn, bands)
+    rows = error_rows(reference_dn, decoded_dn, labels)
     summary = [
         ["cube", f"{' x '.join(map(str, original.shape))} {original.dtype}"],
         ["model, quality", f"{model}, {quality:g}"],
@@ -85,8 +92,10 @@ def run_demo(
         ["encode", f"{raw / 1e6 / seconds[0]:.1f} MB/s"],
         ["decode", f"{raw / 1e6 / seconds[1]:.1f} MB/s"],
     ]
-    text = table(("", str(store)), summary) + "\n\n" + table(ERROR_COLUMNS, rows)
-    return text, quicklook(reference_dn, decoded_dn, bands, rows, out / "quicklook.png")
+    text = "\n\n".join(
+        [*said, table(("", str(store)), summary), table(ERROR_COLUMNS, rows)]
+    )
+    return text, quicklook(reference_dn, decoded_dn, labels, rows, out / "quicklook.png")
 
 
 def quicklook(

@@ -8,7 +8,8 @@ says so in the error.
 
 Weights from a store are data from a stranger: only arrays of plain bytes are read, their size is
 checked before and their SHA-256 after reading, they have to parse as safetensors (which cannot
-carry code), and they are never what new arrays are encoded with.
+carry code), every tensor is checked before anything computes with it
+(:mod:`tec_zarr.models.s2_weights`), and nothing is encoded with them.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
 from tec_zarr import config
 from tec_zarr.chunk import ChunkSpec
 from tec_zarr.errors import (
     FormatError,
     LimitError,
+    TecError,
     UnknownModelError,
     UnsupportedArrayError,
     WeightsMismatchError,
 )
-from tec_zarr.models.registry import needed_weights, weights_file
+from tec_zarr.manifest import write
+from tec_zarr.models.registry import embedded_file, needed_weights, weights_file
 
 GROUP = "tec_weights"
 """Name of the group in the store; its arrays are named by the SHA-256 of what they hold."""
@@ -55,7 +60,7 @@ def embed_weights(store: Any) -> tuple[str, ...]:
     -------
     tuple of str
         SHA-256 (hex) of all weights that the store holds now. Those that it held already are
-        not written again.
+        read and not written again; what a call before left unfinished or damaged is replaced.
 
     Raises
     ------
@@ -67,36 +72,64 @@ def embed_weights(store: Any) -> tuple[str, ...]:
         The weights are not on this machine, or their file was changed.
     """
     root = _open(store, "r+")
-    found = {}
-    for name, sha256 in sorted(_needed(root)):
+    needed = sorted(_needed(root))
+    group = root.require_group(GROUP)
+    missing: dict[str, bytes] = {}
+    for name, sha256 in needed:
         file = weights_file(name, sha256)
+        if _holds(group, sha256):
+            continue
         if not file.is_file():
             raise WeightsMismatchError(
                 f"weights {sha256} of model {name!r}, which the store uses, are not on this "
                 f"machine ({file}): run embed_weights where the arrays were written"
             )
-        found[sha256] = file.read_bytes()
-        _check_bytes(found[sha256], sha256, str(file))
-    group = root.require_group(GROUP)
-    for sha256, data in found.items():
-        if sha256 not in group:
-            array = group.create_array(
-                sha256,
-                shape=(len(data),),
-                chunks=(min(len(data), _CHUNK_BYTES),),
-                dtype="uint8",
-                compressors=None,
-            )
-            array[:] = np.frombuffer(data, np.uint8)
-    return tuple(found)
+        missing[sha256] = file.read_bytes()
+        _check_bytes(missing[sha256], sha256, str(file))
+    for sha256, data in missing.items():
+        _write(group, sha256, data)
+    return tuple(sha256 for _, sha256 in needed)
+
+
+def _holds(group: zarr.Group, sha256: str) -> bool:
+    """Whether the weights are there, all of them: a call before may have been killed."""
+    if sha256 not in group:
+        return False
+    try:
+        data = _read(group[sha256], sha256, config.MAX_WEIGHTS_BYTES)
+    except TecError:
+        return False
+    return hashlib.sha256(data).hexdigest() == sha256
+
+
+def _write(group: zarr.Group, sha256: str, data: bytes) -> None:
+    """Write weights in place of what is there; their metadata last, so that all are there or none.
+    """
+    if sha256 in group:
+        del group[sha256]
+    template = zarr.create_array(
+        MemoryStore(),
+        shape=(len(data),),
+        chunks=(min(len(data), _CHUNK_BYTES),),
+        dtype="uint8",
+        compressors=None,
+        zarr_format=group.metadata.zarr_format,
+    )
+    metadata: Any = template.metadata
+    path = group.store_path / sha256
+    array = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=path))
+    array[:] = np.frombuffer(data, np.uint8)
+    for key, document in metadata.to_buffer_dict(default_buffer_prototype()).items():
+        write(path.store, f"{path.path}/{key}", document.to_bytes())
 
 
 def use_embedded_weights(store: Any) -> tuple[str, ...]:
     """Make the weights that travel in a store known to this machine.
 
-    They are checked and copied into the user's cache (``$TEC_ZARR_CACHE``), so that other
-    processes of this machine find them too; workers on other machines need the call as well.
-    Weights that are here already are left alone. A store without embedded weights is fine.
+    They are checked and copied into the user's cache (``$TEC_ZARR_CACHE``, folder ``embedded``), so
+    that other processes of this machine find them too; workers on other machines need the call as
+    well. They decode, and nothing is encoded with them. Weights that are here already are left
+    alone. A store without embedded weights is fine.
 
     Parameters
     ----------
@@ -133,7 +166,7 @@ def use_embedded_weights(store: Any) -> tuple[str, ...]:
         if sha256 in group and not file.is_file():
             data = _read(group[sha256], sha256, left)
             left -= len(data)
-            _keep(data, sha256, file)
+            _keep(data, sha256, embedded_file(name, sha256))
             added.append(sha256)
     return tuple(added)
 
@@ -217,8 +250,6 @@ def _keep(data: bytes, sha256: str, file: Path) -> None:
                 pass
         except SafetensorError as error:
             raise FormatError(f"{GROUP}/{sha256} is not a safetensors file: {error}") from None
-        # The cache offers its newest file for encoding; these are for decoding only.
-        os.utime(part, (0, 0))
         os.replace(part, file)
     finally:
         Path(part).unlink(missing_ok=True)

@@ -37,25 +37,39 @@ class Tables:
     Parameters
     ----------
     frequencies : (N, 2 R + 1) integer array
-        Row i holds the frequencies of the symbols ``-r_i .. r_i`` around its centre column, zero
-        beyond; every row sums to 2**16.  The two end symbols of a row are escapes.  A row with only
-        its centre says that the symbol is always zero: such symbols are not coded.  These rows
-        come first.
+        Row i holds the frequencies of the symbols ``-r_i .. r_i`` around its centre column, at
+        least 1 each, zero beyond; every row sums to 2**16.  The two end symbols of a row are
+        escapes.  A row with only its centre says that the symbol is always zero: such symbols are
+        not coded.  These rows come first.
+
+    Raises
+    ------
+    FormatError
+        Other numbers than these.
     """
 
     def __init__(self, frequencies: np.ndarray):
         frequencies = np.asarray(frequencies, np.int64)
-        if frequencies.ndim != 2 or (frequencies.sum(1) != 1 << TABLE_BITS).any():
+        if (
+            frequencies.ndim != 2
+            or frequencies.shape[1] % 2 == 0
+            or (frequencies.sum(1) != 1 << TABLE_BITS).any()
+        ):
             raise FormatError(
-                f"probability tables of shape {frequencies.shape} do not sum to 2**16"
+                f"probability tables of shape {frequencies.shape} do not sum to 2**16, "
+                "or have no centre column"
             )
         centre = frequencies.shape[1] // 2
-        self.reach = np.array([np.flatnonzero(row)[-1] - centre for row in frequencies], np.int32)
+        distance = np.abs(np.arange(-centre, centre + 1))
+        self.reach = np.where(frequencies != 0, distance, 0).max(1).astype(np.int32)
+        # Weights may come from a stranger: decoders divide by frequencies and look for symbols
+        # on both sides of the centre.
+        inside = distance <= self.reach[:, None]
+        if (frequencies[inside] < 1).any():
+            raise FormatError("a probability table has a symbol of frequency below 1 in its range")
         self.rows = [
             row[centre - r : centre + r + 1] for row, r in zip(frequencies, self.reach, strict=True)
         ]
-        if any((row == 0).any() for row in self.rows):
-            raise FormatError("a probability table has a symbol of frequency zero inside its range")
         #: How many tables code nothing; they come first.
         self.silent = int((self.reach == 0).sum())
         if self.reach[: self.silent].any():

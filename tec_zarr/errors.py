@@ -3,6 +3,11 @@
 Every error is a ``ValueError``: Zarr and numcodecs pass those on to the user unchanged.
 """
 
+from __future__ import annotations
+
+import struct
+import zlib
+
 
 class TecError(ValueError):
     """Base of all tec_zarr errors. Messages say what is wrong, where, and what to do."""
@@ -38,3 +43,27 @@ class WeightsMismatchError(TecError):
 
 class SecondGenerationWarning(UserWarning):
     """Data that already went through TEC is about to go through it again and lose more."""
+
+
+class SeparateBandsWarning(UserWarning):
+    """Bands in variables of their own are about to cost twice the bytes of one array."""
+
+
+class UnsuitedDataWarning(UserWarning):
+    """Data that TEC would keep badly, whatever the quality: classes, or more than twelve bands."""
+
+
+_OF_DATA = (
+    ArithmeticError, AssertionError, BufferError, EOFError, LookupError, RuntimeError, TypeError,
+    ValueError, struct.error, zlib.error,
+)  # fmt: skip
+
+
+def is_of_data(error: Exception) -> bool:
+    """Whether an error raised inside a decoder can come from the bytes that it was given.
+
+    What the machine or the caller causes cannot: memory that is short (torch has its own errors
+    for it), files, timeouts, whatever a signal handler raises, warnings turned into errors.
+    """
+    short = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    return isinstance(error, _OF_DATA) and not short and not isinstance(error, RecursionError)

@@ -30,9 +30,9 @@ from zarr.storage import StorePath
 from tec_zarr import classical, metrics
 from tec_zarr.accessor import report
 from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
-from tec_zarr.compare import band_labels, comparable, in_dn
+from tec_zarr.compare import band_labels, comparable, in_dn, pair
 from tec_zarr.errors import LimitError, UnsupportedArrayError
-from tec_zarr.inputs import open_cube, single_array
+from tec_zarr.inputs import is_zarr, open_cube
 from tec_zarr.report import size, tec_spec
 from tec_zarr.sentinel2 import BANDS, UnknownBandError, band_name
 from tec_zarr.store import TIME, find_dim, reflectance_names
@@ -140,7 +140,11 @@ def _shard_lengths(path: StorePath, inside: tuple[int, ...]) -> np.ndarray:
 
 
 def write_page(
-    target: str | Path, a: str | Path, b: str | Path, facts: Mapping[str, str] | None = None
+    target: str | Path,
+    a: str | Path,
+    b: str | Path,
+    facts: Mapping[str, str] | None = None,
+    bands: Sequence[str] | None = None,
 ) -> None:
     """Compare the reflectance of two cubes on disk and write the page.
 
@@ -153,21 +157,20 @@ def write_page(
         store, the page tells its size, settings and bits per chunk.
     facts : mapping of str to str, optional
         As in `page`; default: the two paths.
+    bands : sequence of str, optional
+        Names of the bands of ``a``; default: what it says, or ``b``.
 
     Raises
     ------
     UnsupportedArrayError, LimitError
         As `page`.
     """
-    before, after = open_cube(a), open_cube(b)
-    names = reflectance_names(before)
+    before, after = open_cube(a, bands=bands), open_cube(b)
     inside = [str(name) for name in after.data_vars if name in reflectance_names(after)]
-    is_zarr = Path(b).is_dir() and not any(Path(b).glob("*.tif*"))
     text = page(
-        single_array(before, names),
-        single_array(after, set(inside)),
+        *pair(before, after),
         title=f"{Path(a).name}: what TEC keeps",
-        stored=Stored.of(b, inside) if is_zarr else None,
+        stored=Stored.of(b, inside) if is_zarr(Path(b)) and inside else None,
         facts=facts or {"original": str(a), "decoded": str(b)},
     )
     Path(target).write_text(text, encoding="utf-8")
@@ -595,6 +598,8 @@ def _tec_curve(
 
 
 _COLOURS = ("var(--accent)", "var(--second)", "#8a7fd6", "#5d9e4a")
+_DASHES = (("solid", "none"), ("dashed", "7 4"), ("dotted", "2 3"), ("double", "9 3 2 3"))
+"""Of lines, in CSS and in SVG: every four curves, which take the colours, take the next one."""
 
 
 def _rate_svg(
@@ -632,13 +637,18 @@ def _rate_svg(
         f'<text x="{left + 6}" y="22">PSNR, dB</text>'
     )
     legend = []
-    for (name, curve), colour in zip(curves.items(), _COLOURS, strict=False):
+    for number, (name, curve) in enumerate(curves.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        border, dashes = _DASHES[number // len(_COLOURS) % len(_DASHES)]
         line = sorted(p for p in curve if math.isfinite(p[1]))
         path = " ".join("{},{}".format(*at(*p)) for p in line)
         parts.append(
-            f'<polyline points="{path}" fill="none" style="stroke:{colour}" stroke-width="2.5"/>'
+            f'<polyline points="{path}" fill="none" stroke-width="2.5" '
+            f'style="stroke:{colour};stroke-dasharray:{dashes}"/>'
         )
-        legend.append(f'<span><i style="color:{colour}"></i>{escape(name)}</span>')
+        legend.append(
+            f'<span><i style="color:{colour};border-top-style:{border}"></i>{escape(name)}</span>'
+        )
     if here:
         x, y = at(*here)
         parts.append(f'<circle class="here" cx="{x}" cy="{y}" r="7"/>')

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 import numpy as np
 import xarray as xr
 
-from tec_zarr.compare import nodata_of
+from tec_zarr.compare import nodata_of, same_labels
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.metrics import dn_per_unit
 from tec_zarr.regression import (
@@ -55,7 +55,8 @@ SEAM = 16
 """Pixels on both sides of a border of Dask chunks over which their estimates are blended."""
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
-Mask = xr.DataArray | np.ndarray | Callable[..., xr.DataArray | np.ndarray]
+_Given = xr.DataArray | np.ndarray
+Mask = _Given | Callable[..., _Given]
 _Axes = tuple[int, int | None, int | None, int | None]
 
 
@@ -108,8 +109,8 @@ def inpaint_clouds(
         other.
     mask : DataArray or ndarray of bool, or callable, optional
         True where the ground is not seen, with time, y and x (and bands, if it differs by
-        band), an ndarray in the order of the cube; or a function that makes it of ``obj``. Taken
-        as it is, not dilated.
+        band), an ndarray in the order of the cube; or a function that makes it of ``obj``, once,
+        whether ``obj`` is a DataArray or a Dataset. Taken as it is, not dilated.
     scl : DataArray, optional
         Scene classification on the same grid, instead of ``mask``: see `cloud_mask`. By default
         the variable ``scl`` (or ``SCL``) of a Dataset.
@@ -166,9 +167,12 @@ def inpaint_clouds(
     if model is not None and method != "tec-tt":
         raise TecError(f"model={model!r} goes with method='tec-tt', not with {method!r}")
     how = _How(method, model, return_uncertainty, progress)
+    given = mask(obj) if callable(mask) else mask
+    if given is None and mask is not None:
+        raise UnsupportedArrayError("the function given as mask= returned None, not a mask")
     if isinstance(obj, xr.Dataset):
-        return _inpaint_dataset(obj, mask, scl, dilate, how)
-    filled, half_width = _inpaint(obj, _resolve_mask(obj, mask, scl, dilate), how)
+        return _inpaint_dataset(obj, given, scl, dilate, how)
+    filled, half_width = _inpaint(obj, _resolve_mask(obj, given, scl, dilate), how)
     return (filled, half_width) if return_uncertainty else filled
 
 
@@ -181,7 +185,7 @@ class _How:
 
 
 def _inpaint_dataset(
-    ds: xr.Dataset, mask: Mask | None, scl: xr.DataArray | None, dilate: int, how: _How
+    ds: xr.Dataset, mask: _Given | None, scl: xr.DataArray | None, dilate: int, how: _How
 ) -> Any:
     if mask is None and scl is None:
         scl = next((ds[n] for n in ds.data_vars if str(n).lower() == "scl"), None)
@@ -402,7 +406,7 @@ def _grow(hidden: np.ndarray, axis: int, radius: int) -> np.ndarray:
 
 
 def _resolve_mask(
-    da: xr.DataArray, mask: Mask | None, scl: xr.DataArray | None, dilate: int
+    da: xr.DataArray, mask: _Given | None, scl: xr.DataArray | None, dilate: int
 ) -> xr.DataArray:
     """Boolean mask with the dimensions of ``da``, size 1 along those that it does not have."""
     if find_dim(da, TIME) is None:
@@ -411,10 +415,7 @@ def _resolve_mask(
         raise UnsupportedArrayError(
             "pass either mask=, or scl= (the scene classification of the same dates and grid)"
         )
-    if scl is not None:
-        found = cloud_mask(scl, dilate)
-    else:
-        found = _labelled(da, mask(da) if callable(mask) else mask)
+    found = _labelled(da, mask) if scl is None else cloud_mask(scl, dilate)
     if found.dtype != bool:
         raise UnsupportedArrayError(f"the mask is {found.dtype}, it must be bool (True = hidden)")
     for dim in found.dims:
@@ -423,12 +424,15 @@ def _resolve_mask(
                 f"the mask has {dict(found.sizes)}, the cube {dict(da.sizes)}: bring it to the "
                 "cube's dates and grid (mask.reindex_like(cube, method='nearest'))"
             )
-        if (
-            dim in da.indexes
-            and dim in found.indexes
-            and not da.indexes[dim].equals(found.indexes[dim])
-        ):
-            raise UnsupportedArrayError(f"the mask has other coordinates along {dim!r}")
+        if dim in da.indexes and dim in found.indexes:
+            same = same_labels(da[dim].values, found[dim].values)
+            if not same.all():
+                first = int(np.argmin(same))
+                raise UnsupportedArrayError(
+                    f"the mask has other coordinates along {dim!r}, first at position {first}: "
+                    f"{found[dim].values[first]}, the cube {da[dim].values[first]}. Bring it to "
+                    "the cube's (mask.reindex_like(cube, method='nearest'))"
+                )
     missing = {dim: 1 for dim in da.dims if dim not in found.dims}
     return found.variable.set_dims({**found.sizes, **missing}).transpose(*da.dims)
 
@@ -456,6 +460,11 @@ def _moments(da: xr.DataArray, time: str) -> np.ndarray:
     """Days since the first date, or the numbers of the dates."""
     if time in da.coords and da[time].dtype.kind == "M":
         values = da[time].values
+        if np.isnat(values).any():
+            raise UnsupportedArrayError(
+                f"date {int(np.isnat(values).argmax())} is NaT, which has no place between others: "
+                f"leave it out, cube = cube.isel({time}=cube[{time!r}].notnull()), in cube and mask"
+            )
         days = (values - values.min()) / np.timedelta64(1, "D")
         if np.all(np.diff(days) > 0):
             return days

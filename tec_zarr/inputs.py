@@ -5,16 +5,27 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import xarray as xr
 
+from tec_zarr.compare import same_labels
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.sentinel2 import L2A_BANDS, NODATA, UnknownBandError, band_names
-from tec_zarr.store import BAND, TIME, X, Y, find_dim, reflectance_names
+from tec_zarr.naming import band_labels, is_band, name_bands
+from tec_zarr.sentinel2 import L2A_BANDS, NODATA, band_name
+from tec_zarr.store import (
+    BAND,
+    TIME,
+    X,
+    Y,
+    counted,
+    find_dim,
+    reflectance_names,
+    words_in_memory,
+)
 
 _NETCDF = (".nc", ".nc4", ".h5", ".hdf5")
 _TIFF = (".tif", ".tiff")
@@ -25,7 +36,9 @@ _DATE_IN_NAME = re.compile(
 )
 
 
-def open_cube(path: str | Path) -> xr.Dataset:
+def open_cube(
+    path: str | Path, *, bands: Sequence[str] | None = None, said: list[str] | None = None
+) -> xr.Dataset:
     """Open a cube lazily, whatever its container.
 
     Parameters
@@ -34,12 +47,16 @@ def open_cube(path: str | Path) -> xr.Dataset:
         A Zarr store, a NetCDF file, a GeoTIFF (one date), a folder of GeoTIFFs (one per date,
         or one per date and band with the band in its name), or an ``.npz`` with ``dn``
         (T, 12, H, W) and ``present`` (12,).
+    bands : sequence of str, optional
+        Names of the bands, in the order of the file. Default: what the file says.
+    said : list of str, optional
+        Gets a line about every band that was taken for something else than it is called.
 
     Returns
     -------
     Dataset
         Reflectance arrays with dimensions (time, band, y, x), time and band only where the
-        source has them, and whatever else the source holds.
+        source has them, and whatever else the source holds, such as bands that are none.
 
     Raises
     ------
@@ -48,7 +65,8 @@ def open_cube(path: str | Path) -> xr.Dataset:
     """
     path = Path(path)
     with readable(path):
-        return _open(path)
+        ds = words_in_memory(_open(path))
+        return name_bands(ds, bands, counted(ds), [] if said is None else said)
 
 
 @contextlib.contextmanager
@@ -58,7 +76,7 @@ def readable(path: Path) -> Iterator[None]:
         raise UnsupportedArrayError(f"{path} does not exist")
     try:
         yield
-    except TecError:
+    except (TecError, MemoryError):
         raise
     except Exception as error:
         raise UnsupportedArrayError(
@@ -67,40 +85,55 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> xr.Dataset:
-    if path.suffix == ".npz":
-        return _open_npz(path)
-    if path.suffix in _NETCDF:
-        return _canonical(xr.open_dataset(path, chunks={}, decode_coords="all"))
-    if path.suffix in _TIFF:
-        return _open_tiffs([path])
     if path.is_dir():
-        tiffs = sorted(p for p in path.iterdir() if p.suffix.lower() in _TIFF)
-        if tiffs:
-            return _open_tiffs(tiffs)
-        return _canonical(xr.open_zarr(path, chunks={}, decode_coords="all"))
+        return _open_folder(path)
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return _open_npz(path)
+    if suffix in _NETCDF:
+        return _canonical(_open_netcdf(path))
+    if suffix in _TIFF:
+        return _open_tiffs([path])
     raise UnsupportedArrayError(
         f"{path} is not a Zarr store, NetCDF, GeoTIFF, folder of GeoTIFFs or .npz cube"
     )
 
 
-def single_array(ds: xr.Dataset, names: set[str]) -> xr.DataArray:
-    """One (..., band, y, x) array of the reflectance variables ``names`` of ``ds``.
-
-    Raises
-    ------
-    UnsupportedArrayError
-        If there are none.
-    """
-    chosen = [n for n in ds.data_vars if n in names]
-    if not chosen:
+def _open_folder(path: Path) -> xr.Dataset:
+    tiffs = _tiffs_in(path)
+    if tiffs:
+        return _open_tiffs(tiffs)
+    if is_zarr(path):
+        return _canonical(xr.open_zarr(path, chunks={}, decode_coords="all"))
+    below = sorted(p for p in path.rglob("*") if p.suffix.lower() in _TIFF)
+    if below:
         raise UnsupportedArrayError(
-            f"no Sentinel-2 reflectance among the variables {[str(n) for n in ds.data_vars]}"
+            f"{path} holds no GeoTIFFs itself, but {len(below)} in folders, such as "
+            f"{below[0]}: pass the folder that holds the cube's, or put those of one grid into "
+            "one folder, with date and band in their names"
         )
-    if len(chosen) == 1:
-        return ds[chosen[0]]
-    stacked = ds[chosen].to_array("band")
-    order = [d for d in stacked.dims if d != "band"]
-    return stacked.transpose(*order[:-2], "band", *order[-2:]).rename("reflectance")
+    raise UnsupportedArrayError(f"{path} holds neither a Zarr store nor GeoTIFFs")
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a Zarr store, or looks like what is left of one."""
+    names = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
+    return path.suffix.lower() == ".zarr" or any((path / name).exists() for name in names)
+
+
+def _tiffs_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _TIFF)
+
+
+def _open_netcdf(path: Path) -> xr.Dataset:
+    try:
+        return xr.open_dataset(path, chunks={}, decode_coords="all")
+    except ValueError as error:
+        if "IO backends" not in str(error):
+            raise
+        raise UnsupportedArrayError(  # xarray has no reader of this kind of NetCDF
+            f"{path} is NetCDF: pip install 'tec_zarr[netcdf]'"
+        ) from error
 
 
 def _canonical(ds: xr.Dataset) -> xr.Dataset:
@@ -142,6 +175,7 @@ def _open_tiffs(paths: list[Path]) -> xr.Dataset:
     by_date: dict[str, list[xr.DataArray]] = {}
     nodata: dict[Path, float | None] = {}
     named: dict[bool, Path] = {}
+    grids: dict[Path, xr.DataArray] = {}
     for path in paths:
         image = cast(
             xr.DataArray, rioxarray.open_rasterio(path, chunks={}, mask_and_scale=False)
@@ -150,7 +184,8 @@ def _open_tiffs(paths: list[Path]) -> xr.Dataset:
         names = _tiff_bands(path, image)
         named.setdefault(names is not None, path)
         if names:
-            image = image.assign_coords(band=list(names))
+            image = image.assign_coords(band=names)
+        image = grids[path] = _on_grid(path, image, grids)
         date = _DATE_IN_NAME.search(path.stem)
         key = _moment(date) if date else _BAND_IN_NAME.sub("", path.stem)
         by_date.setdefault(key, []).append(image)
@@ -199,15 +234,44 @@ def _moment(date: re.Match[str]) -> str:
     return f"{year}-{month}-{day}T{hour}:{minute}:{second}.{fraction}"
 
 
-def _tiff_bands(path: Path, image: xr.DataArray) -> tuple[str, ...] | None:
-    described = image.attrs.get("long_name", ())
-    named = [described] if isinstance(described, str) else list(described)
-    if not named and image.sizes["band"] == 1:
-        named = _BAND_IN_NAME.findall(path.stem)[:1]
-    try:
-        return band_names(named) if len(named) == image.sizes["band"] else None
-    except UnknownBandError:
-        return None
+def _on_grid(
+    path: Path, image: xr.DataArray, others: Mapping[Path, xr.DataArray]
+) -> xr.DataArray:
+    """Image with the coordinates of the first file, which it has to share."""
+    for other, first in others.items():
+        if image.shape[-2:] != first.shape[-2:]:
+            sizes = [f"{h} x {w}" for h, w in (first.shape[-2:], image.shape[-2:])]
+            raise UnsupportedArrayError(
+                f"{other} has {sizes[0]} pixels, {path} has {sizes[1]}: a cube has one grid. Give "
+                "each resolution or place a folder of its own, or resample first "
+                "(gdalwarp -tr 10 10 -te WEST SOUTH EAST NORTH)"
+            )
+        for dim in ("y", "x"):
+            if not same_labels(first[dim].values, image[dim].values).all():
+                raise UnsupportedArrayError(
+                    f"{other} and {path} lie in different places ({dim} from "
+                    f"{first[dim].values[0]:.10g} and {image[dim].values[0]:.10g}): give each "
+                    "place a folder of its own, or cut both to one area (gdalwarp -te)"
+                )
+        return image.assign_coords(y=first.y, x=first.x)
+    return image
+
+
+def _tiff_bands(path: Path, image: xr.DataArray) -> list[str] | None:
+    """What a file calls its bands, if any of these is Sentinel-2's: by descriptions, by openEO's
+    tags DESCRIPTION, of one band by the name of the file.
+    """
+    import rasterio
+
+    with rasterio.open(path) as file:
+        tagged = [file.tags(i).get("DESCRIPTION") or f"unnamed_{i}" for i in file.indexes]
+    found = [band_labels(image.drop_vars("band")) or [], tagged]
+    if image.sizes["band"] == 1:
+        found.append(_BAND_IN_NAME.findall(path.stem)[:1])
+    for labels in found:
+        if any(is_band(name, labels) for name in labels):
+            return [band_name(n, labels) if is_band(n, labels) else n for n in labels]
+    return None
 
 
 def write_geotiffs(ds: xr.Dataset, folder: str | Path) -> list[Path]:

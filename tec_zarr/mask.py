@@ -9,12 +9,15 @@ instead of labelled samples is made in :mod:`tec_zarr.fill`.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from tec_zarr import config
 from tec_zarr.errors import FormatError, LimitError
+from tec_zarr.ledger import read_varint, write_varint
 
 MAX_VALUES = 32
 """Longest table of a mask."""
@@ -24,6 +27,10 @@ _BLOCK = 2**20
 
 _PLAIN, _DEFLATED = 0, 1
 _DATE_CLEAR, _DATE_UNIFORM, _DATE_SHARED, _DATE_PER_BAND, _DATE_AS_BEFORE = range(5)
+_DATES_AS_BEFORE = 5
+
+_SHORT_RUN = 8
+"""So many dates that equal one another are listed one by one."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ def pack_mask(mask: Mask) -> tuple[bytes, bytes]:
     modes = bytearray()
     planes: list[np.ndarray] = []
     before: np.ndarray | None = None
-    for date in mask.labels:
+    for date, run in _runs(mask.labels):
         first = date.flat[0]
         if (date == first).all():
             modes += bytes([_DATE_UNIFORM, first] if first else [_DATE_CLEAR])
@@ -128,10 +135,22 @@ def pack_mask(mask: Mask) -> tuple[bytes, bytes]:
         else:
             modes.append(_DATE_PER_BAND)
             planes.append(date)
+        if run > 1:
+            modes += bytes([_DATES_AS_BEFORE]) + write_varint(run - 1)
         before = date
     bits = _pack_planes(np.concatenate(planes), _depth(len(mask.values))) if planes else b""
     head = bytes([len(mask.values)]) + _little(mask.values).tobytes() + bytes(modes)
-    return head + _squeeze(bits), _squeeze(_shuffle(mask.listed)) if mask.listed.size else b""
+    return head + squeeze(bits), squeeze(shuffled(mask.listed)) if mask.listed.size else b""
+
+
+def _runs(labels: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """Dates of ``labels`` with how many of them follow one another; short runs date by date."""
+    changes = [i for i in range(1, len(labels)) if not np.array_equal(labels[i], labels[i - 1])]
+    for start, end in pairwise([0, *changes, len(labels)]):
+        if end - start > _SHORT_RUN:
+            yield labels[start], end - start
+        else:
+            yield from ((date, 1) for date in labels[start:end])
 
 
 def unpack_mask(
@@ -152,39 +171,56 @@ def unpack_mask(
         raise FormatError("TEC frame damaged: the mask section has no valid table")
     n = packed[0]
     at = 1 + n * dtype.itemsize
-    if len(packed) < at + t:
+    if len(packed) < at + 1:
         raise FormatError(f"TEC frame damaged: mask section of {len(packed)} bytes is cut short")
     values = np.frombuffer(packed[1:at], dtype.newbyteorder("<")).astype(dtype)
-    modes = []
-    for _ in range(t):
-        mode = packed[at : at + 1]
-        take = 2 if mode == bytes([_DATE_UNIFORM]) else 1
-        modes.append(packed[at : at + take])
-        at += take
-    if any(not m or m[0] > _DATE_AS_BEFORE for m in modes) or modes[0][0] == _DATE_AS_BEFORE:
-        raise FormatError("TEC frame damaged: the mask section's dates cannot be read")
-    counts = [{_DATE_SHARED: 1, _DATE_PER_BAND: c}.get(m[0], 0) for m in modes]
+    dates, at = _read_dates(packed, at, t)
+    counts = [{_DATE_SHARED: 1, _DATE_PER_BAND: c}.get(mode, 0) for mode, _, _ in dates]
     depth = _depth(n)
     size = sum(counts) * depth * -(-h * w // 8)
     _check_size("mask", size, shape)
-    planes = _unpack_planes(_unsqueeze(packed[at:], size), (sum(counts), h, w), depth)
+    planes = _unpack_planes(unsqueeze(packed[at:], size), (sum(counts), h, w), depth)
     labels = np.zeros(shape, np.uint8)
-    start = 0
-    for i, (mode, count) in enumerate(zip(modes, counts, strict=True)):
+    start = i = 0
+    for (mode, label, run), count in zip(dates, counts, strict=True):
         if count:
             labels[i] = planes[start : start + count]
             start += count
-        elif mode[0] == _DATE_UNIFORM:
-            labels[i] = mode[1] if len(mode) == 2 else 0
-        elif mode[0] == _DATE_AS_BEFORE:
-            labels[i] = labels[i - 1]
+        elif mode == _DATE_UNIFORM:
+            labels[i] = label
+        elif mode in (_DATE_AS_BEFORE, _DATES_AS_BEFORE):
+            labels[i : i + run] = labels[i - 1]
+        i += run
     del planes  # as large as the labels
     if labels.max(initial=0) > n + 1:
         raise FormatError(f"TEC frame damaged: the mask has a label beyond {n + 1}")
     m = int(np.count_nonzero(labels == n + 1))
     _check_size("exact values", m * dtype.itemsize, shape)
-    listed = _unshuffle(_unsqueeze(exact, m * dtype.itemsize), dtype) if m or exact else values[:0]
+    listed = unshuffled(unsqueeze(exact, m * dtype.itemsize), dtype) if m or exact else values[:0]
     return Mask(labels, values, listed)
+
+
+def _read_dates(packed: bytes, at: int, t: int) -> tuple[list[tuple[int, int, int]], int]:
+    """Mode, label and number of dates of each entry from ``at`` on, and where the planes begin."""
+    dates: list[tuple[int, int, int]] = []
+    left = t
+    while left:
+        if at >= len(packed):
+            raise FormatError(
+                f"TEC frame damaged: mask section of {len(packed)} bytes is cut short"
+            )
+        mode, at = packed[at], at + 1
+        label, run = 0, 1
+        if mode == _DATE_UNIFORM:
+            label, at = (packed[at] if at < len(packed) else 0), at + 1
+        elif mode == _DATES_AS_BEFORE:
+            run, at = read_varint(packed, at)
+        first = not dates and mode in (_DATE_AS_BEFORE, _DATES_AS_BEFORE)
+        if mode > _DATES_AS_BEFORE or first or not 0 < run <= left:
+            raise FormatError("TEC frame damaged: the mask section's dates cannot be read")
+        dates.append((mode, label, run))
+        left -= run
+    return dates, at
 
 
 def _check_size(what: str, size: int, shape: tuple[int, ...]) -> None:
@@ -224,20 +260,20 @@ def _little(values: np.ndarray) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("<"))
 
 
-def _shuffle(values: np.ndarray) -> bytes:
+def shuffled(values: np.ndarray) -> bytes:
     """All lowest bytes, then all next bytes, ..., of the values: compresses better."""
     raw = np.frombuffer(_little(values).tobytes(), np.uint8)
     return raw.reshape(-1, values.dtype.itemsize).T.tobytes()
 
 
-def _unshuffle(raw: bytes, dtype: np.dtype) -> np.ndarray:
+def unshuffled(raw: bytes, dtype: np.dtype) -> np.ndarray:
     columns = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1)
     values = np.empty(columns.shape[1], dtype.newbyteorder("<"))
     values.view(np.uint8).reshape(-1, dtype.itemsize)[:] = columns.T
     return values.astype(dtype, copy=False)
 
 
-def _squeeze(raw: bytes) -> bytes:
+def squeeze(raw: bytes) -> bytes:
     """Deflate where that is shorter; nothing stays nothing."""
     deflated = zlib.compress(raw, 9)
     if not raw:
@@ -247,8 +283,8 @@ def _squeeze(raw: bytes) -> bytes:
     return bytes([_PLAIN]) + raw
 
 
-def _unsqueeze(packed: bytes, size: int) -> bytes:
-    """Inverse of :func:`_squeeze`; never makes more than ``size`` bytes."""
+def unsqueeze(packed: bytes, size: int) -> bytes:
+    """Inverse of :func:`squeeze`; never makes more than ``size`` bytes."""
     method, body = packed[:1], packed[1:]
     if not size and not packed:
         return b""

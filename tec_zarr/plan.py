@@ -32,6 +32,7 @@ from tec_zarr.chunk import ChunkSpec
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.limits import index_bands
 from tec_zarr.manifest import FOLDER, RecompressError, list_keys, read
+from tec_zarr.naming import variable_bands
 from tec_zarr.report import tec_spec
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 from tec_zarr.store import (
@@ -46,6 +47,7 @@ from tec_zarr.store import (
     find_dim,
     known_bands,
     likely,
+    may_have_bands,
     names_bands,
     packed_spec,
 )
@@ -398,10 +400,14 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
         chosen = set()
         found = {path: _describe(path, array, sources, settings)
                  for path, array in sources.items() if array.ndim > 1}  # fmt: skip
-        named = {path: names_bands(da.name or "array", da) for path, da in found.items()}
         for group in {path.rpartition("/")[0] for path in found}:
-            beside = {p: known for p, known in named.items() if p.rpartition("/")[0] == group}
-            chosen |= likely(beside)
+            beside = {p: da for p, da in found.items() if p.rpartition("/")[0] == group}
+            alone = variable_bands({da.name: da for da in beside.values()})
+            chosen |= likely({p: names_bands(da.name or "array", da, str(da.name) in alone)
+                              for p, da in beside.items()})  # fmt: skip
+        if not chosen and settings.bands is not None:
+            chosen = {p for p, da in found.items() if may_have_bands(da.name, da)
+                      and da.sizes[find_dim(da, BAND)] == len(settings.bands)}  # fmt: skip
     else:
         meant = {v: {p for p in sources if v in (p, p.rpartition("/")[2])}
                  for v in settings.variables}  # fmt: skip
@@ -411,8 +417,9 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
         chosen = set().union(*meant.values())
     if not chosen:
         raise UnsupportedArrayError(
-            f"none of {sorted(sources)} looks like Sentinel-2 reflectance: name the arrays with "
-            "variables=[...], an array without a name as ''"
+            f"none of {sorted(sources)} looks like Sentinel-2 reflectance: name the arrays "
+            f"(variables={sorted(sources)[:1]}, --variables), an array without a name as '', or "
+            "the bands of arrays that only number them (bands=['B02', ...], --bands)"
         )
     coded = sorted(p for p in chosen if tec_spec(sources[p]) is not None)
     if coded:

@@ -112,6 +112,8 @@ def kept_bounds(array: zarr.Array) -> tuple[KeptBound, ...]:
     worst: dict[tuple[int, ...], tuple[float, float]] = {}
     names: Sequence[str] | None = spec.bands
     for header in frame_headers(array):
+        if header.bounds is None and header.latents_crc == 0:
+            continue  # nothing in this chunk is coded
         if header.errors is None:
             return ()
         names = names or header.bands

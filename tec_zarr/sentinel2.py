@@ -27,6 +27,7 @@ __all__ = [
     "SCL_CLASSES",
     "Band",
     "UnknownBandError",
+    "UnknownBaselineError",
     "band_name",
     "band_names",
     "carries_offset",
@@ -35,6 +36,10 @@ __all__ = [
 
 class UnknownBandError(TecError):
     """A name that is not a Sentinel-2 MSI band."""
+
+
+class UnknownBaselineError(TecError):
+    """What should be a processing baseline is none."""
 
 
 @dataclass(frozen=True)
@@ -135,33 +140,51 @@ CLOUD_LIKE: frozenset[int] = frozenset({0, 1, 3, 8, 9, 10})
 """SCL classes in which the ground is not seen: nodata, defective, shadow, cloud, cirrus."""
 
 # What catalogues call the bands besides the canonical and the STAC common name
-# (Earth Search, Planetary Computer, EOPF, older STAC versions).
+# (Earth Search, Planetary Computer, EOPF, older STAC versions, Digital Earth).
 _OTHER_NAMES = {
     "aerosol": "B01",
+    "aerosols": "B01",
+    "coastalaerosol": "B01",
     "rededge1": "B05",
     "rededge2": "B06",
     "rededge3": "B07",
     "rededge": "B05",
+    "nir1": "B08",
+    "nirbroad": "B08",
+    "nir2": "B8A",
+    "nirnarrow": "B8A",
     "narrownir": "B8A",
     "nira": "B8A",
     "watervapour": "B09",
     "watervapor": "B09",
     "swir1": "B11",
     "swir2": "B12",
+    "swir3": "B12",
 }
 _ALIASES = {band.common_name: band.name for band in BANDS.values()} | _OTHER_NAMES
 _NUMBERED = re.compile(r"b(?:and)?0?(8a|1[0-2]|[1-9])")
 _RESOLUTION = re.compile(r"(?:10|20|60)m$")
+#: What processing did, before common names only: Landsat's ``SR_B5`` is no B05.
+_PROCESSING = re.compile(r"^(?:nbart?|lambertian|boa|toa|sr)(?=[a-z])")
+_MISSION = re.compile(r"^(?:s2|sentinel2)[a-d]?(?=[a-z])")
+#: A number with words after it, such as GDAL's "B4, central wavelength 665 nm".
+_DESCRIBED = re.compile(
+    r"\s*(b(?:and)?[\s_]?\d{1,2}a?)\s*(?:,\s|\s-\s|\()\s*([^()]*)\)?\s*", re.I
+)
+_WAVELENGTH = re.compile(r"(?:central wavelength )?\d+(?:\.\d+)? ?(?:nm|m)", re.I)
 
 
-def band_name(name: str) -> str:
+def band_name(name: str, beside: Iterable[str] = ()) -> str:
     """Return the canonical name of a band.
 
     Parameters
     ----------
     name : str
         Any common spelling, in any case: ``"B2"``, ``"b02"``, ``"B02_10m"``, ``"blue"``,
-        ``"red_edge_1"``, ``"nir08"``.
+        ``"red_edge_1"``, ``"nir08"``, ``"nbart_red"``, ``"B4, central wavelength 665 nm"``.
+    beside : iterable of str, optional
+        Names of the other bands. ``swir_2`` is B12, but B11 beside ``swir_3`` or beside
+        Sentinel-2's own bands of Digital Earth Australia (``nbart_nir_1``).
 
     Returns
     -------
@@ -178,16 +201,36 @@ def band_name(name: str) -> str:
     >>> band_name("B8a_20m"), band_name("swir16")
     ('B8A', 'B11')
     """
-    key = re.sub(r"[\s_\-]", "", str(name).lower())
+    found = _known(str(name), beside)
+    if found is None:
+        raise UnknownBandError(
+            f"{name!r} is not a Sentinel-2 band. Use one of {', '.join(BANDS)} "
+            f"or a common name ({', '.join(band.common_name for band in BANDS.values())})."
+        )
+    return found
+
+
+def _known(name: str, beside: Iterable[str]) -> str | None:
+    if described := _DESCRIBED.fullmatch(name):
+        band, words = _known(described[1], beside), described[2]
+        return band if _WAVELENGTH.fullmatch(words) or _known(words, beside) == band else None
+    key = _MISSION.sub("", re.sub(r"[\s_\-]", "", name.lower()))
     for candidate in (key, _RESOLUTION.sub("", key)):
         if numbered := _NUMBERED.fullmatch(candidate):
             return f"B{numbered[1].upper():0>2}"
-        if candidate in _ALIASES:
-            return _ALIASES[candidate]
-    raise UnknownBandError(
-        f"{name!r} is not a Sentinel-2 band. Use one of {', '.join(BANDS)} "
-        f"or a common name ({', '.join(band.common_name for band in BANDS.values())})."
-    )
+        common = _PROCESSING.sub("", candidate)
+        if common == "swir2" and _without_swir_1(beside):
+            return "B11"
+        if common in _ALIASES:
+            return _ALIASES[common]
+    return None
+
+
+def _without_swir_1(names: Iterable[str]) -> bool:
+    """Whether ``swir_1`` means a band at 1.2 micrometres, which Sentinel-2 does not have."""
+    keys = {re.sub(r"[\s_\-]", "", str(name).lower()) for name in names}
+    own = {f"{p}{b}" for p in ("nbar", "nbart") for b in ("nir1", "nir2", "rededge1")}
+    return bool(keys & own) or any(_PROCESSING.sub("", key) == "swir3" for key in keys)
 
 
 def band_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -208,7 +251,7 @@ def band_names(names: Iterable[str]) -> tuple[str, ...]:
         If one of them is unknown, or two of them are the same band.
     """
     given = tuple(names)
-    canonical = tuple(band_name(name) for name in given)
+    canonical = tuple(band_name(name, given) for name in given)
     if len(set(canonical)) != len(canonical):
         raise UnknownBandError(
             f"Bands {given} name the same band twice (read as {canonical}). Pass each band once."
@@ -216,13 +259,14 @@ def band_names(names: Iterable[str]) -> tuple[str, ...]:
     return canonical
 
 
-def carries_offset(processing_baseline: str) -> bool:
+def carries_offset(processing_baseline: str | float) -> bool:
     """Say whether products of a processing baseline carry the +1000 DN offset.
 
     Parameters
     ----------
-    processing_baseline : str
-        As in ``s2:processing_baseline`` or a product name: ``"05.09"``, ``"N0509"``.
+    processing_baseline : str or float
+        As in ``s2:processing_baseline`` or a product name: ``"05.09"``, ``"N0509"``, or the
+        number that tables make of it: 5.09.
 
     Returns
     -------
@@ -232,13 +276,14 @@ def carries_offset(processing_baseline: str) -> bool:
 
     Raises
     ------
-    ValueError
-        If the text is not a baseline.
+    UnknownBaselineError
+        If it is not a baseline.
     """
-    match = re.fullmatch(r"N?(\d{2})\.?(\d{2})", str(processing_baseline).strip())
+    text = str(processing_baseline).strip()
+    match = re.fullmatch(r"N?(\d{2})(\d{2})|N?(\d{1,2})\.\d{1,2}", text)
     if not match:
-        raise ValueError(
-            f"{processing_baseline!r} is not a processing baseline; expected e.g. '05.09' or "
-            "'N0509'."
+        raise UnknownBaselineError(
+            f"{processing_baseline!r} is not a processing baseline, expected one such as '05.09', "
+            "'N0509' or 5.09: correct s2:processing_baseline, or pass offset=0 or offset=1000"
         )
-    return int(match[1]) >= 4
+    return int(match[1] or match[3]) >= 4

@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 import numpy as np
 import xarray as xr
 
-from tec_zarr.canonical import prepare, rechunk_images, sort_layers
+from tec_zarr.canonical import in_time_order, prepare, rechunk_images, sort_layers
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.offset import SAME_PASS, item_record
 from tec_zarr.sentinel2 import NODATA, band_names
@@ -35,6 +35,13 @@ _TIME_UNITS = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
 
 _NOT_SAID = {"f": np.nan, "O": "", "T": "", "U": ""}
 """What stands, by kind of dtype, in a coordinate that the items of later dates do not have."""
+
+_EO = "https://stac-extensions.github.io/eo/v1.1.0/schema.json"
+
+_EPSG = ("proj:epsg", "proj:code")
+
+_ALL_BANDS = "all-bands"
+"""Name of the asset of an item whose bands are one file."""
 
 _PROJECTION = "https://stac-extensions.github.io/projection/v1.1.0/schema.json"
 
@@ -109,8 +116,8 @@ def search(
     Parameters
     ----------
     catalog : str or Path
-        URL of a STAC API (Earth Search, Planetary Computer), or path of a ``catalog.json``, in
-        which ``collection`` is not asked for.
+        URL of a STAC API (Earth Search, Planetary Computer), or path of a ``catalog.json`` or a
+        ``collection.json``, in which ``collection`` is not asked for.
     bbox : sequence of float
         West, south, east, north in degrees.
     datetime : str
@@ -194,6 +201,9 @@ def load(
     if loader == "stackstac":
         import stackstac
 
+        if any(_ALL_BANDS in item.assets for item in items):
+            raise TecError("stackstac reads one band of a file: pass loader='odc-stac'")
+
         cube = stackstac.stack(
             [_plain_with_epsg(item) for item in items], assets=names, bounds_latlon=area,
             epsg=epsg, resolution=resolution, dtype="uint16", rescale=False,
@@ -212,7 +222,7 @@ def write(
     Parameters
     ----------
     cube : Dataset
-        From `prepare`, in any Dask chunks.
+        From `prepare`, in any Dask chunks; dates are stored in their order.
     out : str or Path
         A Zarr v3 store that does not exist yet.
     quality, model
@@ -227,7 +237,7 @@ def write(
     out = Path(out)
     if out.exists():
         raise UnsupportedArrayError(f"{out} exists: choose another name, or append to it")
-    cube = rechunk_images(cube)
+    cube = rechunk_images(in_time_order(cube))
     settings = encoding(cube, quality=quality, model=model, chunks={"time": CHUNK["time"]})
     for name, da in cube.data_vars.items():
         if "chunks" not in settings[str(name)]:
@@ -288,7 +298,7 @@ def append(cube: xr.Dataset, out: str | Path) -> int:
             f"{out} ends on {np.datetime_as_string(times.max(), 's')}, the cube has new dates from "
             f"{np.datetime_as_string(new.time.values.min(), 's')} on: only later ones can follow"
         )
-    new = _on_grid_of(old, new, out)
+    new = _on_grid_of(old, in_time_order(new), out)
     per_date = [n for n, v in old.variables.items() if "time" in v.dims]
     new = new[[n for n in per_date if n in new.data_vars]]
     kept = [c for c in new.coords if c in old.variables and old[c].dims == new[c].dims]
@@ -360,7 +370,9 @@ def _search_files(
     west, south, east, north = bbox
     low, high = period
     try:
-        catalog = pystac.Catalog.from_file(str(path))
+        catalog = pystac.read_file(str(path))
+        if not isinstance(catalog, pystac.Catalog):  # which a Collection is
+            raise pystac.STACError(f"it is a STAC {type(catalog).__name__}")
     except Exception as error:  # no such file, no JSON, JSON of something else
         raise TecError(
             f"{path} is neither a STAC API's address nor a catalogue on disk "
@@ -372,12 +384,43 @@ def _search_files(
         moment = item_record(item)["time"].astype("M8[s]")
         if w < east and e > west and s < north and n > south and low <= moment < high:
             item.make_asset_hrefs_absolute()
-            found.append(item)
+            found.append(_with_same_assets(item))
     return found
 
 
+def _with_same_assets(item: pystac.Item) -> pystac.Item:
+    """One name for the file of all bands, which openEO calls differently in every item.
+
+    What the item does not say (projection, dtype, nodata) is read from the file.
+    """
+    several = [name for name, asset in item.assets.items() if len(_eo_bands(asset)) > 1]
+    if len(several) != 1 or not sort_layers(_eo_bands(item.assets[several[0]]))[0]:
+        return item
+    asset = item.assets[_ALL_BANDS] = item.assets.pop(several[0])
+    bands: list[dict[str, Any]] = [{"name": name} for name in _eo_bands(asset)]
+    if Path(asset.href).is_file():
+        import rasterio
+
+        with rasterio.open(asset.href) as file:
+            for band, dtype, nodata in zip(bands, file.dtypes, file.nodatavals, strict=True):
+                band |= {"data_type": dtype} | ({} if nodata is None else {"nodata": nodata})
+            code = file.crs.to_epsg() if file.crs else None
+        if code is not None and not any(item.properties.get(k) for k in _EPSG):
+            item.properties["proj:epsg"] = code
+    asset.extra_fields["bands"] = bands
+    if not any("/eo/" in url for url in item.stac_extensions):  # odc-stac looks no further
+        item.stac_extensions.append(_EO)
+    return item
+
+
+def _eo_bands(asset: pystac.Asset) -> list[str]:
+    """Names of the bands in an asset's file, in its order."""
+    listed = asset.extra_fields.get("eo:bands") or asset.extra_fields.get("bands") or ()
+    return [str(band.get("name")) for band in listed]
+
+
 def _asset_names(items: Sequence[pystac.Item], bands: Sequence[str] | None) -> list[str]:
-    shared = set.intersection(*(set(item.assets) for item in items))
+    shared = set.intersection(*(_layers(item) for item in items))
     known, scl = sort_layers(shared)
     wanted = list(known) if bands is None else list(band_names(bands))
     missing = [b for b in wanted if b not in known]
@@ -386,6 +429,12 @@ def _asset_names(items: Sequence[pystac.Item], bands: Sequence[str] | None) -> l
             f"the items share the assets {sorted(shared)}; no bands {missing or ''} among them"
         )
     return [known[b] for b in wanted] + ([scl] if scl else [])
+
+
+def _layers(item: pystac.Item) -> set[str]:
+    """What can be loaded of an item: assets, or the bands of the one file of all bands."""
+    names = set(item.assets)
+    return names | set(_eo_bands(item.assets[_ALL_BANDS])) if _ALL_BANDS in names else names
 
 
 def _covered(items: Sequence[pystac.Item], bbox: Sequence[float] | None) -> list[float] | None:
@@ -408,7 +457,7 @@ def _epsg(crs: str | int) -> int:
 
 
 def _item_epsg(item: pystac.Item) -> int:
-    stated = item.properties.get("proj:epsg") or item.properties.get("proj:code")
+    stated = next((item.properties[k] for k in _EPSG if item.properties.get(k)), None)
     if stated is None:
         raise TecError(f"item {item.id} says no projection: pass crs='EPSG:...'")
     return _epsg(stated)

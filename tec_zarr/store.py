@@ -11,6 +11,7 @@ import math
 import operator
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -19,16 +20,23 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.chunk import DTYPES, ChunkSpec, check_gop
-from tec_zarr.errors import SecondGenerationWarning, UnsupportedArrayError
+from tec_zarr.errors import SecondGenerationWarning, SeparateBandsWarning, UnsupportedArrayError
 from tec_zarr.limits import NamedBounds
-from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, UnknownBandError, band_names
+from tec_zarr.naming import BAND as BAND
+from tec_zarr.naming import TIME as TIME
+from tec_zarr.naming import X as X
+from tec_zarr.naming import Y as Y
+from tec_zarr.naming import (
+    band_labels,
+    mixed_bands,
+    selected_band,
+    variable_bands,
+)
+from tec_zarr.naming import find_dim as find_dim
+from tec_zarr.naming import known_bands as known_bands
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset, xr.DataTree)
-
-TIME = ("time", "t")
-BAND = ("band", "bands", "variable", "channel")
-Y = ("y", "lat", "latitude", "northing")
-X = ("x", "lon", "longitude", "easting")
 
 CHUNK = {"time": 4, "space": 256}
 """Default chunk: as many dates and pixels as are read together, and all bands."""
@@ -53,6 +61,9 @@ _OTHER_WORDS = re.compile(
 _AT_ONCE = 2**22
 #: Dask's layers of data that a store was opened to and that were cut or rechunked since.
 _AS_READ = re.compile(r"(original-)?open_\w+-.*|getitem-.*|rechunk-.*|transpose-.*")
+
+STACKED_AS_READ = "stacked-as-read-"
+"""What the name of Dask's layer of stacked arrays starts with, if all are as they were read."""
 
 
 def encoding(
@@ -85,8 +96,9 @@ def encoding(
     zarr_format : {3, 2}
         What ``to_zarr`` is called with.
     bands : iterable of str, optional
-        Sentinel-2 names along the band dimension; None takes the band coordinate, or the
-        variable's name when it has no such dimension.
+        Sentinel-2 names along the band dimension; None takes the band coordinate, descriptions
+        (``long_name``) where that only counts, or the variable's name when it has no such
+        dimension.
     nodata : number or sequence of numbers, optional
         Values besides NaN that mean "nothing measured"; None for no such value.
     scale : float, optional
@@ -129,6 +141,8 @@ def encoding(
     -----
     SecondGenerationWarning
         When the data were read from a TEC store: encoding them again loses more.
+    SeparateBandsWarning
+        When bands of one grid are variables of their own, which costs twice the bytes.
 
     Notes
     -----
@@ -141,16 +155,24 @@ def encoding(
     """
     if zarr_format not in (2, 3):
         raise UnsupportedArrayError(f"zarr_format is {zarr_format}, it must be 2 or 3")
+    if bands is not None and not isinstance(bands, str):
+        bands = tuple(bands)
     if isinstance(obj, xr.DataArray):
         obj = obj.to_dataset(name=_UNNAMED if obj.name is None else str(obj.name))
-        if variables is None and not _is_something_else(*next(iter(obj.data_vars.items()))):
-            variables = map(str, obj.data_vars)
-    reflectance = chosen_variables(obj, variables)
+        name, da = next(iter(obj.data_vars.items()))
+        strange = mixed_bands(da) if bands is None else []
+        if strange and variables is None:
+            raise UnsupportedArrayError(_split_off(str(name), strange))
+        if variables is None and not _is_something_else(name, da):
+            variables = [str(name)]
+    reflectance = chosen_variables(obj, variables, bands)
+    alone = variable_bands(obj.data_vars)
+    _warn_separate_bands({n: obj[n] for n in reflectance if n in alone})
     arrays = {str(n): obj[n] for n in obj.data_vars} | _coords(obj)
     out: dict[str, dict[str, Any]] = {}
     for name, da in arrays.items():
         if name in reflectance:
-            names = _bands_of(name, da, bands)
+            names = _bands_of(name, da, bands, alone)
             spec = ChunkSpec(
                 model=model, quality=quality, bands=names, nodata=nodata, scale=scale,
                 max_error=max_error, psnr=psnr, max_bytes=max_bytes, gop=gop,
@@ -166,14 +188,23 @@ def encoding(
     return out
 
 
-def chosen_variables(ds: xr.Dataset, variables: Iterable[str] | None) -> set[str]:
+def chosen_variables(
+    ds: xr.Dataset, variables: Iterable[str] | None, bands: Iterable[str] | None = None
+) -> set[str]:
     """Variables of ``ds`` that are to be coded as reflectance.
+
+    ``bands``, if given, names those of the variables that have as many bands and no names.
 
     Raises
     ------
     UnsupportedArrayError
         ``variables`` that are not there, or none given and none found.
     """
+    if isinstance(ds, xr.DataTree):
+        raise UnsupportedArrayError(
+            "this is a DataTree: pass one of its groups, tree['/group'].to_dataset(), or the one "
+            "cube that tec_zarr.prepare(tree) makes of an EOPF product"
+        )
     if isinstance(variables, str):
         variables = [variables]
     try:
@@ -183,15 +214,69 @@ def chosen_variables(ds: xr.Dataset, variables: Iterable[str] | None) -> set[str
             f"variables is {variables!r}, it must be a list of names"
         ) from None
     known = [str(n) for n in ds.data_vars]
+    if not names and bands is not None:
+        count = 1 if isinstance(bands, str) else len(tuple(bands))
+        names = {n for n in counted(ds) if ds[n].sizes[find_dim(ds[n], BAND)] == count}
     if not names:
-        raise UnsupportedArrayError(
-            f"none of {known} looks like Sentinel-2 reflectance ({', '.join(DTYPES)} with "
-            "dimensions y and x, and bands by name): name the variables with variables=[...]"
-        )
+        raise UnsupportedArrayError(_why_none(ds))
     missing = sorted(names - set(known))
     if missing:
         raise UnsupportedArrayError(f"no variables {missing} among {known}")
     return names
+
+
+def may_have_bands(name: Any, da: xr.DataArray) -> bool:
+    """Whether ``da`` may be reflectance of bands that only have to be named."""
+    return _could_be_reflectance(name, da) and find_dim(da, BAND) is not None
+
+
+def counted(ds: xr.Dataset) -> list[str]:
+    """Variables of ``ds`` that may be reflectance: images with a band dimension."""
+    return [str(n) for n, da in ds.data_vars.items() if may_have_bands(n, da)]
+
+
+def _why_none(ds: xr.Dataset) -> str:
+    """Why no variable is taken for reflectance, and what makes one of it."""
+    arrays = {str(n): da for n, da in ds.data_vars.items()}
+    images = {n: da for n, da in arrays.items() if find_dim(da, Y) and find_dim(da, X)}
+    alone = variable_bands(ds.data_vars)
+    for name, da in images.items():
+        named = name in alone or known_bands(band_labels(da) or ["?"]) is not None
+        if named and da.dtype.name not in DTYPES and not _is_something_else(name, da):
+            return (
+                f"{name!r} is {da.dtype}, TEC takes {', '.join(DTYPES)}: make it uint16 or int16 "
+                "if all its values fit (.astype, gdal_translate -ot), else float64 with scale=1"
+            )
+    for name in counted(ds):
+        da = ds[name]
+        if strange := mixed_bands(da):
+            return _split_off(name, strange)
+        if band_labels(da) is None:
+            count = da.sizes[find_dim(da, BAND)]
+            return (
+                f"the {count} bands of {name!r} have no names: pass them in their order, such as "
+                f"bands=['B02', 'B03', ...] (--bands B02 B03 ...)"
+            )
+    likely_meant = [n for n, da in images.items() if da.dtype.name in DTYPES]
+    if not likely_meant:
+        return (
+            f"none of {list(arrays)} can be Sentinel-2 reflectance: that is {', '.join(DTYPES)} "
+            "with dimensions y and x"
+        )
+    first = next((n for n in likely_meant if not _is_something_else(n, images[n])), likely_meant[0])
+    return (
+        f"none of {likely_meant} looks like Sentinel-2 reflectance by its name or those of its "
+        f"bands: name what is, such as variables=[{first!r}] (--variables {first})"
+    )
+
+
+def _split_off(name: str, strange: list[str]) -> str:
+    """What to do about a band that is none."""
+    return (
+        f"{', '.join(map(repr, strange))} among the bands of {name!r} is no Sentinel-2 band, and "
+        "would not be kept exactly: tec_zarr.stack_bands(ds) splits it off (as tec-zarr encode "
+        "does); bands=[...] gives Sentinel-2 names to all"
+    )
 
 
 def decode(obj: XrObject) -> XrObject:
@@ -219,6 +304,8 @@ def decode(obj: XrObject) -> XrObject:
     for member in members:
         for key in _STORAGE_KEYS:
             member.encoding.pop(key, None)
+        if member.encoding.pop("char_dim_name", None):  # netCDF's rows of characters
+            member.encoding.pop("dtype", None)
     return out
 
 
@@ -231,20 +318,26 @@ def rechunk(ds: xr.Dataset) -> xr.Dataset:
             lengths |= {y: SHARD_SIDE, x: SHARD_SIDE}
             lengths |= {time: CHUNK["time"]} if time else {}
             lengths |= {band: -1} if band else {}
-    return ds.chunk(lengths)
+    return words_in_memory(ds.chunk(lengths))
 
 
-def find_dim(da: xr.DataArray, names: tuple[str, ...]) -> str | None:
-    """First of the usual ``names`` that is a dimension of ``da``."""
-    return next((str(d) for d in da.dims if str(d).lower() in names), None)
+def words_in_memory(ds: xr.Dataset) -> xr.Dataset:
+    """``ds`` whose words are not lazy: Zarr has to see what kind of words they are."""
+    return ds.assign({n: ds[n].compute() for n, v in ds.variables.items()
+                      if v.chunks is not None and v.dtype == object})  # fmt: skip
 
 
 def holds_tec(da: xr.DataArray) -> bool:
     """Whether the encoding of ``da`` says that it was read from TEC chunks."""
+    return stored_spec(da) is not None
+
+
+def stored_spec(da: xr.DataArray) -> ChunkSpec | None:
+    """TEC's settings for the chunks that ``da`` was read from, if these are TEC's."""
     stored = [da.encoding.get("serializer"), da.encoding.get("compressor")]
     for key in ("compressors", "filters"):
         stored += da.encoding.get(key) or ()
-    return any(isinstance(codec, ChunkSpec) for codec in stored)
+    return next((codec for codec in stored if isinstance(codec, ChunkSpec)), None)
 
 
 def _coords(obj: xr.DataArray | xr.Dataset) -> dict[str, xr.DataArray]:
@@ -253,7 +346,8 @@ def _coords(obj: xr.DataArray | xr.Dataset) -> dict[str, xr.DataArray]:
 
 def reflectance_names(ds: xr.Dataset) -> set[str]:
     """Variables of ``ds`` that look like Sentinel-2 reflectance."""
-    return likely({str(name): names_bands(name, da) for name, da in ds.data_vars.items()})
+    alone = variable_bands(ds.data_vars)
+    return likely({str(n): names_bands(n, da, str(n) in alone) for n, da in ds.data_vars.items()})
 
 
 def likely(named: Mapping[str, bool | None]) -> set[str]:
@@ -262,19 +356,29 @@ def likely(named: Mapping[str, bool | None]) -> set[str]:
     return found or {name for name, known in named.items() if known is False}
 
 
-def names_bands(name: Any, da: xr.DataArray) -> bool | None:
+def names_bands(name: Any, da: xr.DataArray, alone: bool) -> bool | None:
     """Whether ``da`` says which Sentinel-2 bands it holds; None if it is no reflectance.
 
-    Without names, False, it is reflectance if nothing beside it has names.
+    Without names, False, it is reflectance if nothing beside it has names. ``alone``: whether it
+    is called like one band.
     """
-    if da.dtype.name not in DTYPES or not (find_dim(da, Y) and find_dim(da, X)):
+    if not _could_be_reflectance(name, da):
         return None
-    if _is_something_else(name, da):
-        return None
+    if holds_tec(da):
+        return True
     dim = find_dim(da, BAND)
-    if dim is not None and dim not in da.coords:
-        return False
-    return bool(known_bands([name] if dim is None else da[dim].values.tolist())) or None
+    if dim is None:  # what was selected is a coordinate of everything beside it, too
+        return True if alone else None if selected_band(da) is None else False
+    labels = band_labels(da)
+    if labels is None:
+        return False if dim not in da.coords else None
+    return known_bands(labels) is not None or None
+
+
+def _could_be_reflectance(name: Any, da: xr.DataArray) -> bool:
+    """By dtype and dimensions, and not marked or named as something else."""
+    image = find_dim(da, Y) is not None and find_dim(da, X) is not None
+    return da.dtype.name in DTYPES and image and not _is_something_else(name, da)
 
 
 def _is_something_else(name: Any, da: xr.DataArray) -> bool:
@@ -289,24 +393,17 @@ def _is_something_else(name: Any, da: xr.DataArray) -> bool:
     )
 
 
-def known_bands(names: Iterable[Any]) -> tuple[str, ...] | None:
-    """Canonical names of bands, None if they are not all those of Sentinel-2 bands."""
-    try:
-        return band_names([str(n) for n in names])
-    except UnknownBandError:
-        return None
-
-
 def _bands_of(
-    name: str, da: xr.DataArray, bands: Iterable[str] | None
+    name: str, da: xr.DataArray, bands: Iterable[str] | None, alone: Mapping[str, str]
 ) -> tuple[str, ...] | None:
+    """Names that the codec gets; ``alone``: the bands that are variables of their own."""
     if bands is not None:
         return (bands,) if isinstance(bands, str) else tuple(bands)
-    dim = find_dim(da, BAND)
-    if dim is None:  # one band, by the variable's name or by what was selected
-        label = next((c.item() for n, c in da.coords.items() if str(n).lower() in BAND), name)
-        return known_bands([name]) or known_bands([label])
-    return known_bands(da[dim].values.tolist()) if dim in da.coords else None
+    if find_dim(da, BAND) is None:  # by the variable's name or by what was selected
+        label = alone.get(name) or selected_band(da)
+        return None if label is None else (label,)
+    labels = band_labels(da)
+    return None if labels is None else known_bands(labels)
 
 
 def _warn_second_generation(name: str, da: xr.DataArray) -> None:
@@ -316,6 +413,20 @@ def _warn_second_generation(name: str, da: xr.DataArray) -> None:
             "Start from the source data, or leave TEC with "
             "tec_zarr.decode(ds).to_zarr(...) without this encoding.",
             SecondGenerationWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_separate_bands(arrays: Mapping[str, xr.DataArray]) -> None:
+    """Bands that could be one array cost about twice as much one by one."""
+    shapes = Counter((da.dims, da.shape, da.dtype) for da in arrays.values())
+    most = max(shapes.values(), default=0)
+    if most > 1:
+        warnings.warn(
+            f"{most} bands are variables of their own: TEC codes bands together, and needs about "
+            "half the bytes for ds = tec_zarr.stack_bands(ds); tec_zarr.unstack_bands(ds) makes "
+            "variables of them again",
+            SeparateBandsWarning,
             stacklevel=3,
         )
 
@@ -424,12 +535,20 @@ def _fits(da: xr.DataArray, packing: Mapping[str, Any], on_grid: bool) -> bool:
     as they were read.
     """
     if da.chunks is not None:
-        layers = list(getattr(da.data.dask, "layers", ()))
-        read = sum(layer.startswith("open_") for layer in layers)
-        return read == 1 and all(map(_AS_READ.fullmatch, layers))
+        return is_as_read(da)
     flat = da.values.reshape(-1)
     parts = (flat[i : i + _AT_ONCE] for i in range(0, flat.size, _AT_ONCE))
     return all(_part_fits(part, packing, on_grid) for part in parts)
+
+
+def is_as_read(da: xr.DataArray) -> bool:
+    """Whether lazy data are those of one store or file, as they were read."""
+    layers = list(getattr(da.data.dask, "layers", ()))
+    stacked = [layer for layer in layers if layer.startswith(STACKED_AS_READ)]
+    if stacked:  # of several arrays, each of which is as it was read
+        layers = [n for n in layers if n not in stacked and not n.startswith("stack-")]
+    read = sum(layer.startswith("open_") for layer in layers)
+    return (len(stacked) == 1 or read == 1) and all(map(_AS_READ.fullmatch, layers))
 
 
 def _part_fits(values: np.ndarray, packing: Mapping[str, Any], on_grid: bool) -> bool:

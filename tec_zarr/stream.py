@@ -71,6 +71,7 @@ class SectionKind(enum.IntEnum):
     LEDGER = 4
     BOUND = 5
     BOUND_MAP = 6
+    POINTS = 7
 
 
 _CODED = (SectionKind.LATENTS, SectionKind.LEDGER, SectionKind.BOUND, SectionKind.BOUND_MAP)
@@ -213,7 +214,7 @@ def write_frame(header: Header, sections: Sequence[Section]) -> bytes:
     header : Header
         What the decoder has to know.
     sections : sequence of Section
-        In the order of the format: mask, exact, latents, ledger, bound.
+        In the order of the format: mask, exact, latents, ledger, bound, points.
 
     Returns
     -------
@@ -271,6 +272,13 @@ def read_frame(data: bytes | memoryview) -> Frame:
             f"a chunk of shape {header.shape} with {coded} bytes of latents, more than "
             f"tec_zarr.config.MAX_LATENTS_BYTES = {config.MAX_LATENTS_BYTES}: raise that limit if "
             "you trust the source of this frame"
+        )
+    count = sum(kind is SectionKind.LATENTS for kind, _, _ in table)
+    if count > config.MAX_LATENT_SECTIONS:
+        raise LimitError(
+            f"a chunk of shape {header.shape} with {count} latent sections, more than "
+            f"tec_zarr.config.MAX_LATENT_SECTIONS = {config.MAX_LATENT_SECTIONS}: raise that limit "
+            "if you trust the source of this frame"
         )
     sections, start = [], header_bytes
     for kind, length, crc in table:

@@ -105,6 +105,19 @@ def test_nothing_measured_costs_under_100_bytes():
         np.testing.assert_array_equal(decode_chunk(frame), array)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "bound"),
+    [((60, 12, 8, 8), "u2", None), ((365, 12, 8, 8), "u2", None), ((365, 4, 8, 8), "f4", 0),
+     ((2, 300, 8, 8), "f4", 0.01), ((2, 300, 8, 8), "f8", 0.01),
+     ((2, 12, 8, 8), "f8", {"ndvi": 0.01})],
+)  # fmt: skip
+def test_nor_does_it_with_many_dates_bands_or_bounds(shape, dtype, bound):
+    array = np.zeros(shape, dtype)
+    frame = encode_chunk(array, spec(max_error=bound))
+    assert len(frame) < 100
+    np.testing.assert_array_equal(decode_chunk(frame), array)
+
+
 def test_a_constant_chunk_is_exact_and_costs_next_to_nothing():
     array = np.full((4, 12, 256, 256), 0.1234567, "f4")
     assert len(encode_chunk(array, spec())) < 100
@@ -245,6 +258,28 @@ def test_a_decoder_that_fails_is_reported_as_such(monkeypatch):
         decode_chunk(frame)
 
 
+class _Alarm(Exception):
+    """What a signal handler may raise."""
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("late"), MemoryError(), OSError("disk"), _Alarm(), RecursionError(),
+              ImportError("torch"), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+              RuntimeWarning("as an error")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_the_machine_or_the_caller_does_is_not_blamed_on_the_data(monkeypatch, error):
+    frame = encode_chunk(scene((1, 12, 8, 8)).astype("u2"), spec())
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(registry.get_model(toy.NAME), "decode", fail)
+    with pytest.raises(type(error)) as caught:
+        decode_chunk(frame)
+    assert caught.value is error
+
+
 def test_a_missing_model_says_what_to_install(monkeypatch):
     frame = encode_chunk(scene((1, 12, 8, 8)).astype("u2"), spec())
     monkeypatch.setattr(registry, "_registered", {})
@@ -315,6 +350,38 @@ def test_encoding_decoded_pixels_again_warns():
     back[:, :, :32] = 1234
     with pytest.warns(SecondGenerationWarning, match="decoded from TEC before"):
         encode_chunk(back, spec())
+
+
+def _pieces(decoded):
+    yield "crop off any grid", decoded[:, :, 9:120, 21:140]
+    yield "one band", decoded[:, 3:4]
+    yield "other order of bands", decoded[:, [7, 3, 2]]
+    yield "mirrored left to right", decoded[..., ::-1]
+    yield "mirrored top to bottom", decoded[:, :, ::-1]
+    yield "last date", decoded[1:]
+    yield "crop of one band", decoded[:1, 5:6, 50:130, 61:160]
+
+
+def test_so_do_pieces_of_them():
+    array = scene((2, 12, 160, 160)).astype("u2")
+    back = decode_chunk(encode_chunk(array, spec()))
+    for name, piece in _pieces(back):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            encode_chunk(piece, spec(bands=L2A_BANDS[: piece.shape[1]]))
+        assert [w.category for w in caught] == [SecondGenerationWarning], name
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _, piece in _pieces(array):
+            encode_chunk(piece, spec(bands=L2A_BANDS[: piece.shape[1]]))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i2"])
+def test_pieces_of_other_dtypes_warn_too(dtype):
+    array = (scene((1, 12, 96, 96)) * (1e-4 if dtype[0] == "f" else 1)).astype(dtype)
+    back = decode_chunk(encode_chunk(array, spec()))
+    with pytest.warns(SecondGenerationWarning):
+        encode_chunk(back[:, :, 5:90, 7:91], spec())
 
 
 # ---- without loss, and bounds
@@ -413,8 +480,8 @@ def test_what_was_decoded_is_remembered_within_bounds():
     for _ in range(50):
         generation.remember_decoded(np.ones((1, 3, 8, 8), np.uint16))
     assert not generation._waiting
-    ramp = np.arange(64 * 64, dtype=np.uint16).reshape(1, 1, 64, 64)
-    for number in range(1100):
-        generation.remember_decoded(ramp + number)
+    noise = np.random.default_rng(0).integers(0, 9000, (8, 8, 64, 256)).astype(np.uint16)
+    for number in range(400):
+        generation.remember_decoded(noise + np.uint16(number))
     kept = sum(map(len, generation._waiting))
     assert kept == generation._waiting_segments <= generation._KEPT_SEGMENTS

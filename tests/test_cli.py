@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import xarray as xr
 
 from tec_zarr import synthetic
 from tec_zarr.cli import main
+from tec_zarr.errors import SecondGenerationWarning
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "eval"
 TOY = ["--model", toy.NAME, "--quality", "6"]
@@ -439,3 +441,185 @@ def test_zeros_of_float_geotiffs_without_nodata_are_zeros(tmp_path):
     assert run("encode", tmp_path / "tif", tmp_path / "a.zarr", "--max-error", 0, *TOY[:2]) == 0
     back = xr.open_zarr(tmp_path / "a.zarr").reflectance
     np.testing.assert_array_equal(back, np.stack([values, values]))
+
+
+# ---- what people have
+
+
+def tiff(file, values, *, names=None, tags=None, nodata=None, west=4e5):
+    """A GeoTIFF of bands (band, y, x) with descriptions or tags, or without."""
+    rasterio = pytest.importorskip("rasterio")
+    count, height, width = values.shape
+    file.parent.mkdir(exist_ok=True, parents=True)
+    with rasterio.open(
+        file, "w", driver="GTiff", dtype=values.dtype, count=count, height=height, width=width,
+        crs="EPSG:32632", transform=rasterio.transform.from_origin(west, 5e6, 10, 10),
+        nodata=nodata,
+    ) as out:  # fmt: skip
+        out.write(values)
+        for i, name in enumerate(names or (), start=1):
+            out.set_band_description(i, name)
+        for i, name in enumerate(tags or (), start=1):
+            out.update_tags(i, DESCRIPTION=name)
+    return file
+
+
+THREE = ("B04", "B03", "B02")
+
+
+@pytest.fixture
+def image(cube):
+    return cube.reflectance.sel(band=list(THREE))[0].values
+
+
+def test_geotiffs_without_names_are_named_once(image, tmp_path, capsys):
+    """And verified, reported and demoed without naming them again."""
+    bare, tec = tiff(tmp_path / "a_20230601.tif", image), tmp_path / "tec.zarr"
+    assert run("encode", bare, tec, *TOY) == 1
+    assert "the 3 bands of 'reflectance' have no names" in capsys.readouterr().err
+    assert run("encode", bare, tec, *TOY, "--bands", *THREE[:2]) == 1
+    assert "bands names 2 bands (B04, B03); 'reflectance' has 3" in capsys.readouterr().err
+    assert run("encode", bare, tec, *TOY, "--bands", *THREE) == 0
+    assert "bands taken: 1 as B04, 2 as B03, 3 as B02" in capsys.readouterr().out
+    assert xr.open_zarr(tec).band.values.tolist() == list(THREE)
+    assert run("verify", bare, tec) == 0
+    assert lines(capsys.readouterr().out, *THREE).keys() == set(THREE)
+    assert run("report", bare, tec, "--html", tmp_path / "page.html") == 0
+    assert "B04" in (tmp_path / "page.html").read_text()
+    with pytest.warns(SecondGenerationWarning):
+        assert run("demo", "--input", tec, "--out", tmp_path / "demo", *TOY) == 0
+    assert run("demo", "--input", bare, "--out", tmp_path / "demo", *TOY, "--bands", *THREE) == 0
+
+
+def test_arrays_that_count_their_bands_are_named_in_every_command(image, tmp_path, capsys):
+    ds = xr.Dataset({"cube": (("band", "y", "x"), image)}, {"band": [1, 2, 3]})
+    ds.to_zarr(tmp_path / "a.zarr")
+    named = (*TOY, "--bands", *THREE)
+    assert run("recompress", tmp_path / "a.zarr", tmp_path / "b.zarr", *TOY) == 1
+    assert "--bands" in capsys.readouterr().err
+    assert run("recompress", tmp_path / "a.zarr", tmp_path / "b.zarr", *named) == 0
+    capsys.readouterr()
+    assert run("verify", tmp_path / "a.zarr", tmp_path / "b.zarr") == 0
+    assert lines(capsys.readouterr().out, *THREE).keys() == set(THREE)
+    assert run("report", tmp_path / "a.zarr", tmp_path / "page.html", *named) == 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"tags": THREE}, {"names": ("red", "green", "nbart_blue")},
+     {"names": ("B4, central wavelength 665 nm", "B3, central wavelength 560 nm", "B2 (490 nm)")}],
+)  # fmt: skip
+def test_what_a_geotiff_says_of_its_bands_is_heard(image, tmp_path, said):
+    file = tiff(tmp_path / "a.TIF", image, **said)
+    assert run("encode", file, tmp_path / "tec.zarr", *TOY) == 0
+    back = xr.open_zarr(tmp_path / "tec.zarr").reflectance
+    assert back.band.values.tolist() == list(THREE)
+    assert np.abs(back[0].values.astype(int) - image).max() < 3
+
+
+def test_a_band_that_is_none_is_kept_without_loss_beside_the_others(cube, tmp_path, capsys):
+    image = cube.reflectance[0].astype("int16").values
+    classes = np.random.default_rng(0).integers(0, 12, (1, *image.shape[1:])).astype("int16")
+    both = np.concatenate([image[:3], classes, image[3:]])
+    names = [*cube.band.values[:3], "SCL", *cube.band.values[3:]]
+    file = tiff(tmp_path / "a_20230601.tif", both, names=names)
+    unnamed = tiff(tmp_path / "b_20230601.tif", both)
+    for source, said in ((file, ()), (unnamed, ("--bands", *names))):
+        tec = tmp_path / f"{source.stem}.zarr"
+        assert run("encode", source, tec, *TOY, *said) == 0
+        assert "SCL is no Sentinel-2 band: kept without loss" in capsys.readouterr().out
+        back = xr.open_zarr(tec)
+        np.testing.assert_array_equal(back.SCL[0], classes[0])
+        assert back.reflectance.sizes["band"] == 12
+        assert np.abs(back.reflectance[0].values.astype(int) - image).max() < 3
+    assert run("verify", file, tmp_path / "a_20230601.zarr") == 0
+
+
+def test_one_variable_a_band_is_stacked_and_comes_back_as_variables(cube, tmp_path, capsys):
+    pytest.importorskip("h5netcdf")
+    ds = cube.reflectance.sel(band=["B08", "B04"]).to_dataset("band")
+    for name, da in ds.data_vars.items():
+        da.attrs["long_name"] = f"band {name}"
+    ds = ds.rename(B08="nbart_nir", B04="nbart_red").assign(scl=cube.scl)
+    ds.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    assert run("encode", tmp_path / "a.nc", tmp_path / "tec.zarr", *TOY) == 0
+    out = capsys.readouterr().out
+    assert "2 variables stacked: nbart_red as B04, nbart_nir as B08" in out
+    assert xr.open_zarr(tmp_path / "tec.zarr").reflectance.dims == ("time", "band", "y", "x")
+    assert run("verify", tmp_path / "a.nc", tmp_path / "tec.zarr") == 0
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "plain.zarr") == 0
+    back = xr.open_zarr(tmp_path / "plain.zarr").load()
+    assert {"nbart_nir", "nbart_red", "scl"} <= set(back.data_vars)
+    assert not {"reflectance", "band"} & set(back.variables)
+    assert back.nbart_red.attrs["long_name"] == "band B04"
+    assert np.abs(back.nbart_red.astype(int) - ds.nbart_red).max() < 3
+    assert run("verify", tmp_path / "a.nc", tmp_path / "plain.zarr") == 0
+
+
+def test_words_of_a_netcdf_stay_words(cube, tmp_path):
+    pytest.importorskip("scipy")
+    ds = cube[["reflectance"]].assign_coords(product=("time", ["first", "second, longer"]))
+    ds["spatial_ref"] = ds.spatial_ref.astype("int32")
+    ds.astype("int16").to_netcdf(tmp_path / "a.nc", engine="scipy", format="NETCDF3_64BIT")
+    assert run("encode", tmp_path / "a.nc", tmp_path / "tec.zarr", *TOY) == 0
+    with xr.open_dataset(tmp_path / "a.nc", engine="scipy") as opened:
+        opened.load().tec.to_zarr(tmp_path / "again.zarr", model=toy.NAME, quality=6)
+    for store in (tmp_path / "tec.zarr", tmp_path / "again.zarr"):
+        back = xr.open_zarr(store)
+        assert back["product"].values.tolist() == ["first", "second, longer"]
+        assert [str(b) for b in back.band.values] == cube.band.values.tolist()
+
+
+def test_files_that_are_no_cube_say_what_to_do(image, tmp_path, capsys):
+    tiff(tmp_path / "sizes" / "B02_20230601.tif", image[:1])
+    tiff(tmp_path / "sizes" / "B05_20230601.tif", image[:1, ::2, ::2])
+    tiff(tmp_path / "places" / "B02_20230601.tif", image[:1])
+    tiff(tmp_path / "places" / "B02_20230602.tif", image[:1], west=5e5)
+    tiff(tmp_path / "deep" / "20230601" / "B02.tif", image[:1])
+    (tmp_path / "empty").mkdir()
+    for name, words in (
+        ("sizes", "has 64 x 64 pixels.*has 32 x 32.*gdalwarp"),
+        ("places", "lie in different places"),
+        ("deep", r"holds no GeoTIFFs itself, but 1 in folders, such as .*B02\.tif"),
+        ("empty", "holds neither a Zarr store nor GeoTIFFs"),
+    ):
+        assert run("encode", tmp_path / name, tmp_path / "tec.zarr", *TOY) == 1
+        error = capsys.readouterr().err
+        assert re.search(words, error)
+        assert "damaged" not in error
+
+
+def test_coordinates_of_files_that_differ_by_rounding_are_one_grid(image, tmp_path):
+    tiff(tmp_path / "t" / "B02_20230601.tif", image[:1])
+    tiff(tmp_path / "t" / "B03_20230601.tif", image[:1], west=4e5 + 1e-9)
+    assert run("encode", tmp_path / "t", tmp_path / "tec.zarr", *TOY) == 0
+
+
+def test_info_of_a_file_lists_what_is_in_it(cube, image, tmp_path, capsys):
+    pytest.importorskip("h5netcdf")
+    cube.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    assert run("info", tmp_path / "a.nc") == 0
+    assert lines(capsys.readouterr().out, "reflectance")["reflectance"][0] == "2x12x64x64"
+    assert run("info", tiff(tmp_path / "a.tif", image)) == 0
+    assert lines(capsys.readouterr().out, "reflectance")["reflectance"][1] == "uint16"
+
+
+def test_floats_have_one_raw_size_in_all_commands(cube, tmp_path, capsys):
+    floats = (cube.reflectance * 1e-4).where(cube.reflectance != 0).astype("float32")
+    floats.to_dataset().to_zarr(tmp_path / "a.zarr")
+    raw = {}
+    assert run("encode", tmp_path / "a.zarr", tmp_path / "tec.zarr", *TOY) == 0
+    raw["encode"] = lines(capsys.readouterr().out, "reflectance")["reflectance"]
+    assert run("info", tmp_path / "tec.zarr") == 0
+    raw["info"] = lines(capsys.readouterr().out, "reflectance")["reflectance"]
+    assert run("demo", "--input", tmp_path / "a.zarr", "--out", tmp_path / "demo", *TOY) == 0
+    said = lines(capsys.readouterr().out, "raw size", "stored size")
+    assert raw["encode"][3:5] == raw["info"][3:5] == said["raw"][1:]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes")
+def test_a_reader_that_has_seen_enough_is_no_error(source):
+    command = [sys.executable, "-W", "ignore", "-m", "tec_zarr.cli", "info", str(source)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""

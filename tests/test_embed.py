@@ -7,10 +7,11 @@ import hashlib
 import numpy as np
 import pytest
 import zarr
+from safetensors.numpy import load_file, save
 from test_family_codec import make
 
 import tec_zarr
-from tec_zarr import config, synthetic
+from tec_zarr import config, embed, synthetic
 from tec_zarr.embed import GROUP
 from tec_zarr.errors import (
     FormatError,
@@ -189,7 +190,7 @@ def test_planted_weights_are_refused_and_leave_nothing(planted, error, hostile, 
     path = hostile(**planted)
     with pytest.raises(error):
         tec_zarr.use_embedded_weights(path)
-    assert not any(cache.glob("*"))
+    assert not any(file.is_file() for file in cache.rglob("*"))
 
 
 def test_weights_that_are_not_safetensors_are_refused(cube, tmp_path, cache):
@@ -210,7 +211,7 @@ def test_weights_that_are_not_safetensors_are_refused(cube, tmp_path, cache):
     array[:] = np.frombuffer(data, np.uint8)
     with pytest.raises(FormatError, match="not a safetensors file"):
         tec_zarr.use_embedded_weights(path)
-    assert not any(cache.glob("*"))
+    assert not any(file.is_file() for file in cache.rglob("*"))
 
 
 def test_a_name_that_would_be_a_path_is_not_followed(cube, tmp_path):
@@ -230,3 +231,211 @@ def test_the_size_limit_is_read_at_every_call(hostile, monkeypatch):
     monkeypatch.setattr(config, "MAX_WEIGHTS_BYTES", 8)
     with pytest.raises(LimitError, match="MAX_WEIGHTS_BYTES"):
         tec_zarr.use_embedded_weights(path)
+
+
+# ---- weights of strangers
+
+
+def plant(name, change):
+    """Weights of the package with a change, as if they had come with a store: their SHA-256."""
+    sha256 = find_released(name)
+    tensors = load_file(registry._released(name.partition(" ")[0])[sha256])
+    change(tensors)
+    data = save({key: np.ascontiguousarray(value) for key, value in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    embed._keep(data, digest, registry.embedded_file(name.partition(" ")[0], digest))
+    return digest
+
+
+def find_released(name):
+    """``tec-s2`` stands for its networks, ``tec-s2 pixels`` for what makes pixels of them."""
+    newest = registry.find_model("tec-s2").newest
+    if name == "tec-s2 pixels":
+        return newest
+    if name == "tec-s2":
+        return dict(registry.needed_weights(name, newest)[1:])[name]
+    return registry.find_model(name).newest
+
+
+def set_row(row, at, values):
+    """Change a table so that its sum stays."""
+
+    def change(tensors):
+        table = tensors["tables"][row]
+        for place, value in zip(at, values, strict=True):
+            table[len(table) // 2] += table[place] - value
+            table[place] = value
+
+    return change
+
+
+def one_sided(tensors):
+    """A table whose last symbol lies left of the centre."""
+    table = tensors["tables"][20]
+    table[:] = 0
+    table[len(table) // 2 - 3] = 2**16
+
+
+def put(key, place, value):
+    def change(tensors):
+        tensors[key].reshape(-1)[place] = value
+
+    return change
+
+
+def replace(key, of):
+    def change(tensors):
+        tensors[key] = of(tensors[key])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tec-s2", set_row(20, [1023, 1026], [-3, 4000]), "frequency below 1"),
+        ("tec-s2", set_row(20, [1026], [0]), "frequency below 1"),
+        ("tec-s2", set_row(20, [2], [7]), "frequency below 1"),
+        ("tec-s2", one_sided, "frequency below 1"),
+        ("tec-s2", replace("tables", lambda t: t[:51]), "tables is .*int32 of shape"),
+        ("tec-s2", replace("tables", lambda t: t[:, 1:]), "no centre column"),
+        ("tec-s2", replace("tables", lambda t: t.astype("f4")), "tables is .*float32"),
+        ("tec-s2", replace("coarse.0.condition.weight", lambda t: t[:8]), "condition.weight is"),
+        ("tec-s2", replace("fine.3.condition.weight", lambda t: t[:, :1]), "condition.weight is"),
+        ("tec-s2", replace("prior", lambda t: t[:9]), "prior is"),
+        ("tec-s2", put("prior_bias", 3, np.nan), "prior_bias has numbers outside"),
+        ("tec-s2", put("coarse.2.linear", 3, np.inf), "linear has numbers outside"),
+        ("tec-s2", put("gain", 9, 200), "gain has numbers outside"),
+        ("tec-s2", put("fine.1.first.exponent", 0, 127), "exponent has numbers outside"),
+        ("tec-s2", replace("fine.1.first.weight", lambda t: t.astype("i4")), "weight is .*int32"),
+        ("tec-s2", lambda tensors: tensors.update(more=tensors["prior"]), "too many"),
+        ("tec-s2", lambda tensors: tensors.pop("fine.0.third.bias"), "missing"),
+        ("tec-s2 pixels", replace("pixels.one.weight", lambda t: t[:, :, :1]), "one.weight is"),
+        ("tec-s2 pixels", put("pixels.last.exponent", 0, 100), "exponent has numbers outside"),
+        ("tec-tt-s2", replace("fine.2.past.weight", lambda t: t[:, :4]), "past.weight is"),
+        ("tec-tt-s2", put("refine.last.bias", 0, np.nan), "refine.last.bias has numbers outside"),
+        ("tec-flex-s2", put("cumulative", 300, 0), "do not rise"),
+        ("tec-flex-s2", put("chances", 300, 0), "chances"),
+        ("tec-flex-s2", put("zones", 30, 9000), "middle cells"),
+    ],
+)
+def test_embedded_weights_are_checked_before_anything_computes_with_them(name, change, message):
+    """Each of these killed the process, read beyond arrays, or was taken."""
+    digest = plant(name, change)
+    with pytest.raises(FormatError, match=message):
+        registry.get_model(name.partition(" ")[0], digest)
+
+
+@pytest.mark.parametrize("name", ["tec-s2 pixels", "tec-tt-s2", "tec-flex-s2"])
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33])
+def test_weights_build_on_released_ones_by_their_whole_hash(name, size):
+    key = "temporal_sha256" if name == "tec-flex-s2" else "image_sha256"
+    if size != 32:
+        digest = plant(name, replace(key, lambda t: np.resize(t, size)))
+        with pytest.raises(FormatError, match=r"of shape \(32,\)"):
+            registry.get_model(name.partition(" ")[0], digest)
+        return
+    digest = plant(name, put(key, 5, 77))
+    with pytest.raises(WeightsMismatchError, match="this tec_zarr does not know"):
+        registry.get_model(name.partition(" ")[0], digest)
+
+
+def test_weights_cannot_name_themselves_by_a_beginning_of_their_hash():
+    """They were loaded again and again until memory was gone."""
+    for number in range(300):
+        digest = plant(
+            "tec-s2 pixels", lambda tensors, n=number: tensors.update(
+                image_sha256=np.array([n % 256], "u1"),
+                **{"pixels.last.bias": tensors["pixels.last.bias"] + n // 256},
+            )
+        )  # fmt: skip
+        if digest.startswith(f"{number % 256:02x}"):
+            break
+        registry.embedded_file("tec-s2", digest).unlink()
+    else:
+        pytest.fail("no file begins with its own hash")
+    with pytest.raises(FormatError, match=r"of shape \(32,\)"):
+        registry.get_model("tec-s2", digest)
+
+
+def test_embedded_weights_decode_and_never_encode(cube, tmp_path, monkeypatch):
+    """Neither as a default, nor where an array names them, nor after files were touched."""
+    path = tmp_path / "store.zarr"
+    pixels = write(path, cube)
+    tec_zarr.embed_weights(path)
+    forget_weights(monkeypatch)
+    tec_zarr.use_embedded_weights(path)
+    for file in hub.embedded_folder().iterdir():
+        file.touch()
+    array = zarr.open_group(path, mode="r+")["scene/dn"]
+    with pytest.raises(WeightsMismatchError, match="came with a store"):
+        array[:] = cube + 1
+    np.testing.assert_array_equal(read(path), pixels)
+
+
+def test_embedded_weights_of_a_published_model_never_encode(cube, tmp_path, monkeypatch):
+    name = "terracodec_v1_fp_s2l2a/lambda-10"
+    file = tmp_path / "small.safetensors"
+    hub.save(make("fp"), file)
+    hub.load("terracodec_v1_fp_s2l2a", 10, path=file)
+    path = tmp_path / "store.zarr"
+    pixels = write(path, cube, model=name)
+    tec_zarr.embed_weights(path)
+    monkeypatch.setenv("TEC_ZARR_CACHE", str(tmp_path / "another machine"))
+    monkeypatch.setattr(registry, "_loaded", {})
+    tec_zarr.use_embedded_weights(path)
+    with pytest.raises(WeightsMismatchError, match=r"never encode.*tec_zarr\.models\.load"):
+        TECCodec(model=name)
+    with pytest.raises(WeightsMismatchError, match="never encode"):
+        zarr.open_group(path, mode="r+")["scene/dn"][:] = cube + 1
+    np.testing.assert_array_equal(read(path), pixels)
+
+
+# ---- embed_weights that was interrupted
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("damage", ["a chunk is gone", "a chunk was cut", "another array"])
+def test_embedding_again_repairs(damage, zarr_format, cube, tmp_path, monkeypatch):
+    path = tmp_path / "store.zarr"
+    pixels = write(path, cube, zarr_format)
+    weights = tec_zarr.embed_weights(path)
+    (folder,) = {p for p in (path / GROUP).iterdir() if p.name == weights[0]}
+    chunk = folder / ("c/0" if zarr_format == 3 else "0")
+    if damage == "a chunk is gone":
+        chunk.unlink()
+    elif damage == "a chunk was cut":
+        chunk.write_bytes(chunk.read_bytes()[:-1] + b"x")
+    else:
+        zarr.open_group(path, mode="r+")[GROUP].create_array(
+            weights[0], shape=(9,), dtype="f4", overwrite=True
+        )
+    assert tec_zarr.embed_weights(path) == weights
+    forget_weights(monkeypatch)
+    assert tec_zarr.use_embedded_weights(path) == weights
+    np.testing.assert_array_equal(read(path), pixels)
+
+
+def test_weights_become_visible_when_all_of_them_are_there(cube, tmp_path, monkeypatch):
+    path = tmp_path / "store.zarr"
+    write(path, cube)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "_CHUNK_BYTES", 100_000)
+        patch.setattr(zarr.Array, "__setitem__", full)
+        with pytest.raises(OSError, match="No space"):
+            tec_zarr.embed_weights(path)
+    assert not any(zarr.open_group(path, mode="r")[GROUP].members())
+    weights = tec_zarr.embed_weights(path)
+    assert len(list(zarr.open_group(path, mode="r")[GROUP].members())) == len(weights)
+
+
+def test_what_the_store_holds_need_not_be_on_this_machine(cube, tmp_path, monkeypatch):
+    path = tmp_path / "store.zarr"
+    write(path, cube)
+    weights = tec_zarr.embed_weights(path)
+    forget_weights(monkeypatch)
+    assert tec_zarr.embed_weights(path) == weights

@@ -333,3 +333,14 @@ def test_published_sizes(name, parameters):
     with torch.device("meta"):
         model = getattr(sys.modules[module], cls)(published.bands)
     assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("edge", [0, 70000])
+def test_tables_that_a_coder_cannot_use_are_refused(edge):
+    """Weights that came with a store hold any tables."""
+    bottleneck = EntropyBottleneck(2)
+    bottleneck.update()
+    bottleneck._quantized_cdf[1, 2] = edge  # below the edge before, or above the one after
+    assert family.bottleneck_tables(bottleneck)(0).size > 0
+    with pytest.raises(errors.FormatError, match="channel 1 has frequencies below 1"):
+        family.bottleneck_tables(bottleneck)(1)

@@ -129,6 +129,21 @@ def test_pictures_are_png_of_the_original_and_the_decoded(cube, quick):
     assert max(others) == 0
 
 
+def test_every_codec_of_the_rate_card_has_a_curve_of_its_own(cube, monkeypatch):
+    def code(dn, level):
+        return round(dn.nbytes / level), dn + np.uint16(level)
+
+    codecs = tuple(classical.Quick(f"codec {n}", (2 + n, 9 + n), code) for n in range(7))
+    monkeypatch.setattr(html_report, "QUALITIES", (4.0,))
+    monkeypatch.setattr(classical, "available", lambda: codecs)
+    text = html_report.page(cube.reflectance, _noisy(cube))
+    curves = re.findall(r'<polyline points="([^"]+)"[^>]*style="([^"]+)"/>', text)
+    marks = re.findall(r'<i style="([^"]+)"></i>([^<]+)</span>', text)
+    assert [name for _, name in marks][1:] == [codec.title for codec in codecs]
+    assert len({style for _, style in curves}) == len({style for style, _ in marks}) == 8
+    assert len({points for points, _ in curves}) == 8
+
+
 def test_wrong_nodata_stands_out(cube, quick):
     assert ">exact</b><span>nodata" in html_report.page(cube.reflectance, _noisy(cube))
     decoded = _noisy(cube)

@@ -226,6 +226,28 @@ def test_classes_in_which_the_ground_is_not_seen(value):
 
 
 @quiet
+@pytest.mark.parametrize("apart", [False, True], ids=["one variable", "a variable for each band"])
+def test_a_callable_makes_the_mask_of_the_dataset_that_was_passed(scene, apart):
+    ds = scene
+    if apart:
+        bands = scene.reflectance.to_dataset("band")
+        ds = bands.assign(scl=scene.scl)
+    seen = []
+
+    def clouds(given):
+        seen.append(given)
+        return given.scl.isin([8, 9])
+
+    out = inpaint_clouds(ds, clouds, method="linear")
+    xr.testing.assert_identical(seen[0], ds)
+    assert len(seen) == 1
+    xr.testing.assert_identical(out, inpaint_clouds(ds, scene.scl.isin([8, 9]), method="linear"))
+    xr.testing.assert_identical(out, ds.tec.inpaint_clouds(clouds, method="linear"))
+    changed = out["B04"] != ds["B04"] if apart else (out != ds).reflectance.any("band")
+    assert changed.any()
+    assert not changed.where(~scene.scl.isin([8, 9]), False).any()
+
+
 def test_a_callable_makes_the_mask(scene):
     da = scene.reflectance
     out = inpaint_clouds(da, lambda cube: cube.sel(band="B04", drop=True) > 4000)
@@ -489,8 +511,30 @@ def test_a_published_model_may_be_named(monkeypatch):
         ({"mask": np.zeros((4, 64, 64))}, "must be bool"),
         ({"mask": [[True]]}, "is a list"),
         ({"mask": lambda cube: cube.to_dataset(name="mask")}, "is a Dataset"),
+        ({"mask": lambda cube: None}, "returned None"),
     ],
 )
 def test_what_cannot_be_says_why(scene, arguments, message):
     with pytest.raises(TecError, match=message):
         inpaint_clouds(scene.reflectance, **arguments)
+
+
+def test_a_mask_whose_coordinates_are_rounded_fits():
+    ds = synthetic.dataset(dates=3, size=16)
+    mask = xr.zeros_like(ds.reflectance[:, 0], bool)
+    mask[1, 4:8] = True
+    near = mask.assign_coords(x=mask.x + 1e-9)
+    xr.testing.assert_identical(inpaint_clouds(ds, near), inpaint_clouds(ds, mask))
+    with pytest.raises(UnsupportedArrayError, match="other coordinates along 'x', first at pos"):
+        inpaint_clouds(ds, mask.assign_coords(x=mask.x + 10))
+
+
+def test_a_date_that_is_none_is_not_to_be_sorted():
+    dates = DAYS[:3].copy()
+    dates[1] = "NaT"
+    cube = series(1, 2, 3).assign_coords(time=dates)
+    with pytest.raises(UnsupportedArrayError, match="date 1 is NaT") as raised:
+        inpaint_clouds(cube, np.zeros(cube.shape, bool))
+    assert "notnull" in str(raised.value)
+    there = cube.isel(time=cube["time"].notnull())  # what it says
+    assert inpaint_clouds(there, np.zeros(there.shape, bool)).sizes["time"] == 2

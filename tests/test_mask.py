@@ -42,6 +42,24 @@ def test_a_swath_edge_costs_little():
     assert exact == b""
 
 
+@pytest.mark.parametrize("dates", [1, 8, 9, 10, 365, 20_000])
+def test_dates_with_the_same_labels_cost_as_much_as_a_few(dates):
+    labels = np.zeros((dates + 2, 1, 4, 4), np.uint8)
+    labels[1:-1, :, :2] = 1
+    labels[-1] = 1
+    mask = Mask(labels, np.zeros(1, "uint16"), np.zeros(0, "uint16"))
+    packed, exact = pack_mask(mask)
+    assert len(packed) < 30
+    back = unpack_mask(packed, exact, labels.shape, mask.values.dtype)
+    np.testing.assert_array_equal(back.labels, labels)
+
+
+@pytest.mark.parametrize("dates", ["05 02 00", "00 05 03", "00 05 00 00", "00 05", "01", "06 00"])
+def test_runs_of_dates_that_cannot_be_raise(dates):
+    with pytest.raises(FormatError):
+        unpack_mask(b"\x00" + bytes.fromhex(dates), b"", (3, 1, 2, 2), np.dtype("uint16"))
+
+
 @pytest.mark.parametrize("cut", [1, 3, 8, -1])
 def test_a_damaged_mask_raises(cut):
     labels = np.random.default_rng(0).integers(0, 3, (2, 3, 16, 16)).astype(np.uint8)

@@ -266,3 +266,21 @@ np.save({str(tmp_path / "there.npy")!r}, TEC().decode(TEC(quality=4).encode(dn))
         subprocess.run([sys.executable, "-c", program, str(path)], check=True, timeout=300)
         there = np.load(tmp_path / "there.npy").astype(int)
         assert np.abs(there - here).max() <= 1
+
+
+@compiled
+def test_terms_of_other_networks_are_refused(model):
+    biases, prior = model.coder.entropy.terms(np.zeros(COMPONENTS + 1, np.float32))
+    for terms in ((biases[:-16], prior), (biases, prior[:-1]), (biases.astype(float), prior)):
+        with pytest.raises(FormatError, match="terms of a condition"):
+            model.coder.compiled.latents(bytes(64), *terms, 2, 2, 31)
+
+
+@compiled
+@pytest.mark.parametrize("edges", [[0, 9, 9, 2**24], [0, 1, 2**24], [5, 6, 7, 2**24], [0, 1, 2, 9]])
+def test_tables_that_cannot_be_searched_are_refused(model, edges):
+    tables = copy.copy(model.coder.tables)
+    plain = tables.cumulative
+    tables.cumulative = lambda index: np.array(edges) if index == 51 else plain(index)
+    with pytest.raises(FormatError, match="probability tables"):
+        model.coder.entropy.compiled(tables)

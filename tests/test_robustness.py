@@ -127,6 +127,20 @@ def test_limits_of_latents_and_masks_are_read_at_every_call(monkeypatch, limit, 
         decode_chunk(frame)
 
 
+def test_thousands_of_tiny_dates_are_refused_before_any_work(monkeypatch):
+    dates = np.arange(1, 5001, dtype="u2").reshape(-1, 1, 1, 1)
+    spec = ChunkSpec(model=toy.NAME, bands=["B04"])
+    with pytest.raises(LimitError, match=r"5000.*MAX_LATENT_SECTIONS.*fewer dates"):
+        encode_chunk(dates, spec)
+    monkeypatch.setattr(tec_zarr.config, "MAX_LATENT_SECTIONS", 5000)
+    frame = encode_chunk(dates, spec)
+    np.testing.assert_array_equal(decode_chunk(frame).shape, dates.shape)
+    monkeypatch.undo()
+    monkeypatch.setattr(toy.ToyModel, "decode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(LimitError, match="5000 latent sections"):
+        decode_chunk(frame)
+
+
 def test_encoding_has_the_same_limit_of_samples(monkeypatch):
     monkeypatch.setattr(config, "MAX_CHUNK_SAMPLES", 100)
     with pytest.raises(LimitError, match="MAX_CHUNK_SAMPLES"):
@@ -261,7 +275,7 @@ def test_embedded_weights_of_another_shape_are_an_error_of_ours(tmp_path, monkey
     for tensors in ({}, {"tables": np.zeros((2, 3), "f4")}, {"tables": np.zeros(0, "i8")}):
         data = save(tensors)
         digest = sha256(data).hexdigest()
-        embed._keep(data, digest, registry.weights_file("tec-s2", digest))
+        embed._keep(data, digest, registry.embedded_file("tec-s2", digest))
         with pytest.raises(FormatError):
             registry.get_model("tec-s2", digest)
 

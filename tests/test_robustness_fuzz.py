@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -60,6 +61,13 @@ def test_what_hypothesis_makes_up_raises_documented_errors_only(name):
         target(data)
 
     run()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_changed_weights_are_refused_or_decode_something(seed):
+    """Whatever a stranger writes into real weights: compiled code must not be led astray by it."""
+    random = np.random.default_rng(seed)
+    targets.weights(bytes([1 + seed]) + random.bytes(8 * int(random.integers(1, 4))))
 
 
 json_values = st.recursive(

@@ -246,6 +246,55 @@ def test_klt_of_a_truncated_header_is_an_error():
             klt.read(data[:size], 12, 100.0)
 
 
+def another_solver(seed):
+    """An eigensolver as right as NumPy's, with roundings and choices of its own."""
+    eigh, random = np.linalg.eigh, np.random.default_rng(seed)
+
+    def solve(matrix):
+        turn, _ = np.linalg.qr(random.normal(size=matrix.shape))
+        values, vectors = eigh(turn @ matrix @ turn.T)
+        return values, turn.T @ vectors * random.choice([-1, 1], len(values))
+
+    return solve
+
+
+@pytest.mark.parametrize("step", [48.0, 2400.0])
+@pytest.mark.parametrize("bands", [2, 3, 12, 14])
+@pytest.mark.parametrize(
+    "covariance",
+    [
+        np.eye,  # one eigenvalue, so many times
+        lambda n: 0.3 * np.eye(n) + 0.7,  # one, and all others alike
+        lambda n: np.diag(np.arange(n) % 3 + 0.0),  # bands that are constant
+        lambda n: np.ones((n, n)),
+        lambda n: np.zeros((n, n)),
+        lambda n: np.kron(np.eye(-(-n // 2)), [[1, 0.5], [0.5, 1]])[:n, :n],  # (1, 1) and (1, -1)
+        lambda n: np.cov(np.random.default_rng(n).normal(size=(n, 99))),
+    ],
+)
+def test_the_basis_of_a_tile_is_not_the_eigensolvers_choice(covariance, bands, step, monkeypatch):
+    mean, matrix = np.full(bands, 1500.0), covariance(bands) * 1e6
+    expected, _ = klt.write(mean, matrix, step)
+    for seed in range(3):
+        monkeypatch.setattr(np.linalg, "eigh", another_solver(seed))
+        assert klt.write(mean, matrix, step)[0] == expected
+        monkeypatch.undo()
+
+
+def test_pixels_with_a_repeated_eigenvalue_give_the_same_bytes_with_any_solver(monkeypatch):
+    random = np.random.default_rng(2)
+    half = random.integers(-900, 900, (8, 16))
+    one = np.concatenate([half, -half])
+    cube = np.full((1, 4, 32, 32), 2000, np.float32)
+    for band in range(4):  # the same somewhere else: bands of equal variance, not correlated
+        row, column = 16 * (band // 2), 16 * (band % 2)
+        cube[0, band, row : row + 16, column : column + 16] += one
+    model = get_model("tec-s2")
+    expected = model.encode(cube, 5.0, None).sections
+    monkeypatch.setattr(np.linalg, "eigh", another_solver(1))
+    assert model.encode(cube, 5.0, None).sections == expected
+
+
 # ---- range coder
 
 

@@ -129,6 +129,7 @@ def test_gop_is_refused_where_it_means_nothing(cube):
             ChunkSpec(MODEL, gop=wrong)
 
 
+@pytest.mark.filterwarnings("ignore::tec_zarr.errors.UnsuitedDataWarning")  # 13 bands
 @settings(max_examples=12, deadline=None)
 @given(
     dates=st.integers(1, 4),

@@ -281,6 +281,58 @@ def test_of_all_assets_the_bands_are_taken_once_and_finest(assets, near_infrared
     assert set(twins) <= {"B09_60m"}  # there is no finer one
 
 
+def openeo_job(folder):
+    """A collection on disk as openEO writes it: per date one int16 file of all bands, called after
+    its date, with eo:bands and without a projection."""
+    import rasterio.warp
+
+    cube = TRUTH.reflectance[:2].astype("int16")
+    west, north = float(cube.x[0]) - 5, float(cube.y[0]) + 5
+    crs = TRUTH.spatial_ref.attrs["crs_wkt"]
+    corners = west, north - 10 * SIZE, west + 10 * SIZE, north
+    bbox = list(rasterio.warp.transform_bounds(crs, "EPSG:4326", *corners))
+    w, s, e, n = bbox
+    ring = [[w, s], [e, s], [e, n], [w, n], [w, s]]
+    links = []
+    for date in cube:
+        name = f"openEO_{date.time.dt.strftime('%Y-%m-%d').item()}Z.tif"
+        with rasterio.open(
+            folder / name, "w", driver="GTiff", dtype="int16", count=4, width=SIZE, height=SIZE,
+            nodata=-32768, crs=crs,
+            transform=rasterio.transform.from_origin(west, north, 10, 10),
+        ) as file:
+            file.write(date.where(date != 0, -32768).values)
+        asset = {"href": f"./{name}", "roles": ["data"], "type": "image/tiff; application=geotiff",
+                 "eo:bands": [{"name": band, "common_name": None} for band in BANDS]}  # fmt: skip
+        item = {"type": "Feature", "stac_version": "1.0.0", "id": name, "links": [],
+                "bbox": bbox, "assets": {name: asset},
+                "geometry": {"type": "Polygon", "coordinates": [ring]},
+                "properties": {"datetime": str(date.time.values)[:19] + "Z"}}  # fmt: skip
+        (folder / f"{name}.json").write_text(json.dumps(item))
+        links.append({"href": f"./{name}.json", "rel": "item", "type": "application/geo+json"})
+    extent = {"spatial": {"bbox": [list(WORLD)]}, "temporal": {"interval": [[None, None]]}}
+    collection = {"type": "Collection", "stac_version": "1.0.0", "id": "job", "description": "job",
+                  "license": "unknown", "extent": extent, "links": links}  # fmt: skip
+    (folder / "collection.json").write_text(json.dumps(collection))
+    return folder / "collection.json"
+
+
+def test_a_collection_on_disk_whose_items_are_one_file_each(tmp_path):
+    collection = openeo_job(tmp_path)
+    asked = {"bbox": WORLD, "datetime": "..", "catalog": collection, "offset": 0, **TOY}
+    cube = from_stac(tmp_path / "a.zarr", **asked).reflectance
+    assert cube.band.values.tolist() == list(BANDS)
+    truth = TRUTH.reflectance[:2]
+    here = cube.sel(x=truth.x, y=truth.y, method="nearest").values
+    np.testing.assert_allclose(here, truth.values, atol=TOLERANCE)
+    np.testing.assert_array_equal(here == 0, truth.values == 0)
+    with pytest.raises(TecError, match="loader='odc-stac'"):
+        from_stac(tmp_path / "b.zarr", **asked, loader="stackstac")
+    item = next(tmp_path.glob("*Z.tif.json"))
+    with pytest.raises(TecError, match="neither a STAC API's address nor a catalogue on disk"):
+        search(item, bbox=WORLD, datetime="..")
+
+
 def test_command_line(archive, tmp_path, capsys):
     out = tmp_path / "cube.zarr"
     common = ["from-stac", "--catalog", str(archive), "--bbox", *map(str, WORLD)]
@@ -331,6 +383,38 @@ def test_the_unfinished_chunk_is_there_losslessly_until_it_is_full(tmp_path):
     np.testing.assert_array_equal(tail.reflectance, ds.reflectance[4:7])
     append(ds.isel(time=slice(7, 8)), out)
     assert not list(out.glob("tail-*"))
+
+
+def test_dates_in_any_order_are_stored_in_theirs(tmp_path):
+    """Otherwise sel(time=slice(...)) fails on what was stored."""
+    ds = prepare(synthetic.dataset(dates=9, size=32, bands=["B04", "B08"]), offset=0)
+    out = tmp_path / "a.zarr"
+    write(ds.isel(time=[3, 0, 2, 1, 4]), out, **TOY)
+    assert append(ds.isel(time=[8, 6, 5, 7]), out) == 4
+    stored = xr.open_zarr(out)
+    np.testing.assert_array_equal(stored.time, ds.time)
+    np.testing.assert_array_equal(stored.scl, ds.scl)
+    assert abs(stored.reflectance.astype(int) - ds.reflectance).max() <= 1
+    chosen = slice(ds.time.values[1], ds.time.values[6])
+    xr.testing.assert_equal(stored.sel(time=chosen), stored.isel(time=slice(1, 7)))
+
+
+def test_prepare_sorts_bands_and_dates_of_whatever_it_is_given():
+    ds = synthetic.dataset(dates=3, size=32, bands=BANDS)
+    expected = prepare(ds, offset=0)
+    mixed = ds.isel(time=[2, 0, 1], band=[3, 1, 0, 2])
+    layers = mixed.reflectance.to_dataset("band").assign(SCL=mixed.scl)
+    for given in (mixed, layers, prepare(ds, offset=0).isel(time=[1, 2, 0], band=[2, 3, 1, 0])):
+        found = prepare(given, offset=0)
+        assert found.band.values.tolist() == list(BANDS)
+        xr.testing.assert_equal(found, expected)
+    assert prepare(mixed.reflectance, offset=0).reflectance.equals(expected.reflectance)
+    # The offsets of dates are those of the dates as they were given.
+    carried = mixed.reflectance.where(mixed.reflectance == 0, mixed.reflectance + 1000)
+    carried = carried.astype("uint16").where(mixed.time != mixed.time[0], mixed.reflectance)
+    found = prepare(carried, offset=[0, 1000, 1000])
+    np.testing.assert_array_equal(found.reflectance, expected.reflectance)
+    assert found.boa_offset_removed.values.tolist() == [1000, 1000, 0]
 
 
 def test_an_interrupted_append_is_repaired_by_the_next(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from test_chunk import scene
 
 import tec_zarr
 from tec_zarr import synthetic
-from tec_zarr.errors import SecondGenerationWarning, UnsupportedArrayError
+from tec_zarr.errors import SecondGenerationWarning, SeparateBandsWarning, UnsupportedArrayError
 from tec_zarr.report import stored_arrays
 
 QUALITY = 6.0
@@ -136,7 +136,8 @@ def test_one_variable_per_band(tmp_path):
     ds = cube.to_dataset("band")
     ds["spatial_ref"] = 0
     ds["elevation"] = ("y", "x"), np.random.default_rng(0).normal(500, 9, (64, 64))
-    settings = encoding(ds)
+    with pytest.warns(SeparateBandsWarning, match="stack_bands"):
+        settings = encoding(ds)
     assert settings["B04"]["serializer"].bands == ("B04",)
     assert "serializer" not in settings["elevation"]
     ds.to_zarr(tmp_path / "a.zarr", encoding=settings)
@@ -417,3 +418,111 @@ def test_a_tree_leaves_tec_too(cube, tmp_path):
     assert not any("TEC" in a.codec for a in stored_arrays(tmp_path / "plain.zarr"))
     plain = xr.open_zarr(tmp_path / "plain.zarr", group="inner")
     xr.testing.assert_equal(plain.reflectance, tree["inner"].reflectance)
+
+
+# ---- names of bands
+
+
+def counting(count=3, **attrs):
+    """As rioxarray opens a GeoTIFF: bands 1 to N."""
+    data = np.full((count, 32, 32), 300, "int16")
+    return xr.DataArray(data, {"band": np.arange(count) + 1}, ("band", "y", "x"), attrs=attrs)
+
+
+def test_bands_that_only_count_are_named_by_descriptions_or_by_the_user():
+    described = counting(long_name=("B2", "green", "B4, central wavelength 665 nm"))
+    alone = xr.Dataset({"image": counting()})
+    names = ("B02", "B03", "B04")
+    assert encoding(described.to_dataset(name="image"))["image"]["serializer"].bands == names
+    assert encoding(alone, bands=names)["image"]["serializer"].bands == names
+    with pytest.raises(UnsupportedArrayError, match=r"the 3 bands of 'image'.*bands=\["):
+        encoding(alone)
+    with pytest.raises(UnsupportedArrayError):
+        encoding(alone, bands=names[:2])
+    beside = xr.Dataset({"other": counting().rename(band="channel"), "image": described})
+    assert "serializer" not in encoding(beside)["other"]
+
+
+def test_bands_as_variables_are_named_by_their_descriptions():
+    """rioxarray.open_rasterio(band_as_variable=True): band_1 is no B01."""
+    image = (("y", "x"), np.full((32, 32), 300, "int16"))
+    ds = xr.Dataset({f"band_{i}": (*image, {"long_name": n})
+                     for i, n in ((1, "B04"), (2, "B03"), (3, "cloud cover"))})  # fmt: skip
+    with pytest.warns(SeparateBandsWarning):
+        settings = encoding(ds)
+    assert settings["band_1"]["serializer"].bands == ("B04",)
+    assert "serializer" not in settings["band_3"]
+    bare = ds.map(lambda da: da, keep_attrs=False)
+    with pytest.raises(UnsupportedArrayError, match=r"variables=\['band_1'\]"):
+        encoding(bare)
+
+
+def test_what_is_asked_for_is_named(cube):
+    with pytest.raises(UnsupportedArrayError, match=r"'reflectance' is int32.*make it uint16"):
+        encoding(cube.astype("int32"))
+    with pytest.raises(UnsupportedArrayError, match="DataTree"):
+        tec_zarr.encoding(xr.DataTree.from_dict({"/r10m": cube}))
+    with pytest.raises(UnsupportedArrayError, match=r"variables=\['foo'\]"):
+        encoding(cube.rename(reflectance="foo").isel(band=0, drop=True))
+
+
+def test_one_band_selected_from_a_dataset_keeps_its_name(cube):
+    one = encoding(cube.sel(band="B04"))
+    assert one["reflectance"]["serializer"].bands == ("B04",)
+    assert "serializer" not in one["scl"]
+
+
+# ---- bands in one array
+
+
+def separate(dtype="int16", **attrs):
+    """As DEA has them, with a band twice as fine beside them and classes."""
+    cube = synthetic.cube(dates=2, size=64, bands=["B02", "B04", "B08"]).astype(dtype)
+    cube = cube.where(cube != 0, -999) if dtype == "int16" else cube
+    names = {"B08": "nbart_nir", "B04": "nbart_red", "B02": "nbart_blue"}
+    ds = xr.Dataset({n: cube.sel(band=b, drop=True).assign_attrs(attrs, source=b)
+                     for b, n in names.items()})  # fmt: skip
+    for da in ds.data_vars.values():
+        da.encoding = {"_FillValue": -999} if dtype == "int16" else {}
+    ds["oa_fmask"] = ds.nbart_red % 5
+    return ds
+
+
+def test_stacked_bands_are_one_array_and_variables_again():
+    ds = separate(units="1")
+    said = []
+    one = tec_zarr.stack_bands(ds, said=said)
+    assert set(one.data_vars) == {"reflectance", "oa_fmask"}
+    assert one.reflectance.dims == ("time", "band", "y", "x")
+    assert one.band.values.tolist() == ["B02", "B04", "B08"]
+    assert "nbart_red as B04" in said[0]
+    np.testing.assert_array_equal(one.reflectance.sel(band="B04"), ds.nbart_red)
+    assert one.reflectance.encoding["_FillValue"] == -999
+    back = tec_zarr.unstack_bands(one)
+    xr.testing.assert_identical(back[list(ds.data_vars)], ds)
+    assert back.nbart_red.encoding["_FillValue"] == -999
+
+
+def test_only_bands_of_one_grid_and_nodata_are_stacked():
+    ds = separate()
+    ds.nbart_nir.attrs["nodata"] = -1
+    assert set(tec_zarr.stack_bands(ds).data_vars) == {"reflectance", "nbart_nir", "oa_fmask"}
+    with pytest.warns(SeparateBandsWarning, match="2 bands|3 bands"):
+        encoding(ds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoding(tec_zarr.stack_bands(separate()))
+
+
+def test_what_is_no_band_is_split_off(cube):
+    scl = cube.scl.astype("uint16").expand_dims(band=["SCL"])
+    both = xr.concat([cube.reflectance, scl.transpose("time", "band", "y", "x")], "band")
+    for mixed in (both, both.to_dataset(name="reflectance")):
+        with pytest.raises(UnsupportedArrayError, match=r"'SCL'.*stack_bands"):
+            encoding(mixed)
+        split = tec_zarr.stack_bands(mixed)
+        assert split.reflectance.sizes["band"] == 12
+        np.testing.assert_array_equal(split.SCL, cube.scl)
+        settings = encoding(split)
+        assert settings["reflectance"]["serializer"].bands == tuple(cube.band.values)
+        assert "serializer" not in settings["SCL"]

@@ -200,6 +200,8 @@ def bottleneck_tables(bottleneck: EntropyBottleneck) -> Callable[[int], Table]:
         if channel not in tables:
             edges = cdfs[channel, : lengths[channel]].astype(np.int64)
             frequencies = edges[1:] - edges[:-1]
+            if len(frequencies) < 2 or frequencies.min() < 1:  # weights may come from a stranger
+                raise FormatError(f"the table of channel {channel} has frequencies below 1")
             tables[channel] = Table.from_frequencies(offsets[channel], frequencies)
         return tables[channel]
 

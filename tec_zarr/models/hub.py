@@ -103,6 +103,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TEC_ZARR_CACHE") or f"{base}/tec_zarr").expanduser()
 
 
+def embedded_folder() -> Path:
+    """Where weights are kept that came with a store: they only decode."""
+    return cache_folder() / "embedded"
+
+
 def load(
     name: str,
     compression: float | str | None = None,
@@ -213,7 +218,7 @@ def cached_entry(name: str) -> Entry | None:
         The model is published, but its weights are not in the cache, or `name` has no rate, as
         of arrays written with a file given by its path; the message says how to get them.
     """
-    from tec_zarr.models.registry import Entry
+    from tec_zarr.models.registry import Entry, embedded_weights, weights_file
     from tec_zarr.stream import NAMED_MODEL
 
     family, _, tail = name.partition("/lambda-")
@@ -225,8 +230,8 @@ def cached_entry(name: str) -> Entry | None:
             f"Load the same file first, tec_zarr.models.load_codec({family!r}, path=...), or name "
             f"a published rate: '{family}/lambda-' and one of {', '.join(PUBLISHED[family].rates)}."
         )
-    files = {_hash_in_name(file): file for file in _cached(family, tail)}
-    if not files:
+    weights = tuple(map(_hash_in_name, _cached(family, tail)))
+    if not weights and not any(embedded_weights(name)):
         raise UnknownModelError(
             f"The weights of {name} are not on this machine (looked in {cache_folder()}).\n"
             + _how_to_get(family, tail)
@@ -235,10 +240,10 @@ def cached_entry(name: str) -> Entry | None:
     def open_codec(sha256: str) -> FamilyModel:
         from tec_zarr.models.family import FamilyModel
 
-        file = _unchanged(files[sha256], family, tail)
+        file = _unchanged(weights_file(name, sha256), family, tail)
         return FamilyModel(_read(file).to(pick_device()), name, sha256)
 
-    return Entry(name, NAMED_MODEL, tuple(files), open_codec)
+    return Entry(name, NAMED_MODEL, weights, open_codec)
 
 
 def save(module: nn.Module, path: str | os.PathLike[str]) -> str:
@@ -432,6 +437,8 @@ def _read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
         state = state.get("state_dict", state)
         if not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
             raise TypeError("not every entry is a tensor with a name")
+    except MemoryError:
+        raise
     except Exception as error:  # torch, pickle, zip and safetensors all raise their own
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, pickle.UnpicklingError):  # whose text advises to read it unsafely

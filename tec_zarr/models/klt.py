@@ -27,6 +27,10 @@ MOST_COMPONENTS, MOST_BANDS = 12, 31
 #: long integer of a whole section would make each of its bits as dear as the section is long.
 _LONGEST_HEADER = 1024
 
+#: Eigenvalues nearer to each other than this share of the largest one are the same, and parts of
+#: unit vectors below this size are what a solver rounds.
+_ALIKE, _NOISE = 1e-10, 1e-9
+
 
 class BitWriter:
     def __init__(self) -> None:
@@ -142,10 +146,7 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
     ``step`` is the quantiser step in DN that the tile will be coded with.
     """
     count = len(mean)
-    values, work = np.linalg.eigh(covariance)
-    values, work = values[::-1], work[:, ::-1].copy()
-    largest = np.abs(work).argmax(axis=0)
-    work *= np.where(work[largest, np.arange(count)] < 0, -1.0, 1.0)
+    values, work = _eigenvectors(covariance)
     spread = _spreads(values, step)
     active = min(int((spread > ACTIVE_SPREAD).sum()), MOST_COMPONENTS)
     bits = BitWriter()
@@ -160,7 +161,8 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
     for column, row, turn in rotations(count, active):
         size = _angle_bits(int(spread[column])) + turn
         unit_angle = math.pi / 2 ** (size - turn)
-        code = round(math.atan2(work[row, column], work[row - 1, column]) / unit_angle)
+        lower, upper = (0.0 if abs(v) < _NOISE else v for v in work[[row, row - 1], column])
+        code = round(math.atan2(lower, upper) / unit_angle)
         # Below a pivot that is already positive an angle lies in [0, pi): no wrapping round.
         code = code % (1 << size) if turn else min(max(code, 0), (1 << size) - 1)
         bits.put(code, size)
@@ -169,6 +171,38 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
     return bits.to_bytes(), Klt(
         whole * 2.0**digits, rotated(count, angles), _padded(spread[:active], count)
     )
+
+
+def _eigenvectors(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, the largest first, and their vectors in columns, whoever's solver it is.
+
+    Solvers choose the vectors of an eigenvalue that is there more than once, and every sign.
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = values[::-1], vectors[:, ::-1].copy()
+    starts = np.flatnonzero(np.diff(values, prepend=np.inf) < -_ALIKE * max(abs(values[0]), 1e-300))
+    for start, stop in zip(starts, [*starts[1:], len(values)], strict=True):
+        if stop - start > 1:
+            vectors[:, start:stop] = _chosen(vectors[:, start:stop])
+    sizes = np.abs(vectors)
+    largest = (sizes > sizes.max(axis=0) - _NOISE).argmax(axis=0)
+    vectors *= np.where(vectors[largest, np.arange(len(values))] < 0, -1.0, 1.0)
+    return values, vectors
+
+
+def _chosen(vectors: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of what columns span that does not depend on these columns.
+
+    The axis that lies nearest to the space is projected into it, then the next one beside that.
+    """
+    projection = vectors @ vectors.T
+    out = np.empty_like(vectors)
+    for column in range(vectors.shape[1]):
+        near = projection.diagonal()
+        axis = int((near > near.max() - _NOISE).argmax())
+        out[:, column] = projection[:, axis] / math.sqrt(near[axis])
+        projection = projection - np.outer(out[:, column], out[:, column])
+    return out
 
 
 def _padded(spread: np.ndarray, count: int) -> np.ndarray:

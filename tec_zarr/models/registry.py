@@ -115,7 +115,8 @@ class Entry:
     number : int
         Its id in the stream; 0 for a model that is not in the index: its frames carry its name.
     weights : tuple of str
-        SHA-256 (hex) of its released weights, newest first.
+        SHA-256 (hex) of the weights that it may encode with, newest first. Those that came with a
+        store are not among them.
     load : callable
         From one of those hashes to the loaded model.
     temporal : bool
@@ -127,6 +128,13 @@ class Entry:
     weights: tuple[str, ...]
     load: Callable[[str], Model]
     temporal: bool = False
+
+    @property
+    def newest(self) -> str:
+        """Weights of new arrays; WeightsMismatchError where all that are here came with a store."""
+        if not self.weights:
+            raise _only_decodes(self.name)
+        return self.weights[0]
 
 
 _registered: dict[str, Entry] = {}
@@ -242,7 +250,7 @@ def get_model(name: str, weights: str | None = None) -> Model:
         The model is here, those weights are not, or the file was changed.
     """
     entry = find_model(name)
-    here = chain(entry.weights, _kept(name))
+    here = chain(entry.weights, _kept(name), embedded_weights(name))
     sha = next((w for w in here if w.startswith(weights or "")), None)
     if sha is None:
         raise WeightsMismatchError(
@@ -255,6 +263,52 @@ def get_model(name: str, weights: str | None = None) -> Model:
         if model is None:
             model = _loaded[name, sha] = entry.load(sha)
     return model
+
+
+def get_encoder(name: str, weights: str) -> Model:
+    """As :func:`get_model`, of whole hashes and for encoding.
+
+    Raises
+    ------
+    WeightsMismatchError
+        Also for weights that came with a store: they decode, and never encode.
+    """
+    own = chain(find_model(name).weights, _kept(name))
+    if weights not in own and weights in embedded_weights(name):
+        raise _only_decodes(name)
+    return get_model(name, weights)
+
+
+def get_released(name: str, sha256: str) -> Model:
+    """A model that the weights of another one name, which may come from a stranger.
+
+    Only weights that this package's index lists: they lead to no file of the stranger's, and
+    never back.
+
+    Raises
+    ------
+    WeightsMismatchError
+        The index does not list them.
+    """
+    if all(item["sha256"] != sha256 for item in _items()[name]["weights"]):
+        raise WeightsMismatchError(
+            f"weights are made for weights {sha256} of model {name!r}, which this tec_zarr does "
+            "not know: pip install --upgrade tec_zarr"
+        )
+    return get_model(name, sha256)
+
+
+def _only_decodes(name: str) -> WeightsMismatchError:
+    family, _, rate = name.partition("/lambda-")
+    how = (
+        f"get the published ones, tec_zarr.models.load({family!r}, {rate!r})"
+        if family in hub.PUBLISHED
+        else "pip install --upgrade tec_zarr, or write a new array with the newest weights"
+    )
+    return WeightsMismatchError(
+        f"these weights of model {name!r} came with a store (tec_zarr.use_embedded_weights): they "
+        f"decode what others wrote, and never encode; {how}"
+    )
 
 
 def weights_file(name: str, sha256: str) -> Path:
@@ -277,7 +331,14 @@ def weights_file(name: str, sha256: str) -> Path:
             f"where the weights of model {name!r} are is not known: it is neither built in nor "
             "published; whoever registers it keeps its weights"
         )
-    return _released(name).get(sha256) or _cache_file(name, sha256)
+    kept = _released(name).get(sha256) or hub.cache_folder() / _file_name(name, sha256)
+    embedded = hub.embedded_folder() / kept.name
+    return embedded if embedded.is_file() and not kept.is_file() else kept
+
+
+def embedded_file(name: str, sha256: str) -> Path:
+    """Where weights lie that came with a store: apart from those that may encode."""
+    return hub.embedded_folder() / _file_name(name, sha256)
 
 
 def needed_weights(name: str, sha256: str) -> tuple[tuple[str, str], ...]:
@@ -289,8 +350,8 @@ def needed_weights(name: str, sha256: str) -> tuple[tuple[str, str], ...]:
     return ((name, sha256), *chain.from_iterable(others))
 
 
-def _cache_file(name: str, sha256: str) -> Path:
-    return hub.cache_folder() / f"{name.replace('/lambda-', '--')}--{sha256}.safetensors"
+def _file_name(name: str, sha256: str) -> str:
+    return f"{name.replace('/lambda-', '--')}--{sha256}.safetensors"
 
 
 def _is_kept(name: str) -> bool:
@@ -299,10 +360,19 @@ def _is_kept(name: str) -> bool:
     return name in _index() or rate in getattr(hub.PUBLISHED.get(family), "rates", ())
 
 
+def embedded_weights(name: str) -> Iterator[str]:
+    """Hashes of a built-in or published model's weights that came with a store."""
+    return _hashes(name, hub.embedded_folder())
+
+
 def _kept(name: str) -> Iterator[str]:
-    """Hashes of a built-in or published model's weights in the user's cache."""
+    """Hashes of a published model's weights in the user's cache."""
+    return _hashes(name, hub.cache_folder())
+
+
+def _hashes(name: str, folder: Path) -> Iterator[str]:
     if _is_kept(name):
-        for file in sorted(_cache_file(name, "").parent.glob(_cache_file(name, "*").name)):
+        for file in sorted(folder.glob(_file_name(name, "*"))):
             yield file.stem.rpartition("--")[2]
 
 
@@ -341,9 +411,11 @@ def _entry(name: str, item: dict) -> Entry:
         read = getattr(importlib.import_module(module), function)
         try:
             return read(path)
-        except TecError:
+        except (TecError, MemoryError):
             raise
         except Exception as error:  # embedded by somebody: any tensors under any names
+            if isinstance(error, OSError | MemoryError):  # of the machine, not of the file
+                raise
             raise FormatError(
                 f"{path} does not hold weights of model {name!r} ({type(error).__name__}: {error})"
                 ": delete it and get the store's weights again"

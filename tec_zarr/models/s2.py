@@ -10,18 +10,16 @@ and may differ in the last place, which can move a pixel that lies between two D
 from __future__ import annotations
 
 import copy
-import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,7 +27,7 @@ from tec_zarr import native
 from tec_zarr.entropy import SymbolDecoder, SymbolEncoder, Tables, words_of
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.models import klt
-from tec_zarr.models.registry import Encoded, get_model
+from tec_zarr.models.registry import Encoded
 from tec_zarr.models.s2_analysis import Analysis
 from tec_zarr.models.s2_integer import IntegerModel, Past
 from tec_zarr.models.s2_net import (
@@ -44,8 +42,9 @@ from tec_zarr.models.s2_net import (
     step_size,
 )
 from tec_zarr.models.s2_overlap import blocks_of, overlapped, with_margin
-from tec_zarr.models.s2_pixels import PixelNet, PixelSynthesis
+from tec_zarr.models.s2_pixels import PixelNet, PixelSynthesis, check_pixels
 from tec_zarr.models.s2_synthesis import Synthesis
+from tec_zarr.models.s2_weights import TABLES, check, frozen_net, named_model, read
 
 #: Rate-distortion trade of the quantiser: bits saved against squared error in steps (as in
 #: training).
@@ -55,8 +54,6 @@ SILENT = 0.6
 #: nor is one that gains less than its own bits and this share of all: decoding it takes time.
 WORTHWHILE = 0.012
 
-
-Net = TypeVar("Net", bound=torch.nn.Module)
 
 
 class SymbolSink(Protocol):
@@ -435,36 +432,19 @@ def save_pixels(net: PixelNet, image_sha256: str, path: Path) -> None:
 
 def load(path: Path) -> TecS2:
     """Read what :func:`save` or :func:`save_pixels` wrote; the latter's image from the registry."""
-    data = path.read_bytes()
-    tensors = read_tensors(data)
+    tensors, sha256 = read(path)
     if "image_sha256" in tensors:
-        image = get_model("tec-s2", tensors.pop("image_sha256").numpy().tobytes().hex())
+        image_sha256 = tensors.pop("image_sha256")
+        check_pixels(tensors)
+        image = named_model("tec-s2", image_sha256)
         assert isinstance(image, TecS2)
-        return image.with_pixels(tensors, hashlib.sha256(data).hexdigest())
-    tables = Tables(tensors.pop("tables").numpy())
-    return TecS2(frozen_net(S2Net(), tensors, path), tables, hashlib.sha256(data).hexdigest())
+        return image.with_pixels(tensors, sha256)
+    tables = read_tables(tensors, path)
+    return TecS2(frozen_net(S2Net, tensors, path), tables, sha256)
 
 
-def frozen_net(net: Net, tensors: dict[str, Tensor], path: Path) -> Net:
-    """Put what :func:`net_tensors` made into ``net``.
-
-    Raises
-    ------
-    FormatError
-        Parts are missing: ``path`` holds another model.
-    """
-    integer = {name: m for name, m in net.named_modules() if isinstance(m, IntConv)}
-    parts = {
-        name: [f"{name}.{part}" for part in ("weight", "exponent", "bias")] for name in integer
-    }
-    frozen = {part for names in parts.values() for part in names}
-    rest = {name: tensor for name, tensor in tensors.items() if name not in frozen}
-    parameters = {f"{name}.{part}" for name in integer for part in ("weight", "bias")}
-    missing = frozen - set(tensors) | (
-        set(net.load_state_dict(rest, strict=False).missing_keys) - parameters
-    )
-    if missing:
-        raise FormatError(f"{path} is not a {type(net).__name__}: missing {sorted(missing)}")
-    for name, module in integer.items():
-        module.freeze(*(tensors[part] for part in parts[name]))
-    return net
+def read_tables(tensors: dict[str, Tensor], path: Path) -> Tables:
+    """The tables among a file's tensors, which are taken out of them."""
+    found = {name: tensors.pop(name) for name in ("tables",) if name in tensors}
+    check(found, {"tables": TABLES}, str(path))
+    return Tables(found["tables"].numpy())

@@ -13,7 +13,6 @@ number of steps decodes, and all dates of a chunk are cut to the same number.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,11 +28,21 @@ from tec_zarr.entropy import BitDecoder, BitEncoder
 from tec_zarr.errors import ChecksumError, FormatError
 from tec_zarr.models import klt
 from tec_zarr.models.flex_stream import FlexSection
-from tec_zarr.models.registry import Encoded, get_model
+from tec_zarr.models.registry import Encoded
 from tec_zarr.models.s2 import SILENT, WORTHWHILE, Context, check_bands, context_of
 from tec_zarr.models.s2_integer import Past, Step
-from tec_zarr.models.s2_intervals import FAR, GRID, Cells, IntervalTables, contexts
-from tec_zarr.models.s2_net import BLOCK, CHANNELS, GROUPS, LEVELS, step_size
+from tec_zarr.models.s2_intervals import (
+    CLASSES,
+    CONTEXTS,
+    FAR,
+    GRID,
+    KINDS,
+    REACH,
+    Cells,
+    IntervalTables,
+    contexts,
+)
+from tec_zarr.models.s2_net import BLOCK, CHANNELS, GROUPS, LEVELS, SCALES, step_size
 from tec_zarr.models.s2_temporal import (
     CANDIDATES,
     MOST_FINER,
@@ -56,6 +64,7 @@ from tec_zarr.models.s2_temporal import (
     write_references,
     write_spectral,
 )
+from tec_zarr.models.s2_weights import HASH, Part, check, named_model, read
 
 #: Qualities in a section's header are whole numbers of this part.
 _QUALITY_GRID = 4096
@@ -683,12 +692,19 @@ def save(tables: IntervalTables, temporal_sha256: str, path: Path) -> None:
     save_file(out, path)
 
 
+_LAYOUT = {
+    "cumulative": Part((SCALES, 2 * REACH * GRID + 1), (torch.int32,)),
+    "zones": Part((SCALES,), (torch.int32,)),
+    "chances": Part((KINDS, CLASSES, CONTEXTS), (torch.int32,)),
+    "temporal_sha256": HASH,
+}
+
+
 def load(path: Path) -> TecFlexS2:
     """Read what :func:`save` wrote; the temporal model comes from the registry."""
-    data = path.read_bytes()
-    tensors = read_tensors(data)
-    temporal = get_model("tec-tt-s2", tensors["temporal_sha256"].numpy().tobytes().hex())
-    if not isinstance(temporal, TecTtS2):
-        raise FormatError(f"{path} is of a temporal model that is not tec-tt-s2")
+    tensors, sha256 = read(path)
+    check(tensors, _LAYOUT, str(path))
+    temporal = named_model("tec-tt-s2", tensors["temporal_sha256"])
+    assert isinstance(temporal, TecTtS2)
     tables = IntervalTables(*(tensors[n].numpy() for n in ("cumulative", "zones", "chances")))
-    return TecFlexS2(temporal, tables, hashlib.sha256(data).hexdigest())
+    return TecFlexS2(temporal, tables, sha256)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tec_zarr.entropy import BitDecoder, BitEncoder, Tables
+from tec_zarr.errors import FormatError
 
 #: Positions in a step.
 GRID = 16
@@ -124,9 +125,25 @@ class IntervalTables:
         As from :func:`make_tables`.
     chances : (KINDS, CLASSES, CONTEXTS) int array
         Chance of a decision, in 1/65536, for what the tables say and what the neighbours say.
+
+    Raises
+    ------
+    FormatError
+        Other numbers than these.
     """
 
     def __init__(self, cumulative: np.ndarray, zones: np.ndarray, chances: np.ndarray):
+        # Weights may come from a stranger.
+        if not (
+            (cumulative[:, 0] == 0).all()
+            and (cumulative[:, -1] == 1 << _TOTAL_BITS).all()
+            and (cumulative[:, 1:] > cumulative[:, :-1]).all()
+        ):
+            raise FormatError("cumulative frequencies do not rise from 0 to 2**24")
+        if zones.min() < GRID // 2 or zones.max() > WIDEST_ZONE:
+            raise FormatError(f"middle cells are not {GRID // 2} to {WIDEST_ZONE} sixteenths wide")
+        if chances.min() < 1 or chances.max() > _MOST_CHANCE:
+            raise FormatError("chances of decisions are not 1 to 65535 in 1/65536")
         self.cumulative = cumulative.astype(np.int64)
         self.zones = zones.astype(np.int64)
         self.chances = chances.astype(np.int64)

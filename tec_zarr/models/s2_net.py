@@ -153,7 +153,7 @@ class Condition(nn.Module):
 
 
 def _taps(offsets: list[tuple[int, int]], kernel: int) -> Tensor:
-    taps = torch.zeros(kernel, kernel, dtype=torch.bool)
+    taps = torch.zeros(kernel, kernel, dtype=torch.bool, device="cpu")  # also of a net on "meta"
     for row, col in offsets:
         taps[row + kernel // 2, col + kernel // 2] = True
     return taps

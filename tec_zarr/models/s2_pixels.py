@@ -44,6 +44,7 @@ from tec_zarr.models.s2_net import (
     quantised,
 )
 from tec_zarr.models.s2_overlap import blocks_of, with_margin
+from tec_zarr.models.s2_weights import Part, check, integer_parts
 
 #: Fixed-point digits of the synthesis, of the overlap and of a KLT's basis.
 SYNTHESIS_BITS, OVERLAP_BITS, BASIS_BITS = 14, 11, 12
@@ -138,6 +139,35 @@ class _Correction(Layer):
         return torch.addcmul(self.shift, self.sums(rows).float(), self.scale).floor_()
 
 
+def check_pixels(tensors: dict[str, Tensor]) -> None:
+    """Raise FormatError unless these are what :meth:`PixelNet.tensors` makes: weights may come from
+    a stranger.
+    """
+    first, component = (tensors.get(f"pixels.{n}") for n in ("first.bias", "component"))
+    width = 0 if first is None else first.numel()
+    pairs = 0 if component is None else component.numel()
+    whole = (torch.int16,)
+    largest = float(1 << SYNTHESIS_BITS)
+    layout = {
+        "condition.weight": Part((width, COMPONENTS + 1), whole),
+        "component": Part((pairs,), (torch.uint8,), (0, COMPONENTS - 1)),
+        "channel": Part((pairs,), whole, (0, CHANNELS - 1)),
+        "synthesis": Part((pairs, BLOCK * BLOCK), whole, (-largest, largest)),
+        "overlap": Part((BLOCK, BLOCK), whole),
+        **integer_parts("first", (width, CHANNELS, 1, 1)),
+        **integer_parts("one", (width, width, 3, 3)),
+        **integer_parts("two", (width, width, 3, 3)),
+        **integer_parts("last", (CHANNELS, width, 1, 1)),
+    }
+    check(tensors, {f"pixels.{name}": part for name, part in layout.items()}, "a way to pixels")
+    places = tensors["pixels.component"].long() * CHANNELS + tensors["pixels.channel"].long()
+    if len(places.unique()) != pairs:
+        raise FormatError("a way to pixels names a pair of component and channel twice")
+    # Sums of int32, along columns and along rows.
+    if int(tensors["pixels.overlap"].int().abs().sum(1).max()) >= 2 ** (OVERLAP_BITS + 1):
+        raise FormatError("an overlap matrix can leave the range of 32 bits")
+
+
 class PixelSynthesis:
     """Pixels from decoded latents, for single dates; by the compiled library where it is there.
 
@@ -155,6 +185,7 @@ class PixelSynthesis:
     """
 
     def __init__(self, net: S2Net, tensors: dict[str, Tensor]):
+        check_pixels(tensors)
         self.net = net
         # Whole 256ths, that sums of activations, in sixteenths, gain.
         self.condition = tensors["pixels.condition.weight"].double().numpy() * (ACT_GRID / 256)
@@ -170,14 +201,11 @@ class PixelSynthesis:
         component, channel = (tensors[f"pixels.{n}"].long() for n in ("component", "channel"))
         pairs = np.zeros((COMPONENTS, CHANNELS), bool)
         pairs[component, channel] = True
-        self._check(tensors, int(pairs.sum()))
         synthesis = torch.zeros(COMPONENTS, CHANNELS, BLOCK * BLOCK, dtype=torch.float64)
         synthesis[component, channel] = tensors["pixels.synthesis"].double()
         self.channels = [channel[component == k].sort().values for k in range(COMPONENTS)]
         self.synthesis = [synthesis[k, chosen] for k, chosen in enumerate(self.channels)]
         self.overlap = tensors["pixels.overlap"].double()
-        if float(self.overlap.abs().sum(1).max()) >= 2 ** (OVERLAP_BITS + 1):
-            raise FormatError("an overlap matrix can leave the range of 32 bits")
         self.library = None
         if native.library() and not native.odd_width(len(self.first.scale)):
             layers = (self.first, self.one, self.two, self.last)
@@ -189,28 +217,6 @@ class PixelSynthesis:
             )
         #: Chunks of one archive share a quality, or few.
         self.steps = lru_cache(maxsize=8)(self._steps)
-
-    def _check(self, tensors: dict[str, Tensor], pairs: int) -> None:
-        """Weights may come from a stranger."""
-        width, taps = len(self.first.scale), BLOCK * BLOCK
-        for name, shape in (
-            ("condition.weight", (width, COMPONENTS + 1)),
-            ("first.weight", (width, CHANNELS, 1, 1)),
-            ("one.weight", (width, width, 3, 3)),
-            ("two.weight", (width, width, 3, 3)),
-            ("last.weight", (CHANNELS, width, 1, 1)),
-            ("component", (pairs,)),  # none twice
-            ("channel", (pairs,)),
-            ("synthesis", (pairs, taps)),
-            ("overlap", (BLOCK, BLOCK)),
-        ):
-            found = tensors[f"pixels.{name}"]
-            if found.shape != shape or found.is_floating_point():
-                raise FormatError(
-                    f"pixels.{name} is {found.dtype} {tuple(found.shape)}, not {shape}"
-                )
-        if int(tensors["pixels.synthesis"].int().abs().max()) > 1 << SYNTHESIS_BITS:
-            raise FormatError("a synthesis can leave the range of 32 bits")
 
     def _steps(self, quality: float) -> np.ndarray:
         steps = self.net.steps(torch.tensor([quality], dtype=torch.float64))[0, :, 0, 0]

@@ -15,7 +15,6 @@ whole numbers of 1/16 DN, made of whole numbers by matrix products in float64 wh
 
 from __future__ import annotations
 
-import hashlib
 import math
 import zlib
 from collections.abc import Sequence
@@ -25,14 +24,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tec_zarr.entropy import SymbolEncoder, Tables
 from tec_zarr.errors import FormatError
 from tec_zarr.models import klt
-from tec_zarr.models.registry import Encoded, get_model
+from tec_zarr.models.registry import Encoded
 from tec_zarr.models.s2 import (
     Context,
     LatentCoder,
@@ -40,11 +38,11 @@ from tec_zarr.models.s2 import (
     check_bands,
     checked,
     context_of,
-    frozen_net,
     lagrangian,
     latents_crc,
     net_tensors,
     padded,
+    read_tables,
 )
 from tec_zarr.models.s2_integer import IntegerModel, Past
 from tec_zarr.models.s2_net import (
@@ -58,6 +56,7 @@ from tec_zarr.models.s2_net import (
     step_size,
 )
 from tec_zarr.models.s2_temporal_net import TemporalNet
+from tec_zarr.models.s2_weights import frozen_net, named_model, read
 
 MOST_REFERENCES = 3
 #: Weights of references: whole sixteenths, from -31 to 31.
@@ -778,10 +777,10 @@ def save(net: TemporalNet, frequencies: np.ndarray, image_sha256: str, path: Pat
 
 def load(path: Path) -> TecTtS2:
     """Read what :func:`save` wrote; the image model comes from the registry."""
-    data = path.read_bytes()
-    tensors = read_tensors(data)
-    image_sha256 = tensors.pop("image_sha256").numpy().tobytes().hex()
-    tables = Tables(tensors.pop("tables").numpy())
-    net = frozen_net(TemporalNet.like(tensors), tensors, path)
-    image = get_model("tec-s2", image_sha256)
-    return TecTtS2(image, net, tables, hashlib.sha256(data).hexdigest())
+    tensors, sha256 = read(path)
+    image_sha256 = tensors.pop("image_sha256")
+    tables = read_tables(tensors, path)
+    net = frozen_net(lambda: TemporalNet.like(tensors), tensors, path)
+    image = named_model("tec-s2", image_sha256)
+    assert isinstance(image, TecS2)
+    return TecTtS2(image, net, tables, sha256)

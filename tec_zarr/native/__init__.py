@@ -25,6 +25,7 @@ _LIBRARY = Path(__file__).with_name("_s2.so")
 _VARIABLE = "TEC_NATIVE"
 _MOST_TAPS, _MOST_UNITS = 12, 128
 _GROUPS = (4, 12, 48, 96, 160)
+_SCALES = 52
 
 
 class _Layer(ctypes.Structure):
@@ -164,6 +165,19 @@ def odd_width(units: int) -> bool:
     return units % 16 != 0 or not 0 < units <= _MOST_UNITS
 
 
+def _searchable(edges: np.ndarray) -> bool:
+    """Whether a table has a symbol in the middle and every symbol a share of 2**24."""
+    rises = len(edges) % 2 == 0 and bool((edges[1:].astype(np.int64) > edges[:-1]).all())
+    return rises and edges[0] == 0 and edges[-1] == 1 << 24
+
+
+def _check_terms(terms: np.ndarray, shape: tuple[int, ...]) -> None:
+    if terms.shape != shape or terms.dtype != np.float32:
+        raise FormatError(
+            f"terms of a condition are {terms.dtype} {terms.shape}, the networks take {shape}"
+        )
+
+
 class Networks(_Kept):
     """The entropy networks and tables of a model, as the library takes them.
 
@@ -177,6 +191,12 @@ class Networks(_Kept):
         Of each table; of two edges for one that codes nothing.
     silent : int
         How many code nothing.
+
+    Raises
+    ------
+    FormatError
+        Arrays of other shapes, or tables that the library cannot search: it takes all sizes from
+        these arguments.
     """
 
     def __init__(
@@ -195,6 +215,8 @@ class Networks(_Kept):
             one.head = self._layer(layers["head"], (2 * _GROUPS[0], units, 1))
             for number, (row, column) in enumerate(layers["offsets"]):
                 one.row[number], one.column[number] = row, column
+            if layers["linear"].shape != (taps, _GROUPS[0], _GROUPS[0]):
+                raise FormatError(f"a linear predictor has shape {layers['linear'].shape}")
             one.linear = self._keep(layers["linear"], np.int32)
         before = _GROUPS[0]
         for one, layers, size in zip(self._networks.fine, fine, _GROUPS[1:], strict=True):
@@ -206,6 +228,10 @@ class Networks(_Kept):
             one.third = self._layer(layers["third"], (units, units, 1))
             one.others = self._layer(layers["others"], (2 * size, units, 1))
             before += size
+        nets = (*self._networks.coarse, *self._networks.fine)
+        self._terms = sum(one.first.outputs for one in nets)
+        if len(cumulative) != _SCALES or not all(map(_searchable, cumulative[silent:])):
+            raise FormatError("probability tables are not those of a range coder")
         sizes = np.array([len(edges) for edges in cumulative])
         self._networks.tables = _Tables(
             silent,
@@ -239,8 +265,10 @@ class Networks(_Kept):
         Raises
         ------
         FormatError
-            The bytes are not a stream of these tables.
+            The bytes are not a stream of these tables, or terms of other networks.
         """
+        _check_terms(biases, (self._terms,))
+        _check_terms(prior, (sum(_GROUPS),))
         latents = np.zeros((rows * columns, len(prior)), np.int32)
         result = library().tec_s2_latents(
             ctypes.byref(self._networks), data, len(data) // 4, biases.ctypes.data,
@@ -321,6 +349,7 @@ class Pixels(_Kept):
         basis, mean : (C, used), (C,) int32 ndarrays
             In 1/2**12, and in 1/2**13 DN with one half added.
         """
+        _check_terms(bias, (self._pixels.first.outputs,))
         there = [out.ctypes.data, None]
         result = library().tec_s2_pixels(
             ctypes.byref(self._pixels), latents.ctypes.data, last, bias.ctypes.data,

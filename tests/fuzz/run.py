@@ -27,7 +27,7 @@ INSTRUMENTED = ("tec_zarr",)
 LATER = {
     "chunk": ["tec_zarr.models.s2"],
     "section": ["tec_zarr.models.s2"],
-    "weights": ["tec_zarr.models.s2", "tec_zarr.embed"],
+    "weights": ["tec_zarr.models.s2_flex", "tec_zarr.embed"],
     "manifest": ["tec_zarr.manifest"],
     "command_line": ["tec_zarr.cli", "tec_zarr.inputs", "tec_zarr.store", "tec_zarr.report"],
 }
