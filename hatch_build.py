@@ -1,6 +1,8 @@
-"""Compile what decoding spends its time on, where the package is installed and a compiler is there.
+"""Compile the core when the package is installed.
 
-Without a compiler, or on a processor that is not x86-64, nothing is built and torch does the same.
+The core (`_core.so`) is portable C11 and everything needs it: without a compiler the installation
+fails and says why. The decoder of the temporal models' latents (`_s2.so`) is for x86-64 processors;
+elsewhere torch does the same.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = "tec_zarr/native/s2.c"
-LIBRARY = "tec_zarr/native/_s2.so"
+CORE = ("tec_zarr/native/_core.so", ("tec_zarr/native/walk.c", "tec_zarr/native/lapped.c"))
+LATENTS = ("tec_zarr/native/_s2.so", ("tec_zarr/native/s2.c",))
 # Every operation on floats is rounded by itself: the results are the same everywhere.
 OPTIONS = (
     "-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fwrapv", "-fPIC", "-shared",
@@ -24,23 +26,33 @@ OPTIONS = (
 
 
 class NativeHook(BuildHookInterface):
-    """Adds the library to the wheel, or leaves the wheel as it is."""
+    """Adds the libraries to the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         del version
-        library = Path(self.root, LIBRARY)
-        library.unlink(missing_ok=True)
-        if os.name != "posix" or platform.machine() not in ("x86_64", "amd64", "AMD64"):
-            return
-        compiler = shlex.split(os.environ.get("CC", "cc"))
-        command = [*compiler, *OPTIONS, "-o", str(library), str(Path(self.root, SOURCES)), "-lm"]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            reason = getattr(error, "stderr", "") or str(error)
-            self.app.display_warning(f"decoding is not compiled, torch will do it: {reason}")
-            library.unlink(missing_ok=True)
-            return
+        self._compile(*CORE)
+        build_data["artifacts"].append(CORE[0])
+        if os.name == "posix" and platform.machine() in ("x86_64", "amd64", "AMD64"):
+            self._compile(*LATENTS)
+            build_data["artifacts"].append(LATENTS[0])
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data.update(pure_python=False, tag=f"py3-none-{tag}")
-        build_data["artifacts"].append(LIBRARY)
+
+    def _compile(self, library: str, sources: tuple[str, ...]) -> None:
+        """Compile beside the library and move it there: a process that uses it keeps its own."""
+        built = Path(self.root, library + ".new")
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+        paths = [str(Path(self.root, source)) for source in sources]
+        try:
+            subprocess.run(
+                [*compiler, *OPTIONS, "-o", str(built), *paths, "-lm"],
+                check=True, capture_output=True, text=True,
+            )  # fmt: skip
+        except (OSError, subprocess.CalledProcessError) as error:
+            built.unlink(missing_ok=True)
+            reason = getattr(error, "stderr", "") or str(error)
+            raise RuntimeError(
+                f"tec_zarr needs a C11 compiler to be installed from source ({compiler[0]!r}, or "
+                f"what CC names): {reason}"
+            ) from error
+        built.replace(Path(self.root, library))

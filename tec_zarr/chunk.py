@@ -49,6 +49,7 @@ from tec_zarr.mask import Mask, find_mask, list_exactly, pack_mask, unpack_mask
 from tec_zarr.models.registry import (
     DateModel,
     Entry,
+    GridModel,
     Model,
     TemporalModel,
     WholeModel,
@@ -440,12 +441,16 @@ def _at_quality(part: _Part, quality: float) -> _Coded:
     _check_work(part)
     for tile, dates in coded_tiles(part.samples.shape, mask):
         cube = _to_dn(part.samples[:, :, *tile][dates], part.scale, spec.offset)
-        if mask is not None:
-            cube = fill_unknown(cube, mask.labels[:, :, *tile][dates] == 0)
+        known = None if mask is None else mask.labels[:, :, *tile][dates] == 0
+        if known is not None:
+            cube = fill_unknown(cube, known)
         assert spec.weights_sha256 is not None
         model = get_encoder(spec.model, spec.weights_sha256)
         cube = np.ascontiguousarray(cube)
-        if spec.gop is None:
+        if find_model(spec.model).on_grids:
+            with _model_slots:
+                encoded = cast("GridModel", model).encode(cube, quality, part.bands, known)
+        elif spec.gop is None:
             encoded = gather.encode(model, cube, quality, part.bands, _model_slots)
         else:
             with _model_slots:

@@ -91,6 +91,19 @@ class WholeModel(Model, Protocol):
         """
 
 
+class GridModel(Model, Protocol):
+    """A model that codes bands on the grids that they were measured on."""
+
+    def encode(
+        self,
+        cube: np.ndarray,
+        quality: float,
+        bands: tuple[str, ...] | None,
+        known: np.ndarray | None = None,
+    ) -> Encoded:
+        """As :meth:`Model.encode`; ``known`` (T, C, h, w) bool: samples that were measured."""
+
+
 class TemporalModel(Model, Protocol):
     """A model whose dates refer to one another."""
 
@@ -121,6 +134,8 @@ class Entry:
         From one of those hashes to the loaded model.
     temporal : bool
         Whether its ``encode`` takes ``gop``: the dates of a chunk refer to one another.
+    on_grids : bool
+        Whether its ``encode`` takes ``known``: see :class:`GridModel`.
     """
 
     name: str
@@ -128,6 +143,7 @@ class Entry:
     weights: tuple[str, ...]
     load: Callable[[str], Model]
     temporal: bool = False
+    on_grids: bool = False
 
     @property
     def newest(self) -> str:
@@ -407,7 +423,8 @@ def _entry(name: str, item: dict) -> Entry:
                 f"{path} has sha256 {found}, it should be {sha256}: the file was changed; "
                 "pip install --force-reinstall tec_zarr, or delete it if it is in the cache"
             )
-        module, _, function = item["loader"].partition(":")
+        of_file = next((w for w in item["weights"] if w["sha256"] == sha256), {})
+        module, _, function = of_file.get("loader", item["loader"]).partition(":")
         read = getattr(importlib.import_module(module), function)
         try:
             return read(path)
@@ -421,4 +438,5 @@ def _entry(name: str, item: dict) -> Entry:
                 ": delete it and get the store's weights again"
             ) from error
 
-    return Entry(name, item["id"], tuple(_released(name)), load, item.get("temporal", False))
+    return Entry(name, item["id"], tuple(_released(name)), load, item.get("temporal", False),
+                 item.get("on_grids", False))  # fmt: skip

@@ -228,8 +228,16 @@ class TecS2:
 
     # ---- the Model protocol
 
-    def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
+    def encode(
+        self,
+        cube: np.ndarray,
+        quality: float,
+        bands: tuple[str, ...] | None,
+        known: np.ndarray | None = None,
+    ) -> Encoded:
         """Encode float32 DN (T, C, h, w), finite and filled everywhere, C from 1 to 31.
+
+        ``known`` says what was measured; these weights do not use it.
 
         Beyond 12 bands the 12 components of largest variance are coded.
 
@@ -238,7 +246,7 @@ class TecS2:
         UnsupportedArrayError
             For more bands.
         """
-        del bands  # the tile's own KLT makes any set and order of bands alike
+        del bands, known  # the tile's own KLT makes any set and order of bands alike
         check_bands(self.name, cube.shape)
         sections, crc = [], 0
         for date in cube:
