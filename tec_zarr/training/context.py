@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tec_zarr.models.tile import by_scale
-from tec_zarr.models.tile.by_scale import TecS2, step_of
+from tec_zarr.models.tile.by_scale import TecS2
 from tec_zarr.models.tile.layout import Layout
-from tec_zarr.training.transforms import fixed_tensors
 from tec_zarr.models.tile.weights import (
     SHIFTS,
     TENSORS,
@@ -34,6 +33,7 @@ from tec_zarr.models.tile.weights import (
     write_weights,
 )
 from tec_zarr.native.core import HIDDEN, INDEXES, INPUTS, MOST_BANDS, PLAIN, REACH, SYMBOLS, TABLES
+from tec_zarr.training.transforms import fixed_tensors
 
 _GRID = 1 << SHIFTS[0]  # units of a weight
 _ACTIVATION = 16  # units of an input or activation

@@ -1,0 +1,278 @@
+"""A decoder of tec-s2 sections in NumPy, written from docs/format-tec-s2.md and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+
+
+class Bits:
+    def __init__(self, data):
+        self.bits = "".join(f"{byte:08b}" for byte in data)
+        self.at = 0
+
+    def u(self, n):
+        self.at += n
+        return int(self.bits[self.at - n : self.at] or "0", 2)
+
+    def s(self, k):
+        n = 0
+        while n < 24 and self.u(1):
+            n += 1
+        m = self.u(32) if n == 24 else (n << k) + self.u(k)
+        return m // 2 if m % 2 == 0 else -(m + 1) // 2
+
+
+class Coder:
+    def __init__(self, data):
+        self.data, self.at = data, 0
+        self.range, self.code = 2**32 - 1, 0
+        for _ in range(4):
+            self.code = self.code << 8 | self.byte()
+
+    def byte(self):
+        self.at += 1
+        return self.data[self.at - 1] if self.at <= len(self.data) else 0
+
+    def place(self, n):
+        self.unit = self.range >> n
+        return min(self.code // self.unit, 2**n - 1)
+
+    def take(self, start, size):
+        self.code -= self.unit * start
+        self.range = self.unit * size
+        while self.range < 2**24:
+            self.range <<= 8
+            self.code = self.code << 8 | self.byte()
+
+    def bits(self, n):
+        value = 0
+        while n:
+            some = min(n, 12)
+            place = self.place(some)
+            self.take(place, 1)
+            value, n = value << some | place, n - some
+        return value
+
+    def symbol(self, starts):
+        place = self.place(16)
+        at = int(np.searchsorted(starts, place, side="right")) - 1
+        self.take(int(starts[at]), int(starts[at + 1] - starts[at]))
+        value = at - 32
+        if abs(value) == 32:
+            ones = 0
+            while ones < 24 and self.bits(1):
+                ones += 1
+            over = (1 << ones | self.bits(ones)) - 1
+            value += over if value > 0 else -over
+        return value
+
+
+def rounded(x, n):
+    return (x + (1 << (n - 1))) >> n
+
+
+def class_of(u, v):
+    return max(u, v).bit_length()
+
+
+def frequencies():
+    order = [(u, v) for u in range(16) for v in range(16)]
+    return sorted(order, key=lambda f: (class_of(*f), sum(f), abs(f[0] - f[1]), -f[0]))
+
+
+def axis(kind, k, start, size):
+    """(cells, low, for each sample: first cell, second cell, weight of the second, unit, cell)."""
+    place = np.arange(size) - start
+    cell = place // k
+    if kind == 0:
+        first, weight, unit = cell, np.zeros(size, int), 1
+    else:
+        unit = 2 * k
+        first, weight = np.divmod(2 * place + 1 - k, unit)
+    second = first + (weight > 0)
+    low = first[0]
+    return second[-1] - low + 1, low, first - low, second - low, weight, unit, cell - low
+
+
+def enlarged(native, grid, shape):
+    kind, k, row, column = grid
+    sides = [axis(kind, k, s, n) for s, n in zip((row, column), shape, strict=True)]
+    around = [(int(a[6][0]), int(a[0] - a[6][-1] - 1)) for a in sides]
+    out = np.pad(native, around, mode="edge")
+    for number, (_, _, first, second, weight, unit, _) in enumerate(sides):
+        w = weight[:, None] if number == 0 else weight
+        out = np.take(out, first, number) * (unit - w) + np.take(out, second, number) * w
+    area = sides[0][5] * sides[1][5]
+    return (out + area // 2) // area
+
+
+def decode(section, bands, shape, quality, weights):
+    """DN (bands, h, w) and the values of all planes in order."""
+    step256 = math.floor(256 * 4200 * (50 / 4200) ** ((quality - 1) / 7) + 0.5)
+    step = step256 / 256
+    bits = Bits(section)
+    # layout
+    count = bits.u(3)
+    grids = [None] + [(bits.u(1), bits.u(3) + 1, bits.u(3), bits.u(3)) for _ in range(count)]
+    size = count.bit_length()
+    grid = [grids[bits.u(size)] if count else None for _ in range(bands)]
+    pairs = Counter((g[2] % 2, g[3] % 2) for g in grid if g and g[1] % 2 == 0)
+    margin = min(pairs, key=lambda p: (-pairs[p], p)) if pairs else (0, 0)
+    level = [
+        int(bool(g) and g[1] % 2 == 0 and (g[2] % 2, g[3] % 2) == margin) for g in grid
+    ]
+    height, width = shape[0] + margin[0], shape[1] + margin[1]
+    rows, cols = -(-height // 16), -(-width // 16)
+    # means
+    d = max(math.floor(math.log2(step / 32)), 0)
+    means = np.cumsum([bits.s(max(8 - d, 0)) for _ in range(bands)]) << d
+    # bases
+    fine = [b for b in range(bands) if level[b] == 0]
+    coarse = [b for b in range(bands) if level[b] == 1]
+    bases = []
+    for c in range(5):
+        there = fine + coarse if c < 4 else fine
+        if not there:
+            bases.append(([], np.zeros((0, 0), int), []))
+            continue
+        components, before, spreads = bits.u(5), 72 if c == 0 else 20, []
+        for _ in range(components):
+            before -= bits.s(2)
+            spreads.append(before)
+        angles, n_bands = [], len(there)
+        for j in range(min(components, n_bands - 1)):
+            for i in range(n_bands - 1, j, -1):
+                n = min(max(math.ceil(spreads[j] / 4) + 6, 3), 15)
+                angles.append((i, bits.u(n + (i == n_bands - 1)) * math.pi / 2**n))
+        basis = np.eye(n_bands)
+        for i, a in reversed(angles):
+            upper, lower = basis[i - 1].copy(), basis[i].copy()
+            basis[i - 1] = math.cos(a) * upper - math.sin(a) * lower
+            basis[i] = math.cos(a) * lower + math.sin(a) * upper
+        basis = np.rint(np.rint(basis * 2**24) / 2**12).astype(np.int64)[:, :components]
+        bases.append((there, basis, spreads))
+    coder = Coder(section[-(-bits.at // 8) :])
+    # coefficients
+    starts = np.zeros((40, 66), np.int64)
+    starts[:, 1:] = np.cumsum(weights["frequencies"], axis=1)
+    first = weights["context.first"].astype(np.int64)
+    second = weights["context.second"].astype(np.int64)
+    last = weights["context.last"].astype(np.int64)
+
+    def index_of(x):
+        one = np.clip((x @ first + weights["context.first_bias"]) >> 6, 0, 255)
+        two = np.clip((second @ one + weights["context.second_bias"]) >> 6, 0, 255)
+        return int(np.clip((last @ two + int(weights["context.last_bias"][0])) >> 10, 0, 95))
+
+    none = np.zeros((rows, cols), np.int64)
+    magnitude = {}
+
+    def near(x):
+        p = np.pad(x, 1)
+        around = [(r, c) for r in range(3) for c in range(3) if (r, c) != (1, 1)]
+        return sum(p[r : r + rows, c : c + cols] for r, c in around)
+
+    values, indexes, places = [], [], []
+    earlier, previous = none.copy(), -1
+    for u, v in frequencies():
+        c = class_of(u, v)
+        if c != previous:
+            earlier = earlier + (same if previous >= 0 else 0)  # noqa: F821
+            same, previous = none.copy(), c
+        total = none.copy()
+        for k, spread in enumerate(bases[c][2]):
+            def at(uu, vv, kk):
+                return magnitude.get((uu, vv, kk), none)
+
+            below = at(u - 1, v, k) + at(u, v - 1, k)
+            still = [
+                at(u - 1, v, k), at(u, v - 1, k), at(u - 1, v - 1, k),
+                at(u - 2, v, k) + at(u, v - 2, k), near(below), at(u, v, k - 1), at(u, v, k - 2),
+                total, near(at(u, v, k - 1)), near(total), earlier, near(earlier), same, near(same),
+                none, none,
+            ]  # fmt: skip
+            fixed = [
+                min(max(spread + 32, 0), 127), 8 * u, 8 * v, 16 * min(k, 7), 64 if coarse else 0,
+                min(max(round(16 * (quality - 1)), 0), 127), 0, 0,
+            ]  # fmt: skip
+            plane, numbers = none.copy(), none.copy()
+            for r in range(rows):
+                for q in range(cols):
+                    a = np.pad(np.abs(plane), 2)[r : r + 5, q : q + 5]
+                    scan = [2 * (a[1, 2] + a[2, 1]) + a[1, 1] + a[1, 3], a[1, 2], a[2, 1],
+                            a[0, 2] + a[2, 0]]  # fmt: skip
+                    sums = [*scan, *(s[r, q] for s in still)]
+                    logs = [math.floor(10 * math.log2(1 + min(int(s), 4095)) + 0.5) for s in sums]
+                    index = index_of(np.array(logs + fixed))
+                    low = 0 if index < 32 else (index - 28) // 4
+                    value = coder.symbol(starts[index if index < 32 else 28 + (index - 28) % 4])
+                    value = (value << low) + coder.bits(low)
+                    if (u, v) == (0, 0):
+                        left = int(plane[r, q - 1]) if q else None
+                        top = int(plane[r - 1, q]) if r else None
+                        left, top = (top if left is None else left), (left if top is None else top)
+                        left, top = left or 0, top or 0
+                        corner = int(plane[r - 1, q - 1]) if r and q else top if r else left
+                        right = int(plane[r - 1, q + 1]) if r and q + 1 < cols else top
+                        m = [int(x) for x in weights["context.mean"][:, k]]
+                        value += (m[0] * left + m[1] * top + m[2] * corner + m[3] * right + 128) >> 8
+                    plane[r, q], numbers[r, q] = value, index
+            magnitude[u, v, k] = np.abs(plane)
+            total = total + np.abs(plane)
+            values.append(plane)
+            indexes.append(numbers)
+            places.append((c, u, v, k))
+        same = same + total
+    # pixels
+    whole = {b: np.zeros((16 >> level[b], 16 >> level[b], rows, cols), np.int64) for b in range(bands)}
+    mixed = {}
+    for plane, numbers, (c, u, v, k) in zip(values, indexes, places, strict=True):
+        z = weights["towards_zero"].astype(np.int64)[numbers, np.clip(np.abs(plane), 1, 2) - 1]
+        r = 64 * np.clip(plane, -(2**20), 2**20) - np.sign(plane) * (z if u or v else 0)
+        for row, b in enumerate(bases[c][0]):
+            mixed[b, u, v] = mixed.get((b, u, v), 0) + bases[c][1][row, k] * r
+    cells = {}
+    for b in range(bands):
+        if grid[b]:
+            k = grid[b][1] >> level[b]
+            cells[b] = (k, *(((s + m) >> level[b]) % k for s, m in zip(grid[b][2:], margin, strict=True)))
+    for (b, u, v), s in mixed.items():
+        name = "gain.16" if level[b] == 0 else f"gain.8.{('repeated', 'bilinear')[grid[b][0]]}"
+        gain = weights[name][cells.get(b, (1,))[0] - 1].astype(object)
+        g = gain[u] * gain[v]
+        f = int(((step256 << 39) + g) // (2 * g))
+        s = np.clip(rounded(s, 12), -(2**30), 2**30)
+        whole[b][u, v] = np.clip(rounded(s * f, 14), -(2**27), 2**27)
+    image = np.empty((bands, *shape), np.int64)
+    for b, w in whole.items():
+        n = 16 >> level[b]
+        back = weights[f"dct_back.{n}"].astype(np.int64)
+        over = weights[f"overlap_back.{n}"].astype(np.int64)
+        t = rounded(np.einsum("uvrc,vj->ujrc", w, back), 14)
+        x = np.clip(rounded(np.einsum("ujrc,ui->ricj", t, back), 14), -(2**26), 2**26)
+        x = x.reshape(rows * n, cols * n)
+        for _ in range(2):
+            for at in range(n, len(x), n):
+                part = x[at - n // 2 : at + n // 2]
+                x[at - n // 2 : at + n // 2] = np.clip(rounded(over @ part, 14), -(2**26), 2**26)
+            x = np.ascontiguousarray(x.T)
+        ph, pw = (height, width) if level[b] == 0 else (-(-height // 2), -(-width // 2))
+        x = x[:ph, :pw] + 64 * means[b]
+        if not grid[b]:
+            image[b] = (x[margin[0] :, margin[1] :] + 32) // 64
+            continue
+        k, row, column = cells[b]
+        if k == 1:
+            native = (2 * x + 64) // 128
+        else:
+            r, c = ((np.arange(m) - s) // k for m, s in ((ph, row), (pw, column)))
+            r, c = r - r[0], c - c[0]
+            sums, n_of = np.zeros((r[-1] + 1, c[-1] + 1), np.int64), np.zeros((r[-1] + 1, c[-1] + 1), int)
+            np.add.at(sums, (r[:, None], c), x)
+            np.add.at(n_of, (r[:, None], c), 1)
+            native = (2 * sums + 64 * n_of) // (128 * n_of)
+        image[b] = enlarged(native, grid[b], shape)
+    return image, np.array(values).reshape(-1, rows, cols)
