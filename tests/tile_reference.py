@@ -121,9 +121,7 @@ def decode(section, bands, shape, quality, weights):
     grid = [grids[bits.u(size)] if count else None for _ in range(bands)]
     pairs = Counter((g[2] % 2, g[3] % 2) for g in grid if g and g[1] % 2 == 0)
     margin = min(pairs, key=lambda p: (-pairs[p], p)) if pairs else (0, 0)
-    level = [
-        int(bool(g) and g[1] % 2 == 0 and (g[2] % 2, g[3] % 2) == margin) for g in grid
-    ]
+    level = [int(bool(g) and g[1] % 2 == 0 and (g[2] % 2, g[3] % 2) == margin) for g in grid]
     height, width = shape[0] + margin[0], shape[1] + margin[1]
     rows, cols = -(-height // 16), -(-width // 16)
     # means
@@ -184,6 +182,7 @@ def decode(section, bands, shape, quality, weights):
             same, previous = none.copy(), c
         total = none.copy()
         for k, spread in enumerate(bases[c][2]):
+
             def at(uu, vv, kk):
                 return magnitude.get((uu, vv, kk), none)
 
@@ -218,7 +217,9 @@ def decode(section, bands, shape, quality, weights):
                         corner = int(plane[r - 1, q - 1]) if r and q else top if r else left
                         right = int(plane[r - 1, q + 1]) if r and q + 1 < cols else top
                         m = [int(x) for x in weights["context.mean"][:, k]]
-                        value += (m[0] * left + m[1] * top + m[2] * corner + m[3] * right + 128) >> 8
+                        value += (
+                            m[0] * left + m[1] * top + m[2] * corner + m[3] * right + 128
+                        ) >> 8
                     plane[r, q], numbers[r, q] = value, index
             magnitude[u, v, k] = np.abs(plane)
             total = total + np.abs(plane)
@@ -227,7 +228,9 @@ def decode(section, bands, shape, quality, weights):
             places.append((c, u, v, k))
         same = same + total
     # pixels
-    whole = {b: np.zeros((16 >> level[b], 16 >> level[b], rows, cols), np.int64) for b in range(bands)}
+    whole = {
+        b: np.zeros((16 >> level[b], 16 >> level[b], rows, cols), np.int64) for b in range(bands)
+    }
     mixed = {}
     for plane, numbers, (c, u, v, k) in zip(values, indexes, places, strict=True):
         z = weights["towards_zero"].astype(np.int64)[numbers, np.clip(np.abs(plane), 1, 2) - 1]
@@ -238,7 +241,10 @@ def decode(section, bands, shape, quality, weights):
     for b in range(bands):
         if grid[b]:
             k = grid[b][1] >> level[b]
-            cells[b] = (k, *(((s + m) >> level[b]) % k for s, m in zip(grid[b][2:], margin, strict=True)))
+            cells[b] = (
+                k,
+                *(((s + m) >> level[b]) % k for s, m in zip(grid[b][2:], margin, strict=True)),
+            )
     for (b, u, v), s in mixed.items():
         name = "gain.16" if level[b] == 0 else f"gain.8.{('repeated', 'bilinear')[grid[b][0]]}"
         gain = weights[name][cells.get(b, (1,))[0] - 1].astype(object)
@@ -270,7 +276,10 @@ def decode(section, bands, shape, quality, weights):
         else:
             r, c = ((np.arange(m) - s) // k for m, s in ((ph, row), (pw, column)))
             r, c = r - r[0], c - c[0]
-            sums, n_of = np.zeros((r[-1] + 1, c[-1] + 1), np.int64), np.zeros((r[-1] + 1, c[-1] + 1), int)
+            sums, n_of = (
+                np.zeros((r[-1] + 1, c[-1] + 1), np.int64),
+                np.zeros((r[-1] + 1, c[-1] + 1), int),
+            )
             np.add.at(sums, (r[:, None], c), x)
             np.add.at(n_of, (r[:, None], c), 1)
             native = (2 * sums + 64 * n_of) // (128 * n_of)

@@ -423,7 +423,7 @@ def _entry(name: str, item: dict) -> Entry:
                 f"{path} has sha256 {found}, it should be {sha256}: the file was changed; "
                 "pip install --force-reinstall tec_zarr, or delete it if it is in the cache"
             )
-        of_file = next((w for w in item["weights"] if w["sha256"] == sha256), {})
+        of_file: dict[str, Any] = next((w for w in item["weights"] if w["sha256"] == sha256), {})
         module, _, function = of_file.get("loader", item["loader"]).partition(":")
         read = getattr(importlib.import_module(module), function)
         try:

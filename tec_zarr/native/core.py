@@ -127,8 +127,10 @@ class Walk:
         self.planes = planes(components)
         self.shape = (len(self.planes), rows, cols)
         self._hints = hints
-        self._before = (ctypes.byref(context), SIZE, rows, cols, _at(components), _at(spreads), kind,
-                        fineness, _at(hints))  # fmt: skip
+        self._before = (
+            ctypes.byref(context), SIZE, rows, cols, _at(components), _at(spreads), kind, fineness,
+            _at(hints),
+        )  # fmt: skip
         self._keep = (context, components, spreads)
 
     def _run(self, mode: int, *rest: Any) -> int:
@@ -166,7 +168,9 @@ class Walk:
         """Values and indexes as `encode` returns them."""
         values, indexes = np.zeros(self.shape, np.int32), np.zeros(self.shape, np.uint8)
         array = np.frombuffer(data, np.uint8)
-        self._run(_DECODE, None, 0.0, _at(values), _at(indexes), _at(array), len(array), None, None, 0)
+        self._run(
+            _DECODE, None, 0.0, _at(values), _at(indexes), _at(array), len(array), None, None, 0
+        )
         return values, indexes
 
     def collect(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -147,7 +147,9 @@ class ContextNet(nn.Module):
             "first_bias": self.first_bias, "second_bias": self.second_bias,
         }  # fmt: skip
         out = {
-            f"context.{name}": np.clip(np.rint(w.detach().numpy() * _GRID), -127, 127).astype(np.int8)
+            f"context.{name}": np.clip(np.rint(w.detach().numpy() * _GRID), -127, 127).astype(
+                np.int8
+            )
             for name, w in weight.items()
         }
         unit = _GRID * _ACTIVATION
@@ -273,7 +275,7 @@ def _collected(
             else:
                 _, latents, _ = walk.encode(wanted, by_scale.BITS_OF_ERROR)
             inputs, symbols = walk.collect(latents)
-            heard = inputs[:, : -8].max(axis=1) > 0
+            heard = inputs[:, :-8].max(axis=1) > 0
             live = np.flatnonzero(heard | (symbols != 0))
             chosen = rng.permutation(live)[: config.samples]
             flat = latents.reshape(-1)[chosen]

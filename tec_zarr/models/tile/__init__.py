@@ -1,1 +1,1 @@
-"""The embedded models' tile: planes on the sensor's grids, spectral bases by scale, coefficients."""
+"""A tile as the embedded models code it: planes on the sensor's grids, bases by scale."""

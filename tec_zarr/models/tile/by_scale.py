@@ -80,7 +80,9 @@ class Spectrum:
         rows, cols = blocks_of(self.layout)
         kind = 64 if self.layout.coarse else 0
         fineness = min(max(round(16 * (quality - 1)), 0), 127)
-        return Walk(weights.context, self.components, self.spreads, rows, cols, kind, fineness, hints)
+        return Walk(
+            weights.context, self.components, self.spreads, rows, cols, kind, fineness, hints
+        )
 
 
 def blocks_of(layout: Layout) -> tuple[int, int]:
@@ -99,7 +101,6 @@ def frequencies_of(class_: int) -> list[tuple[int, int]]:
     one = np.zeros(CLASSES, np.int32)
     one[class_] = 1
     return [(int(u), int(v)) for _, u, v, _ in core.planes(one)]
-
 
 
 class Transform:
@@ -130,9 +131,11 @@ class Transform:
                 plane, [(0, rows * size - plane.shape[0]), (0, cols * size - plane.shape[1])],
                 mode="edge",
             )  # fmt: skip
-            tensors = (self.weights[f"{name}.{size}"] for name in ("overlap", "dct"))
+            overlap, dct = (self.weights[f"{name}.{size}"] for name in ("overlap", "dct"))
             gain = self._gain(layout, band) / 65536
-            of_bands.append(core.forward(full, size, *tensors, gain).reshape(size, size, rows, cols))
+            of_bands.append(
+                core.forward(full, size, overlap, dct, gain).reshape(size, size, rows, cols)
+            )
         return [
             np.stack([[of_bands[band][at] for at in places] for band in bands_of(layout, class_)])
             if bands_of(layout, class_) else np.empty((0, len(places), rows, cols))
@@ -140,7 +143,11 @@ class Transform:
         ]  # fmt: skip
 
     def inverse(
-        self, layout: Layout, components: Sequence[np.ndarray], all_bases: Sequence[Basis], step: float
+        self,
+        layout: Layout,
+        components: Sequence[np.ndarray],
+        all_bases: Sequence[Basis],
+        step: float,
     ) -> list[np.ndarray]:
         """Planes, int32 in whole `UNITS`, from components in 1/64 step for each class.
 
@@ -157,7 +164,9 @@ class Transform:
                 continue
             bands = bands_of(layout, class_)
             at = np.array(places)
-            gain = np.stack([self._gain(layout, b).astype(np.int64)[at].prod(axis=1) for b in bands], 1)
+            gain = np.stack(
+                [self._gain(layout, b).astype(np.int64)[at].prod(axis=1) for b in bands], 1
+            )
             factor = ((whole << 39) + gain) // (2 * gain)
             mixed = core.mix(np.ascontiguousarray(values), basis.vectors, factor)
             for i, band in enumerate(bands):
@@ -187,7 +196,7 @@ class TecS2:
         bands: tuple[str, ...] | None = None,
         known: np.ndarray | None = None,
     ) -> Encoded:
-        """Encode float32 DN (T, C, h, w), finite everywhere; `known`: samples that were measured."""
+        """Encode float32 DN (T, C, h, w), finite; `known` says what was measured."""
         check_bands(cube.shape)
         whole = np.clip(np.rint(cube), -(1 << 20), 1 << 20).astype(np.int32)
         layout, values = Layout.of(whole, known)
@@ -196,7 +205,7 @@ class TecS2:
             planes = [layout.plane(b, v[date]) for b, v in enumerate(values)]
             data, latents = self.encode_planes(layout, planes, quality)
             sections.append(data)
-            crc = zlib.crc32(latents, crc)
+            crc = _checksum(latents, crc)
         return Encoded(sections, crc)
 
     def encode_planes(
@@ -246,7 +255,7 @@ class TecS2:
         out, crc = np.empty((len(dates), *shape[1:]), np.int32), 0
         for image, date in zip(out, dates, strict=True):
             latents = self.decode_date(sections[date], quality, image)
-            crc = zlib.crc32(latents, crc)
+            crc = _checksum(latents, crc)
         return out, crc
 
     def decode_date(self, section: bytes, quality: float, image: np.ndarray) -> np.ndarray:
@@ -269,7 +278,9 @@ class TecS2:
         A value is moved a little towards zero, where more of what was rounded to it lies.
         """
         magnitude = np.abs(latents)
-        nearer = self.weights["towards_zero"][indexes, np.clip(magnitude, 1, 2) - 1].astype(np.int32)
+        nearer = self.weights["towards_zero"][indexes, np.clip(magnitude, 1, 2) - 1].astype(
+            np.int32
+        )
         means = spectrum.components[0]  # predicted from their neighbours: they have no such side
         nearer[:means] = 0
         values = np.clip(latents, -(1 << 20), 1 << 20) * 64 - np.sign(latents) * nearer
@@ -330,12 +341,14 @@ def read_header(
     if np.abs(means).max() > 1 << 21:
         raise FormatError("a section's means are out of range")
     found = tuple(
-        bases.read(bits, len(there), class_)
-        if (there := bands_of(layout, class_))
-        else _NO_BASIS
+        bases.read(bits, len(there), class_) if (there := bands_of(layout, class_)) else _NO_BASIS
         for class_ in range(CLASSES)
     )
     return Spectrum(layout, means, found), section[len(head) - bits.left // 8 :]
+
+
+def _checksum(latents: np.ndarray, before: int) -> int:
+    return zlib.crc32(latents.astype("<i4", copy=False).data, before)
 
 
 def _mean_digits(step: float) -> int:

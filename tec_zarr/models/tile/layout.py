@@ -127,7 +127,9 @@ class Layout:
                 continue
             rows, columns = grid.axes(layout.shape)
             values.append(
-                f.native[:, rows.cell[0] : rows.cell[-1] + 1, columns.cell[0] : columns.cell[-1] + 1]
+                f.native[
+                    :, rows.cell[0] : rows.cell[-1] + 1, columns.cell[0] : columns.cell[-1] + 1
+                ]
             )
         return layout, values
 
@@ -178,19 +180,19 @@ class Layout:
         FormatError
             The bits are no layout.
         """
-        kinds: list[Grid | None] = [None]
+        found: list[Grid | None] = [None]
         for _ in range(bits.get(3)):
             kind, factor, row, column = bits.get(1), bits.get(3) + 1, bits.get(3), bits.get(3)
             if not 2 <= factor <= MAX_FACTOR or max(row, column) >= factor:
                 raise FormatError("a section names a grid that does not exist")
-            kinds.append(Grid(Kind(kind), factor, row, column))
-        if len(kinds) == 1:
+            found.append(Grid(Kind(kind), factor, row, column))
+        if len(found) == 1:
             return cls((None,) * bands, shape)
-        size = (len(kinds) - 1).bit_length()
+        size = (len(found) - 1).bit_length()
         numbers = [bits.get(size) for _ in range(bands)]
-        if max(numbers) >= len(kinds):
+        if max(numbers) >= len(found):
             raise FormatError("a section puts a band on a grid that it does not name")
-        return cls(tuple(kinds[n] for n in numbers), shape)
+        return cls(tuple(found[n] for n in numbers), shape)
 
 
 def _cell_sums(plane: np.ndarray, cells: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -227,5 +229,3 @@ def _between(native: np.ndarray, cells: Grid, shape: tuple[int, int]) -> np.ndar
         high = np.minimum(low + 1, count - 1)
         native = np.take(native, low, axis) * (1 - part) + np.take(native, high, axis) * part
     return native
-
-

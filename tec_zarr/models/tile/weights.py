@@ -86,7 +86,9 @@ class Weights:
             raise FormatError(f"{source}: a table's frequencies do not sum to {_TOTAL}")
         limits = {"context.first_bias": 1 << 24, "context.second_bias": 1 << 24,
                   "context.last_bias": 1 << 24, "context.mean": 1 << 12}  # fmt: skip
-        limits |= {f"{name}_back.{size}": 1 << 17 for name in ("overlap", "dct") for size in (8, 16)}
+        limits |= {
+            f"{name}_back.{size}": 1 << 17 for name in ("overlap", "dct") for size in (8, 16)
+        }
         for name, limit in limits.items():
             if np.abs(tensors[name].astype(np.int64)).max() > limit:
                 raise FormatError(f"{source}: tensor {name} has values beyond {limit}")

@@ -1,0 +1,200 @@
+"""tec-s2 on the sensor's own grids: planes, bases by scale, coefficients, exact pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tile_reference
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tec_zarr import synthetic
+from tec_zarr.errors import FormatError, TecError
+from tec_zarr.grids import Grid, Kind
+from tec_zarr.models.klt import BitReader, BitWriter
+from tec_zarr.models.registry import find_model, get_model
+from tec_zarr.models.tile import bases
+from tec_zarr.models.tile.layout import UNITS, Layout
+from tec_zarr.models.tile.weights import TENSORS, Weights
+
+
+@pytest.fixture(scope="module")
+def model():
+    return get_model("tec-s2")
+
+
+def texture(rng, shape):
+    """Whole DN with an autumn of detail and a slow ground."""
+    ground = np.cumsum(np.cumsum(rng.normal(0, 4, shape), -1), -2)
+    return (np.abs(ground + rng.normal(0, 60, shape)) + 100).astype(np.int32) % 12000
+
+
+def enlarged(rng, grid, bands, shape, dates=1):
+    native = texture(rng, (dates, bands, *grid.native_shape(shape)))
+    return grid.enlarge(native, shape)
+
+
+grids = st.builds(
+    lambda kind, k, r, c: Grid(kind, k, r % k, c % k),
+    st.sampled_from(Kind), st.integers(2, 6), st.integers(0, 7), st.integers(0, 7),
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(grids, st.integers(40, 70), st.integers(40, 70), st.sampled_from([1.0, 3.7, 8.0]))
+def test_a_band_on_a_grid_is_on_it_again(model, grid, height, width, quality):
+    """Whatever coefficients lost: decoded samples are an enlargement of whole native values."""
+    rng = np.random.default_rng(height * width)
+    shape = (height, width)
+    cube = np.concatenate([texture(rng, (1, 2, *shape)), enlarged(rng, grid, 2, shape)], axis=1)
+    layout, _ = Layout.of(cube, None)
+    assert layout.grids[:2] == (None, None)
+    encoded = model.encode(cube.astype(np.float32), quality)
+    back, crc = model.decode(encoded.sections, cube.shape, quality)
+    assert crc == encoded.latents_crc
+    for band, found in enumerate(layout.grids):
+        if found is not None:
+            again, _ = Layout.of(back[:, band : band + 1].astype(np.int32), None)
+            flat = np.ptp(back[0, band]) == 0
+            assert flat or again.grids[0] is not None, (band, found)
+
+
+@settings(max_examples=30, deadline=None)
+@given(grids, st.integers(1, 40), st.integers(1, 40), st.integers(0, 2))
+def test_planes_give_back_what_was_measured(grid, height, width, others):
+    """A plane in whole units is samples again, exactly, at either level and any crop."""
+    rng = np.random.default_rng(height + 41 * width)
+    layout = Layout((grid, *[Grid(Kind.REPEATED, 2, 1, 0)] * others, None), (height, width))
+    rows, columns = grid.axes((height, width))
+    native = texture(rng, (rows.cell[-1] - rows.cell[0] + 1, columns.cell[-1] - columns.cell[0] + 1))
+    plane = np.rint(layout.plane(0, native) * UNITS).astype(np.int64)
+    around = [(int(a.cell[0]), a.cells - int(a.cell[-1]) - 1) for a in (rows, columns)]
+    expected = grid.enlarge(np.pad(native, around, mode="edge"), (height, width))
+    np.testing.assert_array_equal(layout.samples(0, plane), expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.one_of(st.none(), grids), min_size=1, max_size=12))
+def test_layouts_are_read_as_they_were_written(found):
+    if len({g for g in found if g}) > 7:
+        return
+    layout = Layout(tuple(found), (50, 60))
+    bits = BitWriter()
+    layout.write(bits)
+    assert Layout.read(BitReader(bits.to_bytes()), len(found), (50, 60)) == layout
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 7), (1, 12, 17, 33), (1, 31, 20, 20)])
+@pytest.mark.parametrize("quality", [1.0, 4.3, 8.0])
+def test_any_shape_and_number_of_bands(model, shape, quality):
+    cube = texture(np.random.default_rng(1), shape)
+    encoded = model.encode(cube.astype(np.float32), quality)
+    back, crc = model.decode(encoded.sections, shape, quality)
+    assert crc == encoded.latents_crc
+    assert back.shape == shape
+    if quality == 8.0:
+        assert np.abs(back - cube).max() < 120
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("factor", [1, 2, 3, 6])
+@pytest.mark.parametrize("quality", [1.0, 5.25])
+def test_a_decoder_written_from_the_page_gives_the_same(model, kind, factor, quality):
+    rng, shape = np.random.default_rng(factor), (37, 21)
+    cube = texture(rng, (1, 4, *shape))
+    if factor > 1:
+        cube[:, 2:] = enlarged(rng, Grid(kind, factor, 1, 0), 2, shape)
+    encoded = model.encode(cube.astype(np.float32), quality)
+    back, _ = model.decode(encoded.sections, cube.shape, quality)
+    image, _ = tile_reference.decode(
+        encoded.sections[0], 4, shape, quality, model.weights.tensors
+    )
+    np.testing.assert_array_equal(image, back[0])
+
+
+def test_every_quality_has_more_psnr_and_more_bytes(model):
+    cube = synthetic.cube(dates=1, size=96).values.astype(np.float32)
+    points = []
+    for quality in np.arange(1, 8.01, 0.5):
+        encoded = model.encode(cube, float(quality))
+        back, _ = model.decode(encoded.sections, cube.shape, float(quality))
+        points.append((len(encoded.sections[0]), -float(((back - cube) ** 2).mean())))
+    assert points == sorted(points)
+    assert np.log10(1e8 / -points[-1][1]) * 10 > 55
+
+
+def test_nodata_does_not_hide_a_grid(model):
+    """Cells that are cut or emptied by nodata are still cells."""
+    rng, shape = np.random.default_rng(5), (64, 64)
+    cube = np.concatenate(
+        [texture(rng, (1, 2, *shape)), enlarged(rng, Grid(Kind.REPEATED, 2, 0, 0), 2, shape)], 1
+    )
+    known = np.ones(cube.shape, bool)
+    known[..., :21, 30:] = False
+    layout, _ = Layout.of(np.where(known, cube, 777), known)
+    assert layout.levels == (0, 0, 1, 1)
+
+
+def test_a_thirteenth_band_is_kept(model):
+    """Every component can be coded: cirrus in B10 alone is still there."""
+    rng = np.random.default_rng(2)
+    cube = texture(rng, (1, 13, 96, 96)).astype(np.float32)
+    cirrus = 300 * np.exp(-((np.arange(96) - 40) ** 2) / 200)
+    cube[0, 10] = 15 + np.outer(cirrus, cirrus) / 300
+    encoded = model.encode(cube, 6.0)
+    back, _ = model.decode(encoded.sections, cube.shape, 6.0)
+    assert np.corrcoef(back[0, 10].ravel(), cube[0, 10].ravel())[0, 1] > 0.9
+
+
+def test_some_dates_are_those_of_all(model):
+    cube = synthetic.cube(dates=3, size=48).values.astype(np.float32)
+    encoded = model.encode(cube, 4.0)
+    whole, _ = model.decode(encoded.sections, cube.shape, 4.0)
+    some = model.decode_dates(encoded.sections, cube.shape, 4.0, [2, 0])
+    np.testing.assert_array_equal(some, whole[[2, 0]])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.binary(max_size=300))
+def test_any_bytes_are_an_error_or_some_pixels(model, data):
+    try:
+        model.decode([data], (1, 5, 20, 30), 4.0)
+    except TecError:
+        pass
+
+
+def test_weights_that_cannot_be_computed_with_are_refused(model):
+    for name, (shape, kind) in TENSORS.items():
+        for wrong in (
+            np.zeros(shape, kind)[..., :-1],
+            np.zeros(shape, np.float32),
+            np.full(shape, np.nan) if kind == np.float64 else None,
+        ):
+            if wrong is not None:
+                with pytest.raises(FormatError, match=name.replace(".", r"\.")):
+                    Weights.of(model.weights.tensors | {name: wrong}, "file")
+    with pytest.raises(FormatError):
+        Weights.of({}, "file")
+    for value in (0, -5):
+        frequencies = model.weights["frequencies"].copy()
+        frequencies[3, 30], frequencies[3, 32] = value, 0
+        with pytest.raises(FormatError, match="frequencies"):
+            Weights.of(model.weights.tensors | {"frequencies": frequencies}, "file")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 4), st.integers(0, 2**31))
+def test_a_basis_is_read_as_it_was_written_and_orthonormal(count, class_, seed):
+    rng = np.random.default_rng(seed)
+    half = rng.normal(0, 100, (count, count))
+    bits = BitWriter()
+    written = bases.write(bits, half @ half.T, 30.0, class_)
+    found = bases.read(BitReader(bits.to_bytes()), count, class_)
+    np.testing.assert_array_equal(found.vectors, written.vectors)
+    np.testing.assert_array_equal(found.spreads, written.spreads)
+    product = found.vectors.T.astype(float) @ found.vectors / 4**bases.BASIS_BITS
+    np.testing.assert_allclose(product, np.eye(found.components), atol=2e-3)
+
+
+def test_the_model_knows_grids_and_needs_no_torch():
+    assert find_model("tec-s2").on_grids
