@@ -470,9 +470,7 @@ def _make(job: _Job) -> Done:
 
 
 def _read(array: ArrayPlan, region: tuple[slice, ...]) -> np.ndarray:
-    block = np.asarray(array.source[region])
-    if block.dtype.kind in "biufc":
-        block = block.astype(block.dtype.newbyteorder("="), copy=False)
+    block = _values(array.source, region)
     path = array.source.store_path
     key = "zarr.json" if array.source.metadata.zarr_format == 3 else ".zarray"
     if not sync((path / key).exists()):
@@ -480,6 +478,16 @@ def _read(array: ArrayPlan, region: tuple[slice, ...]) -> np.ndarray:
         # source that went away.
         raise RecompressError(f"the source {path} is gone: what was read cannot be trusted")
     return block
+
+
+def _values(array: zarr.Array, region: tuple[slice, ...]) -> np.ndarray:
+    """Part of an array in its own dtype, in the machine's byte order.
+
+    Zarr returns the value of an array without dimensions as a scalar, and NumPy gives a text
+    scalar the width of its text.
+    """
+    dtype = array.dtype if array.dtype.kind in "OT" else array.dtype.newbyteorder("=")
+    return np.asarray(array[region]).astype(dtype, copy=False)
 
 
 def _write(job: _Job, block: np.ndarray, start: float | None = None) -> Done:
@@ -550,7 +558,7 @@ def _verify(
         parts = parts[at : at + 1]
     verified, squared, compared, worst = 0, 0.0, 0, 0.0
     for part in parts:
-        reference, decoded = block[_inside(part, region)], np.asarray(array.target[part])
+        reference, decoded = block[*_inside(part, region), ...], _values(array.target, part)
         verified += reference.size
         if array.spec is None:
             if not _equal(reference, decoded):

@@ -489,7 +489,7 @@ def _missing(path: str, array: zarr.Array) -> list[float]:
 
 def _number(stated: Any, dtype: np.dtype) -> Any:
     """A fill value from attributes; xarray keeps those of floats as base64 in format 3."""
-    if isinstance(stated, int | float | np.number):
+    if stated is None or isinstance(stated, int | float | np.number):
         return stated
     for read_as in (float, lambda text: FillValueCoder.decode(text, dtype)):
         with contextlib.suppress(TypeError, ValueError, struct.error):
@@ -538,6 +538,10 @@ def _create(
     attrs.pop(_DIMENSIONS, None)
     extra: dict[str, Any] = {}
     plain = array.dtype.kind in "biufc"
+    if old == 2 and array.dtype.kind == "b":
+        # What Zarr fills masks with: no measurement can be missing in them, but xarray would read
+        # objects of True and NaN.
+        fill = None
     if settings.zarr_format == 3:
         extra["dimension_names"] = dims
         # Only format 2 says "missing" with the fill value, and a CF attribute says it before that.

@@ -214,6 +214,51 @@ def test_strings_and_missing_chunks_are_copied(tmp_path):
     np.testing.assert_array_equal(new["B04"][:], scene_[:])
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have a Zarr V3 specification")
+@pytest.mark.parametrize("new", [2, 3])
+@pytest.mark.parametrize("old", [2, 3])
+def test_text_of_every_kind_is_copied(tmp_path, old, new):
+    """Also empty and without dimensions, as the ``crs`` of every NetCDF of openEO."""
+    texts = {
+        "crs": np.array(b"", "S1"), "empty": np.array("", "U4"), "short": np.array("ab", "U4"),
+        "bytes": np.array([b"", b"abc"]), "names": np.array(["", "abc"]),
+    }  # fmt: skip
+    ds = xr.Dataset({"B04": (("y", "x"), scene((20, 20)).astype("uint16"))})
+    ds.to_zarr(tmp_path / "a.zarr", zarr_format=old, consolidated=False)
+    group = zarr.open_group(tmp_path / "a.zarr")
+    for name, text in texts.items():
+        group.create_array(name, data=text)
+    for name, value in (("title", ""), ("titles", ["", "Aue"])):
+        array = group.create_array(name, shape=np.shape(value), dtype="str")
+        array[...] = texts[name] = np.array(value, object)
+    report = recompress(group, tmp_path / "b.zarr", zarr_format=new, verify="full", **TOY)
+    assert report.complete, report.failures
+    copied = zarr.open(tmp_path / "b.zarr")
+    for name, text in texts.items():
+        assert np.asarray(copied[name][...]).tolist() == text.tolist()
+        assert copied[name].dtype == group[name].dtype
+
+
+@pytest.mark.parametrize("new", [2, 3])
+@pytest.mark.parametrize(("old", "fill"), [(2, None), (2, False), (2, True), (3, None), (3, True)])
+def test_masks_stay_bool(tmp_path, old, new, fill):
+    """No value of a bool is nodata, so that none becomes NaN in a reader that knows CF."""
+    dn = scene((12, 30, 30)).astype("uint16")
+    ds = xr.Dataset({"B04": (("y", "x"), dn[3]), "clear": (("y", "x"), dn[3] > 500)})
+    ds.to_zarr(tmp_path / "a.zarr", zarr_format=old, consolidated=False)
+    group = zarr.open_group(tmp_path / "a.zarr")
+    if fill is not None:  # as Zarr itself makes masks, with False
+        name = {"attributes": {"_ARRAY_DIMENSIONS": ["y", "x"]}} if old == 2 else {
+            "dimension_names": ("y", "x")}  # fmt: skip
+        group.create_array(
+            "clear", data=ds.clear.values, fill_value=fill, overwrite=True, **name
+        )
+    assert recompress(group, tmp_path / "b.zarr", zarr_format=new, verify="full", **TOY).complete
+    back = xr.open_zarr(tmp_path / "b.zarr", consolidated=False)
+    assert zarr.open(tmp_path / "b.zarr")["clear"].dtype == bool
+    xr.testing.assert_identical(back.clear, ds.clear)
+
+
 def test_empty_chunks_are_left_out_as_zarr_does_it(tmp_path):
     """Also one beside full ones, and not one that merely begins with nodata."""
     dn = scene((2, 12, 90, 50)).astype("uint16")
