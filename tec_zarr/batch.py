@@ -528,10 +528,10 @@ def _writer(array: ArrayPlan, region: tuple[slice, ...], block: np.ndarray) -> z
     )
 
 
-def _inside(part: tuple[slice, ...], region: tuple[slice, ...]) -> tuple[slice, ...]:
-    """Where a part of a region lies in it."""
-    return tuple(slice(p.start - r.start, p.stop - r.start)
-                 for p, r in zip(part, region, strict=True))  # fmt: skip
+def _inside(part: tuple[slice, ...], region: tuple[slice, ...]) -> tuple[Any, ...]:
+    """Where a part of a region lies in it; the dots make it an array also without dimensions."""
+    return *(slice(p.start - r.start, p.stop - r.start)
+             for p, r in zip(part, region, strict=True)), ...  # fmt: skip
 
 
 def _stored(array: zarr.Array, keys: list[str]) -> dict[str, tuple[int, int]]:
@@ -558,7 +558,7 @@ def _verify(
         parts = parts[at : at + 1]
     verified, squared, compared, worst = 0, 0.0, 0, 0.0
     for part in parts:
-        reference, decoded = block[*_inside(part, region), ...], _values(array.target, part)
+        reference, decoded = block[_inside(part, region)], _values(array.target, part)
         verified += reference.size
         if array.spec is None:
             if not _equal(reference, decoded):

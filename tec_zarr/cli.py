@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import signal
 import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 import tec_zarr
 from tec_zarr.errors import TecError, UnsupportedArrayError
+from tec_zarr.interrupted import Interrupted, replaced, signals_interrupt
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", ".*does not have a Zarr V3 specification")
     warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
     try:
-        return int(arguments.run(arguments) or 0)
+        with signals_interrupt():
+            return int(arguments.run(arguments) or 0)
+    except KeyboardInterrupt as error:
+        print("tec-zarr: interrupted", file=sys.stderr)
+        return 128 + (error.args[0] if isinstance(error, Interrupted) else signal.SIGINT)
     except (TecError, OSError) as error:  # OSError: what is read or written may go away meanwhile
         print(f"tec-zarr: {error}", file=sys.stderr)
         return 1
@@ -183,7 +189,7 @@ def _encode(arguments: argparse.Namespace) -> None:
     from tec_zarr.provenance import describe, record
     from tec_zarr.report import stored_arrays
 
-    with _replaced(arguments) as target:
+    with _out(arguments) as target:
         ds, settings = _settings(arguments.source, arguments, arguments.zarr_format)
         _to_zarr(describe(ds, settings), target, encoding=settings,
                  zarr_format=arguments.zarr_format)  # fmt: skip
@@ -218,7 +224,7 @@ def _transcode(arguments: argparse.Namespace) -> None:
 
     tokens = arguments.tokens[0] if len(arguments.tokens) == 1 else arguments.tokens
     bar = tqdm(desc="transcode", delay=_BAR_AFTER_SECONDS, leave=False, disable=None)
-    with _replaced(arguments) as target, bar:
+    with _out(arguments) as target, bar:
         transcode(arguments.source, target, tokens, progress=bar.update)
     _print_arrays(stored_arrays(arguments.target))
 
@@ -236,7 +242,7 @@ def _decode(arguments: argparse.Namespace) -> None:
     from tec_zarr.store import decode
 
     files: list[Path] = []
-    with _replaced(arguments) as target:
+    with _out(arguments) as target:
         ds = decode(open_cube(arguments.source))
         if arguments.to == "zarr":
             _to_zarr(ds, target)
@@ -308,7 +314,7 @@ def _recompress(arguments: argparse.Namespace) -> int:
     """Recompress a Zarr store: reflectance with TEC, everything else lossless.
 
     Repeat the command after an interruption: it goes on where it was. Exit status: 0 complete,
-    1 refused, 3 some regions failed, 130 interrupted.
+    1 refused, 3 some regions failed, 130 interrupted (143 by SIGTERM).
     """
     import json
     import logging
@@ -366,8 +372,8 @@ def _recompress(arguments: argparse.Namespace) -> int:
                 retries=arguments.retries, verify=arguments.verify, **settings,
             )  # fmt: skip
         except KeyboardInterrupt:
-            print("tec-zarr: interrupted; the same command goes on from here", file=sys.stderr)
-            return 130
+            print("tec-zarr: the same command goes on from here", file=sys.stderr)
+            raise
     if arguments.report:
         arguments.report.write_text(json.dumps(report.to_json(), indent=1))
     print(
@@ -422,35 +428,9 @@ def _print_arrays(arrays: list) -> None:
         print("\n" + table(("array", "bound on", "max error asked", "measured on writing"), kept))
 
 
-@contextlib.contextmanager
-def _replaced(arguments: argparse.Namespace) -> Iterator[Path]:
-    """Where to write OUT: beside it, to be put in its place when all is done.
-
-    Whatever fails leaves OUT as it was, and nothing else.
-    """
-    target, source = arguments.target.resolve(), Path(arguments.source).resolve()
-    if target in (source, *source.parents):
-        raise UnsupportedArrayError(
-            f"{arguments.target} is the source, or holds it: choose another name for the result"
-        )
-    if target in (Path.cwd(), *Path.cwd().parents):
-        raise UnsupportedArrayError(f"{arguments.target} holds this process: choose another name")
-    if target.exists() and not arguments.overwrite:
-        raise UnsupportedArrayError(
-            f"{arguments.target} exists: choose another name or pass --overwrite"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-        written, before = Path(folder) / target.name, Path(folder) / "before"
-        yield written
-        if target.exists():
-            target.rename(before)
-        try:
-            written.rename(target)
-        except OSError:
-            if before.exists():
-                before.rename(target)
-            raise
+def _out(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[Path]:
+    """Where to write OUT until it is complete."""
+    return replaced(arguments.target, Path(arguments.source), arguments.overwrite)
 
 
 def _to_zarr(ds: xr.Dataset, target: Path, **arguments: Any) -> None:

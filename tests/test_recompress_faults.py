@@ -148,7 +148,7 @@ def test_failures_on_workers_are_collected(cluster, source, tmp_path, undisturbe
     assert new == old
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGTERM"])
 def test_a_client_killed_and_restarted(name, source, target, undisturbed, tmp_path):
     flag = tmp_path / "flag"
     flag.touch()
@@ -160,9 +160,9 @@ def test_a_client_killed_and_restarted(name, source, target, undisturbed, tmp_pa
     first = subprocess.run(
         command, env={**os.environ, **path}, capture_output=True, text=True, check=False
     )
-    expected = 130 if name == "SIGINT" else -signal.SIGKILL
+    expected = {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -signal.SIGKILL}[name]
     assert first.returncode == expected, first.stderr
-    if name == "SIGINT":
+    if name != "SIGKILL":
         assert "goes on from here" in first.stderr
     report = assert_resumes(source, target, undisturbed)
     assert 0 < report.resumed < report.regions
