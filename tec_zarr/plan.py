@@ -164,8 +164,11 @@ class ArrayPlan:
     def keys(self, region: tuple[slice, ...]) -> list[str]:
         """Keys of the stored objects of a region."""
         prefix = f"{self.path}/" if self.path else ""
-        grid = _touched(region, self.target.shards or self.target.chunks)
-        return [prefix + self.target.metadata.encode_chunk_key(at) for at in grid]
+        return [prefix + key for key in _object_keys(self.target, region)]
+
+    def source_keys(self, region: tuple[slice, ...]) -> list[str]:
+        """Keys, inside the source array, of the objects that a region is read from."""
+        return _object_keys(self.source, region)
 
     @property
     def read_amplification(self) -> float:
@@ -356,6 +359,11 @@ def _touched(region: Sequence[slice], lengths: Sequence[int]) -> Iterator[tuple[
     return itertools.product(
         *(range(s.start // n, -(-s.stop // n)) for s, n in zip(region, lengths, strict=True))
     )
+
+
+def _object_keys(array: zarr.Array, region: Sequence[slice]) -> list[str]:
+    grid = _touched(region, array.shards or array.chunks)
+    return [array.metadata.encode_chunk_key(at) for at in grid]
 
 
 def _describe(
