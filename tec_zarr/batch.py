@@ -511,6 +511,8 @@ def _make(job: _Job) -> Done:
 
 def _read(array: ArrayPlan, region: tuple[slice, ...]) -> np.ndarray:
     block = _values(array.source, region)
+    if array.finer is not None:
+        block = array.finer(block)
     path = array.source.store_path
     key = "zarr.json" if array.source.metadata.zarr_format == 3 else ".zarray"
     if not sync((path / key).exists()):

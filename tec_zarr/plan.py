@@ -49,6 +49,7 @@ from tec_zarr.store import (
     names_bands,
     packed_spec,
 )
+from tec_zarr.times import Finer, finer
 
 PROVENANCE = "tec_zarr"
 """Attribute of the target's root that says what it was made of."""
@@ -131,6 +132,8 @@ class ArrayPlan:
         chunks of the source.
     spec : ChunkSpec or None
         None where the array is copied without loss.
+    finer : Finer or None
+        What the stored times of a coordinate go through, if they are of a coarse unit.
     """
 
     index: int
@@ -140,6 +143,7 @@ class ArrayPlan:
     template: zarr.Array
     region: tuple[int, ...]
     spec: ChunkSpec | None
+    finer: Finer | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -293,11 +297,12 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
             if path in chosen
             else _copy_storage(array, settings)
         )
-        made = _create(template, path, array, described, settings, storage)
+        times = None if path in chosen else _finer_times(array)
+        made = _create(template, path, array, described, settings, storage, times)
         arrays.append(
             ArrayPlan(
                 index, path, array, _bind(made, target, path), made,
-                _region(array, described, made, path in chosen), tec_spec(made),
+                _region(array, described, made, path in chosen), tec_spec(made), times,
             )
         )  # fmt: skip
     config = _config(source, arrays, _metadata(template), settings)
@@ -539,6 +544,7 @@ def _create(
     da: xr.DataArray,
     settings: Settings,
     storage: Mapping[str, Any],
+    times: Finer | None,
 ) -> zarr.Array:
     attrs: dict[str, Any] = dict(array.attrs)
     dims = _dimensions(array)
@@ -562,10 +568,23 @@ def _create(
         if old == 3:
             fill = _number(attrs.pop("_FillValue", None), array.dtype) if plain else None
     dtype = array.dtype.newbyteorder("=") if plain else array.metadata.dtype
+    if times is not None:
+        attrs["units"], dtype = times.units, np.dtype("int64")
     return zarr.create_array(
         store, name=path or None, shape=array.shape, dtype=dtype, fill_value=fill,
         attributes=attrs, zarr_format=settings.zarr_format, **extra, **storage,
     )  # fmt: skip
+
+
+def _finer_times(array: zarr.Array) -> Finer | None:
+    """For whole-number times along one dimension, to which dates can be appended."""
+    if array.ndim != 1 or array.dtype.kind not in "iu" or "units" not in array.attrs:
+        return None
+    stated = [array.attrs.get("_FillValue"), array.attrs.get("missing_value")]
+    stated += [array.fill_value] if array.metadata.zarr_format == 2 else []
+    numbers = [_number(value, array.dtype) for value in stated]
+    missing = (int(n) for n in numbers if n is not None and n == n)
+    return finer(np.asarray(array[:]), array.attrs["units"], (*missing, np.iinfo(np.int64).min))
 
 
 def _bind(template: zarr.Array, store: Store, path: str) -> zarr.Array:

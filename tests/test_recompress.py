@@ -260,6 +260,49 @@ def test_masks_stay_bool(tmp_path, old, new, fill):
     xr.testing.assert_identical(back.clear, ds.clear)
 
 
+@pytest.mark.parametrize("new", [2, 3])
+@pytest.mark.parametrize("old", [2, 3])
+def test_clock_times_can_be_appended(tmp_path, old, new):
+    """Days become microseconds, which milliseconds of a later date fit into."""
+    ds = make_archive()[["reflectance"]].drop_encoding()
+    times = ds.time.values.copy()
+    times[2] = np.datetime64("NaT")
+    ds["made"] = ("time", times)
+    missing = {"dtype": "int32", "units": "days since 2020-01-01", "_FillValue": -9}
+    ds.to_zarr(tmp_path / "a.zarr", zarr_format=old, encoding={"made": missing})
+    assert "days" in zarr.open(tmp_path / "a.zarr")["time"].attrs["units"]
+    report = recompress(tmp_path / "a.zarr", tmp_path / "b.zarr", zarr_format=new, **TOY)
+    assert report.complete
+    back = xr.open_zarr(tmp_path / "b.zarr", consolidated=False)
+    np.testing.assert_array_equal(back.time, ds.time)
+    np.testing.assert_array_equal(back.made, ds.made)
+    later = ds.isel(time=[0]).assign_coords(
+        time=np.array(["2025-06-01T10:31:07.123"], "M8[ns]")
+    )
+    later["made"] = ("time", later.time.values)
+    later.to_zarr(tmp_path / "b.zarr", append_dim="time", consolidated=False, zarr_format=new)
+    back = xr.open_zarr(tmp_path / "b.zarr", consolidated=False)
+    np.testing.assert_array_equal(back.time[-1], later.time[0])
+    np.testing.assert_array_equal(back.made[-1], later.made[0])
+    np.testing.assert_array_equal(back.time[:-1], ds.time)
+
+
+@pytest.mark.parametrize(
+    ("units", "dtype"),
+    [("days since 2000-01-01", "f8"), ("microseconds since 2000-01-01", "i8"), ("days", "i8")],
+)
+def test_times_that_are_fine_or_no_dates_stay_as_they_are(tmp_path, units, dtype):
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
+    dn = scene((12, 30, 30)).astype("uint16")
+    group.create_array("B04", data=dn[3]).attrs["_ARRAY_DIMENSIONS"] = ["y", "x"]
+    time = group.create_array("time", data=np.array([7, 8, 2**40], dtype))
+    time.attrs.update({"_ARRAY_DIMENSIONS": ["time"], "units": units})
+    assert recompress(group, tmp_path / "b.zarr", zarr_format=2, **TOY).complete
+    back = zarr.open(tmp_path / "b.zarr")["time"]
+    assert (back.dtype, dict(back.attrs)) == (time.dtype, dict(time.attrs))
+    np.testing.assert_array_equal(back[:], time[:])
+
+
 def test_empty_chunks_are_left_out_as_zarr_does_it(tmp_path):
     """Also one beside full ones, and not one that merely begins with nodata."""
     dn = scene((2, 12, 90, 50)).astype("uint16")
