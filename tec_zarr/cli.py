@@ -138,11 +138,17 @@ def _parser() -> argparse.ArgumentParser:
     coding(recompress)
     targets(recompress)
 
-    lower = command(_transcode, "transcode", "arrays of tec-flex-s2 or FlexTEC at a lower quality")
+    lower = command(_transcode, "transcode", "lower quality, or other format or shards")
     lower.add_argument("source", metavar="IN", help="path or URL of a Zarr store")
     lower.add_argument("target", type=Path, metavar="OUT")
-    lower.add_argument("--tokens", type=int, nargs="+", required=True, metavar="K",
-                       help="1 (smallest) to 16, for all dates or one for each")  # fmt: skip
+    how = lower.add_argument_group("either a lower quality, or another format or shards")
+    how.add_argument("--tokens", type=int, nargs="+", metavar="K",
+                     help="1 (smallest) to 16, for all dates or one for each: arrays of "
+                     "tec-flex-s2 or FlexTEC")  # fmt: skip
+    how.add_argument("--zarr-format", type=int, choices=(2, 3), help="of OUT")
+    how.add_argument("--shards", type=int, nargs="*", metavar="N",
+                     help="length along each axis, in whole chunks; without numbers: no shards "
+                     "(default: as they are)")  # fmt: skip
     lower.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
     train = command(_train, "train", "train the default model on data of your own")
@@ -213,19 +219,24 @@ def _settings(source: Path, arguments: argparse.Namespace, zarr_format: int) -> 
 
 
 def _transcode(arguments: argparse.Namespace) -> None:
-    """Copy a store, cutting the chunks of its flexible arrays down to their first tokens.
+    """Copy a store, cutting the chunks of its flexible arrays down to their first tokens, or moving
+    those of all TEC arrays to the other Zarr format or to other shards, byte by byte.
 
-    Those of tec-flex-s2 need no network for it. Of FlexTEC, neither does a chunk of one date, or
+    Tokens of tec-flex-s2 need no network for it. Of FlexTEC, neither does a chunk of one date, or
     one written with context_tokens; of another the tokens that stay are coded anew. Both end as
     encoding at the lower quality does.
     """
     from tec_zarr.report import stored_arrays
     from tec_zarr.transcoding import transcode
 
-    tokens = arguments.tokens[0] if len(arguments.tokens) == 1 else arguments.tokens
+    tokens = arguments.tokens
+    tokens = tokens[0] if tokens and len(tokens) == 1 else tokens
     bar = tqdm(desc="transcode", delay=_BAR_AFTER_SECONDS, leave=False, disable=None)
     with _out(arguments) as target, bar:
-        transcode(arguments.source, target, tokens, progress=bar.update)
+        transcode(
+            arguments.source, target, tokens, zarr_format=arguments.zarr_format,
+            shards=arguments.shards, progress=bar.update,
+        )  # fmt: skip
     _print_arrays(stored_arrays(arguments.target))
 
 

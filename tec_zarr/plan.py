@@ -225,7 +225,7 @@ class Plan:
         root.attrs[PROVENANCE] = {**self.config, SOURCES_READ: sources_read}
         if self.consolidated:
             zarr.consolidate_metadata(self.template, zarr_format=zarr_format)
-        return _metadata(self.template)
+        return documents(self.template)
 
 
 def open_source(source: Any, options: Mapping[str, Any] | None) -> zarr.Group | zarr.Array:
@@ -295,17 +295,18 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
         storage = (
             _tec_storage(path, described, array, settings)
             if path in chosen
-            else _copy_storage(array, settings)
+            else copy_storage(array, settings.zarr_format)
         )
         times = None if path in chosen else _finer_times(array)
-        made = _create(template, path, array, described, settings, storage, times)
+        made = create_array(template, path, array, settings.zarr_format, storage, times)
         arrays.append(
             ArrayPlan(
-                index, path, array, _bind(made, target, path), made,
-                _region(array, described, made, path in chosen), tec_spec(made), times,
+                index, path, array, elsewhere(made, target, path), made,
+                _region(array, described, made) if path in chosen else region_of_copy(array, made),
+                tec_spec(made), times,
             )
         )  # fmt: skip
-    config = _config(source, arrays, _metadata(template), settings)
+    config = _config(source, arrays, documents(template), settings)
     consolidated = isinstance(source, zarr.Group) and (
         settings.zarr_format == 2 or source.metadata.consolidated_metadata is not None
     )
@@ -431,7 +432,8 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
     if coded:
         raise RecompressError(
             f"{coded} are stored with TEC already: coding them again would lose quality a second "
-            "time. Start from the source data, or leave TEC first (tec-zarr decode)"
+            "time. Start from the source data, or leave TEC first (tec-zarr decode). To the other "
+            "Zarr format, or into shards, tec-zarr transcode moves them without any loss"
         )
     return chosen
 
@@ -530,22 +532,22 @@ def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:
     return sides(CHUNK["space"])
 
 
-def _copy_storage(array: zarr.Array, settings: Settings) -> dict[str, Any]:
+def copy_storage(array: zarr.Array, zarr_format: Literal[2, 3]) -> dict[str, Any]:
     """The chunks of the source and Zarr's default compressor."""
-    shards = array.shards if settings.zarr_format == 3 else None
+    shards = array.shards if zarr_format == 3 else None
     chunks = array.chunks if shards or not array.shards else array.shards
     return {"chunks": chunks} | ({"shards": shards} if shards else {})
 
 
-def _create(
+def create_array(
     store: Store,
     path: str,
     array: zarr.Array,
-    da: xr.DataArray,
-    settings: Settings,
+    zarr_format: Literal[2, 3],
     storage: Mapping[str, Any],
-    times: Finer | None,
+    times: Finer | None = None,
 ) -> zarr.Array:
+    """An array like ``array`` in another format, chunks or codecs; without its data."""
     attrs: dict[str, Any] = dict(array.attrs)
     dims = _dimensions(array)
     fill, old = array.metadata.fill_value, array.metadata.zarr_format
@@ -556,7 +558,7 @@ def _create(
         # What Zarr fills masks with: no measurement can be missing in them, but xarray would read
         # objects of True and NaN.
         fill = None
-    if settings.zarr_format == 3:
+    if zarr_format == 3:
         extra["dimension_names"] = dims
         # Only format 2 says "missing" with the fill value, and a CF attribute says it before that.
         missing = _number(attrs.get("_FillValue", fill), array.dtype) if plain else None
@@ -564,7 +566,7 @@ def _create(
             attrs["_FillValue"] = FillValueCoder.encode(missing, array.dtype)
     else:
         if dims is not None or not array.ndim:
-            attrs[_DIMENSIONS] = [str(d) for d in da.dims]
+            attrs[_DIMENSIONS] = [str(d or f"dim_{i}") for i, d in enumerate(dims or ())]
         if old == 3:
             fill = _number(attrs.pop("_FillValue", None), array.dtype) if plain else None
     dtype = array.dtype.newbyteorder("=") if plain else array.metadata.dtype
@@ -572,7 +574,7 @@ def _create(
         attrs["units"], dtype = times.units, np.dtype("int64")
     return zarr.create_array(
         store, name=path or None, shape=array.shape, dtype=dtype, fill_value=fill,
-        attributes=attrs, zarr_format=settings.zarr_format, **extra, **storage,
+        attributes=attrs, zarr_format=zarr_format, **extra, **storage,
     )  # fmt: skip
 
 
@@ -587,7 +589,7 @@ def _finer_times(array: zarr.Array) -> Finer | None:
     return finer(np.asarray(array[:]), array.attrs["units"], (*missing, np.iinfo(np.int64).min))
 
 
-def _bind(template: zarr.Array, store: Store, path: str) -> zarr.Array:
+def elsewhere(template: zarr.Array, store: Store, path: str) -> zarr.Array:
     """The template's array in another store, without writing its metadata there."""
     return zarr.Array(
         zarr.AsyncArray(
@@ -596,16 +598,18 @@ def _bind(template: zarr.Array, store: Store, path: str) -> zarr.Array:
     )  # fmt: skip
 
 
-def _region(
-    array: zarr.Array, da: xr.DataArray, made: zarr.Array, coded: bool
-) -> tuple[int, ...]:
+def _region(array: zarr.Array, da: xr.DataArray, made: zarr.Array) -> tuple[int, ...]:
+    """Of an array to code."""
     outer = made.shards or made.chunks
-    if coded:
-        return tuple(
-            -(-size // step) * step if block >= size else block if block % step == 0 else step
-            for size, block, step in zip(array.shape, _block(da, array), outer, strict=True)
-        )
-    region = list(outer)
+    return tuple(
+        -(-size // step) * step if block >= size else block if block % step == 0 else step
+        for size, block, step in zip(array.shape, _block(da, array), outer, strict=True)
+    )
+
+
+def region_of_copy(array: zarr.Array, made: zarr.Array) -> tuple[int, ...]:
+    """Shape of the parts to copy an array in: whole shards or chunks of the one to be made."""
+    region = list(made.shards or made.chunks)
     for axis in reversed(range(array.ndim)):
         cells = -(-array.shape[axis] // region[axis])
         room = COPY_BYTES // (math.prod(region) * array.dtype.itemsize)
@@ -619,7 +623,7 @@ def _root(store: Store, zarr_format: Literal[2, 3]) -> zarr.Group | zarr.Array:
     return zarr.open(store, mode="r+", zarr_format=zarr_format)
 
 
-def _metadata(store: MemoryStore) -> dict[str, bytes]:
+def documents(store: MemoryStore) -> dict[str, bytes]:
     """Metadata documents in the order to write them."""
     keys = sorted(filter(is_metadata, list_keys(store, "")), key=publication_order)
     return {key: read(store, key) or b"" for key in keys}
