@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import toy
 import xarray as xr
 
-from tec_zarr import synthetic
+from tec_zarr import interrupted, synthetic
 from tec_zarr.cli import main
 from tec_zarr.errors import SecondGenerationWarning
 
@@ -102,24 +104,68 @@ def test_overwrite_follows_a_link_and_spares_the_working_folder(source, tmp_path
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_an_interruption_leaves_nothing(tmp_path):
-    synthetic.dataset(dates=8, size=256).to_zarr(tmp_path / "s.zarr")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_an_interruption_leaves_nothing(tmp_path, name):
+    """Once the command is repeated, where it was killed."""
+    synthetic.dataset(dates=12, size=128).to_zarr(tmp_path / "s.zarr")
     code = (
         "import os, signal, sys, threading, time\n"
         "from pathlib import Path\n"
         "from tec_zarr.cli import main\n"
         "def stop():\n"
         "    while not list(Path().glob('.o.zarr-*/o.zarr/reflectance/c/*')): time.sleep(0.005)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
         "threading.Thread(target=stop, daemon=True).start()\n"
-        "main(['encode', 's.zarr', 'o.zarr', '--quality', '6'])\n"
+        "sys.exit(main(['encode', 's.zarr', 'o.zarr', '--quality', '6']))\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True
     )
-    assert done.returncode != 0
-    assert b"KeyboardInterrupt" in done.stderr
+    if name == "SIGKILL":
+        assert done.returncode == -signal.SIGKILL
+        assert [p.name[:8] for p in sorted(tmp_path.iterdir())] == [".o.zarr-", "s.zarr"]
+        assert run("encode", tmp_path / "missing.zarr", tmp_path / "o.zarr") == 1
+    else:
+        assert done.returncode == 128 + getattr(signal, name), done.stderr
+        assert done.stderr.splitlines()[-1] == b"tec-zarr: interrupted"
     assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_interrupted_between_two_renames(source, tmp_path, monkeypatch, killed):
+    """Neither lost: the old one is back at once, or after the next run that names it."""
+    target = tmp_path / "good.zarr"
+    xr.Dataset({"kept": ("x", [1, 2, 3])}).to_zarr(target)
+    before = contents(target)
+    rename = Path.rename
+
+    def interrupt(self, to):
+        if to == target and self.name == target.name:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupt)
+        if killed:  # nothing is tidied, and the kernel drops the lock
+            patch.setattr(interrupted, "_remove", lambda *_: None)
+        assert run("encode", source, target, "--overwrite", *TOY) == 130
+    if killed:
+        assert not target.exists()
+        other = tmp_path / "good.zarr-2"
+        assert run("encode", source, other, *TOY) == 0  # its name begins alike
+        assert run("encode", source, target, *TOY) == 1  # exists: it is back
+        shutil.rmtree(other)
+    assert contents(target) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["good.zarr", "source.zarr"]
+
+
+def test_what_another_process_is_writing_stays(source, tmp_path):
+    target = tmp_path / "out.zarr"
+    with interrupted.hidden_folder(target) as folder:
+        (folder / target.name).write_text("half")
+        assert run("encode", source, target, *TOY) == 0
+        assert (folder / target.name).read_text() == "half"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.zarr", "source.zarr"]
 
 
 def test_overwrite_replaces_a_store(source, tmp_path):
