@@ -137,6 +137,7 @@ def test_attributes_coordinates_encoding_and_crs_stay(cube):
     xr.testing.assert_identical(out.scl, cube.scl)
 
 
+@pytest.mark.filterwarnings("ignore::tec_zarr.errors.SeparateBandsWarning")
 def test_a_dataset_of_bands(cube, tmp_path):
     bands = cube.reflectance.to_dataset("band").assign(scl=cube.scl)
     to_zarr(bands, tmp_path / "a.zarr", **TOY)
