@@ -21,6 +21,7 @@ import xarray as xr
 from tec_zarr.chunk import DTYPES, ChunkSpec, check_gop
 from tec_zarr.errors import SecondGenerationWarning, UnsupportedArrayError
 from tec_zarr.limits import NamedBounds
+from tec_zarr.packing import time_encoding
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, UnknownBandError, band_names
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset, xr.DataTree)
@@ -118,7 +119,8 @@ def encoding(
     Returns
     -------
     dict
-        Variable name to encoding.
+        Name of every variable and coordinate to its encoding. Times have a unit that clock times
+        appended later fit into (`tec_zarr.packing.time_encoding`).
 
     Raises
     ------
@@ -159,9 +161,10 @@ def encoding(
             if not spec.is_lossless:
                 _warn_second_generation(name, da)
             out[name] = _tec(name, da, spec, zarr_format, chunks, shards)
-        elif da.ndim and da.dtype.kind in "biuf":
-            out[name] = _lossless(zarr_format) | _kept_packing(da)
-        if name in out and "grid_mapping" in da.encoding:  # to_zarr forgets what is not repeated
+        else:  # also for text and scalars: xarray keeps the codecs of what has no entry
+            numbers = da.ndim and da.dtype.kind in "biufmM"
+            out[name] = (_lossless(zarr_format) if numbers else {}) | _lossless_packing(da)
+        if "grid_mapping" in da.encoding:  # to_zarr forgets what is not repeated
             out[name]["grid_mapping"] = da.encoding["grid_mapping"]
     return out
 
@@ -409,8 +412,10 @@ def _line(packing: Mapping[str, Any]) -> tuple[float, float]:
     return float(packing.get("scale_factor", 1)), float(packing.get("add_offset", 0))
 
 
-def _kept_packing(da: xr.DataArray) -> dict[str, Any]:
+def _lossless_packing(da: xr.DataArray) -> dict[str, Any]:
     """CF keys of a variable that is stored without loss: integers with NaN stay integers."""
+    if da.dtype.kind in "mM":
+        return time_encoding(da)
     stored = _stored_packing(da)
     whole = stored is not None and "scale_factor" not in stored and "add_offset" not in stored
     return stored if stored and whole and _fits(da, stored, on_grid=True) else {}
@@ -476,7 +481,7 @@ def _layout(
     chunk, shard = [], []
     for dim in map(str, da.dims):
         size = da.sizes[dim]
-        blocks = da.chunksizes[dim] if da.chunks is not None else (size,)
+        blocks = da.variable.chunksizes[dim] if da.chunks is not None else (size,)
         if dim == order[1]:
             if len(blocks) > 1:
                 raise UnsupportedArrayError(

@@ -417,3 +417,51 @@ def test_a_tree_leaves_tec_too(cube, tmp_path):
     assert not any("TEC" in a.codec for a in stored_arrays(tmp_path / "plain.zarr"))
     plain = xr.open_zarr(tmp_path / "plain.zarr", group="inner")
     xr.testing.assert_equal(plain.reflectance, tree["inner"].reflectance)
+
+
+def dated(cube, times, unit="ns"):
+    """Dates of ``cube`` under other names, in this resolution of datetime64."""
+    times = np.array(times, f"M8[{unit}]")
+    return cube.isel(time=slice(len(times))).assign_coords(time=times, seen=("time", times))
+
+
+@pytest.mark.parametrize(
+    ("zarr_format", "way", "unit"),
+    [(3, "encoding", "ns"), (2, "accessor", "ns"), (3, "accessor", "us"), (2, "encoding", "s")],
+)
+@pytest.mark.parametrize("later", ["2023-06-11T10:10:31", "2023-06-11T10:10:31.024"])
+def test_clock_times_can_follow_plain_days(cube, tmp_path, zarr_format, way, unit, later):
+    first = dated(cube, ["2023-06-01"], unit)
+    if way == "encoding":
+        settings = encoding(first, zarr_format=zarr_format, chunks={"time": 1})
+        first.to_zarr(tmp_path / "a.zarr", encoding=settings, zarr_format=zarr_format)
+    else:
+        first.tec.to_zarr(tmp_path / "a.zarr", model=toy.NAME, zarr_format=zarr_format,
+                          chunks={"time": 1})  # fmt: skip
+    dated(cube, [later]).to_zarr(tmp_path / "a.zarr", append_dim="time", mode="a")
+    back = xr.open_zarr(tmp_path / "a.zarr")
+    wanted = np.array(["2023-06-01", later], "M8[ns]")
+    for name in ("time", "seen"):
+        np.testing.assert_array_equal(back[name], wanted)
+
+
+def test_dates_with_nanoseconds_keep_them(cube, tmp_path):
+    """As xarray reads them from days or seconds in floating point."""
+    first = dated(cube, ["2023-06-01T10:10:31.024000017"])
+    first.to_zarr(tmp_path / "a.zarr", encoding=encoding(first))
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").time, first.time)
+
+
+@pytest.mark.parametrize("source", [2, 3])
+@pytest.mark.parametrize("target", [2, 3])
+def test_a_store_of_one_zarr_format_goes_into_the_other(cube, tmp_path, source, target):
+    words = np.array(["R065", "R022", "R108"], object)
+    cube = cube.assign_coords(orbit=("time", words), tile="32TPT", hours=np.timedelta64(3, "h"))
+    one_chunk = {"reflectance": {"chunks": cube.reflectance.shape}}
+    cube.to_zarr(tmp_path / "a.zarr", zarr_format=source, encoding=one_chunk)
+    opened = xr.open_zarr(tmp_path / "a.zarr", decode_timedelta=True)
+    settings = encoding(opened, zarr_format=target)
+    assert set(settings) == set(opened.variables)
+    opened.to_zarr(tmp_path / "b.zarr", encoding=settings, zarr_format=target)
+    back = xr.open_zarr(tmp_path / "b.zarr", decode_timedelta=True)
+    xr.testing.assert_equal(back.drop_vars("reflectance"), opened.drop_vars("reflectance"))
