@@ -36,6 +36,7 @@ from tec_zarr.store import (
     encoding,
     find_dim,
     reflectance_names,
+    without_codecs,
 )
 
 if TYPE_CHECKING:
@@ -417,7 +418,7 @@ def _plan(
 ) -> tuple[_Written, Any]:
     """How ``da`` is written, and its data as a Dask array of whole chunks."""
     settings = {k: v for k, v in options.items() if k != "variables"}
-    ordered = _transposed(decode(da))
+    ordered = _transposed(without_codecs(da))
     name = str(da.name) if da.name is not None else "cube"
     stored = encoding(ordered.to_dataset(name=name), variables=[name], quality=quality,
                       **settings)[name]  # fmt: skip

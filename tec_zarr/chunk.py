@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from tec_zarr import bound, config, gather, generation
+from tec_zarr import bound, config, gather, generation, metrics
 from tec_zarr.errors import (
     ChecksumError,
     FormatError,
@@ -54,7 +54,7 @@ from tec_zarr.models.registry import (
     get_model,
     name_of,
 )
-from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS, band_names
+from tec_zarr.sentinel2 import L1C_BANDS, L2A_BANDS, band_names
 from tec_zarr.stream import (
     NAMED_MODEL,
     NO_BOUND,
@@ -83,6 +83,9 @@ BOUND_RANGE = (-(2.0**24), 2.0**24)
 
 PEAK_DN = 10_000.0
 """Peak of the PSNR that ``psnr=`` asks for: reflectance 1."""
+
+_LEAST_DN = 2.0
+"""Where most values are less and no whole numbers, somebody called reflectance DN."""
 
 DTYPES = ("uint16", "int16", "float32", "float64")
 QUALITY_RANGE = (1.0, 8.0)
@@ -325,8 +328,9 @@ def encode_chunk(
     dn_range = DN_RANGE if limits is None or limits.free else BOUND_RANGE
     low, high = ((dn + spec.offset) * scale for dn in dn_range)
     mask = find_mask(samples, nodata, low, high)
-    if spec.scale is None and native.kind == "f":
-        _check_reflectance(samples, mask)
+    in_dn = spec.scale is None and (mask is None or not mask.listed.size)
+    if native.kind == "f" and not in_dn and (limits is None or limits.free):
+        check_unit(samples, spec)
 
     part = _Part(samples, mask, nodata, scale, array.dtype, spec, bands)
     entry = check_gop(spec)
@@ -979,16 +983,34 @@ def _possible(values: Sequence[float] | dict, dtype: np.dtype) -> tuple[float, .
     return tuple(int(v) for v in values if v == v and limits.min <= v <= limits.max and v == int(v))
 
 
-def _check_reflectance(samples: np.ndarray, mask: Mask | None) -> None:
-    """Refuse floats that are plainly DN when nobody said their scale."""
-    if mask is None or not mask.listed.size:
+def check_unit(samples: np.ndarray, spec: ChunkSpec) -> None:
+    """Refuse floats that are plainly not in the unit that ``spec`` says, before they are rounded.
+
+    Nodata and fills such as 1e20 may be among ``samples``; they say nothing about the unit.
+    """
+    values = metrics.measurable(samples)
+    values = values[~np.isin(values, spec.fill_values)]
+    values = values[:: max(1, values.size // 2**16)]
+    distinct, counts = np.unique(values, return_counts=True)
+    if distinct.size > 1 and counts.max() > values.size / 4:  # a fill that nobody named
+        values = values[values != distinct[counts.argmax()]]
+    if not values.size:
         return
-    coded = int(np.count_nonzero(mask.labels == 0))
-    finite = mask.listed[np.isfinite(mask.listed)]
-    if finite.size > coded and np.median(finite) > np.iinfo(np.uint16).max / DN_PER_REFLECTANCE:
+    if spec.scale is None:
+        if metrics.dn_per_unit(values) == 1:
+            raise UnsupportedArrayError(
+                f"{samples.dtype} values around {np.median(values):g} are not reflectance (scale "
+                "1e-4, the default for floats): pass scale=1 if they are DN"
+            )
+        return
+    dn = values / spec.scale - spec.offset
+    lost = (np.abs(dn) < _LEAST_DN) & (np.abs(dn - np.rint(dn)) > 1e-3)
+    if np.count_nonzero(lost) > values.size / 2:
         raise UnsupportedArrayError(
-            f"{samples.dtype} values around {np.median(finite):g} are not reflectance (scale "
-            "1e-4, the default for floats): pass scale=1 if they are DN"
+            f"with scale={spec.scale:g}, {samples.dtype} values around {np.median(values):g} are "
+            f"less than {_LEAST_DN:g} DN, of which rounding would leave nothing: leave scale out "
+            "if they are reflectance (1e-4), and name with nodata what means that nothing was "
+            "measured"
         )
 
 

@@ -22,11 +22,9 @@ from tec_zarr.chunk import ChunkSpec
 from tec_zarr.compare import band_labels, in_dn
 from tec_zarr.limits import ALL, NamedBounds
 from tec_zarr.report import error_rows, kept_bounds, tec_spec
+from tec_zarr.store import CONTAINER
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
-
-CONTAINER = "tec_compression"
-"""Name of the scalar coordinate that says what compressed the data."""
 
 ATTRIBUTE = "lossy_compression"
 """Attribute of an array that names its container; prefix of those with its parameters."""
