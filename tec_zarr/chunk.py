@@ -84,6 +84,12 @@ BOUND_RANGE = (-(2.0**24), 2.0**24)
 PEAK_DN = 10_000.0
 """Peak of the PSNR that ``psnr=`` asks for: reflectance 1."""
 
+_KEPT_CODEC = (
+    "If xarray kept the codec in the encoding of a store that this was selected from or turned "
+    "over, write tec_zarr.decode(ds), or ds.tec.to_zarr(...); an array that a failed write left "
+    "in the store has to be deleted first"
+)
+
 _LEAST_DN = 2.0
 """Where most values are less and no whole numbers, somebody called reflectance DN."""
 
@@ -856,6 +862,25 @@ def check_array(dtype: np.dtype, ndim: int) -> None:
         )
 
 
+def check_layout(shape: Sequence[int], chunk: Sequence[int], spec: ChunkSpec) -> None:
+    """Raise UnsupportedArrayError unless an array of these chunks can be encoded with ``spec``.
+
+    So that a codec that xarray kept from another array, of which bands were selected or whose
+    dimensions were turned, is refused when the array is created, and not with its first chunk.
+    """
+    axes, bands = _name_axes(tuple(chunk), None if spec.bands is None else tuple(spec.bands))
+    if spec.max_error is not None:
+        resolve(spec.max_error, axes.to_4d(tuple(chunk))[1], bands)
+    given = len(chunk) == 4 or (axes is Axes.CYX and spec.bands is not None)
+    axis = 1 if len(chunk) == 4 else 0
+    if given and shape[axis] not in (0, chunk[axis]):
+        raise UnsupportedArrayError(
+            f"an array of shape {tuple(shape)} with chunks {tuple(chunk)} has {chunk[axis]} of "
+            f"{shape[axis]} bands in a chunk: TEC codes all bands together, as (time, band, y, x). "
+            + _KEPT_CODEC
+        )
+
+
 def _whole_numbers(dates: Sequence[int]) -> list[int]:
     try:
         return [operator.index(date) for date in dates]
@@ -882,7 +907,7 @@ def _name_axes(
         raise UnsupportedArrayError(
             f"a chunk of shape {shape} has {count} band{'s' * (count != 1)}, the codec was given "
             f"{len(bands)} ({', '.join(bands)}): chunk the array with all of its bands in one "
-            "chunk, as (time, band, y, x)"
+            "chunk, as (time, band, y, x). " + _KEPT_CODEC
         )
     return axes, bands
 

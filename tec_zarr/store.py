@@ -43,7 +43,9 @@ PACKING = ("dtype", "_FillValue", "missing_value", "scale_factor", "add_offset")
 CONTAINER = "tec_compression"
 """Name of the scalar coordinate that says what compressed the data (`tec_zarr.provenance`)."""
 
-_UNNAMED = "__xarray_dataarray_variable__"
+UNNAMED = "__xarray_dataarray_variable__"
+"""What xarray calls an array without a name in a store."""
+
 _STORAGE_KEYS = ("chunks", "shards", "preferred_chunks", "compressors", "compressor", "filters",
                  "serializer", "source", "original_shape", "write_empty_chunks",
                  "chunk_key_encoding", "cache_metadata", "fill_value")  # fmt: skip
@@ -147,7 +149,7 @@ def encoding(
     if zarr_format not in (2, 3):
         raise UnsupportedArrayError(f"zarr_format is {zarr_format}, it must be 2 or 3")
     if isinstance(obj, xr.DataArray):
-        obj = obj.to_dataset(name=_UNNAMED if obj.name is None else str(obj.name))
+        obj = obj.to_dataset(name=UNNAMED if obj.name is None else str(obj.name))
         if variables is None and not _is_something_else(*next(iter(obj.data_vars.items()))):
             variables = map(str, obj.data_vars)
     reflectance = chosen_variables(obj, variables)
@@ -402,7 +404,7 @@ def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], Chun
     exact = _has_exact_band(spec)
     if stored and "scale_factor" in stored and np.dtype(stored["dtype"]).name in DTYPES:
         on_grid = spec.max_error is not None
-        if not _still_fits(da, stored, on_grid) or (exact and not _gives_same_bits(da, stored)):
+        if not holds(da, stored, on_grid) or (exact and not _gives_same_bits(da, stored)):
             return {}, spec
         return stored, packed_spec(spec, *_line(stored))
     if exact or da.chunks is not None or any(key in da.attrs for key in PACKING):
@@ -461,7 +463,7 @@ def _lossless_packing(da: xr.DataArray) -> dict[str, Any]:
         return time_encoding(da)
     stored = _stored_packing(da)
     whole = stored is not None and "scale_factor" not in stored and "add_offset" not in stored
-    return stored if stored and whole and _still_fits(da, stored, on_grid=True, slack=0) else {}
+    return stored if stored and whole and holds(da, stored, on_grid=True, slack=0) else {}
 
 
 def _is_packed_right(da: xr.DataArray) -> bool:
@@ -474,17 +476,19 @@ def _is_packed_right(da: xr.DataArray) -> bool:
     stored = _stored_packing(da)
     if stored is None:  # floats packed in floats stay as precise as they were, if they are floats
         return da.dtype.kind == "f" and ("scale_factor" in da.encoding or kept == da.dtype)
-    return _still_fits(da, stored, on_grid=True)
+    return holds(da, stored, on_grid=True)
 
 
-def _still_fits(
+def holds(
     da: xr.DataArray, packing: Mapping[str, Any], on_grid: bool, slack: float = 1e-3
 ) -> bool:
-    """Whether the packing that ``da`` was read with holds it, as `_fits` says. xarray packs without
-    looking, and keeps a packing through arithmetic. Lazy data fit if they are as they were read.
+    """Whether ``packing`` holds floats, as `_fits` says. xarray packs without looking, and keeps a
+    packing through arithmetic. Lazy data fit if they are as they were read, in the same packing.
     """
     if _is_as_read(da):
-        return True
+        fills, read = set(_fills(packing)), set(_fills(da.encoding))
+        same = _line(da.encoding) == _line(packing) and fills <= read and bool(fills) == bool(read)
+        return same and np.dtype(da.encoding.get("dtype", da.dtype)) == packing["dtype"]
     return da.chunks is None and _fits(da, packing, on_grid, slack)
 
 

@@ -541,3 +541,27 @@ def test_what_is_lossless_is_not_rounded_to_its_old_integers(cube, tmp_path):
     cube = cube.assign(depth=depth)
     cube.to_zarr(tmp_path / "a.zarr", encoding=encoding(cube))
     np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").depth, depth)
+
+
+def test_a_codec_kept_from_more_bands_is_refused_before_anything_is_written(cube, tmp_path):
+    store = tmp_path / "a.zarr"
+    cube.to_zarr(store, encoding=encoding(cube, chunks={"time": 1}))
+    opened = xr.open_zarr(store)
+    nir = opened.reflectance.sel(band="B08", drop=True).rename("nir").to_dataset()
+    with pytest.raises(UnsupportedArrayError, match=r"tec_zarr\.decode"):
+        nir.to_zarr(store, mode="a")
+    assert "nir" not in xr.open_zarr(store, consolidated=False)
+    plain = tec_zarr.decode(nir)
+    plain.to_zarr(store, mode="a")
+    np.testing.assert_array_equal(xr.open_zarr(store).nir, nir.nir)
+
+
+@pytest.mark.parametrize(
+    "dims", [("y", "x", "band", "time"), ("band", "time", "y", "x"), ("time", "y", "x", "band")]
+)
+def test_a_codec_kept_from_other_dimensions_is_refused(cube, tmp_path, dims):
+    """It would take 12 columns for 12 bands, and a minute."""
+    cube.to_zarr(tmp_path / "a.zarr", encoding=encoding(cube))
+    turned = xr.open_zarr(tmp_path / "a.zarr").load().transpose(*dims)
+    with pytest.raises(UnsupportedArrayError, match=r"tec_zarr\.decode"):
+        turned.to_zarr(tmp_path / "b.zarr")
