@@ -1,7 +1,8 @@
-"""``.tec.to_zarr``: what xarray's ``to_zarr`` does, with TEC, and with a look at what is appended."""
+"""``.tec.to_zarr``: what xarray's ``to_zarr`` does, with TEC and a look at what is appended."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -103,7 +104,7 @@ def to_zarr(
     settings |= {key: {**settings.get(key, {}), **own} for key, own in (encoding or {}).items()}
     if measure and any(tec_spec(stored[n]) for n in stored if n in ordered):
         raise UnsupportedArrayError("measure=True compares whole arrays, not what is added to them")
-    written = describe(ordered, settings)
+    written: Any = describe(ordered, settings)
     if region is not None:  # what lies beside it is in the store already
         inside = set(written.dims) if region == "auto" else set(region)
         outside = [n for n, v in written.variables.items() if not inside & set(v.dims)]
@@ -178,9 +179,10 @@ def _check_values(name: str, array: zarr.Array, da: xr.DataArray) -> None:
     """Refuse what the numbers of an array in the store cannot hold."""
     attrs: dict[str, Any] = dict(array.attrs)
     if da.dtype.kind == "M" and "units" in attrs and da.chunks is None:
-        keys = {k: attrs[k] for k in ("units", "calendar") if k in attrs}
+        keys: dict[str, Any] = {k: attrs[k] for k in ("units", "calendar") if k in attrs}
         variable = xr.Variable(da.dims, da.values, encoding={**keys, "dtype": array.dtype})
-        with np.errstate(all="ignore"):
+        with warnings.catch_warnings():  # that xarray takes other units: an error here
+            warnings.simplefilter("ignore")
             packed = xr.conventions.encode_cf_variable(variable)
         if packed.attrs["units"] != keys["units"] or not _same_dates(packed, keys, da.values):
             raise UnsupportedArrayError(

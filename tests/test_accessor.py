@@ -372,7 +372,8 @@ def test_dates_are_appended_and_regions_filled_as_by_xarray(cube, tmp_path):
     changed.scl.values[:] = 7
     changed.tec.to_zarr(**where, region="auto")
     again = xr.open_zarr(where["store"], group="cubes", consolidated=False)
-    assert (again.scl[0] == 7).all() and not (again.scl[1] == 7).all()
+    assert (again.scl[0] == 7).all()
+    assert not (again.scl[1] == 7).all()
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

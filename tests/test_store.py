@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import dask.array
 import numpy as np
@@ -565,3 +566,11 @@ def test_a_codec_kept_from_other_dimensions_is_refused(cube, tmp_path, dims):
     turned = xr.open_zarr(tmp_path / "a.zarr").load().transpose(*dims)
     with pytest.raises(UnsupportedArrayError, match=r"tec_zarr\.decode"):
         turned.to_zarr(tmp_path / "b.zarr")
+
+
+def test_the_readme_says_what_a_killed_write_leaves(cube, tmp_path):
+    cube.chunk().to_zarr(tmp_path / "a.zarr", encoding=encoding(cube), compute=False)
+    left = xr.open_zarr(tmp_path / "a.zarr")
+    assert (left.reflectance == 0).all(), "metadata are there, chunks are not"
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    assert "leaves a store that opens and shows missing chunks as nodata" in readme
