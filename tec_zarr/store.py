@@ -21,6 +21,7 @@ import xarray as xr
 from tec_zarr.chunk import DTYPES, ChunkSpec, check_gop
 from tec_zarr.errors import SecondGenerationWarning, UnsupportedArrayError
 from tec_zarr.limits import NamedBounds
+from tec_zarr.nodata import CF_KEYS, declared, nodata_values, unencoded
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, UnknownBandError, band_names
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset, xr.DataTree)
@@ -88,9 +89,11 @@ def encoding(
         Sentinel-2 names along the band dimension; None takes the band coordinate, or the
         variable's name when it has no such dimension.
     nodata : number or sequence of numbers, optional
-        Values besides NaN that mean "nothing measured"; None for no such value.
+        Values besides NaN that mean "nothing measured"; None for no such value. What the data
+        declare (``_FillValue``, ``missing_value``, ``nodata``, ``.rio.nodata``, ...) comes on top.
     scale : float, optional
-        Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN.
+        Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN. Floats that
+        xarray made of integers without a scale factor are DN, and are stored as these integers.
     max_error : number, sequence of numbers or mapping, optional
         Largest absolute error of every sample, in the units of the data (DN, or reflectance for
         floats), for all bands or for each; 0 is lossless. A mapping names them, and indices:
@@ -142,6 +145,7 @@ def encoding(
     if zarr_format not in (2, 3):
         raise UnsupportedArrayError(f"zarr_format is {zarr_format}, it must be 2 or 3")
     if isinstance(obj, xr.DataArray):
+        obj = obj.assign_attrs(nodata=unencoded(obj))  # .rio.set_nodata is of this object only
         obj = obj.to_dataset(name=_UNNAMED if obj.name is None else str(obj.name))
         if variables is None and not _is_something_else(*next(iter(obj.data_vars.items()))):
             variables = map(str, obj.data_vars)
@@ -241,10 +245,15 @@ def find_dim(da: xr.DataArray, names: tuple[str, ...]) -> str | None:
 
 def holds_tec(da: xr.DataArray) -> bool:
     """Whether the encoding of ``da`` says that it was read from TEC chunks."""
+    return read_codec(da) is not None
+
+
+def read_codec(da: xr.DataArray) -> ChunkSpec | None:
+    """TEC's settings for the chunks that ``da`` was read from, after its encoding."""
     stored = [da.encoding.get("serializer"), da.encoding.get("compressor")]
     for key in ("compressors", "filters"):
         stored += da.encoding.get(key) or ()
-    return any(isinstance(codec, ChunkSpec) for codec in stored)
+    return next((codec for codec in stored if isinstance(codec, ChunkSpec)), None)
 
 
 def _coords(obj: xr.DataArray | xr.Dataset) -> dict[str, xr.DataArray]:
@@ -339,7 +348,7 @@ def _tec(
     chunk, shard = _layout(name, da, order, chunks, shards and zarr_format == 3)
     out: dict[str, Any] = {"chunks": chunk}
     cf, spec = _cf_packing(da, spec)
-    spec = replace(spec, nodata=(*spec.fill_values, *_fills({**da.attrs, **da.encoding, **cf})))
+    spec = replace(spec, nodata=(*spec.fill_values, *_stored_nodata(da, cf)))
     out |= cf
     arguments = spec.to_config()
     if zarr_format == 3:
@@ -363,10 +372,25 @@ def _check_count(name: str, da: xr.DataArray, spec: ChunkSpec, band: str | None)
 
 
 def _fills(packing: Mapping[str, Any]) -> list[float]:
-    """Numbers that stand for nodata by the CF attributes ``_FillValue`` and ``missing_value``."""
-    given = [np.atleast_1d(packing.get(key, ())) for key in ("_FillValue", "missing_value")]
-    numbers = [v for values in given if values.dtype.kind in "iuf" for v in values.tolist()]
-    return [v for v in dict.fromkeys(numbers) if math.isfinite(v)]
+    """Finite numbers that stand for nodata by CF."""
+    return [v for v in declared(packing, np.dtype("f8"), keys=CF_KEYS) if math.isfinite(v)]
+
+
+def _stored_nodata(da: xr.DataArray, cf: Mapping[str, Any]) -> list[float]:
+    """What ``da`` says is nodata, in the units in which it is stored with the packing ``cf``."""
+    if cf and cf != _stored_packing(da):  # integers made now: nothing but NaN was nodata
+        return _fills(cf)
+    found = [*_fills(cf), *nodata_values(da)]
+    line = unpacking(da)
+    if not cf and line != (1, 0):  # floats made of integers, stored as floats
+        found += [float(da.dtype.type(value * line[0] + line[1])) for value in found]
+    return found
+
+
+def unpacking(da: xr.DataArray) -> tuple[float, float]:
+    """Factor and sum that made values of the integers that ``da`` was stored as; else 1 and 0."""
+    stored = _stored_packing(da)
+    return (1, 0) if stored is None else cf_line(stored)
 
 
 def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], ChunkSpec]:
@@ -374,20 +398,40 @@ def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], Chun
 
     With CF packing the codec sees the packed integers, without it the floats themselves.
     """
-    if da.dtype.kind != "f" or any(spec.fill_values):  # what rounds to a nodata value would be one
-        return {}, spec
-    unit = spec.scale or 1 / DN_PER_REFLECTANCE
+    if da.dtype.kind != "f":
+        return {}, _in_stored_units(da, spec)
     stored = _stored_packing(da)
+    whole = stored is not None and cf_line(stored) == (1, 0)
+    if stored and whole and spec.scale in (None, 1) and _fits(da, stored, on_grid=True):
+        # A file of integers without a scale factor holds DN.
+        if np.dtype(stored["dtype"]).name in DTYPES:
+            return stored, spec
+        return {}, replace(spec, scale=1)
+    if any(spec.fill_values):  # what rounds to a nodata value would be one
+        return {}, _in_stored_units(da, spec)
+    unit = spec.scale or 1 / DN_PER_REFLECTANCE
     if stored and "scale_factor" in stored and np.dtype(stored["dtype"]).name in DTYPES:
         if not _fits(da, stored, spec.max_error is not None):
             return {}, spec
-        return stored, packed_spec(spec, *_line(stored))
-    if da.chunks is not None or any(key in da.attrs for key in PACKING):
-        return {}, spec
+        return stored, packed_spec(spec, *cf_line(stored))
+    packed = any(key in da.attrs for key in PACKING)
+    if da.chunks is not None or packed or any(unencoded(da)):
+        return {}, _in_stored_units(da, spec)
     cf = {"dtype": "uint16", "_FillValue": 0, "scale_factor": unit, "add_offset": 0.0}
     if not _fits(da, cf, spec.max_error is not None):
         return {}, spec
     return cf, bounds_in(unit, replace(spec, scale=None))
+
+
+def _in_stored_units(da: xr.DataArray, spec: ChunkSpec) -> ChunkSpec:
+    """Settings for numbers that CF attributes, not applied yet, make reflectance of.
+
+    Bounds are in the units of the numbers.
+    """
+    line = cf_line(da.attrs)
+    if spec.scale is not None or line == (1, 0):
+        return spec
+    return replace(packed_spec(replace(spec, max_error=None), *line), max_error=spec.max_error)
 
 
 def _stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
@@ -397,16 +441,16 @@ def _stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
         return None
     if da.encoding.get("_Unsigned"):  # integers that are not what their dtype says
         return None
-    fills = _fills({k: stored.pop(k, ()) for k in ("_FillValue", "missing_value")})
+    fills = _fills({k: stored.pop(k, ()) for k in CF_KEYS})
     stored |= {"_FillValue": fills[0]} if fills else {}  # all of them are NaN by now
-    if _line(stored) == (1, 0):
+    if cf_line(stored) == (1, 0):
         stored = {k: v for k, v in stored.items() if k not in ("scale_factor", "add_offset")}
     return stored
 
 
-def _line(packing: Mapping[str, Any]) -> tuple[float, float]:
+def cf_line(packing: Mapping[str, Any]) -> tuple[float, float]:
     """Factor and sum that make values of stored numbers."""
-    return float(packing.get("scale_factor", 1)), float(packing.get("add_offset", 0))
+    return float(packing.get("scale_factor") or 1), float(packing.get("add_offset") or 0)
 
 
 def _kept_packing(da: xr.DataArray) -> dict[str, Any]:
@@ -434,7 +478,7 @@ def _fits(da: xr.DataArray, packing: Mapping[str, Any], on_grid: bool) -> bool:
 
 def _part_fits(values: np.ndarray, packing: Mapping[str, Any], on_grid: bool) -> bool:
     known = values[~np.isnan(values)]
-    factor, added = _line(packing)
+    factor, added = cf_line(packing)
     exact = (known.astype(np.float64) - added) / factor
     whole, limits, fills = np.rint(exact), np.iinfo(packing["dtype"]), _fills(packing)
     slack = 1e-3 + np.abs(exact) * np.finfo(values.dtype).eps
