@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--model", default="tec-s2", help="learned model (default: tec-s2)")
         sub.add_argument("--scale", type=float, help="units of float data: 1e-4 (default) or 1")
 
+    def nodata(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--nodata", type=float, nargs="+", default=[0], metavar="VALUE",
+                         help="what means nothing measured (default: 0), besides NaN and what "
+                         "the data declare")  # fmt: skip
+
     def targets(sub: argparse.ArgumentParser) -> None:
         target = sub.add_mutually_exclusive_group()
         target.add_argument("--max-error", action=_Bounds, metavar="[NAME=]BOUND",
@@ -73,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
     encode.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     encode.add_argument("--variables", nargs="+", metavar="NAME", help="arrays for TEC")
+    nodata(encode)
     coding(encode)
     targets(encode)
 
@@ -94,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("b", type=Path, metavar="B", nargs="?",
                       help="a store made of it (default: made now, with TEC)")  # fmt: skip
     page.add_argument("--html", type=Path, default=Path("report.html"), help="the page to write")
+    nodata(page)
     coding(page)
     targets(page)
 
@@ -120,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     recompress.add_argument("target", metavar="DST", help="path or URL; repeat to resume")
     recompress.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
     recompress.add_argument("--variables", nargs="+", metavar="NAME", help="arrays for TEC")
+    nodata(recompress)
     recompress.add_argument("--verify", choices=("sample", "full", "none"), default="sample")
     recompress.add_argument("--retries", type=int, default=2, help="further attempts per region")
     where = recompress.add_mutually_exclusive_group()
@@ -202,6 +210,7 @@ def _settings(source: Path, arguments: argparse.Namespace, zarr_format: int) -> 
         ds, quality=arguments.quality, model=arguments.model, scale=arguments.scale,
         zarr_format=zarr_format, max_error=arguments.max_error, psnr=arguments.psnr,
         max_bytes=arguments.max_bytes, variables=getattr(arguments, "variables", None),
+        nodata=getattr(arguments, "nodata", 0),
     )  # fmt: skip
     return decode(ds), settings
 
@@ -232,12 +241,12 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _decode(arguments: argparse.Namespace) -> None:
     """Write what a TEC store decodes to as a plain Zarr store, or as one GeoTIFF per date."""
-    from tec_zarr.inputs import open_cube, write_geotiffs
+    from tec_zarr.inputs import open_cube, with_known_nodata, write_geotiffs
     from tec_zarr.store import decode
 
     files: list[Path] = []
     with _replaced(arguments) as target:
-        ds = decode(open_cube(arguments.source))
+        ds = decode(with_known_nodata(open_cube(arguments.source)))
         if arguments.to == "zarr":
             _to_zarr(ds, target)
         else:
@@ -317,7 +326,7 @@ def _recompress(arguments: argparse.Namespace) -> int:
     from tec_zarr.report import size
 
     names = ("quality", "max_error", "psnr", "max_bytes", "model", "scale", "zarr_format",
-             "variables")  # fmt: skip
+             "variables", "nodata")  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names}
     if arguments.dry_run:
         guess = estimate(arguments.source, **settings)
