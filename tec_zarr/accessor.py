@@ -23,8 +23,8 @@ from tec_zarr.compare import comparable, in_dn
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.inpaint import DILATE, Mask, inpaint_clouds
 from tec_zarr.inputs import single_array
-from tec_zarr.provenance import describe, record
 from tec_zarr.nodata import nodata_values
+from tec_zarr.provenance import describe, record
 from tec_zarr.sentinel2 import NODATA, NORMALISED_DIFFERENCES, band_name
 from tec_zarr.store import (
     BAND,

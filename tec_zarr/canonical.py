@@ -318,15 +318,14 @@ def crs_of(image: xr.DataArray, obj: Any = None) -> Any:
     DataArray, str, int or dict
         The variable with the CF attributes, or what pyproj takes.
     """
+    whole = obj if isinstance(obj, xr.Dataset) else image.to_dataset(name="image")
     for name in ("spatial_ref", image.encoding.get("grid_mapping"), "crs"):
-        holders = [image.coords, obj if isinstance(obj, xr.Dataset) else {}]
-        for holder in holders:
-            if isinstance(name, str) and name in holder and holder[name].attrs:
-                return holder[name]
-    beside = list(obj.data_vars.values()) if isinstance(obj, xr.Dataset) else []
-    for holder in (image, *([obj] if isinstance(obj, xr.Dataset) else []), *beside):
-        if holder.attrs.get("crs"):
-            return re.sub(r"^\+init=epsg:", "EPSG:", str(holder.attrs["crs"]), flags=re.I)
+        for place in (image.coords, whole):
+            if name in place and place[name].attrs:
+                return place[name]
+    for attrs in (image.attrs, whole.attrs, *(da.attrs for da in whole.data_vars.values())):
+        if attrs.get("crs"):
+            return re.sub(r"^\+init=epsg:", "EPSG:", str(attrs["crs"]), flags=re.I)
     for key in ("epsg", "proj:epsg"):
         if key in image.coords and image[key].ndim == 0:
             return int(image[key])

@@ -127,7 +127,9 @@ def single_array(ds: xr.Dataset, names: set[str]) -> xr.DataArray:
     return stacked
 
 
-def _shared(found: Sequence[Mapping[Any, Any]], keys: Iterable[str] | None = None) -> dict[str, Any]:
+def _shared(
+    found: Sequence[Mapping[Any, Any]], keys: Iterable[str] | None = None
+) -> dict[str, Any]:
     """Entries (of ``keys``, default all) that are the same in all of several attributes."""
     return {
         key: found[0][key]
@@ -383,9 +385,9 @@ def _raster(image: xr.DataArray, crs: Any) -> xr.DataArray:
         image = image.astype("uint8")
     band = find_dim(image, BAND)
     count = image.sizes[band] if band else 1
-    kept = {"long_name": [], "scales": [], "offsets": [], "band_tags": []}
     attrs = dict(image.attrs)
-    for key in kept:
+    kept: dict[str, list[Any]] = {}
+    for key in ("long_name", "scales", "offsets", "band_tags"):
         value = attrs.pop(key, [])
         kept[key] = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
     plain: dict[str, Any] = {k: v for k, v in attrs.items() if isinstance(v, str | int | float)}

@@ -19,7 +19,16 @@ from xarray.backends.zarr import FillValueCoder
 
 from tec_zarr.errors import UnsupportedArrayError
 
-__all__ = ["CF_KEYS", "KEYS", "declared", "fits", "is_nodata", "nodata_values", "number", "unencoded"]
+__all__ = [
+    "CF_KEYS",
+    "KEYS",
+    "declared",
+    "fits",
+    "is_nodata",
+    "nodata_values",
+    "number",
+    "unencoded",
+]
 
 CF_KEYS = ("_FillValue", "missing_value")
 """Attributes that every reader of CF knows; xarray moves them to a variable's encoding."""
@@ -59,7 +68,7 @@ def declared(
     """
     found: dict[str, float] = {}
     for key in keys:
-        stated = attrs.get(key)
+        stated: Any = attrs.get(key)
         for value in stated if isinstance(stated, list | tuple) else np.ravel(stated).tolist():
             if value is None or isinstance(value, bool):
                 continue

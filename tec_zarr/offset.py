@@ -210,8 +210,8 @@ def _without_declared(image: xr.DataArray) -> xr.DataArray:
 def _zeros_told(image: xr.DataArray, native: xr.DataArray, sample: np.ndarray) -> xr.DataArray:
     """``native`` DN with NaN for zeros that mean nothing measured, where they are floats.
 
-    A float of 0 was measured where NaN says what was not. Where neither attributes nor pixels
-    show such a NaN, pixels are empty that are 0 in all bands. A DN of 0 that an offset made of
+    A float of 0 was measured where NaN or another number says what was not. Where neither
+    attributes nor pixels show that, pixels are empty that are 0 in all bands. A DN of 0 that an offset made of
     another value is nodata of the file.
 
     Parameters
@@ -223,13 +223,13 @@ def _zeros_told(image: xr.DataArray, native: xr.DataArray, sample: np.ndarray) -
     """
     if native.dtype.kind != "f":
         return native
-    zero = np.abs(native) < _ZERO_DN
+    zero: xr.DataArray = abs(native) < _ZERO_DN
     said = declared(image.attrs, image.dtype)
     if NODATA in said:
         return native.where(~zero)
     as_loaded = image == 0
     seen = sample if image.chunks is not None else image.values
-    if not (np.isnan(said).any() or np.isnan(seen).any()):
+    if not (said or np.isnan(seen).any()):
         as_loaded &= ~(zero | native.isnull()).all("band")
     return native.where(~zero | as_loaded)
 

@@ -494,3 +494,17 @@ def test_a_published_model_may_be_named(monkeypatch):
 def test_what_cannot_be_says_why(scene, arguments, message):
     with pytest.raises(TecError, match=message):
         inpaint_clouds(scene.reflectance, **arguments)
+
+
+@quiet
+@pytest.mark.parametrize("method", PIXEL)
+def test_a_declared_nodata_value_is_never_an_observation(method):
+    for dtype in ("int16", "float32"):
+        cube = series(100, -999, 5000, 700, dtype=dtype).assign_attrs(nodata=-999)
+        out = inpaint_clouds(cube, hidden(False, False, True, False), method=method)
+        assert out[1] == -999
+        assert 100 <= out[2] <= 700
+    empty = series(9, -999, dtype="int16").assign_attrs(nodata=-999)
+    assert inpaint_clouds(empty, hidden(True, True), method=method).values.ravel().tolist() == [
+        -999, -999,
+    ]  # fmt: skip
