@@ -211,8 +211,8 @@ def _zeros_told(image: xr.DataArray, native: xr.DataArray, sample: np.ndarray) -
     """``native`` DN with NaN for zeros that mean nothing measured, where they are floats.
 
     A float of 0 was measured where NaN or another number says what was not. Where neither
-    attributes nor pixels show that, pixels are empty that are 0 in all bands. A DN of 0 that an offset made of
-    another value is nodata of the file.
+    attributes nor pixels show that, pixels are empty that are 0 in all bands. A DN of 0 that an
+    offset made of another value is nodata of the file.
 
     Parameters
     ----------
