@@ -35,7 +35,8 @@ _TIFF = (".tif", ".tiff")
 _BAND_IN_NAME = re.compile(r"(?<![A-Za-z0-9])B(?:0?[1-9]|1[0-2]|0?8A)(?![A-Za-z0-9])", re.I)
 #: Tags that say what GeoTIFFs have fields for: written again from these.
 _NO_TAGS = (*KEYS, "scale_factor", "add_offset", "scales", "offsets", "long_name", "crs",
-            "grid_mapping", "transform", "coordinates", "dtype")  # fmt: skip
+            "grid_mapping", "transform", "coordinates", "dtype", "calendar",
+            "_Unsigned")  # fmt: skip
 _DATE_IN_NAME = re.compile(
     r"(?<!\d)(20\d{2})-?([01]\d)-?([0-3]\d)"
     r"(?:T([01]\d|2[0-3])([0-5]\d)([0-5]\d)(?:\.(\d{9}))?)?(?!\d)"
@@ -288,7 +289,9 @@ def _cube_attrs(facts: Mapping[Path, _Facts], dtype: np.dtype, bands: int) -> di
     if len(facts[first].band_tags) == bands and any(tags.get("band_tags", ())):
         attrs |= tags
     words = _shared([{"long_name": list(f.descriptions)} for f in facts.values()])
-    if len(facts[first].descriptions) == bands and any(words.get("long_name", ())):
+    described = words.get("long_name", [])
+    usual = list(known_bands(described) or ())  # the band coordinate has these
+    if len(described) == bands and any(described) and described != usual:
         attrs |= words
     return attrs
 
@@ -406,8 +409,10 @@ def _raster(image: xr.DataArray, crs: Any) -> xr.DataArray:
         image = image.drop_vars(band)
     elif words:
         plain["long_name"] = tuple(words) if len(words) == count else words[0]
-    masked = np.isfinite(image.encoding.get("_FillValue", np.nan)) and image.dtype.kind == "f"
-    nodata = [] if masked else [v for v in nodata_values(image) if fits(v, image.dtype)]
+    nodata: list[float] = []
+    if image.dtype.kind != "f" or not np.isfinite(image.encoding.get("_FillValue", np.nan)):
+        with contextlib.suppress(UnsupportedArrayError):  # words: no GeoTIFF has them
+            nodata = [v for v in nodata_values(image) if fits(v, image.dtype)]
     image = image.drop_attrs(deep=False).assign_attrs(plain)
     image = image.rio.set_spatial_dims(x_dim=find_dim(image, X), y_dim=find_dim(image, Y))
     if nodata:

@@ -289,6 +289,12 @@ def test_float_geotiffs_with_a_nodata_value_have_nan(cube, tmp_path):
     assert run("encode", tmp_path / "a.tif", tmp_path / "tec.zarr", "--scale", 1, *TOY) == 0
     back = xr.open_zarr(tmp_path / "tec.zarr").reflectance[0]
     np.testing.assert_array_equal(np.isnan(back), image == 0)
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "tif", "--to", "geotiff") == 0
+    import rasterio
+
+    with rasterio.open(next((tmp_path / "tif").iterdir())) as file:
+        assert (file.nodata, file.dtypes[0]) == (-9999, "float32")
+        np.testing.assert_array_equal(file.read() == -9999, image == 0)
 
 
 def test_geotiffs_of_several_nodata_values_are_refused(tiffs, tmp_path, capsys):
@@ -561,3 +567,19 @@ def test_bands_in_variables_keep_their_nodata(cube, tmp_path):
     for name in ds.data_vars:
         np.testing.assert_array_equal(back[name] == -999, ds[name] == -999)
         assert back[name].attrs["nodata"] == -999
+
+
+def test_tags_say_what_the_fields_of_a_geotiff_do_not(cube, tmp_path):
+    """As converters of NetCDF leave them."""
+    pytest.importorskip("rioxarray")
+    image = cube.reflectance[1].astype("int16").where(cube.reflectance[1] != 0, -999)
+    image = image.assign_attrs(long_name=tuple(cube.band.values)).drop_vars("band")
+    image.encoding.clear()
+    image.rio.to_raster(
+        tmp_path / "a.tif", tags={"NC_nodata": "x", "no_data": "-999", "calendar": "never"}
+    )
+    assert run("encode", tmp_path / "a.tif", tmp_path / "tec.zarr", *TOY) == 0
+    back = xr.open_zarr(tmp_path / "tec.zarr", mask_and_scale=False).reflectance[0]
+    np.testing.assert_array_equal(back == -999, image == -999)
+    assert back.attrs["_FillValue"] == -999
+    assert back.attrs["NC_nodata"] == "x"
