@@ -48,7 +48,6 @@ from tec_zarr.store import (
     known_bands,
     likely,
     names_bands,
-    packed_spec,
 )
 
 PROVENANCE = "tec_zarr"
@@ -449,11 +448,7 @@ def _tec_storage(
     factor = attrs.get("scale_factor")
     if factor:
         slot = "serializer" if settings.zarr_format == 3 else "compressors"
-        if settings.scale is None and array.dtype.kind in "iu":
-            added = float(attrs.get("add_offset") or 0)
-            storage[slot] = packed_spec(storage[slot], float(factor), added)
-        else:
-            storage[slot] = bounds_in(float(factor), storage[slot])
+        storage[slot] = bounds_in(float(factor), storage[slot])
         _check_bounds(path, storage[slot], float(factor))
     return storage
 
