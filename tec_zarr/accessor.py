@@ -22,6 +22,7 @@ from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.compare import comparable, in_dn, pair
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.inpaint import DILATE, Mask, inpaint_clouds
+from tec_zarr.nodata import nodata_values
 from tec_zarr.sentinel2 import NODATA, NORMALISED_DIFFERENCES, band_name
 from tec_zarr.stacking import single_array
 from tec_zarr.store import (
@@ -206,7 +207,7 @@ def preview(obj: xr.DataArray | xr.Dataset, time: int = 0) -> xr.DataArray:
     image = cube.isel({band: [names.index(b) for b in ("B04", "B03", "B02")]})
     image = image.isel({when: time}) if when else image
     values = np.moveaxis(image.transpose(band, ...).values.astype(np.float32), 0, -1)
-    measured = np.isfinite(values) & (values != NODATA)
+    measured = np.isfinite(values) & ~np.isin(values, (NODATA, *nodata_values(cube)))
     low, high = np.percentile(values[measured], [2, 98]) if measured.any() else (0, 1)
     shade = np.where(measured, (values - low) / max(high - low, 1e-9), 0).clip(0, 1)
     y, x = find_dim(image, Y), find_dim(image, X)

@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--bands", nargs="+", metavar="BAND",
                          help="names of the bands, in the order of the file")  # fmt: skip
 
+    def nodata(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--nodata", type=float, nargs="+", default=[0], metavar="VALUE",
+                         help="what means nothing measured (default: 0), besides NaN and what "
+                         "the data declare")  # fmt: skip
+
     def targets(sub: argparse.ArgumentParser) -> None:
         target = sub.add_mutually_exclusive_group()
         target.add_argument("--max-error", action=_Bounds, metavar="[NAME=]BOUND",
@@ -90,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
     encode.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     encode.add_argument("--variables", nargs="+", metavar="NAME", help="arrays for TEC")
+    nodata(encode)
     coding(encode)
     targets(encode)
 
@@ -112,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("b", type=Path, metavar="B", nargs="?",
                       help="a store made of it (default: made now, with TEC)")  # fmt: skip
     page.add_argument("--html", type=Path, default=Path("report.html"), help="the page to write")
+    nodata(page)
     coding(page)
     targets(page)
 
@@ -138,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     recompress.add_argument("target", metavar="DST", help="path or URL; repeat to resume")
     recompress.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
     recompress.add_argument("--variables", nargs="+", metavar="NAME", help="arrays for TEC")
+    nodata(recompress)
     recompress.add_argument("--verify", choices=("sample", "full", "none"), default="sample")
     recompress.add_argument("--retries", type=int, default=2, help="further attempts per region")
     where = recompress.add_mutually_exclusive_group()
@@ -232,6 +240,7 @@ def _settings(source: Path, arguments: argparse.Namespace, zarr_format: int) -> 
         ds, quality=arguments.quality, model=arguments.model, scale=arguments.scale,
         zarr_format=zarr_format, max_error=arguments.max_error, psnr=arguments.psnr,
         max_bytes=arguments.max_bytes, variables=variables,
+        nodata=getattr(arguments, "nodata", 0),
     )  # fmt: skip
     return decode(ds), settings
 
@@ -270,13 +279,13 @@ def _decode(arguments: argparse.Namespace) -> None:
 
     Bands that were stacked to encode them are variables again in a Zarr store.
     """
-    from tec_zarr.inputs import open_cube, write_geotiffs
+    from tec_zarr.inputs import open_cube, with_known_nodata, write_geotiffs
     from tec_zarr.stacking import unstack_bands
     from tec_zarr.store import decode
 
     files: list[Path] = []
     with _out(arguments) as target:
-        ds = decode(open_cube(arguments.source))
+        ds = decode(with_known_nodata(open_cube(arguments.source)))
         if arguments.to == "zarr":
             _to_zarr(unstack_bands(ds), target)
         else:
@@ -363,7 +372,7 @@ def _recompress(arguments: argparse.Namespace) -> int:
     from tec_zarr.report import size
 
     names = ("quality", "max_error", "psnr", "max_bytes", "model", "scale", "zarr_format",
-             "variables", "bands")  # fmt: skip
+             "variables", "bands", "nodata")  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names}
     if arguments.dry_run:
         guess = estimate(arguments.source, **settings)

@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import math
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,6 +32,8 @@ from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.limits import index_bands
 from tec_zarr.manifest import FOLDER, RecompressError, list_keys, read
 from tec_zarr.naming import variable_bands
+from tec_zarr.nodata import declared
+from tec_zarr.nodata import number as _number
 from tec_zarr.report import tec_spec
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 from tec_zarr.store import (
@@ -49,7 +50,6 @@ from tec_zarr.store import (
     likely,
     may_have_bands,
     names_bands,
-    packed_spec,
 )
 from tec_zarr.times import Finer, finer
 
@@ -470,11 +470,7 @@ def _tec_storage(
     factor = attrs.get("scale_factor")
     if factor:
         slot = "serializer" if settings.zarr_format == 3 else "compressors"
-        if settings.scale is None and array.dtype.kind in "iu":
-            added = float(attrs.get("add_offset") or 0)
-            storage[slot] = packed_spec(storage[slot], float(factor), added)
-        else:
-            storage[slot] = bounds_in(float(factor), storage[slot])
+        storage[slot] = bounds_in(float(factor), storage[slot])
         _check_bounds(path, storage[slot], float(factor))
     return storage
 
@@ -493,30 +489,10 @@ def _check_bounds(path: str, spec: ChunkSpec, factor: float) -> None:
         )
 
 
-def _missing(path: str, array: zarr.Array) -> list[float]:
-    """Values that Zarr or CF say nothing was measured where they are."""
-    found = []
-    for key in ("fill_value", "_FillValue", "missing_value"):
-        stated = array.fill_value if key == "fill_value" else array.attrs.get(key)
-        for value in stated if isinstance(stated, list) else [stated]:
-            number = _number(value, array.dtype)
-            if number is None and value is not None:
-                raise UnsupportedArrayError(
-                    f"{key} of array {path!r} is {value!r:.80}, which is no number: correct it, or "
-                    "its pixels would be taken for measurements"
-                )
-            found += [] if number is None or number != number else [float(number)]
-    return found
-
-
-def _number(stated: Any, dtype: np.dtype) -> Any:
-    """A fill value from attributes; xarray keeps those of floats as base64 in format 3."""
-    if stated is None or isinstance(stated, int | float | np.number):
-        return stated
-    for read_as in (float, lambda text: FillValueCoder.decode(text, dtype)):
-        with contextlib.suppress(TypeError, ValueError, struct.error):
-            return read_as(stated)
-    return None
+def _missing(path: str, array: zarr.Array) -> tuple[float, ...]:
+    """Values that Zarr or attributes say nothing was measured where they are."""
+    padding = declared({"_FillValue": array.fill_value}, array.dtype, path)
+    return tuple(v for v in (*padding, *declared(array.attrs, array.dtype, path)) if v == v)
 
 
 def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:

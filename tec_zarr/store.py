@@ -34,6 +34,7 @@ from tec_zarr.naming import (
 )
 from tec_zarr.naming import find_dim as find_dim
 from tec_zarr.naming import known_bands as known_bands
+from tec_zarr.nodata import CF_KEYS, declared, nodata_values, unencoded
 from tec_zarr.packing import time_encoding
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 
@@ -106,9 +107,11 @@ def encoding(
         (``long_name``) where that only counts, or the variable's name when it has no such
         dimension.
     nodata : number or sequence of numbers, optional
-        Values besides NaN that mean "nothing measured"; None for no such value.
+        Values besides NaN that mean "nothing measured"; None for no such value. What the data
+        declare (``_FillValue``, ``missing_value``, ``nodata``, ``.rio.nodata``, ...) comes on top.
     scale : float, optional
-        Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN.
+        Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN. Floats that
+        xarray made of integers without a scale factor are DN, and are stored as these integers.
     max_error : number, sequence of numbers or mapping, optional
         Largest absolute error of every sample, in the units of the data (DN, or reflectance for
         floats), for all bands or for each; 0 is lossless. A mapping names them, and indices:
@@ -165,6 +168,7 @@ def encoding(
     if bands is not None and not isinstance(bands, str):
         bands = tuple(bands)
     if isinstance(obj, xr.DataArray):
+        obj = obj.assign_attrs(nodata=unencoded(obj))  # .rio.set_nodata is of this object only
         obj = obj.to_dataset(name=UNNAMED if obj.name is None else str(obj.name))
         name, da = next(iter(obj.data_vars.items()))
         strange = mixed_bands(da) if bands is None else []
@@ -358,7 +362,8 @@ def holds_tec(da: xr.DataArray) -> bool:
 
 
 def stored_spec(da: xr.DataArray) -> ChunkSpec | None:
-    """TEC's settings for the chunks that ``da`` was read from, if these are TEC's."""
+    """TEC's settings for the chunks that ``da`` was read from, by its encoding, if TEC made them.
+    """
     stored = [da.encoding.get("serializer"), da.encoding.get("compressor")]
     for key in ("compressors", "filters"):
         stored += da.encoding.get(key) or ()
@@ -468,12 +473,11 @@ def _tec(
             "time and band only where there are several: rename or transpose it first"
         )
     _check_count(name, da, spec, order[1])
-    if da.dtype.kind == "f" and da.chunks is None and spec.max_error is None:
-        check_unit(da.values.reshape(-1)[:: max(1, da.size // _AT_ONCE) | 1], spec)
     chunk, shard = _layout(name, da, order, chunks, shards and zarr_format == 3)
     out: dict[str, Any] = {"chunks": chunk}
-    cf, spec = _cf_packing(da, spec)
-    spec = replace(spec, nodata=(*spec.fill_values, *_fills({**da.attrs, **da.encoding, **cf})))
+    cf, packed = _cf_packing(da, spec)
+    _check_unit(da, spec if cf else packed, cf)
+    spec = replace(packed, nodata=(*packed.fill_values, *_stored_nodata(da, cf)))
     out |= cf
     arguments = spec.to_config()
     if zarr_format == 3:
@@ -484,6 +488,17 @@ def _tec(
     from tec_zarr.numcodec import TEC
 
     return out | {"compressors": TEC(**arguments), "filters": None}
+
+
+def _check_unit(da: xr.DataArray, spec: ChunkSpec, cf: Mapping[str, Any]) -> None:
+    """Refuse floats in memory that are plainly not in the unit of ``spec``; integers without a
+    scale factor, which ``cf`` makes of them again, are DN.
+    """
+    whole = bool(cf) and "scale_factor" not in cf
+    if da.dtype.kind != "f" or da.chunks is not None or spec.max_error is not None or whole:
+        return
+    some = da.values.reshape(-1)[:: max(1, da.size // _AT_ONCE) | 1]
+    check_unit(some, replace(spec, nodata=(*spec.fill_values, *unencoded(da))))
 
 
 def _check_count(name: str, da: xr.DataArray, spec: ChunkSpec, band: str | None) -> None:
@@ -497,10 +512,25 @@ def _check_count(name: str, da: xr.DataArray, spec: ChunkSpec, band: str | None)
 
 
 def _fills(packing: Mapping[str, Any]) -> list[float]:
-    """Numbers that stand for nodata by the CF attributes ``_FillValue`` and ``missing_value``."""
-    given = [np.atleast_1d(packing.get(key, ())) for key in ("_FillValue", "missing_value")]
-    numbers = [v for values in given if values.dtype.kind in "iuf" for v in values.tolist()]
-    return [v for v in dict.fromkeys(numbers) if math.isfinite(v)]
+    """Finite numbers that stand for nodata by CF."""
+    return [v for v in declared(packing, np.dtype("f8"), keys=CF_KEYS) if math.isfinite(v)]
+
+
+def _stored_nodata(da: xr.DataArray, cf: Mapping[str, Any]) -> list[float]:
+    """What ``da`` says is nodata, in the units in which it is stored with the packing ``cf``."""
+    if cf and cf != _stored_packing(da):  # integers made now: nothing but NaN was nodata
+        return _fills(cf)
+    found = [*_fills(cf), *nodata_values(da)]
+    line = unpacking(da)
+    if not cf and line != (1, 0):  # floats made of integers, stored as floats
+        found += [float(da.dtype.type(value * line[0] + line[1])) for value in found]
+    return found
+
+
+def unpacking(da: xr.DataArray) -> tuple[float, float]:
+    """Factor and sum that made values of the integers that ``da`` was stored as; else 1 and 0."""
+    stored = _stored_packing(da)
+    return (1, 0) if stored is None else cf_line(stored)
 
 
 def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], ChunkSpec]:
@@ -508,18 +538,27 @@ def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], Chun
 
     With CF packing the codec sees the packed integers, without it the floats themselves.
     """
-    if da.dtype.kind != "f" or any(spec.fill_values):  # what rounds to a nodata value would be one
-        return {}, spec
-    unit = spec.scale or 1 / DN_PER_REFLECTANCE
+    if da.dtype.kind != "f":
+        return {}, _in_stored_units(da, spec)
     stored = _stored_packing(da)
     exact = _has_exact_band(spec)
+    whole = stored is not None and cf_line(stored) == (1, 0)
+    if stored and whole and spec.scale in (None, 1) and holds(da, stored, on_grid=True):
+        # A file of integers without a scale factor holds DN.
+        known = np.dtype(stored["dtype"]).name in DTYPES
+        kept = known and not (exact and not _gives_same_bits(da, stored))
+        return (stored, spec) if kept else ({}, replace(spec, scale=1))
+    if any(spec.fill_values):  # what rounds to a nodata value would be one
+        return {}, _in_stored_units(da, spec)
+    unit = spec.scale or 1 / DN_PER_REFLECTANCE
     if stored and "scale_factor" in stored and np.dtype(stored["dtype"]).name in DTYPES:
         on_grid = spec.max_error is not None
         if not holds(da, stored, on_grid) or (exact and not _gives_same_bits(da, stored)):
             return {}, spec
-        return stored, packed_spec(spec, *_line(stored))
-    if exact or da.chunks is not None or any(key in da.attrs for key in PACKING):
-        return {}, spec
+        return stored, packed_spec(spec, *cf_line(stored))
+    packed = any(key in da.attrs for key in PACKING)
+    if exact or da.chunks is not None or packed or any(unencoded(da)):
+        return {}, _in_stored_units(da, spec)
     cf = {"dtype": "uint16", "_FillValue": 0, "scale_factor": unit, "add_offset": 0.0}
     if not _fits(da, cf, spec.max_error is not None):
         return {}, spec
@@ -549,6 +588,17 @@ def _gives_same_bits(da: xr.DataArray, packing: Mapping[str, Any]) -> bool:
     return True
 
 
+def _in_stored_units(da: xr.DataArray, spec: ChunkSpec) -> ChunkSpec:
+    """Settings for numbers that CF attributes, not applied yet, make reflectance of.
+
+    Bounds are in the units of the numbers.
+    """
+    line = cf_line(da.attrs)
+    if spec.scale is not None or line == (1, 0):
+        return spec
+    return replace(packed_spec(replace(spec, max_error=None), *line), max_error=spec.max_error)
+
+
 def _stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
     """CF keys of the integers that xarray made floats of when it read ``da``, if it did."""
     stored = {k: da.encoding[k] for k in PACKING if da.encoding.get(k) is not None}
@@ -556,14 +606,14 @@ def _stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
         return None
     if da.encoding.get("_Unsigned"):  # integers that are not what their dtype says
         return None
-    fills = _fills({k: stored.pop(k, ()) for k in ("_FillValue", "missing_value")})
+    fills = _fills({k: stored.pop(k, ()) for k in CF_KEYS})
     stored |= {"_FillValue": fills[0]} if fills else {}  # all of them are NaN by now
-    if _line(stored) == (1, 0):
+    if cf_line(stored) == (1, 0):
         stored = {k: v for k, v in stored.items() if k not in ("scale_factor", "add_offset")}
     return stored
 
 
-def _line(packing: Mapping[str, Any]) -> tuple[float, float]:
+def cf_line(packing: Mapping[str, Any]) -> tuple[float, float]:
     """Factor and sum that make values of stored numbers."""
     return float(packing.get("scale_factor") or 1), float(packing.get("add_offset") or 0)
 
@@ -582,7 +632,7 @@ def _is_packed_right(da: xr.DataArray) -> bool:
     kept = da.encoding.get("dtype", da.dtype)
     if da.dtype.kind not in "iuf" or da.encoding.get("_Unsigned"):
         return True
-    if _line(da.encoding) == (1, 0) and kept == da.dtype:
+    if cf_line(da.encoding) == (1, 0) and kept == da.dtype:
         return True
     stored = _stored_packing(da)
     if stored is None:  # floats packed in floats stay as precise as they were, if they are floats
@@ -598,7 +648,8 @@ def holds(
     """
     if is_as_read(da):
         fills, read = set(_fills(packing)), set(_fills(da.encoding))
-        same = _line(da.encoding) == _line(packing) and fills <= read and bool(fills) == bool(read)
+        same = fills <= read and bool(fills) == bool(read)
+        same &= cf_line(da.encoding) == cf_line(packing)
         return same and np.dtype(da.encoding.get("dtype", da.dtype)) == packing["dtype"]
     return da.chunks is None and _fits(da, packing, on_grid, slack)
 
@@ -633,7 +684,7 @@ def _part_fits(
     values: np.ndarray, packing: Mapping[str, Any], on_grid: bool, slack: float
 ) -> bool:
     known = values[~np.isnan(values)]
-    factor, added = _line(packing)
+    factor, added = cf_line(packing)
     exact = (known.astype(np.float64) - added) / factor
     whole, limits, fills = np.rint(exact), np.iinfo(packing["dtype"]), _fills(packing)
     slack = slack and slack + np.abs(exact) * np.finfo(values.dtype).eps

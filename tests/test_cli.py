@@ -337,6 +337,12 @@ def test_float_geotiffs_with_a_nodata_value_have_nan(cube, tmp_path):
     assert run("encode", tmp_path / "a.tif", tmp_path / "tec.zarr", "--scale", 1, *TOY) == 0
     back = xr.open_zarr(tmp_path / "tec.zarr").reflectance[0]
     np.testing.assert_array_equal(np.isnan(back), image == 0)
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "tif", "--to", "geotiff") == 0
+    import rasterio
+
+    with rasterio.open(next((tmp_path / "tif").iterdir())) as file:
+        assert (file.nodata, file.dtypes[0]) == (-9999, "float32")
+        np.testing.assert_array_equal(file.read() == -9999, image == 0)
 
 
 def test_geotiffs_of_several_nodata_values_are_refused(tiffs, tmp_path, capsys):
@@ -669,3 +675,142 @@ def test_a_reader_that_has_seen_enough_is_no_error(source):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+# ---- what files say beside their values
+
+
+@pytest.mark.parametrize("command", ["encode", "recompress"])
+def test_nodata_can_be_told(cube, tmp_path, capsys, command):
+    pytest.importorskip("rioxarray")
+    import rasterio
+
+    cube["reflectance"] = cube.reflectance.astype("int16").where(cube.reflectance != 0, -999)
+    gone = (cube.reflectance == -999).values
+    cube.to_zarr(tmp_path / "s.zarr")
+    told = ("--nodata", -999, *TOY)
+    assert run(command, tmp_path / "s.zarr", tmp_path / "tec.zarr", *told) == 0
+    back = xr.open_zarr(tmp_path / "tec.zarr").reflectance
+    np.testing.assert_array_equal(back == -999, gone)
+    assert run("verify", tmp_path / "s.zarr", tmp_path / "tec.zarr") == 0
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "plain.zarr") == 0
+    assert xr.open_zarr(tmp_path / "plain.zarr").reflectance.attrs["nodata"] == -999
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "tif", "--to", "geotiff") == 0
+    with rasterio.open(min((tmp_path / "tif").glob("reflectance*"))) as file:
+        assert (file.nodata, file.dtypes[0]) == (-999, "int16")
+
+
+@pytest.fixture
+def scaled(cube, tmp_path):
+    """Two GeoTIFFs of DN that scale and offset make reflectance of, with tags and descriptions."""
+    pytest.importorskip("rioxarray")
+    (tmp_path / "scaled").mkdir()
+    dn = (cube.reflectance + 1000).where(cube.reflectance != 0, 0).astype("uint16")
+    for i, date in enumerate(dn.isel(band=[1, 2])):
+        image = date.drop_vars("band").drop_attrs(deep=False)
+        image.encoding.clear()
+        image.attrs = {
+            "long_name": ("B02", "B03"), "scale_factor": 1e-4, "add_offset": -0.1,
+            "PROCESSOR": "sen2r", "DATE": str(i),
+            "band_tags": [{"wavelength": "490"}, {"wavelength": "560"}],
+        }  # fmt: skip
+        image.rio.write_nodata(0).rio.to_raster(tmp_path / "scaled" / f"a_2023060{i + 1}.tif")
+    return tmp_path / "scaled"
+
+
+def test_geotiffs_keep_scale_offset_tags_and_descriptions_both_ways(cube, scaled, tmp_path):
+    import rasterio
+
+    assert run("encode", scaled, tmp_path / "tec.zarr", *TOY) == 0
+    back = xr.open_zarr(tmp_path / "tec.zarr").reflectance
+    truth = cube.reflectance.isel(band=[1, 2]) * 1e-4
+    difference = np.abs(back.values - truth.values)[truth.values > 0]
+    assert difference.max() < 3e-4
+    codec = xr.open_zarr(tmp_path / "tec.zarr").reflectance.encoding["serializer"]
+    assert (codec.offset, codec.scale) == (1000, 1)
+    assert run("verify", scaled, tmp_path / "tec.zarr") == 0
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "tif", "--to", "geotiff") == 0
+    old, new = (sorted(folder.iterdir()) for folder in (scaled, tmp_path / "tif"))
+    for before, after in zip(old, new, strict=True):
+        with rasterio.open(before) as a, rasterio.open(after) as b:
+            assert b.scales == a.scales == (1e-4, 1e-4)
+            assert b.offsets == a.offsets == (-0.1, -0.1)
+            assert b.descriptions == a.descriptions == ("B02", "B03")
+            assert (b.nodata, b.dtypes, b.crs) == (a.nodata, a.dtypes, a.crs)
+            assert b.tags()["PROCESSOR"] == "sen2r"
+            assert "DATE" not in b.tags()  # not the same in all files
+            assert [b.tags(i)["wavelength"] for i in (1, 2)] == ["490", "560"]
+            np.testing.assert_array_equal(a.read() == 0, b.read() == 0)
+            assert np.abs(a.read().astype(int) - b.read()).max() < 3
+
+
+def test_geotiffs_with_different_scales_are_kept_or_refused(scaled, tmp_path, capsys):
+    import rasterio
+
+    first, last = sorted(scaled.iterdir())
+    with rasterio.open(last, "r+") as file:
+        file.scales, file.offsets = (1e-4, 1e-3), (0.0, 0.0)
+    assert run("encode", scaled, tmp_path / "tec.zarr", *TOY) == 1
+    assert f"{first} has scale and offset [(0.0001, -0.1)], {last} has" in capsys.readouterr().err
+    first.unlink()
+    assert run("encode", scaled, tmp_path / "tec.zarr", *TOY) == 0
+    assert run("verify", scaled, tmp_path / "tec.zarr") == 0
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "tif", "--to", "geotiff") == 0
+    with rasterio.open(min((tmp_path / "tif").iterdir())) as file:
+        assert (file.scales, file.offsets) == ((1e-4, 1e-3), (0.0, 0.0))
+
+
+@pytest.mark.parametrize("holder", ["reflectance", "scl", None])
+def test_attributes_of_the_old_open_rasterio_become_geotiffs(cube, tmp_path, holder):
+    """``scales``, ``offsets``, ``nodatavals``: one number, or one a band; ``crs`` as text."""
+    pytest.importorskip("rioxarray")
+    import rasterio
+
+    from tec_zarr.inputs import write_geotiffs
+
+    cube = cube.isel(time=[0]).drop_vars("spatial_ref")
+    for da in cube.variables.values():
+        da.attrs.pop("grid_mapping", None)
+        da.encoding.pop("grid_mapping", None)
+    (cube if holder is None else cube[holder]).attrs["crs"] = "+init=epsg:32652"
+    cube.reflectance.attrs |= {"scales": np.ones(12), "offsets": 0.0, "nodatavals": (7.0,) * 12}
+    cube.scl.attrs |= {"scales": 1.0, "offsets": [0.0], "res": [10.0, 10.0]}
+    cube.to_zarr(tmp_path / "s.zarr")
+    assert len(write_geotiffs(cube, tmp_path / "tif")) == 2
+    for path in (tmp_path / "tif").rglob("*.tif"):
+        with rasterio.open(path) as file:
+            assert file.crs.to_epsg() == 32652
+            assert set(file.scales) == {1.0}
+            assert file.nodata == (7 if path.name.startswith("refl") else None)
+
+
+def test_bands_in_variables_keep_their_nodata(cube, tmp_path):
+    """As DEA and odc-stac store them: one array in the store, variables again after it."""
+    dn = cube.reflectance.astype("int16").where(cube.reflectance != 0, -999)
+    ds = dn.isel(band=[1, 2, 3]).to_dataset("band")
+    for name in ds.data_vars:
+        ds[name].attrs = {"nodata": -999.0}
+    ds.to_zarr(tmp_path / "s.zarr")
+    assert run("encode", tmp_path / "s.zarr", tmp_path / "tec.zarr", *TOY) == 0
+    assert run("verify", tmp_path / "s.zarr", tmp_path / "tec.zarr") == 0
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "plain.zarr") == 0
+    back = xr.open_zarr(tmp_path / "plain.zarr")
+    for name in ds.data_vars:
+        np.testing.assert_array_equal(back[name] == -999, ds[name] == -999)
+        assert back[name].attrs["nodata"] == -999
+
+
+def test_tags_say_what_the_fields_of_a_geotiff_do_not(cube, tmp_path):
+    """As converters of NetCDF leave them."""
+    pytest.importorskip("rioxarray")
+    image = cube.reflectance[1].astype("int16").where(cube.reflectance[1] != 0, -999)
+    image = image.assign_attrs(long_name=tuple(cube.band.values)).drop_vars("band")
+    image.encoding.clear()
+    image.rio.to_raster(
+        tmp_path / "a.tif", tags={"NC_nodata": "x", "no_data": "-999", "calendar": "never"}
+    )
+    assert run("encode", tmp_path / "a.tif", tmp_path / "tec.zarr", *TOY) == 0
+    back = xr.open_zarr(tmp_path / "tec.zarr", mask_and_scale=False).reflectance[0]
+    np.testing.assert_array_equal(back == -999, image == -999)
+    assert back.attrs["_FillValue"] == -999
+    assert back.attrs["NC_nodata"] == "x"

@@ -336,6 +336,8 @@ def test_empty_chunks_are_left_out_as_zarr_does_it(tmp_path):
         (3, {}, {"missing_value": [-1.0, -999.0]}),
         (2, {"_FillValue": None}, {"_FillValue": "-999"}),
         (3, {"fill_value": -999.0}, {}),
+        (3, {}, {"nodata": -999}),
+        (2, {}, {"nodatavals": [-999.0, -999.0]}),
     ],
 )
 def test_what_marks_floats_as_missing_stays_exact(tmp_path, old, new, encoding, attributes):
@@ -354,7 +356,7 @@ def test_what_marks_floats_as_missing_stays_exact(tmp_path, old, new, encoding, 
     assert -999 in tec_spec(zarr.open(tmp_path / "b.zarr")["reflectance"]).nodata
     found = zarr.open(tmp_path / "b.zarr")["reflectance"][:]
     np.testing.assert_array_equal(found == -999, gone)
-    if "-999" not in attributes.values():
+    if not attributes.keys() & {"_FillValue", "nodata", "nodatavals"}:
         before, after = (
             xr.open_zarr(tmp_path / name, consolidated=False).reflectance.isnull()
             for name in ("a.zarr", "b.zarr")

@@ -683,3 +683,106 @@ def test_the_readme_says_what_a_killed_write_leaves(cube, tmp_path):
     assert (left.reflectance == 0).all(), "metadata are there, chunks are not"
     readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
     assert "leaves a store that opens and shows missing chunks as nodata" in readme
+
+
+# ---- nodata, wherever it is written down
+
+
+SAID = {
+    "datacube, odc-stac": lambda da: da.assign_attrs(nodata=-999),
+    "text, as in GeoTIFF tags": lambda da: da.assign_attrs(nodata="-999.0"),
+    "CF": lambda da: da.assign_attrs(missing_value=np.array([-5, -999], "int16")),
+    "encoding": lambda da: da.assign_attrs() if da.encoding.update(_FillValue=-999) else da,
+    "xarray's old open_rasterio": lambda da: da.assign_attrs(nodatavals=(-999.0, -999.0)),
+    "rioxarray": lambda da: pytest.importorskip("rioxarray") and da.rio.set_nodata(-999),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*multiple fill values")
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("dtype", ["int16", "float64"])
+def test_nodata_is_found_wherever_it_is_written_down(tmp_path, said, dtype):
+    dn = scene((2, 12, 40, 40)).round()
+    gone = np.broadcast_to(np.indices((40, 40)).sum(0) % 3 == 0, dn.shape)
+    bands = list(synthetic.cube(dates=1, size=8).band.values)
+    da = xr.DataArray(
+        np.where(gone, -999, dn).astype(dtype), {"band": bands}, ("time", "band", "y", "x"),
+        name="dn",
+    )  # fmt: skip
+    da = SAID[said](da)
+    units = {"scale": 1} if dtype == "float64" else {}
+    da.to_zarr(tmp_path / "a.zarr", encoding=encoding(da, **units))
+    stored = xr.open_zarr(tmp_path / "a.zarr", mask_and_scale=False).dn
+    np.testing.assert_array_equal(stored == -999, gone)
+    back = xr.open_zarr(tmp_path / "a.zarr").dn
+    table = da.tec.report(back)
+    assert table.loc["all", "nodata_differs"] == 0
+    assert table.loc["all", "max_error"] <= TOLERANCE
+
+
+def test_nodata_that_is_no_number_is_refused(cube):
+    cube.reflectance.attrs["nodata"] = "clouds"
+    with pytest.raises(UnsupportedArrayError, match="nodata of array 'reflectance' is 'clouds'"):
+        encoding(cube)
+    cube.reflectance.attrs["nodata"] = "none"
+    encoding(cube)
+
+
+def test_zeros_that_the_user_does_not_call_nodata_are_compared(cube, tmp_path):
+    da = cube.reflectance.astype("int16").where(cube.reflectance != 0, -999)
+    da[0, 0, :40] = np.random.default_rng(0).integers(0, 9, (40, 80))
+    da.attrs["_FillValue"] = -999
+    settings = encoding(da, nodata=-999, zarr_format=2)
+    da.to_zarr(tmp_path / "a.zarr", encoding=settings, zarr_format=2)
+    back = xr.open_zarr(tmp_path / "a.zarr").reflectance
+    assert np.any((da.values != 0) & (back.values == 0))
+    table = back.tec.report(da)
+    assert table.loc["all", "nodata_differs"] == 0
+    assert table.loc["all", "max_error"] <= TOLERANCE
+
+
+# ---- integers that xarray made floats of, because they have a fill value
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(("dtype", "fill"), [("int16", 32767), ("uint16", 65535), ("int16", -999)])
+def test_dn_with_a_fill_value_are_stored_as_the_file_did(tmp_path, lazy, dtype, fill):
+    """As openEO writes NetCDF."""
+    dn = scene((2, 12, 40, 40)).round()
+    dn[:, :, :9] = np.nan
+    bands = list(synthetic.cube(dates=1, size=8).band.values)
+    raw = xr.DataArray(dn, {"band": bands}, ("time", "band", "y", "x"), name="dn")
+    raw.to_zarr(tmp_path / "s.zarr", encoding={"dn": {"dtype": dtype, "_FillValue": fill}})
+    ds = tec_zarr.decode(xr.open_zarr(tmp_path / "s.zarr"))
+    ds = ds if lazy else ds.load()
+    assert ds.dn.dtype == "float32"
+    ds.to_zarr(tmp_path / "a.zarr", encoding=encoding(ds))
+    stored = xr.open_zarr(tmp_path / "a.zarr", mask_and_scale=False).dn
+    assert (stored.dtype, stored.attrs["_FillValue"]) == (dtype, fill)
+    np.testing.assert_array_equal(stored == fill, np.isnan(dn))
+    back = xr.open_zarr(tmp_path / "a.zarr").dn
+    assert float(np.abs(back - raw).max()) <= TOLERANCE
+
+
+def test_dn_of_other_integers_are_taken_for_dn(tmp_path):
+    dn = scene((1, 12, 40, 40)).round()
+    dn[:, :, :9] = np.nan
+    raw = xr.DataArray(dn, dims=("time", "band", "y", "x"), name="dn")
+    raw.to_zarr(tmp_path / "s.zarr", encoding={"dn": {"dtype": "int32", "_FillValue": -1}})
+    ds = tec_zarr.decode(xr.open_zarr(tmp_path / "s.zarr"))
+    ds.to_zarr(tmp_path / "a.zarr", encoding=encoding(ds))
+    back = xr.open_zarr(tmp_path / "a.zarr").dn
+    np.testing.assert_array_equal(np.isnan(back), np.isnan(dn))
+    assert float(np.abs(back - raw).max()) <= TOLERANCE
+
+
+def test_reflectance_that_kept_the_encoding_of_dn_is_reflectance(tmp_path):
+    dn = scene((1, 12, 40, 40)).round()
+    dn[:, :, :9] = np.nan
+    raw = xr.DataArray(dn, dims=("time", "band", "y", "x"), name="dn")
+    raw.encoding = {"dtype": np.dtype("int16"), "_FillValue": -999}
+    da = raw.copy(data=dn * 1e-4)
+    assert "_FillValue" in da.encoding
+    da.to_zarr(tmp_path / "a.zarr", encoding=encoding(da))
+    back = xr.open_zarr(tmp_path / "a.zarr").dn
+    assert float(np.abs(back - da).max()) <= TOLERANCE * 1e-4
