@@ -9,7 +9,8 @@ per (1, C, 256, 256) chunk (wall time on an idle core); tec_zarr's encoding time
 again, with which it verifies what it wrote.
 
 JPEG XL has no error bound. ``jpegxl-rounded`` is what one can do about that: values rounded to
-multiples of 2 * bound + 1, then JPEG XL without loss.
+multiples of 2 * bound + 1, then JPEG XL without loss. ``jpegxl-on-grids`` is that, given the sensor's own grids:
+native planes instead of enlarged ones.
 
 Bounds on NDVI are tried on B08 and B04 of the first date. A codec without such bounds gets the
 largest bound in DN, found by bisection, whose decoded NDVI is within the one on the index.
@@ -30,6 +31,7 @@ import numpy as np
 from environment import DATA, ROOT, commit, environment, scenes
 
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.grids import Grid, Kind, find, refine
 from tec_zarr.scale_tables import SHAPES, code_lengths
 
 BOUNDS = (0, 5, 10, 20, 50, 100)
@@ -50,6 +52,48 @@ def per_band(encode, decode, dtype):
     return encode_all, decode_all
 
 
+def jpegxl_on_grids(value):
+    """Make the pair for JPEG XL that is given the sensor's own grids.
+
+    Bands that were enlarged are found as `tec_zarr.grids` finds them; of those JPEG XL codes the
+    native values, rounded to multiples of 2 * value + 1. What is still beyond the bound is
+    corrected by a plane of differences, nearly all of them 0, packed by Zstandard.
+    """
+    step = 2 * value + 1
+    jpegxl = imagecodecs.jpegxl_encode
+
+    def encode_all(array):
+        streams = []
+        whole = array.astype(np.int32)
+        for band, found in enumerate(find(whole)):
+            plane, grid = array[0, band], found and found.grid
+            if found:
+                native = refine(found.native, whole[:, band], None, grid)[0]
+                plane = np.clip(native, 0, 65535).astype(np.uint16)
+            rounded = ((plane.astype(np.uint32) + value) // step).astype(np.uint16)
+            places = (int(grid.kind), grid.factor, grid.row, grid.column) if found else (0,) * 4
+            streams += [bytes(places), jpegxl(rounded, lossless=True, effort=7)]
+            if found:
+                back = grid.enlarge(rounded.astype(np.int64) * step, whole.shape[2:])
+                off = whole[0, band] - back
+                off = np.where(np.abs(off) > value, off, 0).astype(np.int32)
+                streams.append(imagecodecs.zstd_encode(off.tobytes(), 9))
+        return streams
+
+    def decode_all(streams, shape):
+        planes, left = [], iter(streams)
+        for places in left:
+            plane = imagecodecs.jpegxl_decode(next(left)).astype(np.int64) * step
+            if any(places):
+                grid = Grid(Kind(places[0]), *places[1:])
+                off = np.frombuffer(imagecodecs.zstd_decode(next(left)), np.int32)
+                plane = grid.enlarge(plane, shape[2:]) + off.reshape(shape[2:])
+            planes.append(plane)
+        return np.stack(planes)[None]
+
+    return encode_all, decode_all
+
+
 def tec(spec):
     """Make the pair for tec_zarr."""
     return lambda array: [encode_chunk(array, spec)], lambda streams, _: decode_chunk(streams[0])
@@ -60,6 +104,7 @@ def codecs(value):
 
     ic = imagecodecs
     found = {"tec-bound": tec(ChunkSpec(max_error=value))}
+    found["jpegxl-on-grids"] = jpegxl_on_grids(value)
     if value == 0:
         blosc = numcodecs.Blosc("zstd", clevel=9, shuffle=numcodecs.Blosc.BITSHUFFLE)
         found["jpegxl-lossless-e7"] = per_band(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tec_zarr.coarse import Decoded, Native, code_grid, natives_of, plane_on_grid
 from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArrayError
 from tec_zarr.residual import PlaneCoder, Reference
 from tec_zarr.scale_tables import (
@@ -24,7 +25,7 @@ from tec_zarr.scale_tables import (
 )
 
 _HEADER = struct.Struct("<BII")
-_VERSION = 1
+_VERSION = 2
 _WIDE = 3  # earlier bands whose neighbourhoods are regressors, not the pixel alone
 _WORTH_MERGING = 0.9  # of the pixels; above, repeated rows and columns are not looked at
 _INT32 = 1 << 31
@@ -222,27 +223,27 @@ def _walk(
     dates, bands = shape[:2]
     decoded = np.empty(shape, "<i4")
     planes = PlaneCoder(coder)
-    order, wide = _plan(coder, bands, original, valid)
-    previous: dict[int, Reference] = {}
+    order, wide, natives = _plan(coder, bands, original, valid, bounds)
+    previous: dict[int, Decoded] = {}
     for date in range(dates):
-        done: dict[int, Reference] = {}
+        done: dict[int, Decoded] = {}
         for position, band in enumerate(order):
             references = []
             if base is not None:
                 values = np.asarray(base[date, band], np.int32)
-                references.append(Reference(values, None, same=True, wide=True))
+                references.append(Decoded(Reference(values, None, same=True, wide=True)))
             if band in previous:
-                references.append(previous.pop(band))
+                references.append(previous.pop(band).seen(same=True, wide=True))
             near = [order[i] for i in wide[position]]
             far = [b for b in reversed(order[:position]) if b not in near]
             references += [done[b] for b in near]
-            references += [Reference(done[b].values, None, same=False, wide=False) for b in far]
+            references += [done[b].seen(same=False, wide=False) for b in far]
             mask = None if valid is None else np.asarray(valid[date, band], bool)
             target = None if original is None else original[date, band].astype(np.float64)
             bound = bounds[band]
             if not isinstance(bound, int):
                 bound = bound[date].astype(np.float64)
-            decoded[date, band], spread = _plane(
+            found = _plane(
                 coder,
                 planes,
                 shape[2:],
@@ -251,26 +252,33 @@ def _walk(
                 base is not None,
                 bound,
                 target,
+                natives[band],
+                date,
             )
+            decoded[date, band] = found.fine.values
             # Spreads take more memory than all else: kept only for planes that look at them.
             seen = date + 1 < dates or any(position in later for later in wide[position + 1 :])
-            done[band] = Reference(decoded[date, band], spread if seen else None, False, True)
-        previous = {b: Reference(r.values, r.spread, True, True) for b, r in done.items()}
+            done[band] = found if seen else found.without_spread()
+        previous = done
     return decoded
 
 
 def _plan(
     coder: SymbolCoder,
-    bands: int,
+    count: int,
     original: np.ndarray | None,
     valid: np.ndarray | None,
-) -> tuple[list[int], list[list[int]]]:
-    """Code the order of the bands and, for each, which earlier ones are looked at closely."""
-    order, alike = list(range(bands)), np.zeros((bands, bands))
-    if original is not None and bands > 1 and min(original.shape[2:]) > 2:
-        order, alike = _detail_order(original, valid)
-    order = [coder.number(b if original is not None else None, bands) for b in order]
-    if sorted(order) != list(range(bands)):
+    bounds: list[int | np.ndarray],
+) -> tuple[list[int], list[list[int]], list[Native | None]]:
+    """Code the order of the bands, which earlier ones each looks at closely, and their grids."""
+    order, alike = list(range(count)), np.zeros((count, count))
+    known: list[Native | None] = [None] * count
+    if original is not None:
+        known = natives_of(original, valid, [isinstance(b, int) and b == 0 for b in bounds])
+    if original is not None and count > 1 and min(original.shape[2:]) > 2:
+        order, alike = _detail_order(original, valid, known)
+    order = [coder.number(b if original is not None else None, count) for b in order]
+    if sorted(order) != list(range(count)):
         raise FormatError(f"bound section: band order {order} is not a permutation")
     wide = []
     for position, band in enumerate(order):
@@ -281,14 +289,17 @@ def _plan(
         else:
             best = list(range(position))
         wide.append(best)
-    return order, wide
+    natives = [code_grid(coder, native, original is not None) for native in known]
+    return order, wide, natives
 
 
-def _detail_order(original: np.ndarray, valid: np.ndarray | None) -> tuple[list[int], np.ndarray]:
+def _detail_order(
+    original: np.ndarray, valid: np.ndarray | None, natives: list[Native | None]
+) -> tuple[list[int], np.ndarray]:
     """Encoder only: the order of the bands, and how alike the details of two bands are.
 
-    Bands with most detail come first, but those made of repeated pixels after the others: means
-    over blocks predict them better than they predict what is inside a block.
+    Bands with most detail come first, but enlarged ones after the others: means over blocks
+    predict them better than they predict what is inside a block.
     """
     x = original.astype(np.float32)
     detail = (
@@ -305,6 +316,9 @@ def _detail_order(original: np.ndarray, valid: np.ndarray | None) -> tuple[list[
     energy = np.diagonal(gram)
     scale = np.sqrt(np.maximum(np.multiply.outer(energy, energy), 1e-6))
     repeated = np.rint(6.0 * (x[..., 1:] == x[..., :-1]).mean(axis=(0, 2, 3)))
+    for band, native in enumerate(natives):
+        if native is not None:
+            repeated[band] = np.rint(6.0 * (1.0 - 1.0 / native.grid.factor))
     return np.lexsort((-energy, repeated)).tolist(), np.abs(gram) / scale
 
 
@@ -313,25 +327,48 @@ def _plane(
     planes: PlaneCoder,
     shape: tuple[int, int],
     mask: np.ndarray | None,
-    references: list[Reference],
+    references: list[Decoded],
     based: bool,
     bound: int | np.ndarray,
     target: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Code one plane, on the coarser grid that it was repeated from if there is one."""
+    native: Native | None,
+    date: int,
+) -> Decoded:
+    """Code one plane, on the coarser grid that it was enlarged from if there is one."""
     known = None
     if target is not None:
         chosen = target if mask is None else target[mask]
         known = (int(chosen.min()), int(chosen.max())) if chosen.size else (0, 0)
     low, high = _limits(coder, known)
     if based:
-        base = np.clip(references[0].values, low, high)
+        base = np.clip(references[0].fine.values, low, high)
         enough = None
         if target is not None:
             over = np.abs(base - target) > bound
             enough = int(not (over if mask is None else over[mask]).any())
         if coder.number(enough, 2):
-            return base, np.zeros(shape)
+            return _alone(base, np.zeros(shape))
+    if native is not None and low < high:
+        here = None if native.values is None else native.values[date]
+        there = None
+        if here is not None:
+            known = here if mask is None else here[native.grid.touched(mask)]
+            there = (int(known.min()), int(known.max()))
+        values, spread, coarse = plane_on_grid(
+            coder,
+            planes,
+            native.grid,
+            shape,
+            mask,
+            references,
+            bound,
+            (low, high),
+            _limits(coder, there),
+            target,
+            here,
+        )
+        return Decoded(Reference(values, spread, False, True), native.grid, coarse)
+    fine = [r.fine for r in references]
     starts = None
     repeated = 0
     if low < high:
@@ -339,7 +376,7 @@ def _plane(
             starts = _repeats(target, mask)
         repeated = coder.number(int(starts is not None) if target is not None else None, 2)
     if not repeated:
-        return planes.plane(shape, mask, references, bound, (low, high), target)
+        return _alone(*planes.plane(shape, mask, fine, bound, (low, high), target))
     rows = _starts(coder, starts and starts[0], shape[0])
     columns = _starts(coder, starts and starts[1], shape[1])
     heights, widths = np.diff(rows, append=shape[0]), np.diff(columns, append=shape[1])
@@ -354,7 +391,7 @@ def _plane(
 
     small = [
         Reference(mean(r.values), None if r.spread is None else mean(r.spread), r.same, r.wide)
-        for r in references
+        for r in fine
     ]
     if target is not None:
         target = shrink(target if mask is None else np.where(mask, target, -np.inf), np.maximum)
@@ -364,7 +401,11 @@ def _plane(
     if not isinstance(bound, int):
         bound = shrink(bound, np.minimum)
     values, spread = planes.plane(area.shape, mask, small, bound, (low, high), target)
-    return _spread_out(values, heights, widths), _spread_out(spread, heights, widths)
+    return _alone(_spread_out(values, heights, widths), _spread_out(spread, heights, widths))
+
+
+def _alone(values: np.ndarray, spread: np.ndarray) -> Decoded:
+    return Decoded(Reference(values, spread, same=False, wide=True))
 
 
 def _spread_out(plane: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
