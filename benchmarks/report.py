@@ -640,7 +640,9 @@ def readme_part() -> str:
 
 def when_not() -> str:
     """``docs/when-not-to-use.md``: a reason a paragraph, each with its numbers."""
-    reasons = [_exact, _fine, _indices, _shocks, _speed_reason, _reading, _few_bands, _readers, _always]
+    reasons = [
+        _exact, _fine, _indices, _shocks, _speed_reason, _reading, _few_bands, _readers, _always,
+    ]  # fmt: skip
     text = "# When not to use TEC\n\nMade by `python benchmarks/report.py`: the numbers are those "
     text += "of [`benchmarks.md`](benchmarks.md).\n\n"
     return text + "\n".join(filter(None, (reason() for reason in reasons)))
@@ -728,24 +730,26 @@ SHOCKS = """\
 
 Bits go where the energy is. Measured once by hand, on training cubes:
 
-- **Point targets.** A pixel of +1,500 or +3,000 DN in one band is flattened by the model: it keeps \
-0 to 5 % of its height at quality 1 to 3, about 10 % at 4, 40 % at 8. The embedded models therefore \
-list exactly what misses by more than 7 times the RMS error of the chunk, and of the 9 x 9 pixels \
-around (10 times at quality 1, falling to 7 at 2). Of 12 bands on 8 cubes, exact with tec-s2 at \
-quality 1, 1.5, 2, 3 and above: +1,500 DN 25, 88, 93, 95 to 99 %; +3,000 DN 92, 97, 100, 99 to \
-100 %. The others lie among edges and bright roofs; at quality 6 and above they keep 70 % and more. \
-Ordinary cubes pay 1.2 % of their bytes at quality 1 (0.95 % in the mean of cubes), 0.84 % at 2, 0.21 % at 4, 0.03 % at 8. A target in a \
-cluster of like ones (a solar park, a fire front) is texture, and is not listed: a bound \
-(`max_error=`) holds everywhere. Published models list nothing.
+- **Point targets.** A pixel of +1,500 or +3,000 DN in one band is flattened by the model: it \
+keeps 0 to 5 % of its height at quality 1 to 3, about 10 % at 4, 40 % at 8. The embedded models \
+therefore list exactly what misses by more than 7 times the RMS error of the chunk, and of the \
+9 x 9 pixels around (10 times at quality 1, falling to 7 at 2). Of 12 bands on 8 cubes, exact \
+with tec-s2 at quality 1, 1.5, 2, 3 and above: +1,500 DN 25, 88, 93, 95 to 99 %; +3,000 DN 92, \
+97, 100, 99 to 100 %. The others lie among edges and bright roofs; at quality 6 and above they \
+keep 70 % and more. Ordinary cubes pay 1.2 % of their bytes at quality 1 (0.95 % in the mean of \
+cubes), 0.84 % at 2, 0.21 % at 4, 0.03 % at 8. A target in a cluster of like ones (a solar \
+park, a fire front) is texture, and is not listed: a bound (`max_error=`) holds everywhere. \
+Published models list nothing.
 - **More than 12 bands.** The models code 12 combinations of bands. What an L1C cube has in B10 \
 alone is lost: made-up cirrus correlates 0.1 to 0.3 with itself at quality 4, and 0.1 to 0.9 at \
-quality 8. Encoding warns (`UnsuitedDataWarning`); `max_error={"B10": 20}` or an array of its own \
-keeps it.
-- **Low sun.** The error is in DN, not in per cent. Of a scene divided by 20 the error is 0.3 to \
-1.9 times the spread of a band at quality 4 (median 0.6), 0.1 to 0.7 at quality 8. Ask for a bound.
-- **Classes and speckle.** Classes passed by hand come back wrong in 95 % of the pixels at quality \
-4, 87 % at 8; encoding warns. Speckle of radar is noise to the model and is smoothed: nothing \
-warns, and nothing of it was tuned.
+quality 8. Encoding warns (`UnsuitedDataWarning`); `max_error={"B10": 20}` or an array of its \
+own keeps it.
+- **Low sun.** The error is in DN, not in per cent. Of a scene divided by 20 the error is 0.3 \
+to 1.9 times the spread of a band at quality 4 (median 0.6), 0.1 to 0.7 at quality 8. Ask for a \
+bound.
+- **Classes and speckle.** Classes passed by hand come back wrong in 95 % of the pixels at \
+quality 4, 87 % at 8; encoding warns. Speckle of radar is noise to the model and is smoothed: \
+nothing warns, and nothing of it was tuned.
 """
 
 

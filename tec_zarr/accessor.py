@@ -22,7 +22,7 @@ from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.compare import comparable, in_dn, pair
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.inpaint import DILATE, Mask, inpaint_clouds
-from tec_zarr.provenance import describe, record
+from tec_zarr.nodata import nodata_values
 from tec_zarr.sentinel2 import NODATA, NORMALISED_DIFFERENCES, band_name
 from tec_zarr.stacking import single_array
 from tec_zarr.store import (
@@ -36,6 +36,7 @@ from tec_zarr.store import (
     encoding,
     find_dim,
     reflectance_names,
+    without_codecs,
 )
 
 if TYPE_CHECKING:
@@ -55,48 +56,6 @@ def canonical_order(obj: XrObject) -> XrObject:
     if isinstance(obj, xr.DataArray):
         return _transposed(obj)
     return obj.map(_transposed, keep_attrs=True)
-
-
-def to_zarr(obj: xr.DataArray | xr.Dataset, store: Any, *, zarr_format: int = 3,
-            mode: str = "w-", compute: bool = True, measure: bool = False,
-            **options: Any) -> Any:  # fmt: skip
-    """Write with TEC what is reflectance, losslessly what is not, and say so in attributes.
-
-    Parameters
-    ----------
-    obj : DataArray or Dataset
-        Dimensions in any order; stored as (time, band, y, x).
-    store
-        As for ``xarray.Dataset.to_zarr``.
-    zarr_format, mode, compute
-        As there. ``mode="w-"`` refuses to overwrite.
-    measure : bool
-        Read the store back and write the PSNR of every band into the attributes.
-    **options
-        Of `tec_zarr.encoding`: ``quality``, ``model``, ``nodata``, ``chunks``, ...
-
-    Returns
-    -------
-    The store, or with ``compute=False`` a Dask Delayed.
-
-    Notes
-    -----
-    The attributes are those of `tec_zarr.provenance`: model, weights, quality or bound, version,
-    and, of arrays with ``max_error``, the largest error of each band (not with
-    ``compute=False``, when there is none yet).
-    """
-    if measure and not compute:
-        raise UnsupportedArrayError("nothing can be measured before it is written: compute=True")
-    ordered: Any = canonical_order(obj)  # type: ignore[type-var]
-    words = {n: c.compute() for n, c in ordered.coords.items() if c.chunks and c.dtype == object}
-    ordered = ordered.assign_coords(words)  # Zarr has to see what kind of words they are
-    settings = encoding(ordered, zarr_format=zarr_format, **options)
-    written = describe(decode(ordered), settings).to_zarr(
-        store, mode=mode, encoding=settings, zarr_format=zarr_format, compute=compute
-    )
-    if measure or (compute and options.get("max_error") is not None):
-        record(store, ordered if measure else None)
-    return written
 
 
 def simulate(
@@ -248,7 +207,7 @@ def preview(obj: xr.DataArray | xr.Dataset, time: int = 0) -> xr.DataArray:
     image = cube.isel({band: [names.index(b) for b in ("B04", "B03", "B02")]})
     image = image.isel({when: time}) if when else image
     values = np.moveaxis(image.transpose(band, ...).values.astype(np.float32), 0, -1)
-    measured = np.isfinite(values) & (values != NODATA)
+    measured = np.isfinite(values) & ~np.isin(values, (NODATA, *nodata_values(cube)))
     low, high = np.percentile(values[measured], [2, 98]) if measured.any() else (0, 1)
     shade = np.where(measured, (values - low) / max(high - low, 1e-9), 0).clip(0, 1)
     y, x = find_dim(image, Y), find_dim(image, X)
@@ -271,9 +230,11 @@ class _TecAccessor:
         """Encoding for ``to_zarr``: `tec_zarr.encoding`."""
         return encoding(self._obj, **options)
 
-    def to_zarr(self, store: Any, **options: Any) -> Any:
-        """Write with TEC: `tec_zarr.accessor.to_zarr`."""
-        return to_zarr(self._obj, store, **options)
+    def to_zarr(self, store: Any, *arguments: Any, **options: Any) -> Any:
+        """Write with TEC: `tec_zarr.write.to_zarr`, which takes what xarray's ``to_zarr`` takes."""
+        from tec_zarr.write import to_zarr
+
+        return to_zarr(self._obj, store, *arguments, **options)
 
     def decode(self) -> Any:
         """Same data without the encoding of its store: `tec_zarr.decode`."""
@@ -417,7 +378,7 @@ def _plan(
 ) -> tuple[_Written, Any]:
     """How ``da`` is written, and its data as a Dask array of whole chunks."""
     settings = {k: v for k, v in options.items() if k != "variables"}
-    ordered = _transposed(decode(da))
+    ordered = _transposed(without_codecs(da))
     name = str(da.name) if da.name is not None else "cube"
     stored = encoding(ordered.to_dataset(name=name), variables=[name], quality=quality,
                       **settings)[name]  # fmt: skip

@@ -16,7 +16,8 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -33,7 +34,8 @@ from zarr.storage import LocalStore, MemoryStore
 
 from tec_zarr.chunk import ChunkSpec, within_bounds
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.manifest import Done, Manifest, RecompressError, list_keys, write
+from tec_zarr.lock import Lock
+from tec_zarr.manifest import FOLDER, Done, Manifest, RecompressError, list_keys, write
 from tec_zarr.metrics import PEAK
 from tec_zarr.models.registry import get_model
 from tec_zarr.plan import (
@@ -47,6 +49,7 @@ from tec_zarr.plan import (
     provenance,
 )
 from tec_zarr.stream import default_scale
+from tec_zarr.watch import changed, state_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -260,28 +263,51 @@ def recompress(
     store = open_target(target, target_options)
     plan = make_plan(open_source(source, source_options), store, wanted)
     manifest = Manifest(store)
-    finished = _begin(manifest, plan)
-    if client is not None and finished is not None:
-        _check_shared(client, manifest)
-    resumed = plan.regions if finished is None else len(finished)
-    tally = _Tally(plan, (finished or {}).values())
-    if finished is not None:
-        pending = (
-            _Job(array, number, verify)
-            for array in plan.arrays
-            for number in range(array.regions)
-            if (array.index, number) not in finished
-        )
-        with _Observer(tally, resumed, workers, progress) as observer:
-            if client is None:
-                for spec in filter(None, (array.spec for array in plan.arrays)):
-                    get_model(spec.model, spec.weights_sha256)
-                _run_threads(pending, plan.regions - resumed, threads, retries, observer)
-            else:
-                _run_cluster(client, gpu, pending, plan, retries, observer)
+    with _locked(manifest, plan) as lock:
+        if lock is None:
+            return _Tally(plan).report(True, plan.regions, time.monotonic() - began)
+        finished = manifest.finished()
+        _check_source(plan, _some(finished))
+        if client is not None:
+            _check_shared(client, manifest)
+        resumed = len(finished)
+
+        def make() -> _Tally:
+            """All regions that are not finished."""
+            tally = _Tally(plan, finished.values())
+            pending = (
+                _Job(array, number, verify)
+                for array in plan.arrays
+                for number in range(array.regions)
+                if (array.index, number) not in finished
+            )
+            with _Observer(tally, len(finished), workers, progress, lock.lost) as observer:
+                if client is None:
+                    for spec in filter(None, (array.spec for array in plan.arrays)):
+                        get_model(spec.model, spec.weights_sha256)
+                    _run_threads(pending, plan.regions - len(finished), threads, retries, observer)
+                else:
+                    _run_cluster(client, gpu, pending, plan, retries, observer)
+            return tally
+
+        state = state_of(plan.arrays)
+        for _ in range(retries + 1):
+            tally = make()
+            before, state = state, state_of(plan.arrays)
+            moved = changed(before, state)
+            if not moved or lock.lost.is_set():
+                break
+            for array, number in moved:
+                manifest.forget(array, number)
+            finished = manifest.finished()
+            failures = [*tally.failures, *(_moved(plan.arrays[i], number) for i, number in moved)]
+            tally = _Tally(plan, finished.values(), failures)
+            if any(failure.fatal for failure in failures):
+                break
+        lock.check()
         if tally.finished == plan.regions:
             _publish(plan, manifest, _recorded(plan, manifest), resumed > 0)
-    return tally.report(finished is None, resumed, time.monotonic() - began)
+    return tally.report(False, resumed, time.monotonic() - began)
 
 
 def estimate(
@@ -364,22 +390,39 @@ def _check_cluster(client: Client | None, gpu: bool, target: Any) -> int:
     return len(able)
 
 
-def _begin(manifest: Manifest, plan: Plan) -> dict[tuple[int, int], Done] | None:
-    """Regions that are finished already; None when the whole target is."""
+@contextlib.contextmanager
+def _locked(manifest: Manifest, plan: Plan) -> Iterator[Lock | None]:
+    """Begin or go on, with the target locked; None when the whole target is finished."""
     store = manifest.store
-    try:
-        begun = manifest.read_config()
-        before = begun if begun is not None else provenance(store)
-        if before is None:
-            manifest.write_config(plan.config)
-            return {}
-    except RecompressError:
-        raise
-    except Exception as error:  # each filesystem has its own kinds
-        raise RecompressError(
-            f"the target {store} cannot be written ({type(error).__name__}: {error}); it must be "
-            "a store of files or objects, with room and with permission to write"
-        ) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            complete, lock = _is_complete(manifest, plan), None
+            if not complete:
+                lock = stack.enter_context(Lock(store).held())
+                complete = _is_complete(manifest, plan)  # made so by who held the lock before
+            if complete:
+                if list_keys(store, f"{FOLDER}/"):  # of workers that outlived their run
+                    manifest.remove()
+                lock = None
+            elif manifest.read_config() is None:
+                manifest.write_config(plan.config)
+        except RecompressError:
+            raise
+        except Exception as error:  # each filesystem has its own kinds
+            raise RecompressError(
+                f"the target {store} cannot be written ({type(error).__name__}: {error}); it must "
+                "be a store of files or objects, with room and with permission to write"
+            ) from error
+        yield lock
+
+
+def _is_complete(manifest: Manifest, plan: Plan) -> bool:
+    """Whether a target is finished; refuse one that was begun as something else."""
+    store = manifest.store
+    begun = manifest.read_config()
+    before = begun if begun is not None else provenance(store)
+    if before is None:
+        return False
     changed = [k for k in plan.config if k != "source" and before.get(k) != plan.config[k]]
     if changed:
         what = "; ".join(f"{k} was {before.get(k)}, is {plan.config[k]}" for k in changed)
@@ -390,10 +433,7 @@ def _begin(manifest: Manifest, plan: Plan) -> dict[tuple[int, int], Done] | None
     if begun is None:
         # Targets that were finished before this was kept have nothing to compare with.
         _check_source(plan, before.get(SOURCES_READ, []))
-        return None
-    finished = manifest.finished()
-    _check_source(plan, _some(finished))
-    return finished
+    return begun is None
 
 
 def _check_shared(client: Client, manifest: Manifest) -> None:
@@ -470,9 +510,9 @@ def _make(job: _Job) -> Done:
 
 
 def _read(array: ArrayPlan, region: tuple[slice, ...]) -> np.ndarray:
-    block = np.asarray(array.source[region])
-    if block.dtype.kind in "biufc":
-        block = block.astype(block.dtype.newbyteorder("="), copy=False)
+    block = _values(array.source, region)
+    if array.finer is not None:
+        block = array.finer(block)
     path = array.source.store_path
     key = "zarr.json" if array.source.metadata.zarr_format == 3 else ".zarray"
     if not sync((path / key).exists()):
@@ -480,6 +520,16 @@ def _read(array: ArrayPlan, region: tuple[slice, ...]) -> np.ndarray:
         # source that went away.
         raise RecompressError(f"the source {path} is gone: what was read cannot be trusted")
     return block
+
+
+def _values(array: zarr.Array, region: tuple[slice, ...]) -> np.ndarray:
+    """Part of an array in its own dtype, in the machine's byte order.
+
+    Zarr returns the value of an array without dimensions as a scalar, and NumPy gives a text
+    scalar the width of its text.
+    """
+    dtype = array.dtype if array.dtype.kind in "OT" else array.dtype.newbyteorder("=")
+    return np.asarray(array[region]).astype(dtype, copy=False)
 
 
 def _write(job: _Job, block: np.ndarray, start: float | None = None) -> Done:
@@ -520,10 +570,10 @@ def _writer(array: ArrayPlan, region: tuple[slice, ...], block: np.ndarray) -> z
     )
 
 
-def _inside(part: tuple[slice, ...], region: tuple[slice, ...]) -> tuple[slice, ...]:
-    """Where a part of a region lies in it."""
-    return tuple(slice(p.start - r.start, p.stop - r.start)
-                 for p, r in zip(part, region, strict=True))  # fmt: skip
+def _inside(part: tuple[slice, ...], region: tuple[slice, ...]) -> tuple[Any, ...]:
+    """Where a part of a region lies in it; the dots make it an array also without dimensions."""
+    return *(slice(p.start - r.start, p.stop - r.start)
+             for p, r in zip(part, region, strict=True)), ...  # fmt: skip
 
 
 def _stored(array: zarr.Array, keys: list[str]) -> dict[str, tuple[int, int]]:
@@ -550,7 +600,7 @@ def _verify(
         parts = parts[at : at + 1]
     verified, squared, compared, worst = 0, 0.0, 0, 0.0
     for part in parts:
-        reference, decoded = block[_inside(part, region)], np.asarray(array.target[part])
+        reference, decoded = block[_inside(part, region)], _values(array.target, part)
         verified += reference.size
         if array.spec is None:
             if not _equal(reference, decoded):
@@ -630,6 +680,13 @@ def _failure(job: _Job, error: Exception) -> Failure:
     return Failure(job.array.path, region, message, isinstance(error, TargetError))
 
 
+def _moved(array: ArrayPlan, number: int) -> Failure:
+    return _failure(_Job(array, number, "none"), RecompressError(
+        "the source was written to while it was read: objects of this region have another size, "
+        "ETag or time than before"
+    ))  # fmt: skip
+
+
 def set_torch_threads(threads: int) -> int:
     """Set how many threads torch uses inside a model, if any model has loaded torch."""
     torch = sys.modules.get("torch")
@@ -667,10 +724,15 @@ def _run_threads(
              for i, job in enumerate(pending)]  # fmt: skip
     before = set_torch_threads(each)
     try:
-        with zarr.config.set({"async.concurrency": each}):
-            compute(*tasks, scheduler="threads", num_workers=threads, optimize_graph=False)
+        with (
+            zarr.config.set({"async.concurrency": each}),
+            ThreadPoolExecutor(threads) as pool,
+        ):
+            try:
+                compute(*tasks, scheduler="threads", pool=pool, optimize_graph=False)
+            finally:
+                observer.stopped.set()  # an interrupted run ends after the regions at work
     finally:
-        observer.stopped.set()  # tasks of an interrupted run end after their region
         set_torch_threads(before)
 
 
@@ -742,9 +804,11 @@ def _run_cluster(
 class _Tally:
     """Sums over finished regions."""
 
-    def __init__(self, plan: Plan, finished: Iterable[Done]) -> None:
+    def __init__(
+        self, plan: Plan, finished: Iterable[Done] = (), failures: Iterable[Failure] = ()
+    ) -> None:
         self.plan = plan
-        self.failures: list[Failure] = []
+        self.failures = list(failures)
         self.finished = self.raw = self.stored = self.samples = self.verified = self.compared = 0
         self.squared = self.seconds = self.worst = 0.0
         for done in finished:
@@ -777,8 +841,10 @@ class _Tally:
 class _Observer:
     """Counts outcomes, draws the bar, writes the log, and stops a run that cannot succeed."""
 
-    def __init__(self, tally: _Tally, resumed: int, workers: int, progress: bool) -> None:
-        self.stopped = threading.Event()
+    def __init__(
+        self, tally: _Tally, resumed: int, workers: int, progress: bool, lost: threading.Event
+    ) -> None:
+        self.stopped, self._lost = threading.Event(), lost
         self._tally, self._workers = tally, workers
         self._began, self._raw_before, self._resumed = time.monotonic(), tally.raw, resumed
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -804,8 +870,8 @@ class _Observer:
             self._bar.update(isinstance(outcome, Done))
             if isinstance(outcome, Failure):
                 _LOG.warning("%s", outcome)
-                if outcome.fatal:
-                    self.stopped.set()
+            if self._lost.is_set() or (isinstance(outcome, Failure) and outcome.fatal):
+                self.stopped.set()
 
     def _log_by_the_minute(self) -> None:
         while not self._ended.wait(LOG_SECONDS):

@@ -7,6 +7,7 @@ imported.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from tec_zarr.offset import REMOVED, item_record, items_of_date, known_band, rem
 from tec_zarr.sentinel2 import BANDS, DN_PER_REFLECTANCE, NODATA, band_names
 from tec_zarr.store import BAND, TIME, X, Y, find_dim, rechunk
 
-__all__ = ["harmonize", "prepare", "to_reflectance"]
+__all__ = ["crs_of", "harmonize", "prepare", "to_reflectance"]
 
 
 def prepare(
@@ -66,7 +67,7 @@ def prepare(
     said: list[str] = []
     image, scl = _gather(obj, said)
     records = [item_record(item) for item in items or ()]
-    crs = _crs(image, obj)
+    crs = crs_of(image, obj)
     image = _centre(image, said)
     if scl is not None:
         scl = _centre(scl, [])
@@ -317,14 +318,29 @@ def _storable(values: np.ndarray) -> np.ndarray | None:
     return out.reshape(values.shape)
 
 
-def _crs(image: xr.DataArray, obj: Any) -> Any:
-    """What the data say about their coordinate reference system."""
-    if "spatial_ref" in image.coords and image.spatial_ref.attrs:
-        return image.spatial_ref
-    if isinstance(obj, xr.Dataset) and "spatial_ref" in obj and obj.spatial_ref.attrs:
-        return obj.spatial_ref
-    if image.attrs.get("crs"):
-        return str(image.attrs["crs"])
+def crs_of(image: xr.DataArray, obj: Any = None) -> Any:
+    """What the data say about their coordinate reference system; None if nothing.
+
+    Parameters
+    ----------
+    image : DataArray
+        Asked first: its grid mapping, ``crs`` and ``proj:`` fields.
+    obj : DataArray, Dataset or DataTree, optional
+        What it is part of.
+
+    Returns
+    -------
+    DataArray, str, int or dict
+        The variable with the CF attributes, or what pyproj takes.
+    """
+    whole = obj if isinstance(obj, xr.Dataset) else image.to_dataset(name="image")
+    for name in ("spatial_ref", image.encoding.get("grid_mapping"), "crs"):
+        for place in (image.coords, whole):
+            if name in place and place[name].attrs:
+                return place[name]
+    for attrs in (image.attrs, whole.attrs, *(da.attrs for da in whole.data_vars.values())):
+        if attrs.get("crs"):
+            return re.sub(r"^\+init=epsg:", "EPSG:", str(attrs["crs"]), flags=re.I)
     for key in ("epsg", "proj:epsg"):
         if key in image.coords and image[key].ndim == 0:
             return int(image[key])

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from tec_zarr import bound, config, gather, generation, suited
+from tec_zarr import bound, config, gather, generation, metrics, suited
 from tec_zarr.errors import (
     ChecksumError,
     FormatError,
@@ -59,7 +59,7 @@ from tec_zarr.models.registry import (
     name_of,
 )
 from tec_zarr.points import find_points, pack_points, restore_points
-from tec_zarr.sentinel2 import DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS, band_names
+from tec_zarr.sentinel2 import L1C_BANDS, L2A_BANDS, band_names
 from tec_zarr.stream import (
     NAMED_MODEL,
     NO_BOUND,
@@ -88,6 +88,15 @@ BOUND_RANGE = (-(2.0**24), 2.0**24)
 
 PEAK_DN = 10_000.0
 """Peak of the PSNR that ``psnr=`` asks for: reflectance 1."""
+
+_KEPT_CODEC = (
+    "If xarray kept the codec in the encoding of a store that this was selected from or turned "
+    "over, write tec_zarr.decode(ds), or ds.tec.to_zarr(...); an array that a failed write left "
+    "in the store has to be deleted first"
+)
+
+_LEAST_DN = 2.0
+"""Where most values are less and no whole numbers, somebody called reflectance DN."""
 
 DTYPES = ("uint16", "int16", "float32", "float64")
 QUALITY_RANGE = (1.0, 8.0)
@@ -332,8 +341,9 @@ def encode_chunk(
     dn_range = DN_RANGE if limits is None or limits.free else BOUND_RANGE
     low, high = ((dn + spec.offset) * scale for dn in dn_range)
     mask = find_mask(samples, nodata, low, high)
-    if spec.scale is None and native.kind == "f":
-        _check_reflectance(samples, mask)
+    in_dn = spec.scale is None and (mask is None or not mask.listed.size)
+    if native.kind == "f" and not in_dn and (limits is None or limits.free):
+        check_unit(samples, spec)
 
     part = _Part(samples, mask, nodata, scale, array.dtype, spec, bands)
     entry = check_gop(spec)
@@ -911,6 +921,25 @@ def check_array(dtype: np.dtype, ndim: int) -> None:
         )
 
 
+def check_layout(shape: Sequence[int], chunk: Sequence[int], spec: ChunkSpec) -> None:
+    """Raise UnsupportedArrayError unless an array of these chunks can be encoded with ``spec``.
+
+    So that a codec that xarray kept from another array, of which bands were selected or whose
+    dimensions were turned, is refused when the array is created, and not with its first chunk.
+    """
+    axes, bands = _name_axes(tuple(chunk), None if spec.bands is None else tuple(spec.bands))
+    if spec.max_error is not None:
+        resolve(spec.max_error, axes.to_4d(tuple(chunk))[1], bands)
+    given = len(chunk) == 4 or (axes is Axes.CYX and spec.bands is not None)
+    axis = 1 if len(chunk) == 4 else 0
+    if given and shape[axis] not in (0, chunk[axis]):
+        raise UnsupportedArrayError(
+            f"an array of shape {tuple(shape)} with chunks {tuple(chunk)} has {chunk[axis]} of "
+            f"{shape[axis]} bands in a chunk: TEC codes all bands together, as (time, band, y, x). "
+            + _KEPT_CODEC
+        )
+
+
 def _whole_numbers(dates: Sequence[int]) -> list[int]:
     try:
         return [operator.index(date) for date in dates]
@@ -937,7 +966,7 @@ def _name_axes(
         raise UnsupportedArrayError(
             f"a chunk of shape {shape} has {count} band{'s' * (count != 1)}, the codec was given "
             f"{len(bands)} ({', '.join(bands)}): chunk the array with all of its bands in one "
-            "chunk, as (time, band, y, x)"
+            "chunk, as (time, band, y, x). " + _KEPT_CODEC
         )
     return axes, bands
 
@@ -1038,16 +1067,34 @@ def _possible(values: Sequence[float] | dict, dtype: np.dtype) -> tuple[float, .
     return tuple(int(v) for v in values if v == v and limits.min <= v <= limits.max and v == int(v))
 
 
-def _check_reflectance(samples: np.ndarray, mask: Mask | None) -> None:
-    """Refuse floats that are plainly DN when nobody said their scale."""
-    if mask is None or not mask.listed.size:
+def check_unit(samples: np.ndarray, spec: ChunkSpec) -> None:
+    """Refuse floats that are plainly not in the unit that ``spec`` says, before they are rounded.
+
+    Nodata and fills such as 1e20 may be among ``samples``; they say nothing about the unit.
+    """
+    values = metrics.measurable(samples)
+    values = values[~np.isin(values, spec.fill_values)]
+    values = values[:: max(1, values.size // 2**16)]
+    distinct, counts = np.unique(values, return_counts=True)
+    if distinct.size > 1 and counts.max() > values.size / 4:  # a fill that nobody named
+        values = values[values != distinct[counts.argmax()]]
+    if not values.size:
         return
-    coded = int(np.count_nonzero(mask.labels == 0))
-    finite = mask.listed[np.isfinite(mask.listed)]
-    if finite.size > coded and np.median(finite) > np.iinfo(np.uint16).max / DN_PER_REFLECTANCE:
+    if spec.scale is None:
+        if metrics.dn_per_unit(values) == 1:
+            raise UnsupportedArrayError(
+                f"{samples.dtype} values around {np.median(values):g} are not reflectance (scale "
+                "1e-4, the default for floats): pass scale=1 if they are DN"
+            )
+        return
+    dn = values / spec.scale - spec.offset
+    lost = (np.abs(dn) < _LEAST_DN) & (np.abs(dn - np.rint(dn)) > 1e-3)
+    if np.count_nonzero(lost) > values.size / 2:
         raise UnsupportedArrayError(
-            f"{samples.dtype} values around {np.median(finite):g} are not reflectance (scale "
-            "1e-4, the default for floats): pass scale=1 if they are DN"
+            f"with scale={spec.scale:g}, {samples.dtype} values around {np.median(values):g} are "
+            f"less than {_LEAST_DN:g} DN, of which rounding would leave nothing: leave scale out "
+            "if they are reflectance (1e-4), and name with nodata what means that nothing was "
+            "measured"
         )
 
 

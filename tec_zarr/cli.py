@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import math
 import os
+import signal
 import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 import tec_zarr
 from tec_zarr.errors import TecError, UnsupportedArrayError
+from tec_zarr.interrupted import Interrupted, replaced, signals_interrupt
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,12 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", ".*does not have a Zarr V3 specification")
     warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
     try:
-        status = int(arguments.run(arguments) or 0)
-        sys.stdout.flush()
-        return status
+        with signals_interrupt():
+            status = int(arguments.run(arguments) or 0)
+            sys.stdout.flush()
+            return status
     except BrokenPipeError:  # whoever reads has seen enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt as error:
+        print("tec-zarr: interrupted", file=sys.stderr)
+        return 128 + (error.args[0] if isinstance(error, Interrupted) else signal.SIGINT)
     except (TecError, OSError) as error:  # OSError: what is read or written may go away meanwhile
         print(f"tec-zarr: {error}", file=sys.stderr)
         return 1
@@ -65,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--bands", nargs="+", metavar="BAND",
                          help="names of the bands, in the order of the file")  # fmt: skip
 
+    def nodata(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--nodata", type=float, nargs="+", default=[0], metavar="VALUE",
+                         help="what means nothing measured (default: 0), besides NaN and what "
+                         "the data declare")  # fmt: skip
+
     def targets(sub: argparse.ArgumentParser) -> None:
         target = sub.add_mutually_exclusive_group()
         target.add_argument("--max-error", action=_Bounds, metavar="[NAME=]BOUND",
@@ -84,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
     encode.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     encode.add_argument("--variables", nargs="+", metavar="NAME", help="arrays for TEC")
+    nodata(encode)
     coding(encode)
     targets(encode)
 
@@ -106,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("b", type=Path, metavar="B", nargs="?",
                       help="a store made of it (default: made now, with TEC)")  # fmt: skip
     page.add_argument("--html", type=Path, default=Path("report.html"), help="the page to write")
+    nodata(page)
     coding(page)
     targets(page)
 
@@ -132,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     recompress.add_argument("target", metavar="DST", help="path or URL; repeat to resume")
     recompress.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
     recompress.add_argument("--variables", nargs="+", metavar="NAME", help="arrays for TEC")
+    nodata(recompress)
     recompress.add_argument("--verify", choices=("sample", "full", "none"), default="sample")
     recompress.add_argument("--retries", type=int, default=2, help="further attempts per region")
     where = recompress.add_mutually_exclusive_group()
@@ -144,11 +158,17 @@ def _parser() -> argparse.ArgumentParser:
     coding(recompress)
     targets(recompress)
 
-    lower = command(_transcode, "transcode", "arrays of tec-flex-s2 or FlexTEC at a lower quality")
+    lower = command(_transcode, "transcode", "lower quality, or other format or shards")
     lower.add_argument("source", metavar="IN", help="path or URL of a Zarr store")
     lower.add_argument("target", type=Path, metavar="OUT")
-    lower.add_argument("--tokens", type=int, nargs="+", required=True, metavar="K",
-                       help="1 (smallest) to 16, for all dates or one for each")  # fmt: skip
+    how = lower.add_argument_group("either a lower quality, or another format or shards")
+    how.add_argument("--tokens", type=int, nargs="+", metavar="K",
+                     help="1 (smallest) to 16, for all dates or one for each: arrays of "
+                     "tec-flex-s2 or FlexTEC")  # fmt: skip
+    how.add_argument("--zarr-format", type=int, choices=(2, 3), help="of OUT")
+    how.add_argument("--shards", type=int, nargs="*", metavar="N",
+                     help="length along each axis, in whole chunks; without numbers: no shards "
+                     "(default: as they are)")  # fmt: skip
     lower.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
     train = command(_train, "train", "train the default model on data of your own")
@@ -195,7 +215,7 @@ def _encode(arguments: argparse.Namespace) -> None:
     from tec_zarr.provenance import describe, record
     from tec_zarr.report import stored_arrays
 
-    with _replaced(arguments) as target:
+    with _out(arguments) as target:
         ds, settings = _settings(arguments.source, arguments, arguments.zarr_format)
         _to_zarr(describe(ds, settings), target, encoding=settings,
                  zarr_format=arguments.zarr_format)  # fmt: skip
@@ -220,24 +240,30 @@ def _settings(source: Path, arguments: argparse.Namespace, zarr_format: int) -> 
         ds, quality=arguments.quality, model=arguments.model, scale=arguments.scale,
         zarr_format=zarr_format, max_error=arguments.max_error, psnr=arguments.psnr,
         max_bytes=arguments.max_bytes, variables=variables,
+        nodata=getattr(arguments, "nodata", 0),
     )  # fmt: skip
     return decode(ds), settings
 
 
 def _transcode(arguments: argparse.Namespace) -> None:
-    """Copy a store, cutting the chunks of its flexible arrays down to their first tokens.
+    """Copy a store, cutting the chunks of its flexible arrays down to their first tokens, or moving
+    those of all TEC arrays to the other Zarr format or to other shards, byte by byte.
 
-    Those of tec-flex-s2 need no network for it. Of FlexTEC, neither does a chunk of one date, or
+    Tokens of tec-flex-s2 need no network for it. Of FlexTEC, neither does a chunk of one date, or
     one written with context_tokens; of another the tokens that stay are coded anew. Both end as
     encoding at the lower quality does.
     """
     from tec_zarr.report import stored_arrays
     from tec_zarr.transcoding import transcode
 
-    tokens = arguments.tokens[0] if len(arguments.tokens) == 1 else arguments.tokens
+    tokens = arguments.tokens
+    tokens = tokens[0] if tokens and len(tokens) == 1 else tokens
     bar = tqdm(desc="transcode", delay=_BAR_AFTER_SECONDS, leave=False, disable=None)
-    with _replaced(arguments) as target, bar:
-        transcode(arguments.source, target, tokens, progress=bar.update)
+    with _out(arguments) as target, bar:
+        transcode(
+            arguments.source, target, tokens, zarr_format=arguments.zarr_format,
+            shards=arguments.shards, progress=bar.update,
+        )  # fmt: skip
     _print_arrays(stored_arrays(arguments.target))
 
 
@@ -253,13 +279,13 @@ def _decode(arguments: argparse.Namespace) -> None:
 
     Bands that were stacked to encode them are variables again in a Zarr store.
     """
-    from tec_zarr.inputs import open_cube, write_geotiffs
+    from tec_zarr.inputs import open_cube, with_known_nodata, write_geotiffs
     from tec_zarr.stacking import unstack_bands
     from tec_zarr.store import decode
 
     files: list[Path] = []
-    with _replaced(arguments) as target:
-        ds = decode(open_cube(arguments.source))
+    with _out(arguments) as target:
+        ds = decode(with_known_nodata(open_cube(arguments.source)))
         if arguments.to == "zarr":
             _to_zarr(unstack_bands(ds), target)
         else:
@@ -337,7 +363,7 @@ def _recompress(arguments: argparse.Namespace) -> int:
     """Recompress a Zarr store: reflectance with TEC, everything else lossless.
 
     Repeat the command after an interruption: it goes on where it was. Exit status: 0 complete,
-    1 refused, 3 some regions failed, 130 interrupted.
+    1 refused, 3 some regions failed, 130 interrupted (143 by SIGTERM).
     """
     import json
     import logging
@@ -346,7 +372,7 @@ def _recompress(arguments: argparse.Namespace) -> int:
     from tec_zarr.report import size
 
     names = ("quality", "max_error", "psnr", "max_bytes", "model", "scale", "zarr_format",
-             "variables", "bands")  # fmt: skip
+             "variables", "bands", "nodata")  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names}
     if arguments.dry_run:
         guess = estimate(arguments.source, **settings)
@@ -395,8 +421,8 @@ def _recompress(arguments: argparse.Namespace) -> int:
                 retries=arguments.retries, verify=arguments.verify, **settings,
             )  # fmt: skip
         except KeyboardInterrupt:
-            print("tec-zarr: interrupted; the same command goes on from here", file=sys.stderr)
-            return 130
+            print("tec-zarr: the same command goes on from here", file=sys.stderr)
+            raise
     if arguments.report:
         arguments.report.write_text(json.dumps(report.to_json(), indent=1))
     print(
@@ -451,35 +477,9 @@ def _print_arrays(arrays: list) -> None:
         print("\n" + table(("array", "bound on", "max error asked", "measured on writing"), kept))
 
 
-@contextlib.contextmanager
-def _replaced(arguments: argparse.Namespace) -> Iterator[Path]:
-    """Where to write OUT: beside it, to be put in its place when all is done.
-
-    Whatever fails leaves OUT as it was, and nothing else.
-    """
-    target, source = arguments.target.resolve(), Path(arguments.source).resolve()
-    if target in (source, *source.parents):
-        raise UnsupportedArrayError(
-            f"{arguments.target} is the source, or holds it: choose another name for the result"
-        )
-    if target in (Path.cwd(), *Path.cwd().parents):
-        raise UnsupportedArrayError(f"{arguments.target} holds this process: choose another name")
-    if target.exists() and not arguments.overwrite:
-        raise UnsupportedArrayError(
-            f"{arguments.target} exists: choose another name or pass --overwrite"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-        written, before = Path(folder) / target.name, Path(folder) / "before"
-        yield written
-        if target.exists():
-            target.rename(before)
-        try:
-            written.rename(target)
-        except OSError:
-            if before.exists():
-                before.rename(target)
-            raise
+def _out(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[Path]:
+    """Where to write OUT until it is complete."""
+    return replaced(arguments.target, Path(arguments.source), arguments.overwrite)
 
 
 def _to_zarr(ds: xr.Dataset, target: Path, **arguments: Any) -> None:

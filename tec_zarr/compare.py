@@ -7,6 +7,7 @@ import xarray as xr
 
 from tec_zarr import metrics
 from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.nodata import is_nodata, nodata_values
 from tec_zarr.sentinel2 import NODATA
 from tec_zarr.stacking import made_of, single_array
 from tec_zarr.store import (
@@ -14,14 +15,17 @@ from tec_zarr.store import (
     TIME,
     X,
     Y,
+    cf_line,
     counted,
     find_dim,
     holds_tec,
     known_bands,
     reflectance_names,
+    stored_spec,
+    unpacking,
 )
 
-__all__ = ["band_labels", "comparable", "in_dn", "nodata_of", "pair", "same_labels"]
+__all__ = ["band_labels", "comparable", "in_dn", "pair", "same_labels"]
 
 
 def pair(
@@ -190,40 +194,50 @@ def band_labels(da: xr.DataArray) -> list[str]:
     return [str(b) for b in da[dim].values]
 
 
-def nodata_of(da: xr.DataArray) -> float:
-    """The value that means "nothing measured": NaN in floats, else ``_FillValue`` or 0."""
-    if da.dtype.kind == "f":
-        return np.nan
-    for source in (da.encoding, da.attrs):
-        if source.get("_FillValue") is not None:
-            return float(source["_FillValue"])
-    return float(NODATA)
-
-
 def in_dn(original: xr.DataArray, decoded: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
     """Both as (T, C, H, W) float32 DN, NaN where nothing was measured.
 
-    Floats are reflectance or DN by `tec_zarr.metrics.dn_per_unit`; where both are floats the
-    original decides for both, so that a difference in units shows as an error.
+    Floats, and integers with a ``scale_factor`` or ``add_offset`` in their attributes, are
+    reflectance or DN by `tec_zarr.metrics.dn_per_unit`; where both are, the original decides for
+    both, so that a difference in units shows as an error. What one of the two or its codec calls
+    nodata is nodata in both.
     """
+    cubes = (original, decoded)
+    codecs = [codec for codec in map(stored_spec, cubes) if codec is not None]
+    nodata = {value for source in (*map(nodata_values, cubes), *(c.fill_values for c in codecs))
+              for value in source}  # fmt: skip
+    if not codecs:
+        nodata.add(NODATA)
     # Reflectance of 0 is measured where integers carry an offset.
-    zero = not any(cube.encoding.get("add_offset") for cube in (original, decoded))
-    before, after = _measured(original, zero), _measured(decoded, zero)
-    pairs = ((original, before), (decoded, after))
-    floats = [values for cube, values in pairs if cube.dtype.kind == "f"]
-    unit = np.float32(metrics.dn_per_unit(*floats))
-    for values in floats:
+    zero = NODATA in nodata and not any(unpacking(cube)[1] or cf_line(cube.attrs)[1]
+                                        for cube in cubes)  # fmt: skip
+    before, after = (_measured(cube, nodata, zero) for cube in cubes)
+    reflectance = [
+        values
+        for cube, values in zip(cubes, (before, after), strict=True)
+        if cube.dtype.kind == "f" or cf_line(cube.attrs) != (1, 0)
+    ]
+    unit = np.float32(metrics.dn_per_unit(*reflectance))
+    for values in reflectance:
         values *= unit
     return before, after
 
 
-def _measured(da: xr.DataArray, zero: bool) -> np.ndarray:
-    """(T, C, H, W) float32, NaN where nothing was measured; ``zero``: also where floats are 0."""
-    raw = da.values
-    values = raw.astype(np.float32)
-    values[raw == nodata_of(da)] = np.nan
-    if zero or da.dtype.kind != "f":
-        values[raw == NODATA] = np.nan
+def _measured(da: xr.DataArray, nodata: set[float], zero: bool) -> np.ndarray:
+    """(T, C, H, W) float32 in the units of CF, NaN where nothing was measured.
+
+    ``nodata`` are stored numbers; ``zero``: floats of 0 are nodata, too.
+    """
+    line = unpacking(da)
+    if da.dtype.kind == "f" and line == (1, 0) and not zero:
+        nodata = nodata - {NODATA}
+    missing = is_nodata(da.values, nodata, line)
+    values = da.values.astype(np.float32)
+    factor, added = cf_line(da.attrs)
+    if (factor, added) != (1, 0):
+        values = values * np.float32(factor) + np.float32(added)
+    if missing is not None:
+        values[missing] = np.nan
     if find_dim(da, BAND) is None:
         values = np.expand_dims(values, -3)
     return values if values.ndim == 4 else values[None]

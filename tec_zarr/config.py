@@ -15,9 +15,9 @@ MAX_CHUNK_SAMPLES: int = 2**28
 MAX_BANDS: int = 2**12
 """Longest band axis of a chunk."""
 
-MAX_LATENT_SECTIONS: int = 2**11
-"""Most latent sections of a frame: one a date and tile of 512 x 512 pixels. Each takes up to 10 ms
-to decode, however few its pixels are."""
+MAX_LATENT_SECTIONS: int = 2**10
+"""Most latent sections of a frame: one a date and tile of 512 x 512 pixels. Each takes 1 to
+50 ms to decode (tec-s2, tec-flex-s2), however few its pixels are."""
 
 MAX_HEADER_BYTES: int = 2**20
 """Longest frame header; one of 1 MiB lists some 170,000 sections."""

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 import numpy as np
 import xarray as xr
 
-from tec_zarr.compare import nodata_of, same_labels
+from tec_zarr.compare import same_labels
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.metrics import dn_per_unit
+from tec_zarr.nodata import fits, nodata_values
 from tec_zarr.regression import (
     COVERAGE,
     FEWEST,
@@ -31,7 +32,7 @@ from tec_zarr.regression import (
     fill_date,
     held_squares,
 )
-from tec_zarr.sentinel2 import CLOUD_LIKE
+from tec_zarr.sentinel2 import CLOUD_LIKE, NODATA
 from tec_zarr.store import BAND, TIME, X, Y, find_dim, reflectance_names
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def inpaint_clouds(
         Dimensions, dtype, coordinates, attributes and encoding of ``obj``. Pixels outside the
         mask are bit for bit what they were, nodata included. Pixels inside depend on nothing
         inside the mask. Where nothing clear is in reach they are nodata: NaN in floats, else
-        ``_FillValue`` or 0. Dask arrays stay lazy.
+        what the array declares (``_FillValue``, ``nodata``, ...) or 0. Dask arrays stay lazy.
     DataArray or Dataset
         With ``return_uncertainty``: float32 in units of ``obj``, 0 outside the mask, NaN where
         there is no estimate or nothing clear to calibrate with.
@@ -222,7 +223,7 @@ def _alike(ds: xr.Dataset, names: Sequence[Any]) -> list[list[Any]]:
     for name in names:
         da = ds[name]
         alone = find_dim(da, BAND) is not None
-        key = name if alone else (da.dims, da.shape, da.dtype, da.chunks, nodata_of(da))
+        key = name if alone else (da.dims, da.shape, da.dtype, da.chunks, _nodata_of(da))
         groups.setdefault(str(key), []).append(name)
     return list(groups.values())
 
@@ -250,10 +251,10 @@ def _inpaint(
     labels = [str(v)[:10] for v in da[time].values]
     wide = np.dtype("f4") if da.dtype in (np.uint8, np.uint16, np.int16, np.float32) else "f8"
     estimate = partial(
-        _estimate, how=how, axes=axes, moments=_moments(da, time), nodata=nodata_of(da),
+        _estimate, how=how, axes=axes, moments=_moments(da, time), nodata=_nodata_of(da),
         labels=labels, dtype=np.dtype(wide), bands=_bands(da),
     )  # fmt: skip
-    merge = partial(_merge, nodata=nodata_of(da))
+    merge = partial(_merge, nodata=_nodata_of(da))
     if da.chunks is None:
         hidden: Any = np.broadcast_to(covered.values, da.shape)
         found: Any = estimate(da.values, hidden)
@@ -488,7 +489,7 @@ def _estimate(
     how: _How,
     axes: _Axes,
     moments: np.ndarray,
-    nodata: float,
+    nodata: tuple[float, ...],
     labels: Sequence[str],
     dtype: np.dtype,
     bands: tuple[str, ...] | None,
@@ -498,7 +499,9 @@ def _estimate(
     found = np.full((1 + how.uncertain, *values.shape), np.nan, dtype)
     if values.size == 0:
         return found
-    missing = np.isnan(values) if values.dtype.kind == "f" else values == nodata
+    missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+    for value in nodata:
+        missing |= values == value
     clear = ~hidden & ~missing
     pages = np.moveaxis(found, [a + 1 for a in axes if a is not None and a >= 0], _ranks(axes))
     if how.method in ("regression", "tec-tt"):
@@ -514,6 +517,12 @@ def _estimate(
     return found
 
 
+def _nodata_of(da: xr.DataArray) -> tuple[float, ...]:
+    """What stands for nothing measured besides NaN: of integers that declare nothing 0."""
+    found = tuple(v for v in nodata_values(da) if fits(v, da.dtype))
+    return found or ((float(NODATA),) if da.dtype.kind in "iu" else ())
+
+
 def _ranks(axes: _Axes) -> list[int]:
     return list(range(1, 1 + sum(a is not None for a in axes)))
 
@@ -526,16 +535,18 @@ def _canonical(values: np.ndarray, axes: _Axes) -> np.ndarray:
 
 
 def _merge(
-    values: np.ndarray, hidden: np.ndarray, estimate: np.ndarray, *, nodata: float
+    values: np.ndarray, hidden: np.ndarray, estimate: np.ndarray, *, nodata: tuple[float, ...]
 ) -> np.ndarray:
-    """Copy of ``values`` with the hidden ones replaced."""
+    """Copy of ``values`` with the hidden ones replaced; the first of ``nodata`` stands for
+    nothing."""
     out = np.array(values)
     chosen = estimate[hidden]
     if out.dtype.kind in "iu":
         limits = np.iinfo(out.dtype)
         whole = np.rint(chosen).clip(limits.min, limits.max)
-        near = nodata + (1 if nodata < limits.max else -1)  # an estimate is never nodata
-        chosen = np.where(np.isnan(chosen), nodata, np.where(whole == nodata, near, whole))
+        for value in nodata:  # an estimate is never nodata
+            whole[whole == value] = value + (1 if value < limits.max else -1)
+        chosen = np.where(np.isnan(chosen), nodata[0], whole)
     out[hidden] = chosen.astype(out.dtype)
     return out
 

@@ -93,7 +93,7 @@ class Manifest:
             The record is damaged although regions are finished.
         """
         data = read(self.store, _CONFIG)
-        config = None if data is None else _checked(data)
+        config = None if data is None else unsealed(data)
         if data is not None and config is None and self._done_keys():
             raise RecompressError(
                 f"{self.store}: {_CONFIG} is damaged, so the finished regions cannot be trusted: "
@@ -103,11 +103,26 @@ class Manifest:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Begin: from here on the target can only be filled with exactly this."""
-        write(self.store, _CONFIG, _sealed(config))
+        write(self.store, _CONFIG, sealed(config))
 
     def mark(self, done: Done) -> None:
-        """Record a finished region. The last step of a worker."""
-        write(self.store, f"{_DONE}{done.array}-{done.region}.json", _sealed(asdict(done)))
+        """Record a finished region. The last step of a worker.
+
+        Raises
+        ------
+        RecompressError
+            There is no record to write to: its run has ended, or did not begin in this storage.
+        """
+        if read(self.store, _CONFIG) is None:
+            raise RecompressError(
+                f"{self.store} has no {_CONFIG}: another run has finished the target, somebody "
+                "deleted it, or this worker does not share the storage with the client"
+            )
+        write(self.store, f"{_DONE}{done.array}-{done.region}.json", sealed(asdict(done)))
+
+    def forget(self, array: int, region: int) -> None:
+        """Take a region off the record, to be made again."""
+        sync(self.store.delete(f"{_DONE}{array}-{region}.json"))
 
     def finished(self) -> dict[tuple[int, int], Done]:
         """Regions on record whose objects are all there, with the recorded lengths."""
@@ -121,6 +136,7 @@ class Manifest:
         The configuration goes first, so that an interruption leaves no half of a record.
         """
         sync(self.store.delete(_CONFIG))
+        forget_listings(self.store)
         sync(self.store.delete_dir(FOLDER))
 
     def _done_keys(self) -> list[str]:
@@ -132,7 +148,7 @@ class Manifest:
         async def one(key: str) -> Done | None:
             async with slots:
                 data = await self.store.get(key, default_buffer_prototype())
-                done = None if data is None else _as_done(_checked(data.to_bytes()))
+                done = None if data is None else _as_done(unsealed(data.to_bytes()))
                 if done is None:
                     return None
                 for key, (length, _) in done.objects.items():
@@ -173,13 +189,14 @@ def forget_listings(store: Store) -> None:
         filesystem.invalidate_cache()
 
 
-def _sealed(item: Mapping[str, Any]) -> bytes:
+def sealed(item: Mapping[str, Any]) -> bytes:
+    """A JSON object with its checksum."""
     body = json.dumps(item, sort_keys=True)
     return json.dumps({"crc32": zlib.crc32(body.encode()), "item": item}, sort_keys=True).encode()
 
 
-def _checked(data: bytes) -> dict[str, Any] | None:
-    """Content of what :func:`_sealed` made, None when it is torn or damaged."""
+def unsealed(data: bytes) -> dict[str, Any] | None:
+    """Content of what :func:`sealed` made, None when it is torn or damaged."""
     try:
         document = json.loads(data)
         item = document["item"]

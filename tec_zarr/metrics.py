@@ -32,6 +32,7 @@ __all__ = [
     "max_error",
     "mean_absolute_error",
     "mean_error",
+    "measurable",
     "nodata_differs",
     "psnr",
     "psnr_per_band",
@@ -42,6 +43,9 @@ __all__ = [
 
 PEAK = 10_000.0
 """Peak signal and upper clipping bound in DN: reflectance 1."""
+
+MEASURABLE_DN = (-2000.0, 65535.0)
+"""DN outside of which floats are fills: baseline 04.00 reaches down to -1000."""
 
 Curve = Sequence[tuple[float, float]]
 """A rate-distortion curve: ``(bits, psnr)`` points in any order."""
@@ -175,14 +179,20 @@ def sam(reference: ArrayLike, decoded: ArrayLike, valid: ArrayLike | None = None
     return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean())
 
 
+def measurable(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Values that can be DN or reflectance, flat: neither 0 nor a fill such as 1e20 or -9999."""
+    low, high = MEASURABLE_DN
+    return values[(values > low) & (values < high) & (values != 0)]
+
+
 def dn_per_unit(*floats: NDArray[np.floating]) -> float:
     """What makes DN of floats: 1 where they are DN, 10,000 where they are reflectance.
 
-    The median of finite values other than 0 decides, of the first array that has any, with the
-    limit by which the codec refuses DN that are taken for reflectance: what uint16 can't hold.
+    The median of the values that can be measured decides, of the first array that has any, with
+    the limit by which the codec refuses DN that are taken for reflectance: what uint16 can't hold.
     """
     for values in floats:
-        known = values[np.isfinite(values) & (values != 0)]
+        known = measurable(values)
         if known.size:
             is_dn = np.median(known) > np.iinfo(np.uint16).max / DN_PER_REFLECTANCE
             return 1.0 if is_dn else float(DN_PER_REFLECTANCE)

@@ -24,6 +24,8 @@ X = ("x", "lon", "longitude", "easting")
 #: Attributes in which writers of files say what a band is.
 _DESCRIPTIONS = ("long_name", "DESCRIPTION", "description", "band_name", "common_name",
                  "eo:common_name")  # fmt: skip
+#: Attributes that GeoTIFFs leave with one entry a band.
+_PER_BAND = (*_DESCRIPTIONS, "scales", "offsets", "band_tags", "nodatavals")
 #: A number, or what rioxarray and others make of it: band_1, "Band 1".
 _NUMBER = re.compile(r"(?:band[ _]?)?(0|[1-9]\d*)(?:\.0)?", re.I)
 
@@ -185,13 +187,27 @@ def _named(ds: xr.Dataset, name: str, labels: Sequence[str], said: list[str]) ->
         part = ds[name].isel({dim: i}, drop=True)
         split[variable] = part.drop_vars([c for c in part.coords if dim in ds[c].dims])
         split[variable].encoding = dict(ds[name].encoding)
+        split[variable].attrs = _of_bands(ds[name].attrs, len(labels), [i])
         split[variable].attrs.pop("long_name", None)
         said.append(f"{labels[i]} is no Sentinel-2 band: kept without loss, as {variable!r}")
     out = ds.isel({dim: keep}) if extras else ds
     if taken or dim not in ds.coords:
         names = np.array(list(canonical.values()), object)  # U3 is no type of Zarr v3
         out = out.assign_coords({dim: (dim, names, _attrs(ds, dim))})
-    return out.assign(split)
+    out = out.assign(split)
+    if extras:
+        out[name].attrs = _of_bands(ds[name].attrs, len(labels), keep)
+    return out
+
+
+def _of_bands(attrs: Mapping[Any, Any], count: int, chosen: Sequence[int]) -> dict[Any, Any]:
+    """Attributes of some of ``count`` bands."""
+    return {
+        key: [value[i] for i in chosen]
+        if key in _PER_BAND and isinstance(value, list | tuple | np.ndarray) and len(value) == count
+        else value
+        for key, value in attrs.items()
+    }
 
 
 def _attrs(ds: xr.Dataset, dim: str) -> Mapping[Any, Any]:

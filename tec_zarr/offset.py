@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.errors import TecError
+from tec_zarr.nodata import declared, is_nodata, nodata_values, unencoded
 from tec_zarr.sentinel2 import (
     BASELINE_0400_OFFSET,
     DN_PER_REFLECTANCE,
@@ -25,6 +26,7 @@ from tec_zarr.sentinel2 import (
     band_name,
     carries_offset,
 )
+from tec_zarr.store import unpacking
 
 __all__ = ["Evidence", "OffsetError", "remove_offset"]
 
@@ -45,6 +47,9 @@ _PROOF_DN = BASELINE_0400_OFFSET - 200
 _PROOF_SHARE = 0.02
 
 _SAMPLE_SIDE = 512
+
+_ZERO_DN = 1e-3
+"""Below this, floats are a DN of 0 that arithmetic went over."""
 
 _REFLECTANCE_LIMIT = 5  # nothing reflects that much; DN are above
 
@@ -138,11 +143,15 @@ def remove_offset(
         See `Evidence`.
     """
     dates = image.sizes["time"]
+    image = _without_declared(image)
+    sample = _sample(image) if image.dtype.kind == "f" else np.empty(0)
     if REMOVED in image.coords:
         said.append("offset as decided before")
         removed = np.broadcast_to(image[REMOVED].values, dates)
-        return _to_uint16(image, 0).assign_coords({REMOVED: ("time", removed)})
-    native, raster, rescaled = _undo_scaling(image, records, said)
+        told = _zeros_told(image, image, sample)
+        return _to_uint16(told, 0).assign_coords({REMOVED: ("time", removed)})
+    native, raster, rescaled = _undo_scaling(image, sample, records, said)
+    native = _zeros_told(image, native, sample)
     if offset is not None:
         carried = np.broadcast_to(np.asarray(offset, np.int64), dates)
         if not np.isin(carried, (0, BASELINE_0400_OFFSET)).all():
@@ -181,8 +190,52 @@ def items_of_date(records: list[dict[str, Any]], image: Any, date: int) -> list[
     return [r for r in records if abs(r["time"] - moment) < SAME_PASS]
 
 
+def _without_declared(image: xr.DataArray) -> xr.DataArray:
+    """Nodata values that ``image`` declares become 0 in integers and NaN in floats.
+
+    Of signed integers with another value for nodata, 0 was measured: it becomes 1.
+    """
+    if image.dtype.kind == "f":
+        missing = is_nodata(image, [v for v in unencoded(image) if v], unpacking(image))
+        return image if missing is None else image.where(~missing)
+    nodata = nodata_values(image)
+    missing = is_nodata(image, [v for v in nodata if v])
+    if missing is None:
+        return image
+    if image.dtype.kind == "i" and NODATA not in nodata:
+        image = image.where(image != NODATA, 1)
+    return image.where(~missing, NODATA)
+
+
+def _zeros_told(image: xr.DataArray, native: xr.DataArray, sample: np.ndarray) -> xr.DataArray:
+    """``native`` DN with NaN for zeros that mean nothing measured, where they are floats.
+
+    A float of 0 was measured where NaN or another number says what was not. Where neither
+    attributes nor pixels show that, pixels are empty that are 0 in all bands. A DN of 0 that an
+    offset made of another value is nodata of the file.
+
+    Parameters
+    ----------
+    image, native : DataArray (time, band, y, x)
+        As loaded, and in DN.
+    sample : ndarray
+        Of `_sample`, of ``image``.
+    """
+    if native.dtype.kind != "f":
+        return native
+    zero: xr.DataArray = abs(native) < _ZERO_DN
+    said = declared(image.attrs, image.dtype)
+    if NODATA in said:
+        return native.where(~zero)
+    as_loaded = image == 0
+    seen = sample if image.chunks is not None else image.values
+    if not (said or np.isnan(seen).any()):
+        as_loaded &= ~(zero | native.isnull()).all("band")
+    return native.where(~zero | as_loaded)
+
+
 def _undo_scaling(
-    image: xr.DataArray, records: list[dict[str, Any]], said: list[str]
+    image: xr.DataArray, sample: np.ndarray, records: list[dict[str, Any]], said: list[str]
 ) -> tuple[xr.DataArray, list[int | None], bool]:
     """DN as they are in the files, the offset that the metadata of each date declares, and
     whether somebody made reflectance of them in a way that the metadata do not tell."""
@@ -193,11 +246,7 @@ def _undo_scaling(
     if factor is not None:
         raster = [round(-float(added or 0) / float(factor))] * len(raster)
     if image.dtype.kind in "iu":
-        missing = packing.get("_FillValue", packing.get("nodata", image.attrs.get("nodata")))
-        if missing not in (None, NODATA) and missing == missing:
-            image = image.where(image != missing, NODATA)
         return image, raster, False
-    sample = _sample(image)
     measured = sample[np.isfinite(sample)]
     if not measured.any():  # nothing in the middle: look everywhere
         measured = np.atleast_1d(np.nan_to_num(np.abs(image).max().values))
@@ -348,11 +397,12 @@ def _sample(image: xr.DataArray) -> np.ndarray:
 
 
 def _to_uint16(native: xr.DataArray, taken: Any) -> xr.DataArray:
-    """Without the offset; nodata 0, what was measured at least 1."""
+    """Without the offset; nodata (0 in integers, NaN in floats) 0, what was measured at least 1."""
     if native.dtype == np.uint16 and not np.any(taken):
         return native
-    whole = native.round() if native.dtype.kind == "f" else native.astype("int32")
-    measured = whole.notnull() & (whole != NODATA)
+    floats = native.dtype.kind == "f"
+    whole = native.round() if floats else native.astype("int32")
+    measured = native.notnull() if floats else native != NODATA
     dn = (whole - taken).clip(1, np.iinfo(np.uint16).max).where(measured, NODATA).astype("uint16")
     dn.encoding = {k: v for k, v in native.encoding.items() if k == "grid_mapping"}
     return dn.transpose(*native.dims)

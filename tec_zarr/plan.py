@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import math
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,6 +32,8 @@ from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.limits import index_bands
 from tec_zarr.manifest import FOLDER, RecompressError, list_keys, read
 from tec_zarr.naming import variable_bands
+from tec_zarr.nodata import declared
+from tec_zarr.nodata import number as _number
 from tec_zarr.report import tec_spec
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 from tec_zarr.store import (
@@ -49,8 +50,8 @@ from tec_zarr.store import (
     likely,
     may_have_bands,
     names_bands,
-    packed_spec,
 )
+from tec_zarr.times import Finer, finer
 
 PROVENANCE = "tec_zarr"
 """Attribute of the target's root that says what it was made of."""
@@ -133,6 +134,8 @@ class ArrayPlan:
         chunks of the source.
     spec : ChunkSpec or None
         None where the array is copied without loss.
+    finer : Finer or None
+        What the stored times of a coordinate go through, if they are of a coarse unit.
     """
 
     index: int
@@ -142,6 +145,7 @@ class ArrayPlan:
     template: zarr.Array
     region: tuple[int, ...]
     spec: ChunkSpec | None
+    finer: Finer | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -166,8 +170,11 @@ class ArrayPlan:
     def keys(self, region: tuple[slice, ...]) -> list[str]:
         """Keys of the stored objects of a region."""
         prefix = f"{self.path}/" if self.path else ""
-        grid = _touched(region, self.target.shards or self.target.chunks)
-        return [prefix + self.target.metadata.encode_chunk_key(at) for at in grid]
+        return [prefix + key for key in _object_keys(self.target, region)]
+
+    def source_keys(self, region: tuple[slice, ...]) -> list[str]:
+        """Keys, inside the source array, of the objects that a region is read from."""
+        return _object_keys(self.source, region)
 
     @property
     def read_amplification(self) -> float:
@@ -220,7 +227,7 @@ class Plan:
         root.attrs[PROVENANCE] = {**self.config, SOURCES_READ: sources_read}
         if self.consolidated:
             zarr.consolidate_metadata(self.template, zarr_format=zarr_format)
-        return _metadata(self.template)
+        return documents(self.template)
 
 
 def open_source(source: Any, options: Mapping[str, Any] | None) -> zarr.Group | zarr.Array:
@@ -290,16 +297,18 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
         storage = (
             _tec_storage(path, described, array, settings)
             if path in chosen
-            else _copy_storage(array, settings)
+            else copy_storage(array, settings.zarr_format)
         )
-        made = _create(template, path, array, described, settings, storage)
+        times = None if path in chosen else _finer_times(array)
+        made = create_array(template, path, array, settings.zarr_format, storage, times)
         arrays.append(
             ArrayPlan(
-                index, path, array, _bind(made, target, path), made,
-                _region(array, described, made, path in chosen), tec_spec(made),
+                index, path, array, elsewhere(made, target, path), made,
+                _region(array, described, made) if path in chosen else region_of_copy(array, made),
+                tec_spec(made), times,
             )
         )  # fmt: skip
-    config = _config(source, arrays, _metadata(template), settings)
+    config = _config(source, arrays, documents(template), settings)
     consolidated = isinstance(source, zarr.Group) and (
         settings.zarr_format == 2 or source.metadata.consolidated_metadata is not None
     )
@@ -358,6 +367,11 @@ def _touched(region: Sequence[slice], lengths: Sequence[int]) -> Iterator[tuple[
     return itertools.product(
         *(range(s.start // n, -(-s.stop // n)) for s, n in zip(region, lengths, strict=True))
     )
+
+
+def _object_keys(array: zarr.Array, region: Sequence[slice]) -> list[str]:
+    grid = _touched(region, array.shards or array.chunks)
+    return [array.metadata.encode_chunk_key(at) for at in grid]
 
 
 def _describe(
@@ -425,7 +439,8 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
     if coded:
         raise RecompressError(
             f"{coded} are stored with TEC already: coding them again would lose quality a second "
-            "time. Start from the source data, or leave TEC first (tec-zarr decode)"
+            "time. Start from the source data, or leave TEC first (tec-zarr decode). To the other "
+            "Zarr format, or into shards, tec-zarr transcode moves them without any loss"
         )
     return chosen
 
@@ -455,11 +470,7 @@ def _tec_storage(
     factor = attrs.get("scale_factor")
     if factor:
         slot = "serializer" if settings.zarr_format == 3 else "compressors"
-        if settings.scale is None and array.dtype.kind in "iu":
-            added = float(attrs.get("add_offset") or 0)
-            storage[slot] = packed_spec(storage[slot], float(factor), added)
-        else:
-            storage[slot] = bounds_in(float(factor), storage[slot])
+        storage[slot] = bounds_in(float(factor), storage[slot])
         _check_bounds(path, storage[slot], float(factor))
     return storage
 
@@ -478,30 +489,10 @@ def _check_bounds(path: str, spec: ChunkSpec, factor: float) -> None:
         )
 
 
-def _missing(path: str, array: zarr.Array) -> list[float]:
-    """Values that Zarr or CF say nothing was measured where they are."""
-    found = []
-    for key in ("fill_value", "_FillValue", "missing_value"):
-        stated = array.fill_value if key == "fill_value" else array.attrs.get(key)
-        for value in stated if isinstance(stated, list) else [stated]:
-            number = _number(value, array.dtype)
-            if number is None and value is not None:
-                raise UnsupportedArrayError(
-                    f"{key} of array {path!r} is {value!r:.80}, which is no number: correct it, or "
-                    "its pixels would be taken for measurements"
-                )
-            found += [] if number is None or number != number else [float(number)]
-    return found
-
-
-def _number(stated: Any, dtype: np.dtype) -> Any:
-    """A fill value from attributes; xarray keeps those of floats as base64 in format 3."""
-    if isinstance(stated, int | float | np.number):
-        return stated
-    for read_as in (float, lambda text: FillValueCoder.decode(text, dtype)):
-        with contextlib.suppress(TypeError, ValueError, struct.error):
-            return read_as(stated)
-    return None
+def _missing(path: str, array: zarr.Array) -> tuple[float, ...]:
+    """Values that Zarr or attributes say nothing was measured where they are."""
+    padding = declared({"_FillValue": array.fill_value}, array.dtype, path)
+    return tuple(v for v in (*padding, *declared(array.attrs, array.dtype, path)) if v == v)
 
 
 def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:
@@ -524,28 +515,33 @@ def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:
     return sides(CHUNK["space"])
 
 
-def _copy_storage(array: zarr.Array, settings: Settings) -> dict[str, Any]:
+def copy_storage(array: zarr.Array, zarr_format: Literal[2, 3]) -> dict[str, Any]:
     """The chunks of the source and Zarr's default compressor."""
-    shards = array.shards if settings.zarr_format == 3 else None
+    shards = array.shards if zarr_format == 3 else None
     chunks = array.chunks if shards or not array.shards else array.shards
     return {"chunks": chunks} | ({"shards": shards} if shards else {})
 
 
-def _create(
+def create_array(
     store: Store,
     path: str,
     array: zarr.Array,
-    da: xr.DataArray,
-    settings: Settings,
+    zarr_format: Literal[2, 3],
     storage: Mapping[str, Any],
+    times: Finer | None = None,
 ) -> zarr.Array:
+    """An array like ``array`` in another format, chunks or codecs; without its data."""
     attrs: dict[str, Any] = dict(array.attrs)
     dims = _dimensions(array)
     fill, old = array.metadata.fill_value, array.metadata.zarr_format
     attrs.pop(_DIMENSIONS, None)
     extra: dict[str, Any] = {}
     plain = array.dtype.kind in "biufc"
-    if settings.zarr_format == 3:
+    if old == 2 and array.dtype.kind == "b":
+        # What Zarr fills masks with: no measurement can be missing in them, but xarray would read
+        # objects of True and NaN.
+        fill = None
+    if zarr_format == 3:
         extra["dimension_names"] = dims
         # Only format 2 says "missing" with the fill value, and a CF attribute says it before that.
         missing = _number(attrs.get("_FillValue", fill), array.dtype) if plain else None
@@ -553,17 +549,30 @@ def _create(
             attrs["_FillValue"] = FillValueCoder.encode(missing, array.dtype)
     else:
         if dims is not None or not array.ndim:
-            attrs[_DIMENSIONS] = [str(d) for d in da.dims]
+            attrs[_DIMENSIONS] = [str(d or f"dim_{i}") for i, d in enumerate(dims or ())]
         if old == 3:
             fill = _number(attrs.pop("_FillValue", None), array.dtype) if plain else None
     dtype = array.dtype.newbyteorder("=") if plain else array.metadata.dtype
+    if times is not None:
+        attrs["units"], dtype = times.units, np.dtype("int64")
     return zarr.create_array(
         store, name=path or None, shape=array.shape, dtype=dtype, fill_value=fill,
-        attributes=attrs, zarr_format=settings.zarr_format, **extra, **storage,
+        attributes=attrs, zarr_format=zarr_format, **extra, **storage,
     )  # fmt: skip
 
 
-def _bind(template: zarr.Array, store: Store, path: str) -> zarr.Array:
+def _finer_times(array: zarr.Array) -> Finer | None:
+    """For whole-number times along one dimension, to which dates can be appended."""
+    if array.ndim != 1 or array.dtype.kind not in "iu" or "units" not in array.attrs:
+        return None
+    stated = [array.attrs.get("_FillValue"), array.attrs.get("missing_value")]
+    stated += [array.fill_value] if array.metadata.zarr_format == 2 else []
+    numbers = [_number(value, array.dtype) for value in stated]
+    missing = (int(n) for n in numbers if n is not None and n == n)
+    return finer(np.asarray(array[:]), array.attrs["units"], (*missing, np.iinfo(np.int64).min))
+
+
+def elsewhere(template: zarr.Array, store: Store, path: str) -> zarr.Array:
     """The template's array in another store, without writing its metadata there."""
     return zarr.Array(
         zarr.AsyncArray(
@@ -572,16 +581,18 @@ def _bind(template: zarr.Array, store: Store, path: str) -> zarr.Array:
     )  # fmt: skip
 
 
-def _region(
-    array: zarr.Array, da: xr.DataArray, made: zarr.Array, coded: bool
-) -> tuple[int, ...]:
+def _region(array: zarr.Array, da: xr.DataArray, made: zarr.Array) -> tuple[int, ...]:
+    """Of an array to code."""
     outer = made.shards or made.chunks
-    if coded:
-        return tuple(
-            -(-size // step) * step if block >= size else block if block % step == 0 else step
-            for size, block, step in zip(array.shape, _block(da, array), outer, strict=True)
-        )
-    region = list(outer)
+    return tuple(
+        -(-size // step) * step if block >= size else block if block % step == 0 else step
+        for size, block, step in zip(array.shape, _block(da, array), outer, strict=True)
+    )
+
+
+def region_of_copy(array: zarr.Array, made: zarr.Array) -> tuple[int, ...]:
+    """Shape of the parts to copy an array in: whole shards or chunks of the one to be made."""
+    region = list(made.shards or made.chunks)
     for axis in reversed(range(array.ndim)):
         cells = -(-array.shape[axis] // region[axis])
         room = COPY_BYTES // (math.prod(region) * array.dtype.itemsize)
@@ -595,7 +606,7 @@ def _root(store: Store, zarr_format: Literal[2, 3]) -> zarr.Group | zarr.Array:
     return zarr.open(store, mode="r+", zarr_format=zarr_format)
 
 
-def _metadata(store: MemoryStore) -> dict[str, bytes]:
+def documents(store: MemoryStore) -> dict[str, bytes]:
     """Metadata documents in the order to write them."""
     keys = sorted(filter(is_metadata, list_keys(store, "")), key=publication_order)
     return {key: read(store, key) or b"" for key in keys}

@@ -22,11 +22,9 @@ from tec_zarr.chunk import ChunkSpec
 from tec_zarr.compare import band_labels, in_dn
 from tec_zarr.limits import ALL, NamedBounds
 from tec_zarr.report import error_rows, kept_bounds, tec_spec
+from tec_zarr.store import CONTAINER
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
-
-CONTAINER = "tec_compression"
-"""Name of the scalar coordinate that says what compressed the data."""
 
 ATTRIBUTE = "lossy_compression"
 """Attribute of an array that names its container; prefix of those with its parameters."""
@@ -85,7 +83,12 @@ def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObje
     return out
 
 
-def record(store: Any, original: xr.DataArray | xr.Dataset | None = None) -> None:
+def record(
+    store: Any,
+    original: xr.DataArray | xr.Dataset | None = None,
+    group: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> None:
     """Add what is known only after writing to the attributes of a store's TEC arrays.
 
     ``lossy_compression_max_error_measured`` comes from the headers of the chunks, of arrays that
@@ -98,11 +101,18 @@ def record(store: Any, original: xr.DataArray | xr.Dataset | None = None) -> Non
         A store that `describe` and ``to_zarr`` made, writable.
     original : DataArray or Dataset, optional
         What was written.
+    group, storage_options
+        As for ``xarray.open_zarr``.
     """
-    root = zarr.open_group(store, mode="r+")
+    where: dict[str, Any] = {"storage_options": storage_options or None}
+    root = zarr.open_group(store, mode="r+", path=group, **where)
     consolidated = root.metadata.consolidated_metadata is not None
-    decoded = None if original is None else xr.open_zarr(store, consolidated=consolidated)
-    for name, array in zarr.open_group(store, mode="r+", use_consolidated=False).arrays():
+    decoded = None
+    if original is not None:
+        decoded = xr.open_zarr(store, group=group, consolidated=consolidated, **where)
+    for name, array in zarr.open_group(
+        store, mode="r+", path=group, use_consolidated=False, **where
+    ).arrays():
         if tec_spec(array) is None or ATTRIBUTE not in array.attrs:
             continue
         found = {}
@@ -121,7 +131,7 @@ def record(store: Any, original: xr.DataArray | xr.Dataset | None = None) -> Non
     if consolidated:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
-            zarr.consolidate_metadata(root.store)
+            zarr.consolidate_metadata(root.store, path=root.path)
 
 
 def _codecs(settings: Mapping[str, Any]) -> list[Any]:

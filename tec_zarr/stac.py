@@ -20,6 +20,7 @@ import xarray as xr
 from tec_zarr.canonical import in_time_order, prepare, rechunk_images, sort_layers
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.offset import SAME_PASS, item_record
+from tec_zarr.packing import time_encoding
 from tec_zarr.sentinel2 import NODATA, band_names
 from tec_zarr.store import CHUNK, decode, encoding
 
@@ -30,8 +31,6 @@ __all__ = ["EARTH_SEARCH", "append", "from_stac", "load", "search", "write"]
 
 EARTH_SEARCH = "https://earth-search.aws.element84.com/v1"
 """The catalogue searched by default: open, needs no key."""
-
-_TIME_UNITS = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
 
 _NOT_SAID = {"f": np.nan, "O": "", "T": "", "U": ""}
 """What stands, by kind of dtype, in a coordinate that the items of later dates do not have."""
@@ -240,10 +239,9 @@ def write(
     cube = rechunk_images(in_time_order(cube))
     settings = encoding(cube, quality=quality, model=model, chunks={"time": CHUNK["time"]})
     for name, da in cube.data_vars.items():
-        if "chunks" not in settings[str(name)]:
+        if "chunks" not in settings[str(name)] and "time" in da.dims:
             chunks = {d: s[0] for d, s in da.chunksizes.items()} or dict(da.sizes)
             settings[str(name)]["chunks"] = tuple({**chunks, "time": CHUNK["time"]}.values())
-    settings["time"] = dict(_TIME_UNITS)
     _to_zarr(decode(cube), out, mode="w", encoding=settings)
     _commit(out, cube)
 
@@ -516,7 +514,7 @@ def _commit(out: Path, written: xr.Dataset, before: int | None = None) -> None:
         last = decode(written.isel(time=slice(-started, None)))
         for da in last.variables.values():
             da.encoding = {k: v for k, v in da.encoding.items() if k == "grid_mapping"}
-        last["time"].encoding = dict(_TIME_UNITS)
+        last["time"].encoding = time_encoding(last["time"])
         _to_zarr(rechunk_images(last), out, group=name, mode="w")
     root = zarr.open_group(out, mode="r+", use_consolidated=False)
     attrs: dict[str, Any] = {"tec_dates": dates, "tec_appending": False}

@@ -14,6 +14,7 @@ import xarray as xr
 
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.naming import BAND, band_labels, find_dim, known_bands, name_bands, variable_bands
+from tec_zarr.nodata import KEYS, unencoded
 from tec_zarr.sentinel2 import BANDS
 from tec_zarr.store import (
     PACKING,
@@ -104,8 +105,7 @@ def stacked(ds: xr.Dataset, found: Mapping[str, str]) -> xr.DataArray:
             image.data = image.data.map_blocks(_itself, dtype=image.dtype, name=name)
     image = image.transpose(*outer, "band", y, x)
     own = {name: _plain(ds[name].attrs) for name in found}
-    first, *others = own.values()
-    common = {k: v for k, v in first.items() if all(_same(o.get(k), v) for o in others)}
+    common = shared(list(own.values()))
     own = {n: {k: v for k, v in a.items() if k not in common} for n, a in own.items()}
     image.attrs = {**common, STACKED: json.dumps(own)}
     coords = {n: c for n, c in ds[next(iter(found))].coords.items() if n != "band"}
@@ -131,12 +131,31 @@ def single_array(ds: xr.Dataset, names: set[str]) -> xr.DataArray:
         )
     if len(chosen) == 1:
         return _labelled(ds[chosen[0]])
-    found = alike(ds, names)
+    found, parts = alike(ds, names), [ds[name] for name in chosen]
     if set(found) == names:
-        return stacked(ds, found)
-    array = ds[chosen].to_array("band")
-    order = [d for d in array.dims if d != "band"]
-    return array.transpose(*order[:-2], "band", *order[-2:]).rename(NAME)
+        out = stacked(ds, found)
+    else:
+        array = ds[chosen].to_array("band")
+        order = [d for d in array.dims if d != "band"]
+        out = array.transpose(*order[:-2], "band", *order[-2:]).rename(NAME)
+        nodata = {value for da in parts for value in unencoded(da)}
+        out.attrs = shared([da.attrs for da in parts]) | ({"nodata": [*nodata]} if nodata else {})
+        out.encoding = shared([da.encoding for da in parts], PACKING)
+    if codec := stored_spec(parts[0]):  # it knows what it was told of nodata
+        out.encoding["serializer"] = codec
+    return out
+
+
+def shared(
+    found: Sequence[Mapping[Any, Any]], keys: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Entries (of ``keys``, default all) that are the same in all of several attributes."""
+    first, *others = found
+    return {
+        key: first[key]
+        for key in (first if keys is None else keys)
+        if key in first and all(key in o and _same(o[key], first[key]) for o in others)
+    }
 
 
 def _labelled(da: xr.DataArray) -> xr.DataArray:
@@ -182,7 +201,7 @@ def unstack_bands(ds: xr.Dataset) -> xr.Dataset:
 def _kind(da: xr.DataArray) -> tuple[Any, ...]:
     """Equal for arrays that can be one: a difference in nodata or packing would be lost."""
     packing = [str(da.encoding.get(key)) for key in (*PACKING, "grid_mapping")]
-    said = [str(da.attrs.get(key)) for key in (*PACKING, "nodata", "nodatavals", "units")]
+    said = [str(da.attrs.get(key)) for key in (*PACKING, *KEYS, "units")]
     return (da.dims, da.shape, str(da.dtype), packing, said)
 
 
@@ -198,4 +217,4 @@ def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return bool(repr(a) == repr(b))
+    return repr(_plain({"": a})) == repr(_plain({"": b}))

@@ -12,14 +12,14 @@ import operator
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
 
-from tec_zarr.chunk import DTYPES, ChunkSpec, check_gop
+from tec_zarr.chunk import DTYPES, ChunkSpec, check_gop, check_unit
 from tec_zarr.errors import SecondGenerationWarning, SeparateBandsWarning, UnsupportedArrayError
 from tec_zarr.limits import NamedBounds
 from tec_zarr.naming import BAND as BAND
@@ -34,6 +34,8 @@ from tec_zarr.naming import (
 )
 from tec_zarr.naming import find_dim as find_dim
 from tec_zarr.naming import known_bands as known_bands
+from tec_zarr.nodata import CF_KEYS, declared, nodata_values, unencoded
+from tec_zarr.packing import time_encoding
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset, xr.DataTree)
@@ -47,7 +49,12 @@ SHARD_SIDE = 1024
 PACKING = ("dtype", "_FillValue", "missing_value", "scale_factor", "add_offset")
 """Keys of a variable's encoding that say which stored numbers its values are, by CF."""
 
-_UNNAMED = "__xarray_dataarray_variable__"
+CONTAINER = "tec_compression"
+"""Name of the scalar coordinate that says what compressed the data (`tec_zarr.provenance`)."""
+
+UNNAMED = "__xarray_dataarray_variable__"
+"""What xarray calls an array without a name in a store."""
+
 _STORAGE_KEYS = ("chunks", "shards", "preferred_chunks", "compressors", "compressor", "filters",
                  "serializer", "source", "original_shape", "write_empty_chunks",
                  "chunk_key_encoding", "cache_metadata", "fill_value")  # fmt: skip
@@ -100,9 +107,11 @@ def encoding(
         (``long_name``) where that only counts, or the variable's name when it has no such
         dimension.
     nodata : number or sequence of numbers, optional
-        Values besides NaN that mean "nothing measured"; None for no such value.
+        Values besides NaN that mean "nothing measured"; None for no such value. What the data
+        declare (``_FillValue``, ``missing_value``, ``nodata``, ``.rio.nodata``, ...) comes on top.
     scale : float, optional
-        Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN.
+        Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN. Floats that
+        xarray made of integers without a scale factor are DN, and are stored as these integers.
     max_error : number, sequence of numbers or mapping, optional
         Largest absolute error of every sample, in the units of the data (DN, or reflectance for
         floats), for all bands or for each; 0 is lossless. A mapping names them, and indices:
@@ -130,7 +139,8 @@ def encoding(
     Returns
     -------
     dict
-        Variable name to encoding.
+        Name of every variable and coordinate to its encoding. Times have a unit that clock times
+        appended later fit into (`tec_zarr.packing.time_encoding`).
 
     Raises
     ------
@@ -158,7 +168,8 @@ def encoding(
     if bands is not None and not isinstance(bands, str):
         bands = tuple(bands)
     if isinstance(obj, xr.DataArray):
-        obj = obj.to_dataset(name=_UNNAMED if obj.name is None else str(obj.name))
+        obj = obj.assign_attrs(nodata=unencoded(obj))  # .rio.set_nodata is of this object only
+        obj = obj.to_dataset(name=UNNAMED if obj.name is None else str(obj.name))
         name, da = next(iter(obj.data_vars.items()))
         strange = mixed_bands(da) if bands is None else []
         if strange and variables is None:
@@ -168,7 +179,7 @@ def encoding(
     reflectance = chosen_variables(obj, variables, bands)
     alone = variable_bands(obj.data_vars)
     _warn_separate_bands({n: obj[n] for n in reflectance if n in alone})
-    arrays = {str(n): obj[n] for n in obj.data_vars} | _coords(obj)
+    arrays = {str(n): obj[n] for n in obj.variables}
     out: dict[str, dict[str, Any]] = {}
     for name, da in arrays.items():
         if name in reflectance:
@@ -181,10 +192,13 @@ def encoding(
             if not spec.is_lossless:
                 _warn_second_generation(name, da)
             out[name] = _tec(name, da, spec, zarr_format, chunks, shards)
-        elif da.ndim and da.dtype.kind in "biuf":
-            out[name] = _lossless(zarr_format) | _kept_packing(da)
-        if name in out and "grid_mapping" in da.encoding:  # to_zarr forgets what is not repeated
+        else:  # also for text and scalars: xarray keeps the codecs of what has no entry
+            numbers = da.ndim and da.dtype.kind in "biufmM"
+            out[name] = (_lossless(zarr_format) if numbers else {}) | _lossless_packing(da)
+        if "grid_mapping" in da.encoding:  # to_zarr forgets what is not repeated
             out[name]["grid_mapping"] = da.encoding["grid_mapping"]
+    if spec.is_lossless:
+        out.pop(CONTAINER, None)  # describe drops it
     return out
 
 
@@ -284,6 +298,8 @@ def decode(obj: XrObject) -> XrObject:
 
     Lazy data stay lazy. What belongs to the values (units, CRS, CF packing) is kept, codecs,
     chunks and shards are not: ``tec_zarr.decode(ds).to_zarr("plain.zarr")`` is a plain store.
+    Nor is a CF packing that does not hold the values any more, because they were changed or
+    come from several stores: they are written as they are, since xarray would wrap them.
 
     Parameters
     ----------
@@ -297,16 +313,29 @@ def decode(obj: XrObject) -> XrObject:
     """
     if isinstance(obj, xr.DataTree):
         return obj.map_over_datasets(decode)
+    out = without_codecs(obj)
+    for member in _members(out):
+        if not _is_packed_right(member):
+            for key in PACKING:
+                member.encoding.pop(key, None)
+    return out
+
+
+def without_codecs(obj: XrObject) -> XrObject:
+    """A shallow copy without codecs, chunks and shards, and with the packing that it has."""
     out: XrObject = obj.copy(deep=False)
-    members: list[Any] = [out, *out.coords.values()]
-    if isinstance(out, xr.Dataset):
-        members += [out[name] for name in out.data_vars]
-    for member in members:
+    for member in _members(out):
         for key in _STORAGE_KEYS:
             member.encoding.pop(key, None)
         if member.encoding.pop("char_dim_name", None):  # netCDF's rows of characters
             member.encoding.pop("dtype", None)
     return out
+
+
+def _members(obj: Any) -> list[xr.DataArray]:
+    """The array itself or the variables, and the coordinates."""
+    arrays = [obj] if isinstance(obj, xr.DataArray) else obj.data_vars.values()
+    return [*arrays, *obj.coords.values()]
 
 
 def rechunk(ds: xr.Dataset) -> xr.Dataset:
@@ -333,15 +362,12 @@ def holds_tec(da: xr.DataArray) -> bool:
 
 
 def stored_spec(da: xr.DataArray) -> ChunkSpec | None:
-    """TEC's settings for the chunks that ``da`` was read from, if these are TEC's."""
+    """TEC's settings for the chunks that ``da`` was read from, by its encoding, if TEC made them.
+    """
     stored = [da.encoding.get("serializer"), da.encoding.get("compressor")]
     for key in ("compressors", "filters"):
         stored += da.encoding.get(key) or ()
     return next((codec for codec in stored if isinstance(codec, ChunkSpec)), None)
-
-
-def _coords(obj: xr.DataArray | xr.Dataset) -> dict[str, xr.DataArray]:
-    return {str(name): coord for name, coord in obj.coords.items()}
 
 
 def reflectance_names(ds: xr.Dataset) -> set[str]:
@@ -449,8 +475,9 @@ def _tec(
     _check_count(name, da, spec, order[1])
     chunk, shard = _layout(name, da, order, chunks, shards and zarr_format == 3)
     out: dict[str, Any] = {"chunks": chunk}
-    cf, spec = _cf_packing(da, spec)
-    spec = replace(spec, nodata=(*spec.fill_values, *_fills({**da.attrs, **da.encoding, **cf})))
+    cf, packed = _cf_packing(da, spec)
+    _check_unit(da, spec if cf else packed, cf)
+    spec = replace(packed, nodata=(*packed.fill_values, *_stored_nodata(da, cf)))
     out |= cf
     arguments = spec.to_config()
     if zarr_format == 3:
@@ -461,6 +488,17 @@ def _tec(
     from tec_zarr.numcodec import TEC
 
     return out | {"compressors": TEC(**arguments), "filters": None}
+
+
+def _check_unit(da: xr.DataArray, spec: ChunkSpec, cf: Mapping[str, Any]) -> None:
+    """Refuse floats in memory that are plainly not in the unit of ``spec``; integers without a
+    scale factor, which ``cf`` makes of them again, are DN.
+    """
+    whole = bool(cf) and "scale_factor" not in cf
+    if da.dtype.kind != "f" or da.chunks is not None or spec.max_error is not None or whole:
+        return
+    some = da.values.reshape(-1)[:: max(1, da.size // _AT_ONCE) | 1]
+    check_unit(some, replace(spec, nodata=(*spec.fill_values, *unencoded(da))))
 
 
 def _check_count(name: str, da: xr.DataArray, spec: ChunkSpec, band: str | None) -> None:
@@ -474,10 +512,25 @@ def _check_count(name: str, da: xr.DataArray, spec: ChunkSpec, band: str | None)
 
 
 def _fills(packing: Mapping[str, Any]) -> list[float]:
-    """Numbers that stand for nodata by the CF attributes ``_FillValue`` and ``missing_value``."""
-    given = [np.atleast_1d(packing.get(key, ())) for key in ("_FillValue", "missing_value")]
-    numbers = [v for values in given if values.dtype.kind in "iuf" for v in values.tolist()]
-    return [v for v in dict.fromkeys(numbers) if math.isfinite(v)]
+    """Finite numbers that stand for nodata by CF."""
+    return [v for v in declared(packing, np.dtype("f8"), keys=CF_KEYS) if math.isfinite(v)]
+
+
+def _stored_nodata(da: xr.DataArray, cf: Mapping[str, Any]) -> list[float]:
+    """What ``da`` says is nodata, in the units in which it is stored with the packing ``cf``."""
+    if cf and cf != _stored_packing(da):  # integers made now: nothing but NaN was nodata
+        return _fills(cf)
+    found = [*_fills(cf), *nodata_values(da)]
+    line = unpacking(da)
+    if not cf and line != (1, 0):  # floats made of integers, stored as floats
+        found += [float(da.dtype.type(value * line[0] + line[1])) for value in found]
+    return found
+
+
+def unpacking(da: xr.DataArray) -> tuple[float, float]:
+    """Factor and sum that made values of the integers that ``da`` was stored as; else 1 and 0."""
+    stored = _stored_packing(da)
+    return (1, 0) if stored is None else cf_line(stored)
 
 
 def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], ChunkSpec]:
@@ -485,20 +538,65 @@ def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], Chun
 
     With CF packing the codec sees the packed integers, without it the floats themselves.
     """
-    if da.dtype.kind != "f" or any(spec.fill_values):  # what rounds to a nodata value would be one
-        return {}, spec
-    unit = spec.scale or 1 / DN_PER_REFLECTANCE
+    if da.dtype.kind != "f":
+        return {}, _in_stored_units(da, spec)
     stored = _stored_packing(da)
+    exact = _has_exact_band(spec)
+    whole = stored is not None and cf_line(stored) == (1, 0)
+    if stored and whole and spec.scale in (None, 1) and holds(da, stored, on_grid=True):
+        # A file of integers without a scale factor holds DN.
+        known = np.dtype(stored["dtype"]).name in DTYPES
+        kept = known and not (exact and not _gives_same_bits(da, stored))
+        return (stored, spec) if kept else ({}, replace(spec, scale=1))
+    if any(spec.fill_values):  # what rounds to a nodata value would be one
+        return {}, _in_stored_units(da, spec)
+    unit = spec.scale or 1 / DN_PER_REFLECTANCE
     if stored and "scale_factor" in stored and np.dtype(stored["dtype"]).name in DTYPES:
-        if not _fits(da, stored, spec.max_error is not None):
+        on_grid = spec.max_error is not None
+        if not holds(da, stored, on_grid) or (exact and not _gives_same_bits(da, stored)):
             return {}, spec
-        return stored, packed_spec(spec, *_line(stored))
-    if da.chunks is not None or any(key in da.attrs for key in PACKING):
-        return {}, spec
+        return stored, packed_spec(spec, *cf_line(stored))
+    packed = any(key in da.attrs for key in PACKING)
+    if exact or da.chunks is not None or packed or any(unencoded(da)):
+        return {}, _in_stored_units(da, spec)
     cf = {"dtype": "uint16", "_FillValue": 0, "scale_factor": unit, "add_offset": 0.0}
     if not _fits(da, cf, spec.max_error is not None):
         return {}, spec
     return cf, bounds_in(unit, replace(spec, scale=None))
+
+
+def _has_exact_band(spec: ChunkSpec) -> bool:
+    """Whether some band has to come back bit for bit, which integers do not do for most floats."""
+    bounds: Any = spec.max_error
+    if isinstance(bounds, Mapping):
+        bounds = list(bounds.values())
+    return bounds is not None and bool((np.asarray(bounds) == 0).any())
+
+
+def _gives_same_bits(da: xr.DataArray, packing: Mapping[str, Any]) -> bool:
+    """Whether a reader gets the very floats of ``da`` from integers of the packing, which holds
+    them. Lazy data are as they were read: only their dtype can differ."""
+    plain = {k: v if k == "dtype" else np.asarray(v).item() for k, v in packing.items()}
+    attrs = {k: v for k, v in plain.items() if k != "dtype"}
+    parts = [np.zeros(0, da.dtype)] if is_as_read(da) else _parts(da)
+    for part in parts:
+        stored = xr.conventions.encode_cf_variable(xr.Variable("x", part, encoding=plain)).values
+        back = xr.conventions.decode_cf_variable("", xr.Variable("x", stored, attrs)).values
+        same = back.dtype == part.dtype and np.array_equal(back, part, equal_nan=True)
+        if not same or (np.signbit(back) != np.signbit(part))[part == 0].any():
+            return False
+    return True
+
+
+def _in_stored_units(da: xr.DataArray, spec: ChunkSpec) -> ChunkSpec:
+    """Settings for numbers that CF attributes, not applied yet, make reflectance of.
+
+    Bounds are in the units of the numbers.
+    """
+    line = cf_line(da.attrs)
+    if spec.scale is not None or line == (1, 0):
+        return spec
+    return replace(packed_spec(replace(spec, max_error=None), *line), max_error=spec.max_error)
 
 
 def _stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
@@ -508,41 +606,58 @@ def _stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
         return None
     if da.encoding.get("_Unsigned"):  # integers that are not what their dtype says
         return None
-    fills = _fills({k: stored.pop(k, ()) for k in ("_FillValue", "missing_value")})
+    fills = _fills({k: stored.pop(k, ()) for k in CF_KEYS})
     stored |= {"_FillValue": fills[0]} if fills else {}  # all of them are NaN by now
-    if _line(stored) == (1, 0):
+    if cf_line(stored) == (1, 0):
         stored = {k: v for k, v in stored.items() if k not in ("scale_factor", "add_offset")}
     return stored
 
 
-def _line(packing: Mapping[str, Any]) -> tuple[float, float]:
+def cf_line(packing: Mapping[str, Any]) -> tuple[float, float]:
     """Factor and sum that make values of stored numbers."""
-    return float(packing.get("scale_factor", 1)), float(packing.get("add_offset", 0))
+    return float(packing.get("scale_factor") or 1), float(packing.get("add_offset") or 0)
 
 
-def _kept_packing(da: xr.DataArray) -> dict[str, Any]:
+def _lossless_packing(da: xr.DataArray) -> dict[str, Any]:
     """CF keys of a variable that is stored without loss: integers with NaN stay integers."""
+    if da.dtype.kind in "mM":
+        return time_encoding(da)
     stored = _stored_packing(da)
     whole = stored is not None and "scale_factor" not in stored and "add_offset" not in stored
-    return stored if stored and whole and _fits(da, stored, on_grid=True) else {}
+    return stored if stored and whole and holds(da, stored, on_grid=True, slack=0) else {}
 
 
-def _fits(da: xr.DataArray, packing: Mapping[str, Any], on_grid: bool) -> bool:
-    """Whether integers of this packing can hold floats: none wraps, none becomes nodata, NaN has a
-    number of its own and, with ``on_grid``, nothing is rounded.
+def _is_packed_right(da: xr.DataArray) -> bool:
+    """Whether the packing in the encoding of numbers, if there is one, holds them as they are."""
+    kept = da.encoding.get("dtype", da.dtype)
+    if da.dtype.kind not in "iuf" or da.encoding.get("_Unsigned"):
+        return True
+    if cf_line(da.encoding) == (1, 0) and kept == da.dtype:
+        return True
+    stored = _stored_packing(da)
+    if stored is None:  # floats packed in floats stay as precise as they were, if they are floats
+        return da.dtype.kind == "f" and ("scale_factor" in da.encoding or kept == da.dtype)
+    return holds(da, stored, on_grid=True)
 
-    xarray packs without looking, and keeps a packing through arithmetic. Lazy data fit if they are
-    as they were read.
+
+def holds(
+    da: xr.DataArray, packing: Mapping[str, Any], on_grid: bool, slack: float = 1e-3
+) -> bool:
+    """Whether ``packing`` holds floats, as `_fits` says. xarray packs without looking, and keeps a
+    packing through arithmetic. Lazy data fit if they are as they were read, in the same packing.
     """
-    if da.chunks is not None:
-        return is_as_read(da)
-    flat = da.values.reshape(-1)
-    parts = (flat[i : i + _AT_ONCE] for i in range(0, flat.size, _AT_ONCE))
-    return all(_part_fits(part, packing, on_grid) for part in parts)
+    if is_as_read(da):
+        fills, read = set(_fills(packing)), set(_fills(da.encoding))
+        same = fills <= read and bool(fills) == bool(read)
+        same &= cf_line(da.encoding) == cf_line(packing)
+        return same and np.dtype(da.encoding.get("dtype", da.dtype)) == packing["dtype"]
+    return da.chunks is None and _fits(da, packing, on_grid, slack)
 
 
 def is_as_read(da: xr.DataArray) -> bool:
-    """Whether lazy data are those of one store or file, as they were read."""
+    """Whether ``da`` is lazy and nobody has computed with it, nor put several stores together."""
+    if da.chunks is None:
+        return not da.variable._in_memory  # a backend's own lazy array
     layers = list(getattr(da.data.dask, "layers", ()))
     stacked = [layer for layer in layers if layer.startswith(STACKED_AS_READ)]
     if stacked:  # of several arrays, each of which is as it was read
@@ -551,12 +666,28 @@ def is_as_read(da: xr.DataArray) -> bool:
     return (len(stacked) == 1 or read == 1) and all(map(_AS_READ.fullmatch, layers))
 
 
-def _part_fits(values: np.ndarray, packing: Mapping[str, Any], on_grid: bool) -> bool:
+def _fits(
+    da: xr.DataArray, packing: Mapping[str, Any], on_grid: bool, slack: float = 1e-3
+) -> bool:
+    """Whether integers of this packing can hold floats in memory: none wraps, none becomes nodata,
+    NaN has a number of its own and, with ``on_grid``, none is rounded by more than ``slack``.
+    """
+    return all(_part_fits(part, packing, on_grid, slack) for part in _parts(da))
+
+
+def _parts(da: xr.DataArray) -> Iterator[np.ndarray]:
+    flat = da.values.reshape(-1)
+    return (flat[i : i + _AT_ONCE] for i in range(0, flat.size, _AT_ONCE))
+
+
+def _part_fits(
+    values: np.ndarray, packing: Mapping[str, Any], on_grid: bool, slack: float
+) -> bool:
     known = values[~np.isnan(values)]
-    factor, added = _line(packing)
+    factor, added = cf_line(packing)
     exact = (known.astype(np.float64) - added) / factor
     whole, limits, fills = np.rint(exact), np.iinfo(packing["dtype"]), _fills(packing)
-    slack = 1e-3 + np.abs(exact) * np.finfo(values.dtype).eps
+    slack = slack and slack + np.abs(exact) * np.finfo(values.dtype).eps
     return bool(
         (fills or known.size == values.size)
         and (whole >= limits.min).all()
@@ -595,7 +726,7 @@ def _layout(
     chunk, shard = [], []
     for dim in map(str, da.dims):
         size = da.sizes[dim]
-        blocks = da.chunksizes[dim] if da.chunks is not None else (size,)
+        blocks = da.variable.chunksizes[dim] if da.chunks is not None else (size,)
         if dim == order[1]:
             if len(blocks) > 1:
                 raise UnsupportedArrayError(

@@ -1,4 +1,5 @@
-"""Lower the quality of stored FlexTEC data without encoding it again; quick previews of it.
+"""What stored data become without encoding them again: FlexTEC at a lower quality, quick previews
+of it, and arrays of any model in the other Zarr format or in other shards (`tec_zarr.moving`).
 
 FlexTEC keeps the 16 tokens of a date apart, coarse ones first. A chunk is lowered by cutting its
 last tokens off, which takes neither the network nor its weights; where later dates were predicted
@@ -12,15 +13,15 @@ another, so that a chunk is cut to one number of steps, without any network.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from operator import index as whole_number
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
-from zarr.codecs import ShardingCodec
 
 from tec_zarr.chunk import (
     chained_checksum,
@@ -37,15 +38,15 @@ from tec_zarr.mask import unpack_mask
 from tec_zarr.models import hub
 from tec_zarr.models.flex_stream import TOKENS, ContextError, check_tokens, cut
 from tec_zarr.models.registry import Encoded, register_model
+from tec_zarr.moving import check_frames, chunks_in_object, frames_of, move, shard_of
 from tec_zarr.plan import is_metadata, list_nodes, open_source, open_target, publication_order
 from tec_zarr.provenance import ATTRIBUTE
-from tec_zarr.report import codecs_of, tec_spec
+from tec_zarr.report import tec_spec
 from tec_zarr.stream import Frame, Header, Section, SectionKind, read_frame, write_frame
 
 _TARGETS = ("psnr", "max_bytes")
 #: The model whose dates have to be cut together.
 _STEPPED = "tec-flex-s2"
-_NO_CHUNK = np.iinfo(np.uint64).max
 
 Shape = tuple[int, int, int, int]
 
@@ -134,35 +135,45 @@ def preview_chunk(data: bytes | memoryview, tokens: int = 2) -> np.ndarray:
 def transcode(
     source: Any,
     target: Any,
-    tokens: int | Sequence[int],
+    tokens: int | Sequence[int] | None = None,
     *,
+    zarr_format: Literal[2, 3] | None = None,
+    shards: Sequence[int] | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> int:
-    """Copy a Zarr store, its FlexTEC arrays at a lower quality.
+    """Copy a Zarr store without encoding it again: FlexTEC arrays at a lower quality, or arrays of
+    any model in the other Zarr format or in other shards.
 
-    Everything else is copied byte by byte. Both formats; shards are kept.
+    A lower quality copies everything else byte by byte. Another format or other shards move the
+    chunks of TEC arrays byte by byte, and copy everything else through its values.
 
     Parameters
     ----------
     source : path, URL, zarr store, Group or Array
-        With an array at least whose codec is TEC with a FlexTEC model.
+        With an array at least whose codec is TEC; for ``tokens`` with a FlexTEC model.
     target : path, URL or zarr store
         Empty or missing.
-    tokens : int or sequence of int
+    tokens : int or sequence of int, optional
         As for `transcode_chunk`; one for each date of a chunk.
+    zarr_format : {2, 3}, optional
+        Format of the target. Default: that of the source, or 3 where ``shards`` has some.
+    shards : sequence of int, optional
+        Shape of the shards of TEC arrays, in pixels and dates: whole chunks. Empty: no shards.
+        Default: as they are; none from format 2.
     progress : callable
         Called after every object that was copied.
 
     Returns
     -------
     int
-        Chunks that were lowered.
+        Chunks that were lowered or moved.
 
     Raises
     ------
     UnsupportedArrayError
-        No FlexTEC array, TEC arrays of other models, a codec behind TEC, a target with
-        something in it, or tokens out of range.
+        No TEC array, nothing to do, ``tokens`` together with another format or shards, for
+        ``tokens`` no FlexTEC array or TEC arrays of other models, a codec behind TEC, a target
+        with something in it, or arguments out of range.
     TecError
         As `transcode_chunk`; the target is incomplete then, and cannot be opened.
     """
@@ -171,12 +182,25 @@ def transcode(
     lowered = {path: array for path, array in arrays.items() if tec_spec(array) is not None}
     if not lowered:
         raise UnsupportedArrayError(f"{source} has no TEC array: there is nothing to transcode")
-    tokens = _whole(tokens)
+    moved = zarr_format is not None or shards is not None
+    if moved == (tokens is not None):
+        raise UnsupportedArrayError(
+            "give either tokens (a whole number for all dates, or one for each), or zarr_format or "
+            "shards: a lower quality and another place are made one after the other"
+        )
+    if zarr_format not in (None, 2, 3):
+        raise UnsupportedArrayError(f"zarr_format is {zarr_format!r}, it must be 2 or 3")
+    kept = TOKENS if tokens is None else _whole(tokens)
     for path, array in lowered.items():
-        _check_array(path, array, tokens)
+        if not moved:
+            _check_array(path, array, kept)
+        check_frames(path, array)
     store = open_target(target, None)
     if list_keys(store, ""):
         raise UnsupportedArrayError(f"{target} is not empty: choose another name or delete it")
+    if moved:
+        default = 3 if shards else root.metadata.zarr_format
+        return move(root, store, zarr_format or default, shards, progress)
     base = f"{root.path}/" if root.path else ""
     count = 0
     names = [key.removeprefix(base) for key in list_keys(root.store, base)]
@@ -186,9 +210,9 @@ def transcode(
             continue
         owner = next((a for p, a in lowered.items() if not p or name.startswith(f"{p}/")), None)
         if is_metadata(name):
-            data = _relabelled(data, tokens)
+            data = _relabelled(data, kept)
         elif owner is not None:
-            data, chunks = _object(data, owner, tokens)
+            data, chunks = _object(data, owner, kept)
             count += chunks
         write(store, name, data)
         progress()
@@ -281,38 +305,15 @@ def _check_array(path: str, array: zarr.Array, tokens: int | Sequence[int]) -> N
         )
     _check_steps(spec.model, tokens)
     check_tokens(tokens, array.chunks[0] if array.ndim == 4 else np.size(tokens))
-    codecs = codecs_of(array)
-    inner = codecs[0].codecs if isinstance(codecs[0], ShardingCodec) else codecs
-    end = not isinstance(codecs[0], ShardingCodec) or codecs[0].index_location.value == "end"
-    if len(codecs) != 1 or len(inner) != 1 or not end:
-        raise UnsupportedArrayError(
-            f"array {path!r} has other codecs beside TEC, or shards with an index at their start: "
-            "TEC chunks cannot be reached there without decoding"
-        )
 
 
 def _object(data: bytes, array: zarr.Array, tokens: int | Sequence[int]) -> tuple[bytes, int]:
     """A chunk or a shard of chunks at the lower quality, and how many chunks it holds."""
     if array.shards is None:
         return transcode_chunk(data, tokens), 1
-    entries = int(np.prod([s // c for s, c in zip(array.shards, array.chunks, strict=True)]))
-    index = np.frombuffer(data[-16 * entries - 4 : -4], "<u8").reshape(entries, 2).copy()
-    out = bytearray()
-    (there,) = np.nonzero(index[:, 0] != _NO_CHUNK)
-    for entry in there[np.argsort(index[there, 0])]:
-        start, length = (int(v) for v in index[entry])
-        chunk = transcode_chunk(data[start : start + length], tokens)
-        index[entry] = len(out), len(chunk)
-        out += chunk
-    return bytes(out) + _index_bytes(index), len(there)
-
-
-def _index_bytes(index: np.ndarray) -> bytes:
-    """Index of a shard: offsets and lengths, little-endian, and their CRC32C."""
-    from google_crc32c import value  # Zarr's own dependency
-
-    data = index.astype("<u8").tobytes()
-    return data + int(value(data)).to_bytes(4, "little")
+    frames = frames_of(data, math.prod(chunks_in_object(array)))
+    lowered = [None if frame is None else transcode_chunk(frame, tokens) for frame in frames]
+    return shard_of(lowered), sum(frame is not None for frame in frames)
 
 
 def _relabelled(data: bytes, tokens: int | Sequence[int]) -> bytes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zarr.abc.codec import ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin
 
-from tec_zarr.chunk import ChunkSpec, check_array, decode_chunk, encode_chunk
+from tec_zarr.chunk import ChunkSpec, check_array, check_layout, decode_chunk, encode_chunk
 from tec_zarr.errors import UnsupportedArrayError
 
 if TYPE_CHECKING:
@@ -58,10 +58,12 @@ class TECCodec(ChunkSpec, ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
         """Refuse arrays that cannot be encoded, when they are created."""
         check_array(dtype.to_native_dtype(), len(shape))
+        check_layout(shape, chunk_grid.chunk_shape, self)
 
     def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
         """Refuse arrays that cannot be encoded; shards call this and not ``validate``."""
         check_array(array_spec.dtype.to_native_dtype(), array_spec.ndim)
+        check_layout(array_spec.shape, array_spec.shape, self)
         return self
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:

@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import toy
@@ -50,6 +51,7 @@ def signal_once(flag: str, number: int, after: int):
             except FileNotFoundError:
                 return
             os.kill(os.getpid(), number)
+            time.sleep(1)  # the main thread takes it, before this region is finished
 
     return effect
 

@@ -13,10 +13,11 @@ import xarray as xr
 
 import tec_zarr
 from tec_zarr import synthetic
-from tec_zarr.accessor import preview, report, simulate, to_zarr, weigh
+from tec_zarr.accessor import preview, report, simulate, weigh
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.inpaint import NothingClearWarning
 from tec_zarr.report import stored_arrays
+from tec_zarr.write import to_zarr
 
 TOY = {"model": toy.NAME, "quality": 6.0}
 
@@ -137,6 +138,7 @@ def test_attributes_coordinates_encoding_and_crs_stay(cube):
     xr.testing.assert_identical(out.scl, cube.scl)
 
 
+@pytest.mark.filterwarnings("ignore::tec_zarr.errors.SeparateBandsWarning")
 def test_a_dataset_of_bands(cube, tmp_path):
     bands = cube.reflectance.to_dataset("band").assign(scl=cube.scl)
     to_zarr(bands, tmp_path / "a.zarr", **TOY)
@@ -349,3 +351,50 @@ def test_labels_may_be_rounded_but_not_of_another_kind(cube):
     assert report(rounded, cube.reflectance).loc["all", "max_error"] == 0
     with pytest.raises(UnsupportedArrayError, match="differ along 'time'"):
         report(cube.reflectance.assign_coords(time=[0, 1, 2]), cube.reflectance)
+
+
+def test_dates_are_appended_and_regions_filled_as_by_xarray(cube, tmp_path):
+    """`append_dim`, `region`, `group`, `consolidated`, `storage_options`, `encoding`."""
+    where = {"store": str(tmp_path / "a.zarr"), "group": "cubes", "storage_options": {}}
+    cube.isel(time=[0]).tec.to_zarr(
+        **where, chunks={"time": 1}, encoding={"scl": {"chunks": (1, 48, 48)}}, consolidated=False,
+        max_error=5, **TOY,
+    )  # fmt: skip
+    late = cube.isel(time=[1]).assign_coords(time=np.array(["2024-01-02T10:10:31"], "M8[s]"))
+    late.transpose("x", "y", "band", "time").tec.to_zarr(**where, append_dim="time")
+    opened = xr.open_zarr(where["store"], group="cubes", consolidated=False)
+    np.testing.assert_array_equal(opened.time, np.r_[cube.time[:1], late.time])
+    assert opened.scl.encoding["chunks"] == (1, 48, 48)
+    assert np.abs(opened.reflectance.astype(int) - cube.reflectance.values[:2]).max() <= 5
+    assert "lossy_compression_max_error_measured" in opened.reflectance.attrs
+    turned = cube.isel(time=[0, 1]).assign_coords(time=opened.time).isel(time=[1, 0])
+    first = turned.isel(time=[1]).assign_coords(time=opened.time[:1])
+    changed = first.copy(deep=True)
+    changed.scl.values[:] = 7
+    changed.tec.to_zarr(**where, region="auto")
+    again = xr.open_zarr(where["store"], group="cubes", consolidated=False)
+    assert (again.scl[0] == 7).all()
+    assert not (again.scl[1] == 7).all()
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_what_the_store_cannot_hold_is_refused_before_it_is_appended(cube, tmp_path, zarr_format):
+    store = tmp_path / "a.zarr"
+    reflectance = cube.assign(reflectance=cube.reflectance.where(cube.reflectance > 0) * 1e-4)
+    options = TOY | {"chunks": {"time": 1}, "zarr_format": zarr_format}
+    reflectance.isel(time=[0]).tec.to_zarr(store, **options)
+    before = xr.open_zarr(store).load()
+    later = reflectance.isel(time=[1]).copy(deep=True)
+    later.reflectance.values[0, 0, 0] = -0.02
+    nanosecond = later.time.values + np.timedelta64(17, "ns")
+    for bad, message, more in (
+        (later, "does not hold", {}),
+        (later.chunk(), "does not hold", {}),
+        (reflectance.isel(time=[1]).assign_coords(time=nanosecond), "no whole number", {}),
+        (reflectance.isel(time=[1]), "another quality", {"quality": 3}),
+    ):
+        with pytest.raises(UnsupportedArrayError, match=message):
+            bad.tec.to_zarr(store, append_dim="time", **more)
+        xr.testing.assert_identical(xr.open_zarr(store).load(), before)
+    reflectance.isel(time=[1]).tec.to_zarr(store, append_dim="time")
+    assert xr.open_zarr(store).sizes["time"] == 2

@@ -485,3 +485,19 @@ def test_what_was_decoded_is_remembered_within_bounds():
         generation.remember_decoded(noise + np.uint16(number))
     kept = sum(map(len, generation._waiting))
     assert kept == generation._waiting_segments <= generation._KEPT_SEGMENTS
+
+
+@pytest.mark.parametrize("fill", [1e20, -9999.0, 9999.0])
+def test_a_fill_is_no_reason_to_call_reflectance_dn(fill):
+    array = (scene((1, 12, 32, 32)) * 1e-4).astype("f4")
+    array[:, :, :, :20] = fill
+    back = decode_chunk(encode_chunk(array, spec()))
+    np.testing.assert_array_equal(back == np.float32(fill), array == np.float32(fill))
+    assert np.abs(back - array)[..., 20:].max() <= HALF_STEP * 1e-4
+    for nodata in (0, fill):
+        with pytest.raises(UnsupportedArrayError, match="leave scale out"):
+            encode_chunk(array, spec(scale=1, nodata=nodata))
+    dn = np.where(array == np.float32(fill), array, array * np.float32(1e4))
+    with pytest.raises(UnsupportedArrayError, match="scale=1"):
+        encode_chunk(dn, spec())
+    encode_chunk(dn, spec(scale=1))

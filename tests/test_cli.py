@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import toy
 import xarray as xr
 
-from tec_zarr import synthetic
+from tec_zarr import interrupted, synthetic
 from tec_zarr.cli import main
 from tec_zarr.errors import SecondGenerationWarning
 
@@ -102,24 +104,68 @@ def test_overwrite_follows_a_link_and_spares_the_working_folder(source, tmp_path
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_an_interruption_leaves_nothing(tmp_path):
-    synthetic.dataset(dates=8, size=256).to_zarr(tmp_path / "s.zarr")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_an_interruption_leaves_nothing(tmp_path, name):
+    """Once the command is repeated, where it was killed."""
+    synthetic.dataset(dates=12, size=128).to_zarr(tmp_path / "s.zarr")
     code = (
         "import os, signal, sys, threading, time\n"
         "from pathlib import Path\n"
         "from tec_zarr.cli import main\n"
         "def stop():\n"
         "    while not list(Path().glob('.o.zarr-*/o.zarr/reflectance/c/*')): time.sleep(0.005)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
         "threading.Thread(target=stop, daemon=True).start()\n"
-        "main(['encode', 's.zarr', 'o.zarr', '--quality', '6'])\n"
+        "sys.exit(main(['encode', 's.zarr', 'o.zarr', '--quality', '6']))\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True
     )
-    assert done.returncode != 0
-    assert b"KeyboardInterrupt" in done.stderr
+    if name == "SIGKILL":
+        assert done.returncode == -signal.SIGKILL
+        assert [p.name[:8] for p in sorted(tmp_path.iterdir())] == [".o.zarr-", "s.zarr"]
+        assert run("encode", tmp_path / "missing.zarr", tmp_path / "o.zarr") == 1
+    else:
+        assert done.returncode == 128 + getattr(signal, name), done.stderr
+        assert done.stderr.splitlines()[-1] == b"tec-zarr: interrupted"
     assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_interrupted_between_two_renames(source, tmp_path, monkeypatch, killed):
+    """Neither lost: the old one is back at once, or after the next run that names it."""
+    target = tmp_path / "good.zarr"
+    xr.Dataset({"kept": ("x", [1, 2, 3])}).to_zarr(target)
+    before = contents(target)
+    rename = Path.rename
+
+    def interrupt(self, to):
+        if to == target and self.name == target.name:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupt)
+        if killed:  # nothing is tidied, and the kernel drops the lock
+            patch.setattr(interrupted, "_remove", lambda *_: None)
+        assert run("encode", source, target, "--overwrite", *TOY) == 130
+    if killed:
+        assert not target.exists()
+        other = tmp_path / "good.zarr-2"
+        assert run("encode", source, other, *TOY) == 0  # its name begins alike
+        assert run("encode", source, target, *TOY) == 1  # exists: it is back
+        shutil.rmtree(other)
+    assert contents(target) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["good.zarr", "source.zarr"]
+
+
+def test_what_another_process_is_writing_stays(source, tmp_path):
+    target = tmp_path / "out.zarr"
+    with interrupted.hidden_folder(target) as folder:
+        (folder / target.name).write_text("half")
+        assert run("encode", source, target, *TOY) == 0
+        assert (folder / target.name).read_text() == "half"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.zarr", "source.zarr"]
 
 
 def test_overwrite_replaces_a_store(source, tmp_path):
@@ -291,6 +337,12 @@ def test_float_geotiffs_with_a_nodata_value_have_nan(cube, tmp_path):
     assert run("encode", tmp_path / "a.tif", tmp_path / "tec.zarr", "--scale", 1, *TOY) == 0
     back = xr.open_zarr(tmp_path / "tec.zarr").reflectance[0]
     np.testing.assert_array_equal(np.isnan(back), image == 0)
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "tif", "--to", "geotiff") == 0
+    import rasterio
+
+    with rasterio.open(next((tmp_path / "tif").iterdir())) as file:
+        assert (file.nodata, file.dtypes[0]) == (-9999, "float32")
+        np.testing.assert_array_equal(file.read() == -9999, image == 0)
 
 
 def test_geotiffs_of_several_nodata_values_are_refused(tiffs, tmp_path, capsys):
@@ -623,3 +675,142 @@ def test_a_reader_that_has_seen_enough_is_no_error(source):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+# ---- what files say beside their values
+
+
+@pytest.mark.parametrize("command", ["encode", "recompress"])
+def test_nodata_can_be_told(cube, tmp_path, capsys, command):
+    pytest.importorskip("rioxarray")
+    import rasterio
+
+    cube["reflectance"] = cube.reflectance.astype("int16").where(cube.reflectance != 0, -999)
+    gone = (cube.reflectance == -999).values
+    cube.to_zarr(tmp_path / "s.zarr")
+    told = ("--nodata", -999, *TOY)
+    assert run(command, tmp_path / "s.zarr", tmp_path / "tec.zarr", *told) == 0
+    back = xr.open_zarr(tmp_path / "tec.zarr").reflectance
+    np.testing.assert_array_equal(back == -999, gone)
+    assert run("verify", tmp_path / "s.zarr", tmp_path / "tec.zarr") == 0
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "plain.zarr") == 0
+    assert xr.open_zarr(tmp_path / "plain.zarr").reflectance.attrs["nodata"] == -999
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "tif", "--to", "geotiff") == 0
+    with rasterio.open(min((tmp_path / "tif").glob("reflectance*"))) as file:
+        assert (file.nodata, file.dtypes[0]) == (-999, "int16")
+
+
+@pytest.fixture
+def scaled(cube, tmp_path):
+    """Two GeoTIFFs of DN that scale and offset make reflectance of, with tags and descriptions."""
+    pytest.importorskip("rioxarray")
+    (tmp_path / "scaled").mkdir()
+    dn = (cube.reflectance + 1000).where(cube.reflectance != 0, 0).astype("uint16")
+    for i, date in enumerate(dn.isel(band=[1, 2])):
+        image = date.drop_vars("band").drop_attrs(deep=False)
+        image.encoding.clear()
+        image.attrs = {
+            "long_name": ("B02", "B03"), "scale_factor": 1e-4, "add_offset": -0.1,
+            "PROCESSOR": "sen2r", "DATE": str(i),
+            "band_tags": [{"wavelength": "490"}, {"wavelength": "560"}],
+        }  # fmt: skip
+        image.rio.write_nodata(0).rio.to_raster(tmp_path / "scaled" / f"a_2023060{i + 1}.tif")
+    return tmp_path / "scaled"
+
+
+def test_geotiffs_keep_scale_offset_tags_and_descriptions_both_ways(cube, scaled, tmp_path):
+    import rasterio
+
+    assert run("encode", scaled, tmp_path / "tec.zarr", *TOY) == 0
+    back = xr.open_zarr(tmp_path / "tec.zarr").reflectance
+    truth = cube.reflectance.isel(band=[1, 2]) * 1e-4
+    difference = np.abs(back.values - truth.values)[truth.values > 0]
+    assert difference.max() < 3e-4
+    codec = xr.open_zarr(tmp_path / "tec.zarr").reflectance.encoding["serializer"]
+    assert (codec.offset, codec.scale) == (1000, 1)
+    assert run("verify", scaled, tmp_path / "tec.zarr") == 0
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "tif", "--to", "geotiff") == 0
+    old, new = (sorted(folder.iterdir()) for folder in (scaled, tmp_path / "tif"))
+    for before, after in zip(old, new, strict=True):
+        with rasterio.open(before) as a, rasterio.open(after) as b:
+            assert b.scales == a.scales == (1e-4, 1e-4)
+            assert b.offsets == a.offsets == (-0.1, -0.1)
+            assert b.descriptions == a.descriptions == ("B02", "B03")
+            assert (b.nodata, b.dtypes, b.crs) == (a.nodata, a.dtypes, a.crs)
+            assert b.tags()["PROCESSOR"] == "sen2r"
+            assert "DATE" not in b.tags()  # not the same in all files
+            assert [b.tags(i)["wavelength"] for i in (1, 2)] == ["490", "560"]
+            np.testing.assert_array_equal(a.read() == 0, b.read() == 0)
+            assert np.abs(a.read().astype(int) - b.read()).max() < 3
+
+
+def test_geotiffs_with_different_scales_are_kept_or_refused(scaled, tmp_path, capsys):
+    import rasterio
+
+    first, last = sorted(scaled.iterdir())
+    with rasterio.open(last, "r+") as file:
+        file.scales, file.offsets = (1e-4, 1e-3), (0.0, 0.0)
+    assert run("encode", scaled, tmp_path / "tec.zarr", *TOY) == 1
+    assert f"{first} has scale and offset [(0.0001, -0.1)], {last} has" in capsys.readouterr().err
+    first.unlink()
+    assert run("encode", scaled, tmp_path / "tec.zarr", *TOY) == 0
+    assert run("verify", scaled, tmp_path / "tec.zarr") == 0
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "tif", "--to", "geotiff") == 0
+    with rasterio.open(min((tmp_path / "tif").iterdir())) as file:
+        assert (file.scales, file.offsets) == ((1e-4, 1e-3), (0.0, 0.0))
+
+
+@pytest.mark.parametrize("holder", ["reflectance", "scl", None])
+def test_attributes_of_the_old_open_rasterio_become_geotiffs(cube, tmp_path, holder):
+    """``scales``, ``offsets``, ``nodatavals``: one number, or one a band; ``crs`` as text."""
+    pytest.importorskip("rioxarray")
+    import rasterio
+
+    from tec_zarr.inputs import write_geotiffs
+
+    cube = cube.isel(time=[0]).drop_vars("spatial_ref")
+    for da in cube.variables.values():
+        da.attrs.pop("grid_mapping", None)
+        da.encoding.pop("grid_mapping", None)
+    (cube if holder is None else cube[holder]).attrs["crs"] = "+init=epsg:32652"
+    cube.reflectance.attrs |= {"scales": np.ones(12), "offsets": 0.0, "nodatavals": (7.0,) * 12}
+    cube.scl.attrs |= {"scales": 1.0, "offsets": [0.0], "res": [10.0, 10.0]}
+    cube.to_zarr(tmp_path / "s.zarr")
+    assert len(write_geotiffs(cube, tmp_path / "tif")) == 2
+    for path in (tmp_path / "tif").rglob("*.tif"):
+        with rasterio.open(path) as file:
+            assert file.crs.to_epsg() == 32652
+            assert set(file.scales) == {1.0}
+            assert file.nodata == (7 if path.name.startswith("refl") else None)
+
+
+def test_bands_in_variables_keep_their_nodata(cube, tmp_path):
+    """As DEA and odc-stac store them: one array in the store, variables again after it."""
+    dn = cube.reflectance.astype("int16").where(cube.reflectance != 0, -999)
+    ds = dn.isel(band=[1, 2, 3]).to_dataset("band")
+    for name in ds.data_vars:
+        ds[name].attrs = {"nodata": -999.0}
+    ds.to_zarr(tmp_path / "s.zarr")
+    assert run("encode", tmp_path / "s.zarr", tmp_path / "tec.zarr", *TOY) == 0
+    assert run("verify", tmp_path / "s.zarr", tmp_path / "tec.zarr") == 0
+    assert run("decode", tmp_path / "tec.zarr", tmp_path / "plain.zarr") == 0
+    back = xr.open_zarr(tmp_path / "plain.zarr")
+    for name in ds.data_vars:
+        np.testing.assert_array_equal(back[name] == -999, ds[name] == -999)
+        assert back[name].attrs["nodata"] == -999
+
+
+def test_tags_say_what_the_fields_of_a_geotiff_do_not(cube, tmp_path):
+    """As converters of NetCDF leave them."""
+    pytest.importorskip("rioxarray")
+    image = cube.reflectance[1].astype("int16").where(cube.reflectance[1] != 0, -999)
+    image = image.assign_attrs(long_name=tuple(cube.band.values)).drop_vars("band")
+    image.encoding.clear()
+    image.rio.to_raster(
+        tmp_path / "a.tif", tags={"NC_nodata": "x", "no_data": "-999", "calendar": "never"}
+    )
+    assert run("encode", tmp_path / "a.tif", tmp_path / "tec.zarr", *TOY) == 0
+    back = xr.open_zarr(tmp_path / "tec.zarr", mask_and_scale=False).reflectance[0]
+    np.testing.assert_array_equal(back == -999, image == -999)
+    assert back.attrs["_FillValue"] == -999
+    assert back.attrs["NC_nodata"] == "x"

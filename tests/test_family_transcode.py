@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import toy
 import zarr
 from test_family_codec import make, scene
 
 import tec_zarr
-from tec_zarr import cli, errors
+from tec_zarr import cli, errors, moving
 from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.manifest import read
 from tec_zarr.models import family, registry
 from tec_zarr.numcodec import TEC
 from tec_zarr.stream import SectionKind, read_frame
@@ -214,3 +216,110 @@ def test_stores_without_flextec_are_refused(tmp_path):
     with pytest.raises(errors.UnsupportedArrayError, match="other codecs"):
         transcode(tmp_path / "twice", tmp_path / "out", 3)
     assert not (tmp_path / "out").exists()
+
+
+def moved(path, zarr_format, shards=None, dtype="uint16", fill=0, **how):
+    """A TEC array of the toy model with a chunk that is not stored, and arrays beside it."""
+    codec = (TEC if zarr_format == 2 else TECCodec)(model="toy", nodata=(fill,), scale=1)
+    where = {"compressors": [codec]} if zarr_format == 2 else {
+        "serializer": codec, "compressors": None, "shards": shards}  # fmt: skip
+    dims = ("time", "band", "y", "x")
+    names = {"attributes": {"_ARRAY_DIMENSIONS": dims}} if zarr_format == 2 else {
+        "dimension_names": dims}  # fmt: skip
+    group = zarr.create_group(path, zarr_format=zarr_format, attributes={"title": "kept"})
+    array = group.create_array(
+        "dn", shape=(3, 12, 70, 80), chunks=(1, 12, 32, 40), dtype=dtype, fill_value=fill,
+        **where, **names, **how,
+    )  # fmt: skip
+    array[:] = scene(3, 12, 70, 80).astype(dtype)
+    array[0, :, :32, :40] = fill
+    array.attrs["units"] = "1"
+    group.create_group("masks").create_array("clear", data=np.arange(12) % 3 == 0)
+    weights = np.arange(99, dtype="u1")
+    group.create_group("tec_weights").create_array("0f", data=weights, compressors=None)
+    text = group.create_array("made", shape=(2,), dtype="str")
+    text[:] = np.array(["a", "b"], object)
+    return group
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize(
+    ("old", "new", "shards"),
+    [
+        ((2, None), 3, None),
+        ((2, None), 3, (2, 12, 64, 80)),
+        ((3, None), 2, None),
+        ((3, (3, 12, 64, 40)), 2, None),
+        ((3, (3, 12, 64, 40)), None, ()),
+        ((3, (3, 12, 64, 40)), None, (1, 12, 96, 80)),
+        ((3, (3, 12, 64, 40)), 3, None),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "fill"), [("uint16", 0), ("int16", -9999), ("float64", np.nan)])
+def test_a_store_moves_to_the_other_format_or_other_shards(
+    tmp_path, old, new, shards, dtype, fill
+):
+    """The frames are the same, no model runs, and whoever reads gets the same values."""
+    group = moved(tmp_path / "a", *old, dtype=dtype, fill=fill)
+    values = group["dn"][:]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("encode", "decode"):
+            patch.setattr(toy.ToyModel, name, None)
+        count = transcode(tmp_path / "a", tmp_path / "b", zarr_format=new, shards=shards)
+        assert count >= 3 * 3 * 2 - 1
+    back = zarr.open_group(tmp_path / "b", use_consolidated=False)
+    assert back.metadata.zarr_format == (new or old[0])
+    expected = old[1] if shards is None else shards
+    assert back["dn"].shards == (expected or None if back.metadata.zarr_format == 3 else None)
+    np.testing.assert_array_equal(back["dn"][:], values)
+    assert back["dn"].dtype == group["dn"].dtype
+    assert (back.attrs["title"], back["dn"].attrs["units"]) == ("kept", "1")
+    np.testing.assert_array_equal(back["masks/clear"][:], group["masks/clear"][:])
+    assert back["made"][:].tolist() == ["a", "b"]
+    np.testing.assert_array_equal(back["tec_weights/0f"][:], np.arange(99))
+    assert back["tec_weights/0f"].compressors == ()  # as use_embedded_weights wants them
+    assert frames(back["dn"]) | frames(group["dn"]) == frames(back["dn"])
+
+
+def frames(array):
+    """Frames by their place."""
+    per = moving.chunks_in_object(array)
+    found = {}
+    for place in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))):
+        at = tuple(i // n for i, n in zip(place, per, strict=True))
+        key = f"{array.path}/{array.metadata.encode_chunk_key(at)}"
+        data = read(array.store_path.store, key)
+        if data is not None and array.shards:
+            inside = [i % n for i, n in zip(place, per, strict=True)]
+            data = moving.frames_of(data, int(np.prod(per)))[np.ravel_multi_index(inside, per)]
+        if data is not None:
+            found[place] = data
+    return found
+
+
+@pytest.mark.parametrize("how", [{"order": "F"}, {"dtype": ">u2"}], ids=str)
+def test_frames_of_every_byte_and_memory_order_move(tmp_path, how):
+    group = moved(tmp_path / "a", 2, **how)
+    transcode(tmp_path / "a", tmp_path / "b", zarr_format=3)
+    back = zarr.open(tmp_path / "b")["dn"]
+    np.testing.assert_array_equal(back[:], group["dn"][:])
+    np.testing.assert_array_equal(back[1, 3, 5:9], group["dn"][1, 3, 5:9])
+    assert back.attrs["_FillValue"] == 0
+
+
+def test_the_command_moves_and_recompress_names_it(tmp_path, capsys):
+    moved(tmp_path / "a", 2)
+    assert cli.main(["recompress", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert "tec-zarr transcode" in capsys.readouterr().err
+    move = ["transcode", str(tmp_path / "a"), str(tmp_path / "b")]
+    assert cli.main([*move, "--zarr-format", "3", "--shards", "3", "12", "96", "80"]) == 0
+    assert zarr.open(tmp_path / "b")["dn"].shards == (3, 12, 96, 80)
+    for wrong, message in (
+        ([], "give either tokens"),
+        (["--zarr-format", "3", "--tokens", "3"], "give either tokens"),
+        (["--shards", "1", "12", "40", "40"], "do not hold whole chunks of array 'dn'"),
+        (["--zarr-format", "2", "--shards", "1", "12", "32", "40"], "format 2 has no shards"),
+    ):
+        assert cli.main([*move[:2], str(tmp_path / "c"), *wrong]) == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "c").exists()

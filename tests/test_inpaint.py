@@ -538,3 +538,17 @@ def test_a_date_that_is_none_is_not_to_be_sorted():
     assert "notnull" in str(raised.value)
     there = cube.isel(time=cube["time"].notnull())  # what it says
     assert inpaint_clouds(there, np.zeros(there.shape, bool)).sizes["time"] == 2
+
+
+@quiet
+@pytest.mark.parametrize("method", PIXEL)
+def test_a_declared_nodata_value_is_never_an_observation(method):
+    for dtype in ("int16", "float32"):
+        cube = series(100, -999, 5000, 700, dtype=dtype).assign_attrs(nodata=-999)
+        out = inpaint_clouds(cube, hidden(False, False, True, False), method=method)
+        assert out[1] == -999
+        assert 100 <= out[2] <= 700
+    empty = series(9, -999, dtype="int16").assign_attrs(nodata=-999)
+    assert inpaint_clouds(empty, hidden(True, True), method=method).values.ravel().tolist() == [
+        -999, -999,
+    ]  # fmt: skip

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,10 @@ from recompress_worker import DEADLY, FailingStore, FullStore, Models
 from test_recompress import make_archive, tree, write_archive
 from zarr.storage import LocalStore
 
-from tec_zarr import batch
+from tec_zarr import batch, lock
 from tec_zarr.batch import RecompressReport, recompress
-from tec_zarr.manifest import Manifest, RecompressError
+from tec_zarr.lock import Lock
+from tec_zarr.manifest import Manifest, RecompressError, write
 
 SETTINGS = {"model": DEADLY, "quality": 6.0}
 CODED = 3
@@ -123,8 +126,9 @@ def test_storage_that_workers_do_not_share_is_refused(cluster, source, monkeypat
     with pytest.raises(RecompressError, match=r"2 of 2 workers \(tcp://.*cannot see what was writ"):
         recompress(source, url, client=client, **SETTINGS)
     monkeypatch.setattr(batch, "_check_shared", lambda *_: None)  # a worker that came later
-    with pytest.raises(RecompressError, match=r"only 0 of them can be seen.*Nothing was pub"):
-        recompress(source, url, client=client, **SETTINGS)
+    report = recompress(source, url, client=client, retries=0, **SETTINGS)
+    assert len(report.failures) == report.regions
+    assert "does not share the storage" in str(report.failures[0])
     with pytest.raises(FileNotFoundError):
         zarr.open(url, mode="r")
     assert recompress(source, url, **SETTINGS).complete
@@ -148,7 +152,7 @@ def test_failures_on_workers_are_collected(cluster, source, tmp_path, undisturbe
     assert new == old
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGTERM"])
 def test_a_client_killed_and_restarted(name, source, target, undisturbed, tmp_path):
     flag = tmp_path / "flag"
     flag.touch()
@@ -160,9 +164,9 @@ def test_a_client_killed_and_restarted(name, source, target, undisturbed, tmp_pa
     first = subprocess.run(
         command, env={**os.environ, **path}, capture_output=True, text=True, check=False
     )
-    expected = 130 if name == "SIGINT" else -signal.SIGKILL
+    expected = {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -signal.SIGKILL}[name]
     assert first.returncode == expected, first.stderr
-    if name == "SIGINT":
+    if name != "SIGKILL":
         assert "goes on from here" in first.stderr
     report = assert_resumes(source, target, undisturbed)
     assert 0 < report.resumed < report.regions
@@ -311,6 +315,116 @@ def stopped_in_the_middle(source, target) -> None:
     recompress_worker.register(fail)
     assert not recompress(source, target, retries=0, **SETTINGS).complete
     recompress_worker.register()
+
+
+@pytest.mark.parametrize("where", ["here", "gone", "elsewhere", "died elsewhere"])
+def test_one_run_at_a_time(where, source, target, undisturbed, monkeypatch):
+    """The second is told of the first; one that has died is not waited for."""
+    store = LocalStore(target)
+    if where == "here":
+        seen = []
+
+        def second(calls):
+            with pytest.raises(RecompressError, match=r"another run is at work .* last seen \d+ s"):
+                recompress(source, target, **SETTINGS)
+            seen.append(calls)
+
+        recompress_worker.register(second)
+        assert recompress(source, target, threads=1, **SETTINGS).complete
+        assert seen == [1, 2]
+    else:
+        child = subprocess.Popen([sys.executable, "-c", ""])
+        child.wait()
+        holder = Lock(store)
+        holder._holder |= {"host": socket.gethostname() if where == "gone" else "other",
+                           "process": child.pid}  # fmt: skip
+        if where == "died elsewhere":
+            monkeypatch.setattr(time, "time", lambda: 1e9)
+        write(store, "_tec/lock.json", holder._content())
+        monkeypatch.undo()
+        if where == "elsewhere":
+            with pytest.raises(RecompressError, match=r"on other, begun .* after 300 seconds"):
+                recompress(source, target, **SETTINGS)
+            assert list(tree(target)) == ["_tec/lock.json"]
+            (target / "_tec/lock.json").unlink()
+        recompress_worker.register()
+        assert recompress(source, target, **SETTINGS).complete
+    assert tree(target) == undisturbed
+
+
+def test_a_run_that_lost_its_target_stops(source, target, undisturbed, monkeypatch):
+    """It was not seen for long, and another run took over: that one publishes."""
+    monkeypatch.setattr(lock, "RENEWED", 0.01)
+    other = Lock(LocalStore(target))
+
+    def take_over(calls):
+        write(LocalStore(target), "_tec/lock.json", other._content())
+        time.sleep(0.2)
+
+    recompress_worker.register(take_over)
+    with pytest.raises(RecompressError, match="another run has taken over"):
+        recompress(source, target, threads=1, **SETTINGS)
+    assert_unreadable(target)
+    (target / "_tec/lock.json").unlink()
+    recompress_worker.register()
+    report = assert_resumes(source, target, undisturbed)
+    assert 0 < report.resumed < report.regions
+
+
+def test_a_worker_that_outlives_its_run_leaves_no_record(source, target, undisturbed):
+    store = LocalStore(target)
+    stopped_in_the_middle(source, target)
+    done = next(iter(Manifest(store).finished().values()))
+    assert recompress(source, target, **SETTINGS).complete
+    with pytest.raises(RecompressError, match=r"has no _tec/config\.json: another run has finish"):
+        Manifest(store).mark(done)
+    write(store, "_tec/done/0-0.json", b"left by something else")
+    assert recompress(source, target, **SETTINGS).complete
+    assert tree(target) == undisturbed
+
+
+@pytest.mark.parametrize("kind", ["path", "file://", "obstore"])
+def test_a_source_that_changes_while_it_is_read_is_read_again(kind, source, target, tmp_path):
+    """Only what changed: the result is that of the source as it is at the end."""
+    changing = tmp_path / "source.zarr"
+    shutil.copytree(source, changing)
+    opened = {"path": changing, "file://": f"file://{changing}"}.get(kind)
+    if kind == "obstore":
+        local = pytest.importorskip("obstore").store.LocalStore(changing)
+        opened = zarr.storage.ObjectStore(local, read_only=True)
+
+    def change(calls):
+        if calls == CODED - 1:  # after the regions of one thread that come before
+            band = zarr.open(changing)["reflectance"]
+            band[0, :, :5] = band[0, :, 5:10]
+
+    recompress_worker.register(change)
+    report = recompress(opened, target, threads=1, retries=1, **SETTINGS)
+    assert report.complete
+    assert recompress_worker.Deadly.calls == CODED
+    recompress_worker.register()
+    assert recompress(changing, tmp_path / "after.zarr", **SETTINGS).complete
+    new, old = tree(target), tree(tmp_path / "after.zarr")
+    del new["zarr.json"], old["zarr.json"]  # they name the source
+    assert new == old
+
+
+def test_a_source_that_never_stays_as_it_is_is_not_finished(source, target, tmp_path):
+    changing = tmp_path / "source.zarr"
+    shutil.copytree(source, changing)
+
+    def change(calls):
+        zarr.open(changing)["scl"][0] = calls
+
+    recompress_worker.register(change)
+    report = recompress(changing, target, retries=0, **SETTINGS)
+    assert not report.complete
+    assert [failure.path for failure in report.failures] == ["scl"]
+    assert "written to while it was read" in str(report.failures[0])
+    assert_unreadable(target)
+    recompress_worker.register()
+    assert recompress(changing, target, **SETTINGS).complete
+    assert (zarr.open(target)["scl"][:] == zarr.open(changing)["scl"][:]).all()
 
 
 def test_a_lost_or_shortened_object_is_made_again(source, target, undisturbed):

@@ -829,3 +829,35 @@ def test_the_table_of_traps_names_tests_that_are_here():
     named = set(re.findall(r"`(test_\w+)`", table))
     assert len(named) >= 20
     assert named <= set(globals())
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_measured_zero_of_floats_stays_measured(lazy):
+    """Where NaN is nodata 0 is not, and neither is what rounds to a DN of 0."""
+    ds = TRUTH.isel(time=[0])
+    ds = ds.assign(reflectance=ds.reflectance * 1e-4)
+    for i, value in enumerate((np.nan, -0.001, 0.0, 0.00003, 0.0001)):
+        ds.reflectance.values[0, :, 0, i] = value
+    out = prepare(ds.chunk({"band": 1}) if lazy else ds, offset=0).reflectance
+    assert out[0, 0, 0, :5].values.tolist() == [0, 1, 1, 1, 1]
+
+
+def test_floats_without_nan_are_empty_where_all_bands_are_zero():
+    ds = TRUTH.isel(time=[0])
+    ds = ds.assign(reflectance=ds.reflectance * 1e-4)
+    ds.reflectance.values[0, :, 0, 0] = 0
+    ds.reflectance.values[0, 1, 0, 1] = 0
+    out = prepare(ds, offset=0).reflectance[0, :, 0]
+    assert out[:, 0].values.tolist() == [0] * len(BANDS)
+    assert out[1, 1] == 1
+    told = ds.assign(reflectance=ds.reflectance.assign_attrs(nodata=0))
+    assert prepare(told, offset=0).reflectance[0, 1, 0, 1] == 0
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_nodata_of_prepared_cubes_is_what_they_declare(dtype):
+    cube = TRUTH.isel(time=[0]).reflectance.astype(dtype)
+    cube.values[0, :, 0, :3] = np.array([-9999, 0, 5], dtype)
+    ds = cube.assign_attrs(nodata="-9999").to_dataset(name="reflectance")
+    out = prepare(ds, offset=0).reflectance[0, 0, 0, :3]
+    assert out.values.tolist() == [0, 1, 5]

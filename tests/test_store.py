@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import dask.array
 import numpy as np
@@ -526,3 +527,262 @@ def test_what_is_no_band_is_split_off(cube):
         settings = encoding(split)
         assert settings["reflectance"]["serializer"].bands == tuple(cube.band.values)
         assert "serializer" not in settings["SCL"]
+
+
+def dated(cube, times, unit="ns"):
+    """Dates of ``cube`` under other names, in this resolution of datetime64."""
+    times = np.array(times, f"M8[{unit}]")
+    return cube.isel(time=slice(len(times))).assign_coords(time=times, seen=("time", times))
+
+
+@pytest.mark.parametrize(
+    ("zarr_format", "way", "unit"),
+    [(3, "encoding", "ns"), (2, "accessor", "ns"), (3, "accessor", "us"), (2, "encoding", "s")],
+)
+@pytest.mark.parametrize("later", ["2023-06-11T10:10:31", "2023-06-11T10:10:31.024"])
+def test_clock_times_can_follow_plain_days(cube, tmp_path, zarr_format, way, unit, later):
+    first = dated(cube, ["2023-06-01"], unit)
+    if way == "encoding":
+        settings = encoding(first, zarr_format=zarr_format, chunks={"time": 1})
+        first.to_zarr(tmp_path / "a.zarr", encoding=settings, zarr_format=zarr_format)
+    else:
+        first.tec.to_zarr(tmp_path / "a.zarr", model=toy.NAME, zarr_format=zarr_format,
+                          chunks={"time": 1})  # fmt: skip
+    dated(cube, [later]).to_zarr(tmp_path / "a.zarr", append_dim="time", mode="a")
+    back = xr.open_zarr(tmp_path / "a.zarr")
+    wanted = np.array(["2023-06-01", later], "M8[ns]")
+    for name in ("time", "seen"):
+        np.testing.assert_array_equal(back[name], wanted)
+
+
+def test_dates_with_nanoseconds_keep_them(cube, tmp_path):
+    """As xarray reads them from days or seconds in floating point."""
+    first = dated(cube, ["2023-06-01T10:10:31.024000017"])
+    first.to_zarr(tmp_path / "a.zarr", encoding=encoding(first))
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").time, first.time)
+
+
+@pytest.mark.parametrize("source", [2, 3])
+@pytest.mark.parametrize("target", [2, 3])
+def test_a_store_of_one_zarr_format_goes_into_the_other(cube, tmp_path, source, target):
+    words = np.array(["R065", "R022", "R108"], object)
+    cube = cube.assign_coords(orbit=("time", words), tile="32TPT", hours=np.timedelta64(3, "h"))
+    one_chunk = {"reflectance": {"chunks": cube.reflectance.shape}}
+    cube.to_zarr(tmp_path / "a.zarr", zarr_format=source, encoding=one_chunk)
+    opened = xr.open_zarr(tmp_path / "a.zarr", decode_timedelta=True)
+    settings = encoding(opened, zarr_format=target)
+    assert set(settings) == set(opened.variables)
+    opened.to_zarr(tmp_path / "b.zarr", encoding=settings, zarr_format=target)
+    back = xr.open_zarr(tmp_path / "b.zarr", decode_timedelta=True)
+    xr.testing.assert_equal(back.drop_vars("reflectance"), opened.drop_vars("reflectance"))
+
+
+def test_a_wrong_scale_is_refused_before_anything_is_written():
+    reflectance = reflectance_cube() + 0.5  # all of it rounds to 1 DN
+    with pytest.raises(UnsupportedArrayError, match="leave scale out"):
+        encoding(reflectance, scale=1)
+    with pytest.raises(UnsupportedArrayError, match="scale=1"):
+        encoding(reflectance * 1e4)
+    encoding(reflectance * 1e4, scale=1)
+
+
+def packed_stores(cube, folder):
+    """Reflectance of two dates in two stores: uint16, and floats where the second is negative."""
+    reflectance = cube.assign(reflectance=cube.reflectance.where(cube.reflectance > 0) * 1e-4)
+    reflectance.reflectance.values[1, :, 4:12, 4:12] = -0.02
+    for date in (0, 1):
+        one = reflectance.isel(time=[date])
+        one.to_zarr(folder / f"{date}.zarr", encoding=encoding(one))
+    return [str(folder / f"{date}.zarr") for date in (0, 1)]
+
+
+def test_what_leaves_tec_wraps_nothing(cube, tmp_path):
+    """Neither where stores of different packings are one, nor where values were changed."""
+    stores = packed_stores(cube, tmp_path)
+    both = xr.concat(list(map(xr.open_zarr, stores)), "time", data_vars="minimal",
+                     coords="minimal", compat="override", join="exact")  # fmt: skip
+    changed = xr.open_zarr(stores[0]).load()
+    changed.reflectance.values[0, :, :, :2] = (-0.02, 0.12345)
+    whole = xr.open_zarr(stores[0]).load()
+    whole["reflectance"] = whole.reflectance.copy(data=np.full(whole.reflectance.shape, -20))
+    for number, ds in enumerate((both, changed, whole)):
+        tec_zarr.decode(ds).to_zarr(tmp_path / f"plain{number}.zarr")
+        plain = xr.open_zarr(tmp_path / f"plain{number}.zarr").reflectance
+        np.testing.assert_array_equal(plain, ds.reflectance)
+
+
+def test_what_leaves_tec_unchanged_keeps_its_packing_and_stays_lazy(cube, tmp_path):
+    store = packed_stores(cube, tmp_path)[0]
+    for ds in (xr.open_zarr(store), xr.open_zarr(store, chunks=None), xr.open_zarr(store).load()):
+        plain = tec_zarr.decode(ds)
+        assert plain.reflectance.encoding["scale_factor"] == 1e-4
+        assert plain.reflectance.variable._in_memory == ds.reflectance.variable._in_memory
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bound", [0, {"B04": 0, "all": 0.001}])
+def test_lossless_is_the_same_bits_for_the_reader(tmp_path, dtype, bound):
+    array = reflectance_cube(dtype)
+    array.values[0, :, 0, :2] = (-0.0, 1e-4)
+    array.to_zarr(tmp_path / "a.zarr", encoding=encoding(array, max_error=bound))
+    back = xr.open_zarr(tmp_path / "a.zarr").refl.load()
+    assert back.dtype == dtype
+    exact = slice(None) if bound == 0 else back.band == "B04"
+    kind = f"u{array.dtype.itemsize}"
+    np.testing.assert_array_equal(
+        back[:, exact].values.view(kind), array[:, exact].values.view(kind)
+    )
+
+
+def test_lossless_keeps_integers_that_xarray_unpacked(cube, tmp_path):
+    packed = cube.reflectance.assign_attrs(scale_factor=1e-4, add_offset=-0.1, _FillValue=0)
+    packed.to_dataset().to_zarr(tmp_path / "a.zarr")
+    lazy = xr.open_zarr(tmp_path / "a.zarr", chunks={"band": -1})
+    for number, ds in enumerate((lazy.compute(), lazy)):
+        out = tmp_path / f"{number}.zarr"
+        ds.to_zarr(out, encoding=encoding(ds, max_error=0))
+        xr.testing.assert_identical(xr.open_zarr(out).reflectance, ds.reflectance)
+        assert xr.open_zarr(out, mask_and_scale=False).reflectance.dtype == "uint16"
+
+
+def test_what_is_lossless_is_not_rounded_to_its_old_integers(cube, tmp_path):
+    depth = xr.DataArray(np.full((80, 80), 3.0005, "f4"), dims=("y", "x"))
+    depth.encoding = {"dtype": "int16", "_FillValue": -1}
+    cube = cube.assign(depth=depth)
+    cube.to_zarr(tmp_path / "a.zarr", encoding=encoding(cube))
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").depth, depth)
+
+
+def test_a_codec_kept_from_more_bands_is_refused_before_anything_is_written(cube, tmp_path):
+    store = tmp_path / "a.zarr"
+    cube.to_zarr(store, encoding=encoding(cube, chunks={"time": 1}))
+    opened = xr.open_zarr(store)
+    nir = opened.reflectance.sel(band="B08", drop=True).rename("nir").to_dataset()
+    with pytest.raises(UnsupportedArrayError, match=r"tec_zarr\.decode"):
+        nir.to_zarr(store, mode="a")
+    assert "nir" not in xr.open_zarr(store, consolidated=False)
+    plain = tec_zarr.decode(nir)
+    plain.to_zarr(store, mode="a")
+    np.testing.assert_array_equal(xr.open_zarr(store).nir, nir.nir)
+
+
+@pytest.mark.parametrize(
+    "dims", [("y", "x", "band", "time"), ("band", "time", "y", "x"), ("time", "y", "x", "band")]
+)
+def test_a_codec_kept_from_other_dimensions_is_refused(cube, tmp_path, dims):
+    """It would take 12 columns for 12 bands, and a minute."""
+    cube.to_zarr(tmp_path / "a.zarr", encoding=encoding(cube))
+    turned = xr.open_zarr(tmp_path / "a.zarr").load().transpose(*dims)
+    with pytest.raises(UnsupportedArrayError, match=r"tec_zarr\.decode"):
+        turned.to_zarr(tmp_path / "b.zarr")
+
+
+def test_the_readme_says_what_a_killed_write_leaves(cube, tmp_path):
+    cube.chunk().to_zarr(tmp_path / "a.zarr", encoding=encoding(cube), compute=False)
+    left = xr.open_zarr(tmp_path / "a.zarr")
+    assert (left.reflectance == 0).all(), "metadata are there, chunks are not"
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    assert "leaves a store that opens and shows missing chunks as nodata" in readme
+
+
+# ---- nodata, wherever it is written down
+
+
+SAID = {
+    "datacube, odc-stac": lambda da: da.assign_attrs(nodata=-999),
+    "text, as in GeoTIFF tags": lambda da: da.assign_attrs(nodata="-999.0"),
+    "CF": lambda da: da.assign_attrs(missing_value=np.array([-5, -999], "int16")),
+    "encoding": lambda da: da.assign_attrs() if da.encoding.update(_FillValue=-999) else da,
+    "xarray's old open_rasterio": lambda da: da.assign_attrs(nodatavals=(-999.0, -999.0)),
+    "rioxarray": lambda da: pytest.importorskip("rioxarray") and da.rio.set_nodata(-999),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*multiple fill values")
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("dtype", ["int16", "float64"])
+def test_nodata_is_found_wherever_it_is_written_down(tmp_path, said, dtype):
+    dn = scene((2, 12, 40, 40)).round()
+    gone = np.broadcast_to(np.indices((40, 40)).sum(0) % 3 == 0, dn.shape)
+    bands = list(synthetic.cube(dates=1, size=8).band.values)
+    da = xr.DataArray(
+        np.where(gone, -999, dn).astype(dtype), {"band": bands}, ("time", "band", "y", "x"),
+        name="dn",
+    )  # fmt: skip
+    da = SAID[said](da)
+    units = {"scale": 1} if dtype == "float64" else {}
+    da.to_zarr(tmp_path / "a.zarr", encoding=encoding(da, **units))
+    stored = xr.open_zarr(tmp_path / "a.zarr", mask_and_scale=False).dn
+    np.testing.assert_array_equal(stored == -999, gone)
+    back = xr.open_zarr(tmp_path / "a.zarr").dn
+    table = da.tec.report(back)
+    assert table.loc["all", "nodata_differs"] == 0
+    assert table.loc["all", "max_error"] <= TOLERANCE
+
+
+def test_nodata_that_is_no_number_is_refused(cube):
+    cube.reflectance.attrs["nodata"] = "clouds"
+    with pytest.raises(UnsupportedArrayError, match="nodata of array 'reflectance' is 'clouds'"):
+        encoding(cube)
+    cube.reflectance.attrs["nodata"] = "none"
+    encoding(cube)
+
+
+def test_zeros_that_the_user_does_not_call_nodata_are_compared(cube, tmp_path):
+    da = cube.reflectance.astype("int16").where(cube.reflectance != 0, -999)
+    da[0, 0, :40] = np.random.default_rng(0).integers(0, 9, (40, 80))
+    da.attrs["_FillValue"] = -999
+    settings = encoding(da, nodata=-999, zarr_format=2)
+    da.to_zarr(tmp_path / "a.zarr", encoding=settings, zarr_format=2)
+    back = xr.open_zarr(tmp_path / "a.zarr").reflectance
+    assert np.any((da.values != 0) & (back.values == 0))
+    table = back.tec.report(da)
+    assert table.loc["all", "nodata_differs"] == 0
+    assert table.loc["all", "max_error"] <= TOLERANCE
+
+
+# ---- integers that xarray made floats of, because they have a fill value
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(("dtype", "fill"), [("int16", 32767), ("uint16", 65535), ("int16", -999)])
+def test_dn_with_a_fill_value_are_stored_as_the_file_did(tmp_path, lazy, dtype, fill):
+    """As openEO writes NetCDF."""
+    dn = scene((2, 12, 40, 40)).round()
+    dn[:, :, :9] = np.nan
+    bands = list(synthetic.cube(dates=1, size=8).band.values)
+    raw = xr.DataArray(dn, {"band": bands}, ("time", "band", "y", "x"), name="dn")
+    raw.to_zarr(tmp_path / "s.zarr", encoding={"dn": {"dtype": dtype, "_FillValue": fill}})
+    ds = tec_zarr.decode(xr.open_zarr(tmp_path / "s.zarr"))
+    ds = ds if lazy else ds.load()
+    assert ds.dn.dtype == "float32"
+    ds.to_zarr(tmp_path / "a.zarr", encoding=encoding(ds))
+    stored = xr.open_zarr(tmp_path / "a.zarr", mask_and_scale=False).dn
+    assert (stored.dtype, stored.attrs["_FillValue"]) == (dtype, fill)
+    np.testing.assert_array_equal(stored == fill, np.isnan(dn))
+    back = xr.open_zarr(tmp_path / "a.zarr").dn
+    assert float(np.abs(back - raw).max()) <= TOLERANCE
+
+
+def test_dn_of_other_integers_are_taken_for_dn(tmp_path):
+    dn = scene((1, 12, 40, 40)).round()
+    dn[:, :, :9] = np.nan
+    raw = xr.DataArray(dn, dims=("time", "band", "y", "x"), name="dn")
+    raw.to_zarr(tmp_path / "s.zarr", encoding={"dn": {"dtype": "int32", "_FillValue": -1}})
+    ds = tec_zarr.decode(xr.open_zarr(tmp_path / "s.zarr"))
+    ds.to_zarr(tmp_path / "a.zarr", encoding=encoding(ds))
+    back = xr.open_zarr(tmp_path / "a.zarr").dn
+    np.testing.assert_array_equal(np.isnan(back), np.isnan(dn))
+    assert float(np.abs(back - raw).max()) <= TOLERANCE
+
+
+def test_reflectance_that_kept_the_encoding_of_dn_is_reflectance(tmp_path):
+    dn = scene((1, 12, 40, 40)).round()
+    dn[:, :, :9] = np.nan
+    raw = xr.DataArray(dn, dims=("time", "band", "y", "x"), name="dn")
+    raw.encoding = {"dtype": np.dtype("int16"), "_FillValue": -999}
+    da = raw.copy(data=dn * 1e-4)
+    assert "_FillValue" in da.encoding
+    da.to_zarr(tmp_path / "a.zarr", encoding=encoding(da))
+    back = xr.open_zarr(tmp_path / "a.zarr").dn
+    assert float(np.abs(back - da).max()) <= TOLERANCE * 1e-4

@@ -15,13 +15,13 @@ import importlib
 import json
 import os
 import pickle
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tec_zarr import config
 from tec_zarr.errors import TecError, UnknownModelError, WeightsMismatchError
+from tec_zarr.interrupted import hidden_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -405,8 +405,8 @@ def _convert(
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     # A folder of its own: other threads and processes may be converting too.
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as part:
-        written = Path(part, "weights.safetensors")
+    with hidden_folder(folder / "weights.safetensors") as part:
+        written = part / "weights.safetensors"
         own = save(module, written)
         _check_hash(source, sha256, given, own)
         return written.replace(folder / f"{name}--{rate or 'own'}--{own}.safetensors"), own

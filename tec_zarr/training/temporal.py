@@ -25,7 +25,7 @@ from torch import Tensor
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.models.klt import ACTIVE_SPREAD, SPREAD_HIGH, SPREAD_LOW
 from tec_zarr.models.registry import get_model
-from tec_zarr.models.s2 import Net, TecS2, net_tensors
+from tec_zarr.models.s2 import TecS2, net_tensors
 from tec_zarr.models.s2_net import (
     BLOCK,
     COMPONENTS,
@@ -51,6 +51,7 @@ from tec_zarr.models.s2_temporal import (
 )
 from tec_zarr.models.s2_temporal import load as load_weights
 from tec_zarr.models.s2_temporal_net import TemporalNet
+from tec_zarr.models.s2_weights import Net
 from tec_zarr.training.data import BANDS, BANDS_10M, _fill_nodata, read_npz
 from tec_zarr.training.loop import (
     LAMBDA,
