@@ -430,9 +430,10 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
             raise UnsupportedArrayError(f"no arrays {missing} in {sorted(sources)}")
         chosen = set().union(*meant.values())
     if not chosen:
+        images = sorted(path for path, array in sources.items() if array.ndim > 1)
         raise UnsupportedArrayError(
             f"none of {sorted(sources)} looks like Sentinel-2 reflectance: name the arrays "
-            f"(variables={sorted(sources)[:1]}, --variables), an array without a name as '', or "
+            f"(variables={images[:1]}, --variables), an array without a name as '', or "
             "the bands of arrays that only number them (bands=['B02', ...], --bands)"
         )
     coded = sorted(p for p in chosen if tec_spec(sources[p]) is not None)

@@ -384,7 +384,7 @@ def test_classes_whose_dimensions_have_no_names_are_copied(tmp_path, zarr_format
     assert [name for name, array in new.arrays() if tec_spec(array)] == ["reflectance"]
     assert recompress(group, tmp_path / "c.zarr", variables=["classes"], **TOY).complete
     assert tec_spec(zarr.open(tmp_path / "c.zarr")["classes"]) is not None
-    with pytest.raises(UnsupportedArrayError, match=r"variables=\[\.\.\.\], .* as ''"):
+    with pytest.raises(UnsupportedArrayError, match=r"variables=\[''\], .* as ''"):
         recompress(group["classes"], tmp_path / "d.zarr", **TOY)
 
 
