@@ -29,9 +29,10 @@ from tec_zarr.training.temporal import (
 def read_config(path: Path) -> Config | ContextConfig | TemporalConfig | FamilyConfig:
     """The configuration of a run from TOML; relative paths count from the file's folder.
 
-    ``model = "tec-s2-context"`` asks for the context network of the image model, ``"tec-tt-s2"`` for
-    the temporal model, ``"tec-flex-s2"`` for the tables that make its streams flexible, ``"tec-s2-pixels"`` for another way from the image model's latents to
-    pixels, the name of a published one for that architecture, nothing for the image model.
+    ``model = "tec-s2-context"`` asks for the context network of the image model, ``"tec-tt-s2"``
+    for the temporal model, ``"tec-flex-s2"`` for the tables that make its streams flexible,
+    ``"tec-s2-pixels"`` for another way from the old image model's latents to pixels, the name of a
+    published one for that architecture, nothing for the old image model.
 
     Raises
     ------
@@ -47,7 +48,8 @@ def read_config(path: Path) -> Config | ContextConfig | TemporalConfig | FamilyC
     if values.get("model") in PUBLISHED:
         kind = FamilyConfig
     else:
-        kinds = {kind.model: kind for kind in (ContextConfig, TemporalConfig, FlexConfig, PixelConfig)}
+        named = (ContextConfig, TemporalConfig, FlexConfig, PixelConfig)
+        kinds = {kind.model: kind for kind in named}
         kind = kinds.get(values.get("model", ""), Config)
     unknown = sorted(set(values) - {f.name for f in fields(kind)})
     if unknown or not {"data", "out"} <= set(values):
