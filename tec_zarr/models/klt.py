@@ -146,7 +146,7 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
     ``step`` is the quantiser step in DN that the tile will be coded with.
     """
     count = len(mean)
-    values, work = _eigenvectors(covariance)
+    values, work = eigenvectors(covariance)
     spread = _spreads(values, step)
     active = min(int((spread > ACTIVE_SPREAD).sum()), MOST_COMPONENTS)
     bits = BitWriter()
@@ -173,7 +173,7 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
     )
 
 
-def _eigenvectors(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def eigenvectors(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, the largest first, and their vectors in columns, whoever's solver it is.
 
     Solvers choose the vectors of an eigenvalue that is there more than once, and every sign.

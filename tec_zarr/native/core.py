@@ -72,6 +72,7 @@ def library() -> Any:
     found.tec_products.argtypes = [pointer, number, large, pointer]
     found.tec_project.argtypes = [pointer, number, large, pointer, number, number, pointer]
     found.tec_mix.argtypes = [pointer, *[number] * 4, *[pointer] * 3]
+    found.tec_rotated.argtypes = [number, number, *[pointer] * 4]
     return found
 
 
@@ -238,4 +239,16 @@ def mix(values: np.ndarray, basis: np.ndarray, factor: np.ndarray) -> np.ndarray
     basis = np.ascontiguousarray(basis)
     library().tec_mix(_at(values), frequencies, components, len(basis), rows * cols, _at(basis),
                       _at(factor), _at(out))  # fmt: skip
+    return out
+
+
+def rotated(count: int, rotations: list[tuple[int, int, float]]) -> np.ndarray:
+    """The identity (count, count) after rotations of two rows by an angle, the last one first.
+
+    Entries are multiples of 2**-24, so that what sines differ by on other machines is gone.
+    """
+    out = np.empty((count, count))
+    first, second = (np.array([r[i] for r in rotations], np.int32) for i in (0, 1))
+    angles = np.array([r[2] for r in rotations], np.float64)
+    library().tec_rotated(count, len(rotations), _at(first), _at(second), _at(angles), _at(out))
     return out

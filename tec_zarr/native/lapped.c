@@ -3,6 +3,7 @@
  * Forward (encoder): doubles, one operation at a time in one order. Inverse (decoder): whole numbers.
  * round(x / 2^n) is floor((x + 2^(n-1)) / 2^n) throughout.
  */
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -161,5 +162,23 @@ FASTEST int tec_mix(const int32_t *values, int frequencies, int components, int 
                 out[((int64_t)f * bands + b) * blocks + i] =
                     (int32_t)clipped(rounded(sum * factor[f * bands + b], 14), 1 << 27);
             }
+    return 0;
+}
+
+/* out (size, size): the identity after rotations, the last one first; rotation i turns rows first[i]
+ * and second[i] by angles[i]. Entries are rounded to 1/2^24: what libraries' sines differ by is gone. */
+int tec_rotated(int size, int count, const int32_t *first, const int32_t *second,
+                const double *angles, double *out) {
+    for (int i = 0; i < size * size; i++) out[i] = i % (size + 1) ? 0 : 1;
+    for (int i = count - 1; i >= 0; i--) {
+        double c = cos(angles[i]), s = sin(angles[i]);
+        double *a = out + first[i] * size, *b = out + second[i] * size;
+        for (int j = 0; j < size; j++) {
+            double upper = a[j], lower = b[j];
+            a[j] = c * upper - s * lower;
+            b[j] = c * lower + s * upper;
+        }
+    }
+    for (int i = 0; i < size * size; i++) out[i] = rint(out[i] * 16777216.0) / 16777216.0;
     return 0;
 }

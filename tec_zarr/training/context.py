@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from tec_zarr.models.tile.weights import (
 from tec_zarr.native.core import HIDDEN, INDEXES, INPUTS, MOST_BANDS, PLAIN, REACH, SYMBOLS, TABLES
 from tec_zarr.training.transforms import fixed_tensors
 
+_QUALITIES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # what tiles are coded at
 _GRID = 1 << SHIFTS[0]  # units of a weight
 _ACTIVATION = 16  # units of an input or activation
 
@@ -53,12 +53,12 @@ class ContextConfig:
         Beginnings of the names of files to validate on.
     few : tuple of str
         Beginnings of the names of files of which only every eighth is used.
+    model : str
+        What tells this kind of configuration from the others.
     side : int
         Largest height and width of a tile, pixels.
     dates : int
         Most dates of a cube.
-    qualities : tuple of float
-        What tiles are coded at.
     samples : int
         Most symbols of a tile and quality.
     rounds : int
@@ -74,9 +74,9 @@ class ContextConfig:
     out: str
     held_out: tuple[str, ...] = ()
     few: tuple[str, ...] = ()
+    model: str = "tec-s2-context"
     side: int = 256
     dates: int = 3
-    qualities: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
     samples: int = 4000
     rounds: int = 3
     iterations: int = 4000
@@ -200,6 +200,9 @@ def train_context(config: ContextConfig) -> Path:
     net: ContextNet | None = None
     for number in range(config.rounds + 1):
         model = TecS2(Weights.of(tensors, "training"), "0" * 64)
+        if number == 0:
+            tensors["context.mean"] = _fitted_means(model, tiles)
+            model = TecS2(Weights.of(tensors, "training"), "0" * 64)
         samples = _collected(model, tiles, config, first=number == 0)
         if number < config.rounds:
             net = net or ContextNet()
@@ -267,7 +270,7 @@ def _collected(
     for tile in tiles:
         layout, values = Layout.of(tile, None)
         planes = [layout.plane(b, v[0]) for b, v in enumerate(values)]
-        for quality in config.qualities:
+        for quality in _QUALITIES:
             spectrum, wanted = by_scale.analysed(model, layout, planes, quality)
             walk = spectrum.walk(model.weights, quality)
             if first:
@@ -282,6 +285,26 @@ def _collected(
             off = (np.abs(flat) - np.abs(wanted.reshape(-1)[chosen])).astype(np.float32)
             parts.append((inputs[chosen], symbols[chosen], off, np.abs(flat)))
     return _Samples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _fitted_means(model: TecS2, tiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Weights of the neighbours that predict block means, by least squares: `context.mean`."""
+    grams, sides = np.zeros((MOST_BANDS, 4, 4)), np.zeros((MOST_BANDS, 4))
+    for tile in tiles:
+        layout, values = Layout.of(tile, None)
+        planes = [layout.plane(b, v[0]) for b, v in enumerate(values)]
+        spectrum, wanted = by_scale.analysed(model, layout, planes, 6.0)
+        if min(wanted.shape[1:]) < 3:
+            continue
+        for k in range(spectrum.components[0]):
+            plane = wanted[k] / max(float(wanted[k].std()), 1e-6)
+            x = np.stack([plane[1:, :-2], plane[:-1, 1:-1], plane[:-1, :-2], plane[:-1, 2:]])
+            x = x.reshape(4, -1)
+            grams[k] += x @ x.T
+            sides[k] += x @ plane[1:, 1:-1].reshape(-1)
+    grams[8:], sides[8:] = grams[8:].sum(axis=0), sides[8:].sum(axis=0)  # few have so many
+    found = np.linalg.solve(grams + 1e-3 * np.eye(4), sides[..., None])[..., 0].T
+    return np.clip(np.rint(256 * found), -1024, 1024).astype(np.int16)
 
 
 def _fit(net: ContextNet, samples: _Samples, config: ContextConfig, rate: float) -> float:
@@ -352,9 +375,3 @@ def _checked(
             bits, decibels = np.mean(logs, axis=0)
             out[quality] = (float(np.exp(bits)), 10 * float(decibels))
     return out
-
-
-def read_config(path: Path) -> ContextConfig:
-    """A configuration from a TOML file."""
-    keys = tomllib.loads(path.read_text())
-    return ContextConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()})

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.models.hub import PUBLISHED
 from tec_zarr.models.s2 import save_pixels
+from tec_zarr.training.context import ContextConfig, train_context
 from tec_zarr.training.export import release, release_temporal
 from tec_zarr.training.family import FamilyConfig, train_family
 from tec_zarr.training.flex import FlexConfig, make_flex
@@ -25,12 +26,13 @@ from tec_zarr.training.temporal import (
 )
 
 
-def read_config(path: Path) -> Config | TemporalConfig | FamilyConfig:
+def read_config(path: Path) -> Config | ContextConfig | TemporalConfig | FamilyConfig:
     """The configuration of a run from TOML; relative paths count from the file's folder.
 
-    ``model = "tec-tt-s2"`` asks for the temporal model, ``"tec-flex-s2"`` for the tables that make
-    its streams flexible, ``"tec-s2-pixels"`` for another way from the image model's latents to
-    pixels, the name of a published one for that architecture, nothing for the image model.
+    ``model = "tec-s2-context"`` asks for the context network of the image model, ``"tec-tt-s2"``
+    for the temporal model, ``"tec-flex-s2"`` for the tables that make its streams flexible,
+    ``"tec-s2-pixels"`` for another way from the old image model's latents to pixels, the name of a
+    published one for that architecture, nothing for the old image model.
 
     Raises
     ------
@@ -42,11 +44,12 @@ def read_config(path: Path) -> Config | TemporalConfig | FamilyConfig:
         values = tomllib.loads(Path(path).read_text())
     except ValueError as error:  # tomllib's own names the line, UnicodeDecodeError the byte
         raise UnsupportedArrayError(f"{path} is not TOML: {error}") from error
-    kind: type[Config | TemporalConfig | FamilyConfig] = Config
+    kind: type[Config | ContextConfig | TemporalConfig | FamilyConfig] = Config
     if values.get("model") in PUBLISHED:
         kind = FamilyConfig
     else:
-        kinds = {kind.model: kind for kind in (TemporalConfig, FlexConfig, PixelConfig)}
+        named = (ContextConfig, TemporalConfig, FlexConfig, PixelConfig)
+        kinds = {kind.model: kind for kind in named}
         kind = kinds.get(values.get("model", ""), Config)
     unknown = sorted(set(values) - {f.name for f in fields(kind)})
     if unknown or not {"data", "out"} <= set(values):
@@ -61,6 +64,8 @@ def read_config(path: Path) -> Config | TemporalConfig | FamilyConfig:
         values["start"] = str(here / values["start"])
     lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
     config = kind(**{**values, **lists})
+    if isinstance(config, ContextConfig):
+        return config
     if config.crop % config.crop_multiple or config.crop < 16:
         raise UnsupportedArrayError(
             f"{path}: crop is {config.crop}, this model takes multiples of "
@@ -94,6 +99,8 @@ def run(path: Path) -> Path:
     """Train as ``path`` says; returns the weights file in the run's folder."""
     config = read_config(path)
     out = Path(config.out)
+    if isinstance(config, ContextConfig):
+        return train_context(config)
     if isinstance(config, FamilyConfig):
         return train_family(config)
     if isinstance(config, FlexConfig):

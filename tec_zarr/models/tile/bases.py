@@ -3,7 +3,8 @@
 Bands differ more in their fine texture than in their brightness, and coarse bands have no fine
 texture at all. So each class of frequencies has a Karhunen-Loeve transform of its own. A basis is
 sent as the angles of Givens rotations: whatever is read back is orthonormal, so that coarse angles
-cost a little decorrelation, never fidelity. A component without energy has no column and no bits.
+cost a little decorrelation, never fidelity. The basis of a class is a rotation of that of the class
+before, so that most angles are small. A component without energy has no column and no bits.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from tec_zarr.errors import FormatError
-from tec_zarr.models.klt import MOST_BANDS, BitReader, BitWriter, rotate, rotated, rotations
+from tec_zarr.models.klt import MOST_BANDS, BitReader, BitWriter, eigenvectors
+from tec_zarr.native import core
 
 SPREAD_LOW, SPREAD_HIGH = -24, 72
 """Quarter octaves of a component's spread over the quantiser step that can be told apart."""
 
 BASIS_BITS = 12
-_SILENT = (-20, -16)
+_SILENT = (-16, -12)
 """Components at or below this spread carry nothing: of the class of block means, of the others."""
 
 _FINER, _LEAST, _MOST = 6, 3, 15
+_GRID = 2.0**24
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,13 @@ class Basis:
         In 1/2^12.
     spreads : ndarray of int, (components,)
         Quarter octaves of standard deviation over the quantiser step.
+    full : ndarray of float64, (bands, bands)
+        All vectors, in whole 1/2^24: the basis of the next class is a rotation of them.
     """
 
     vectors: np.ndarray
     spreads: np.ndarray
+    full: np.ndarray
 
     @property
     def components(self) -> int:
@@ -47,11 +53,22 @@ class Basis:
         return len(self.spreads)
 
 
+NO_BASIS = Basis(np.empty((0, 0), np.int32), np.empty(0, int), np.empty((0, 0)))
+"""That of a class without bands."""
+
+
 def _angle_bits(spread: int) -> int:
     return min(max(math.ceil(spread / 4) + _FINER, _LEAST), _MOST)
 
 
-def write(bits: BitWriter, covariance: np.ndarray, step: float, class_: int) -> Basis:
+def _rotations(count: int, components: int) -> list[tuple[int, int]]:
+    """(column, row) of each angle, in order. The last column never has one."""
+    return [(j, i) for j in range(min(components, count - 1)) for i in range(j + 1, count)]
+
+
+def write(
+    bits: BitWriter, covariance: np.ndarray, step: float, class_: int, before: Basis
+) -> Basis:
     """Write the basis of a class, and return it as it is read.
 
     Parameters
@@ -63,34 +80,38 @@ def write(bits: BitWriter, covariance: np.ndarray, step: float, class_: int) -> 
         Quantiser step.
     class_ : int
         Number of the class; 0 is that of the block means.
+    before : Basis
+        That of the class before.
     """
     count = len(covariance)
-    values, work = np.linalg.eigh(covariance)
-    values, work = values[::-1], work[:, ::-1].copy()
-    largest = np.abs(work).argmax(axis=0)
-    work *= np.where(work[largest, np.arange(count)] < 0, -1.0, 1.0)
+    start = _start(count, before)
+    values, vectors = eigenvectors(covariance)
+    work = start.T @ vectors
     ratio = np.log2(np.sqrt(np.maximum(values, 1e-9)) / step)
     spreads = np.clip(np.rint(4 * ratio), SPREAD_LOW, SPREAD_HIGH).astype(int)
     spreads = spreads[: int((spreads > _SILENT[class_ > 0]).sum())]
     bits.put(len(spreads), 5)
-    before = SPREAD_HIGH if class_ == 0 else 20
+    expected = SPREAD_HIGH if class_ == 0 else 20
     for spread in spreads.tolist():
-        bits.put_signed(before - spread, 2)
-        before = spread
+        bits.put_signed(expected - spread, 2)
+        expected = spread
     angles = []
-    for column, row, turn in rotations(count, len(spreads)):
-        size = _angle_bits(int(spreads[column])) + turn
-        unit = math.pi / 2 ** (size - turn)
-        code = round(math.atan2(work[row, column], work[row - 1, column]) / unit)
-        # Below a pivot that is already positive an angle lies in [0, pi): no wrapping round.
-        code = code % (1 << size) if turn else min(max(code, 0), (1 << size) - 1)
-        bits.put(code, size)
-        angles.append((row, code * unit))
-        rotate(work, row, angles[-1][1])
-    return Basis(_whole(count, angles, len(spreads)), spreads)
+    for column, row in _rotations(count, len(spreads)):
+        if row == column + 1 and work[column, column] < 0:
+            work[:, column] *= -1  # so that no angle is larger than a quarter turn
+        size = _angle_bits(int(spreads[column]))
+        unit = math.pi / 2**size
+        pivot, other = work[column].copy(), work[row].copy()
+        code = min(round(math.atan2(other[column], pivot[column]) / unit), (1 << size - 1) - 1)
+        _put_angle(bits, code, size, len(before.full) == count)
+        angles.append((column, row, code * unit))
+        cosine, sine = math.cos(code * unit), math.sin(code * unit)
+        work[column] = cosine * pivot + sine * other
+        work[row] = cosine * other - sine * pivot
+    return _basis(start, angles, spreads)
 
 
-def read(bits: BitReader, count: int, class_: int) -> Basis:
+def read(bits: BitReader, count: int, class_: int, before: Basis) -> Basis:
     """Read the basis of a class of `count` bands.
 
     Raises
@@ -101,20 +122,43 @@ def read(bits: BitReader, count: int, class_: int) -> Basis:
     components = bits.get(5)
     if components > min(count, MOST_BANDS):
         raise FormatError(f"a section of {count} bands claims {components} spectral components")
-    before = SPREAD_HIGH if class_ == 0 else 20
+    expected = SPREAD_HIGH if class_ == 0 else 20
     spreads = []
     for _ in range(components):
-        before -= bits.get_signed(2)
-        if not _SILENT[class_ > 0] < before <= SPREAD_HIGH:
+        expected -= bits.get_signed(2)
+        if not _SILENT[class_ > 0] < expected <= SPREAD_HIGH:
             raise FormatError("a section's spectral spreads are out of range")
-        spreads.append(before)
+        spreads.append(expected)
     angles = []
-    for column, row, turn in rotations(count, components):
-        size = _angle_bits(spreads[column]) + turn
-        angles.append((row, bits.get(size) * math.pi / 2 ** (size - turn)))
-    return Basis(_whole(count, angles, components), np.array(spreads, int))
+    for column, row in _rotations(count, components):
+        size = _angle_bits(spreads[column])
+        code = _get_angle(bits, size, len(before.full) == count)
+        angles.append((column, row, code * math.pi / 2**size))
+    return _basis(_start(count, before), angles, np.array(spreads, int))
 
 
-def _whole(count: int, angles: list[tuple[int, float]], components: int) -> np.ndarray:
-    basis = rotated(count, angles)[:, :components]
-    return np.rint(basis * 2**BASIS_BITS).astype(np.int32)
+def _put_angle(bits: BitWriter, code: int, size: int, small: bool) -> None:
+    """An angle from minus to plus a quarter turn; most are `small` after the class before."""
+    if small:
+        bits.put_signed(code, max(size - 5, 0))
+    else:
+        bits.put(code + (1 << size - 1), size)
+
+
+def _get_angle(bits: BitReader, size: int, small: bool) -> int:
+    if small:
+        return min(max(bits.get_signed(max(size - 5, 0)), -(1 << size)), 1 << size)
+    return bits.get(size) - (1 << size - 1)
+
+
+def _start(count: int, before: Basis) -> np.ndarray:
+    return before.full if len(before.full) == count else np.eye(count)
+
+
+def _basis(start: np.ndarray, angles: list[tuple[int, int, float]], spreads: np.ndarray) -> Basis:
+    turned = core.rotated(len(start), angles)
+    # Products of whole numbers below 2**53: exact in any order.
+    whole = (start * _GRID).astype(np.int64) @ (turned * _GRID).astype(np.int64)
+    full = ((whole + (1 << 23)) >> 24) / _GRID
+    vectors = np.rint(full[:, : len(spreads)] * 2**BASIS_BITS).astype(np.int32)
+    return Basis(vectors, spreads, full)

@@ -23,7 +23,7 @@ from tec_zarr.grids import Kind
 from tec_zarr.models.klt import MOST_BANDS, BitReader, BitWriter
 from tec_zarr.models.registry import Encoded
 from tec_zarr.models.tile import bases
-from tec_zarr.models.tile.bases import Basis
+from tec_zarr.models.tile.bases import NO_BASIS, Basis
 from tec_zarr.models.tile.layout import UNITS, Layout
 from tec_zarr.models.tile.weights import Weights, read_weights
 from tec_zarr.native import core
@@ -36,7 +36,6 @@ BITS_OF_ERROR = 8.0
 """Bits that the quantiser gives for a squared step of error."""
 
 _LONGEST_HEADER = 16384
-_NO_BASIS = Basis(np.empty((0, 0), np.int32), np.empty(0, int))
 
 
 def step_of(quality: float) -> float:
@@ -308,13 +307,15 @@ def _analysed(
     means = _write_means(bits, [float(p.mean()) for p in planes], step)
     classes = model.transform.forward(layout, [p - m for p, m in zip(planes, means, strict=True)])
     rows, cols = blocks_of(layout)
-    found, wanted = [], [np.empty((0, rows, cols))]
+    found: list[Basis] = []
+    wanted = [np.empty((0, rows, cols))]
     for class_, values in enumerate(classes):
         if not len(values):
-            found.append(_NO_BASIS)
+            found.append(NO_BASIS)
             continue
         covariance = core.products(values.reshape(len(values), -1)) / values[0].size
-        basis = bases.write(bits, covariance, step, class_)
+        before = found[-1] if found else NO_BASIS
+        basis = bases.write(bits, covariance, step, class_, before)
         found.append(basis)
         if basis.components:
             vectors = basis.vectors / (2.0**bases.BASIS_BITS * step)
@@ -340,11 +341,11 @@ def read_header(
     means = _read_means(bits, bands, step)
     if np.abs(means).max() > 1 << 21:
         raise FormatError("a section's means are out of range")
-    found = tuple(
-        bases.read(bits, len(there), class_) if (there := bands_of(layout, class_)) else _NO_BASIS
-        for class_ in range(CLASSES)
-    )
-    return Spectrum(layout, means, found), section[len(head) - bits.left // 8 :]
+    found: list[Basis] = []
+    for class_ in range(CLASSES):
+        there, before = bands_of(layout, class_), found[-1] if found else NO_BASIS
+        found.append(bases.read(bits, len(there), class_, before) if there else NO_BASIS)
+    return Spectrum(layout, means, tuple(found)), section[len(head) - bits.left // 8 :]
 
 
 def _checksum(latents: np.ndarray, before: int) -> int:
