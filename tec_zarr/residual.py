@@ -63,7 +63,11 @@ def _own_offsets(kind: int, radius2: int) -> tuple[tuple[int, int], ...]:
 
 
 _FARTHER = {1: _own_offsets(1, 18), 2: _own_offsets(2, 10), 3: _own_offsets(3, 9)}
-_AROUND = ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
+_AROUND = (
+    *((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)),
+    *((-2, 0), (0, -2), (0, 2), (2, 0), (-2, -1), (-2, 1), (-1, -2), (-1, 2)),
+    *((1, -2), (1, 2), (2, -1), (2, 1), (-2, -2), (-2, 2), (2, -2), (2, 2)),
+)  # of a reference, nearest first
 
 
 Pass = tuple[int, int, int, int]
