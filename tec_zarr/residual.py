@@ -38,7 +38,7 @@ _SPREAD_UNIT = 256  # spreads are stored in 1/256 DN
 _SPREAD_WEIGHTS = np.array([0, 1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128, 181]) / 64.0
 _FEW = 128  # valid pixels in a pass, below which spreads are not modelled
 _TRUST = 16.0  # largest weight of a pixel in a fit
-_BAND_PIXELS = 4096  # whose regressors are there at once
+_BAND_PIXELS = 2048  # whose regressors are there at once
 _SKIP, _RAW = SHAPES, SHAPES + 1
 _MODES = SHAPES + 2
 
