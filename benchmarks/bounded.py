@@ -9,8 +9,8 @@ per (1, C, 256, 256) chunk (wall time on an idle core); tec_zarr's encoding time
 again, with which it verifies what it wrote.
 
 JPEG XL has no error bound. ``jpegxl-rounded`` is what one can do about that: values rounded to
-multiples of 2 * bound + 1, then JPEG XL without loss. ``jpegxl-on-grids`` is that, given the sensor's own grids:
-native planes instead of enlarged ones.
+multiples of 2 * bound + 1, then JPEG XL without loss. ``jpegxl-on-grids`` is that, given the
+sensor's own grids: native planes instead of enlarged ones.
 
 Bounds on NDVI are tried on B08 and B04 of the first date. A codec without such bounds gets the
 largest bound in DN, found by bisection, whose decoded NDVI is within the one on the index.

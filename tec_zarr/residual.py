@@ -38,7 +38,7 @@ _SPREAD_UNIT = 256  # spreads are stored in 1/256 DN
 _SPREAD_WEIGHTS = np.array([0, 1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128, 181]) / 64.0
 _FEW = 128  # valid pixels in a pass, below which spreads are not modelled
 _TRUST = 16.0  # largest weight of a pixel in a fit
-_BAND_PIXELS = 4096  # whose regressors are there at once
+_BAND_PIXELS = 2048  # whose regressors are there at once
 _SKIP, _RAW = SHAPES, SHAPES + 1
 _MODES = SHAPES + 2
 
@@ -63,7 +63,11 @@ def _own_offsets(kind: int, radius2: int) -> tuple[tuple[int, int], ...]:
 
 
 _FARTHER = {1: _own_offsets(1, 18), 2: _own_offsets(2, 10), 3: _own_offsets(3, 9)}
-_AROUND = ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
+_AROUND = (
+    *((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)),
+    *((-2, 0), (0, -2), (0, 2), (2, 0), (-2, -1), (-2, 1), (-1, -2), (-1, 2)),
+    *((1, -2), (1, 2), (2, -1), (2, 1), (-2, -2), (-2, 2), (2, -2), (2, 2)),
+)  # of a reference, nearest first
 
 
 Pass = tuple[int, int, int, int]

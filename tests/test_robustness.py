@@ -386,5 +386,5 @@ def test_bounded_chunks_decode_in_bounded_memory():
     array = (ramp + rng.normal(0, 60, (1, 4, 256, 256))).clip(1).astype("u2")
     frame = encode_chunk(array, ChunkSpec(model=toy.NAME, max_error=0))
     decode_chunk(frame)  # probability tables are made once
-    constant = 12 * 2**20  # regressors of 4096 pixels
+    constant = 12 * 2**20  # regressors of 2048 pixels
     assert peak(lambda: decode_chunk(frame)) < 20 * array.nbytes + constant
