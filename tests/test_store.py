@@ -506,7 +506,7 @@ def test_stacked_bands_are_one_array_and_variables_again():
 
 def test_only_bands_of_one_grid_and_nodata_are_stacked():
     ds = separate()
-    ds.nbart_nir.attrs["nodata"] = -1
+    ds.nbart_nir.attrs["no_data"] = -1
     assert set(tec_zarr.stack_bands(ds).data_vars) == {"reflectance", "nbart_nir", "oa_fmask"}
     with pytest.warns(SeparateBandsWarning, match="2 bands|3 bands"):
         encoding(ds)
@@ -527,6 +527,15 @@ def test_what_is_no_band_is_split_off(cube):
         settings = encoding(split)
         assert settings["reflectance"]["serializer"].bands == tuple(cube.band.values)
         assert "serializer" not in settings["SCL"]
+
+
+def test_what_files_say_of_each_band_follows_a_band_that_is_split_off():
+    image = counting(4, scales=[1e-4, 1e-4, 1.0, 1e-3], long_name=["B02", "B03", "SCL", "B04"])
+    split = tec_zarr.stack_bands(image)
+    assert split.reflectance.attrs["scales"] == [1e-4, 1e-4, 1e-3]
+    assert split.reflectance.attrs["long_name"] == ["B02", "B03", "B04"]
+    assert split.SCL.attrs["scales"] == [1.0]
+    assert len(image.attrs["scales"]) == 4
 
 
 def dated(cube, times, unit="ns"):
