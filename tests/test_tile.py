@@ -93,7 +93,7 @@ def test_any_shape_and_number_of_bands(model, shape, quality):
     assert crc == encoded.latents_crc
     assert back.shape == shape
     if quality == 8.0:
-        assert np.abs(back - cube).max() < 120
+        assert np.sqrt(((back - cube) ** 2).mean()) < 40
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -133,6 +133,19 @@ def test_nodata_does_not_hide_a_grid(model):
     known[..., :21, 30:] = False
     layout, _ = Layout.of(np.where(known, cube, 777), known)
     assert layout.levels == (0, 0, 1, 1)
+
+
+def test_a_few_pixels_off_the_grid_are_not_lost(model):
+    """A band with single bright pixels among its cells is no band of cells."""
+    rng, shape = np.random.default_rng(6), (64, 64)
+    cube = enlarged(rng, Grid(Kind.REPEATED, 2, 0, 0), 3, shape)
+    cube[0, 1, [3, 20, 50], [7, 31, 12]] += 4000
+    layout, _ = Layout.of(cube, None)
+    assert layout.grids[1] is None
+    assert layout.grids[0] is not None
+    encoded = model.encode(cube.astype(np.float32), 8.0)
+    back, _ = model.decode(encoded.sections, cube.shape, 8.0)
+    assert np.abs(back - cube).max() < 200
 
 
 def test_a_thirteenth_band_is_kept(model):
@@ -188,8 +201,10 @@ def test_a_basis_is_read_as_it_was_written_and_orthonormal(count, class_, seed):
     rng = np.random.default_rng(seed)
     half = rng.normal(0, 100, (count, count))
     bits = BitWriter()
-    written = bases.write(bits, half @ half.T, 30.0, class_)
-    found = bases.read(BitReader(bits.to_bytes()), count, class_)
+    before = bases.write(bits, half.T @ half, 30.0, 0, bases.NO_BASIS)
+    written = bases.write(bits, half @ half.T, 30.0, class_, before)
+    reader = BitReader(bits.to_bytes())
+    found = bases.read(reader, count, class_, bases.read(reader, count, 0, bases.NO_BASIS))
     np.testing.assert_array_equal(found.vectors, written.vectors)
     np.testing.assert_array_equal(found.spreads, written.spreads)
     product = found.vectors.T.astype(float) @ found.vectors / 4**bases.BASIS_BITS

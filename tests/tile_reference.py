@@ -130,7 +130,7 @@ def decode(section, bands, shape, quality, weights):
     # bases
     fine = [b for b in range(bands) if level[b] == 0]
     coarse = [b for b in range(bands) if level[b] == 1]
-    bases = []
+    bases, vectors = [], []
     for c in range(5):
         there = fine + coarse if c < 4 else fine
         if not there:
@@ -141,16 +141,20 @@ def decode(section, bands, shape, quality, weights):
             before -= bits.s(2)
             spreads.append(before)
         angles, n_bands = [], len(there)
+        follows = bool(vectors) and len(vectors[-1]) == n_bands
         for j in range(min(components, n_bands - 1)):
-            for i in range(n_bands - 1, j, -1):
+            for i in range(j + 1, n_bands):
                 n = min(max(math.ceil(spreads[j] / 4) + 6, 3), 15)
-                angles.append((i, bits.u(n + (i == n_bands - 1)) * math.pi / 2**n))
-        basis = np.eye(n_bands)
-        for i, a in reversed(angles):
-            upper, lower = basis[i - 1].copy(), basis[i].copy()
-            basis[i - 1] = math.cos(a) * upper - math.sin(a) * lower
-            basis[i] = math.cos(a) * lower + math.sin(a) * upper
-        basis = np.rint(np.rint(basis * 2**24) / 2**12).astype(np.int64)[:, :components]
+                number = bits.s(max(n - 5, 0)) if follows else bits.u(n) - 2 ** (n - 1)
+                angles.append((j, i, min(max(number, -(2**n)), 2**n) * math.pi / 2**n))
+        turned = np.eye(n_bands)
+        for j, i, a in reversed(angles):
+            upper, lower = turned[j].copy(), turned[i].copy()
+            turned[j] = math.cos(a) * upper - math.sin(a) * lower
+            turned[i] = math.cos(a) * lower + math.sin(a) * upper
+        turned = np.rint(turned * 2**24).astype(np.int64)
+        vectors.append(rounded(vectors[-1] @ turned, 24) if follows else turned)
+        basis = np.rint(vectors[-1] / 2**12).astype(np.int64)[:, :components]
         bases.append((there, basis, spreads))
     coder = Coder(section[-(-bits.at // 8) :])
     # coefficients
@@ -241,10 +245,8 @@ def decode(section, bands, shape, quality, weights):
     for b in range(bands):
         if grid[b]:
             k = grid[b][1] >> level[b]
-            cells[b] = (
-                k,
-                *(((s + m) >> level[b]) % k for s, m in zip(grid[b][2:], margin, strict=True)),
-            )
+            at = zip(grid[b][2:], margin, strict=True)
+            cells[b] = (k, *(((s + m) >> 1) % k if level[b] else s for s, m in at))
     for (b, u, v), s in mixed.items():
         name = "gain.16" if level[b] == 0 else f"gain.8.{('repeated', 'bilinear')[grid[b][0]]}"
         gain = weights[name][cells.get(b, (1,))[0] - 1].astype(object)
@@ -265,16 +267,18 @@ def decode(section, bands, shape, quality, weights):
                 part = x[at - n // 2 : at + n // 2]
                 x[at - n // 2 : at + n // 2] = np.clip(rounded(over @ part, 14), -(2**26), 2**26)
             x = np.ascontiguousarray(x.T)
-        ph, pw = (height, width) if level[b] == 0 else (-(-height // 2), -(-width // 2))
+        ph, pw = (-(-height // 2), -(-width // 2)) if level[b] else (height, width)
         x = x[:ph, :pw] + 64 * means[b]
+        if level[b] == 0:
+            x = x[margin[0] :, margin[1] :]
         if not grid[b]:
-            image[b] = (x[margin[0] :, margin[1] :] + 32) // 64
+            image[b] = (x + 32) // 64
             continue
         k, row, column = cells[b]
         if k == 1:
             native = (2 * x + 64) // 128
         else:
-            r, c = ((np.arange(m) - s) // k for m, s in ((ph, row), (pw, column)))
+            r, c = ((np.arange(m) - s) // k for m, s in zip(x.shape, (row, column), strict=True))
             r, c = r - r[0], c - c[0]
             sums, n_of = (
                 np.zeros((r[-1] + 1, c[-1] + 1), np.int64),

@@ -198,7 +198,7 @@ class TecS2:
         """Encode float32 DN (T, C, h, w), finite; `known` says what was measured."""
         check_bands(cube.shape)
         whole = np.clip(np.rint(cube), -(1 << 20), 1 << 20).astype(np.int32)
-        layout, values = Layout.of(whole, known)
+        layout, values = Layout.of(whole, known, max(step_of(quality) / 64, 0.5))
         sections, crc = [], 0
         for date in range(len(cube)):
             planes = [layout.plane(b, v[date]) for b, v in enumerate(values)]

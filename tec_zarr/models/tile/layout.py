@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from tec_zarr.errors import FormatError
-from tec_zarr.grids import MAX_FACTOR, Grid, Kind, find
+from tec_zarr.grids import MAX_FACTOR, Found, Grid, Kind, find
 from tec_zarr.models.klt import BitReader, BitWriter
 
 UNITS = 64
@@ -84,7 +84,10 @@ class Layout:
         return (rows, columns) if level == 0 else (-(-rows // 2), -(-columns // 2))
 
     def cells(self, band: int) -> Grid | None:
-        """The cells of a band's grid on the planes of its level; None where they are its pixels."""
+        """The cells of a band's grid; None where they are its plane's values.
+
+        Of a band of level 1 they are on its plane, of level 0 on the tile, without the margin.
+        """
         grid, level = self.grids[band], self.levels[band]
         if grid is None:
             return None
@@ -92,13 +95,15 @@ class Layout:
         if factor == 1:
             return None
         row, column = (
-            ((start + margin) >> level) % factor
+            ((start + margin) >> 1) % factor if level else start
             for start, margin in zip((grid.row, grid.column), self.margin, strict=True)
         )
         return Grid(Kind.REPEATED, factor, row, column)
 
     @classmethod
-    def of(cls, cube: np.ndarray, known: np.ndarray | None) -> tuple[Layout, list[np.ndarray]]:
+    def of(
+        cls, cube: np.ndarray, known: np.ndarray | None, error: float = 0.5
+    ) -> tuple[Layout, list[np.ndarray]]:
         """The layout of a tile, and the values of its bands.
 
         Parameters
@@ -107,6 +112,8 @@ class Layout:
             DN.
         known : ndarray of bool or None
             Samples that were measured.
+        error : float
+            Largest root mean square, DN, by which a grid may miss a band's samples.
 
         Returns
         -------
@@ -115,7 +122,10 @@ class Layout:
             For each band (T, ., .): its samples, or the native values of the cells in the tile.
         """
         found = find(cube, known, _EXACT)
-        grids = [None if f is None else f.grid for f in found]
+        grids = [
+            None if f is None or _missed(f, cube, known, band) > error else f.grid
+            for band, f in enumerate(found)
+        ]
         kinds = {g for g in grids if g is not None}
         if len(kinds) > _MOST_GRIDS:
             grids = [None] * len(grids)
@@ -135,19 +145,21 @@ class Layout:
 
     def plane(self, band: int, values: np.ndarray) -> np.ndarray:
         """The plane of a band, float64, from one date of its values."""
-        shape = self.plane_shape(self.levels[band])
-        cells = self.cells(band)
-        if cells is None:
-            top = self.margin if self.levels[band] == 0 else (0, 0)
-            return np.pad(values.astype(np.float64), [(top[0], 0), (top[1], 0)], mode="edge")
-        return _smooth(values.astype(np.float64), cells, shape)
+        level, cells = self.levels[band], self.cells(band)
+        plane = values.astype(np.float64)
+        if cells is not None:
+            plane = _smooth(plane, cells, self.plane_shape(1) if level else self.shape)
+        if level == 0:
+            plane = np.pad(plane, [(self.margin[0], 0), (self.margin[1], 0)], mode="edge")
+        return plane
 
     def samples(self, band: int, plane: np.ndarray) -> np.ndarray:
         """The samples of a band, int32 DN, from its decoded plane in whole `UNITS`."""
         grid, cells = self.grids[band], self.cells(band)
+        if self.levels[band] == 0:
+            plane = plane[self.margin[0] :, self.margin[1] :]
         if grid is None:
-            top, left = self.margin
-            return (plane[top:, left:] + UNITS // 2) // UNITS
+            return (plane + UNITS // 2) // UNITS
         total, count = (plane.astype(np.int64), 1) if cells is None else _cell_sums(plane, cells)
         native = (2 * total + UNITS * count) // (2 * UNITS * count)
         # Bilinear samples at an edge lie between the cells there and cells beyond it.
@@ -193,6 +205,14 @@ class Layout:
         if max(numbers) >= len(found):
             raise FormatError("a section puts a band on a grid that it does not name")
         return cls(tuple(found[n] for n in numbers), shape)
+
+
+def _missed(found: Found, cube: np.ndarray, known: np.ndarray | None, band: int) -> float:
+    """Root mean square of what a grid leaves of a band's measured samples, DN."""
+    if not found.wrong:
+        return 0.0
+    off = (found.grid.enlarge(found.native, cube.shape[2:]) - cube[:, band]).astype(np.float64)
+    return float(np.sqrt(np.mean(off[... if known is None else known[:, band]] ** 2)))
 
 
 def _cell_sums(plane: np.ndarray, cells: Grid) -> tuple[np.ndarray, np.ndarray]:
