@@ -20,10 +20,10 @@ MULTIPLE = 7.0
 of its neighbourhood. On the training cubes this takes less than 1 % of the bytes from
 ``FULL_QUALITY`` on; ``docs/when-not-to-use.md`` has the numbers."""
 
-COARSEST_MULTIPLE = 10.0
+COARSEST_MULTIPLE = 11.0
 """The same at quality 1, where a whole chunk has a few hundred bytes."""
 
-FULL_QUALITY = 2.0
+FULL_QUALITY = 3.0
 
 _LEAST_RMS = 1.0
 """DN: rounding alone makes errors of half a DN."""
@@ -38,7 +38,7 @@ _ROUNDS = 4
 
 def multiple(quality: float) -> float:
     """How many times the RMS an error must have at this quality."""
-    coarse = min(max(FULL_QUALITY - quality, 0.0), 1.0)
+    coarse = max(FULL_QUALITY - quality, 0.0) / (FULL_QUALITY - 1.0)
     return MULTIPLE + coarse * (COARSEST_MULTIPLE - MULTIPLE)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from tec_zarr import ChunkSpec, UnsuitedDataWarning, decode_chunk, encode_chunk, synthetic
 from tec_zarr.models import s2, s2_flex
 from tec_zarr.models.registry import find_model
+from tec_zarr.native import core
 from tec_zarr.transcoding import transcode_chunk
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -142,7 +143,15 @@ def decode(frame: bytes) -> tuple[np.ndarray, str]:
         digest.update(state.value.astype("<i8").tobytes())
         return check(state)
 
+    walk = core.Walk.decode
+
+    def walked(state, data):
+        values, indexes = walk(state, data)
+        digest.update(values.astype("<i4").tobytes())
+        return values, indexes
+
     with (
+        mock.patch.object(core.Walk, "decode", walked),
         mock.patch.object(s2.LatentCoder, "decode", recorded),
         mock.patch.object(s2_flex.Latents, "check", seen),
     ):

@@ -71,17 +71,20 @@ def test_a_chunk_beside_nodata_is_not_worse(cube):
     cut = np.where(lost, np.uint16(0), dn)
     part = codec.decode(codec.encode(cut)).astype(int) - cut
     rms = [np.sqrt(np.mean(error[..., beside] ** 2.0)) for error in (whole, part)]
-    assert rms[1] < 1.1 * rms[0]
+    assert rms[1] < 1.15 * rms[0]
 
 
-def test_torch_is_loaded_by_the_first_chunk_and_not_before(store):
+def test_neither_reading_nor_writing_loads_torch(store, tmp_path):
     code = f"""
 import sys
 import xarray as xr
 ds = xr.open_zarr({str(store)!r})
 assert "torch" not in sys.modules
 assert ds.reflectance[0, 0, 5, 5].values > 0
-assert "torch" in sys.modules
+import tec_zarr
+ds = tec_zarr.decode(ds.load())
+ds.to_zarr({str(tmp_path / "again.zarr")!r}, encoding=tec_zarr.encoding(ds))
+assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
