@@ -112,6 +112,7 @@ def test_an_interruption_leaves_nothing(tmp_path, name):
         "import os, signal, sys, threading, time\n"
         "from pathlib import Path\n"
         "from tec_zarr.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal\n"
         "def stop():\n"
         "    while not list(Path().glob('.o.zarr-*/o.zarr/reflectance/c/*')): time.sleep(0.005)\n"
         f"    os.kill(os.getpid(), signal.{name})\n"
