@@ -17,7 +17,7 @@ import xarray as xr
 from tec_zarr.canonical import crs_of
 from tec_zarr.compare import same_labels
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.naming import band_labels, is_band, name_bands
+from tec_zarr.naming import band_labels, is_band, name_bands, word
 from tec_zarr.nodata import KEYS, declared, fits, nodata_values
 from tec_zarr.sentinel2 import L2A_BANDS, NODATA, band_name
 from tec_zarr.stacking import shared
@@ -441,7 +441,7 @@ def _raster(image: xr.DataArray, crs: Any) -> xr.DataArray:
         plain["band_tags"] = kept["band_tags"]
     words = [str(word) for word in kept["long_name"]]
     if band and band in image.coords:
-        names = [str(b) for b in image[band].values]
+        names = [word(b) for b in image[band].values]
         plain["long_name"] = tuple(words if known_bands(words) == known_bands(names) else names)
         image = image.drop_vars(band)
     elif words:
