@@ -402,7 +402,7 @@ def write_geotiffs(ds: xr.Dataset, folder: str | Path) -> list[Path]:
     cubes = reflectance_names(ds)
     written = []
     for name, da in ds.data_vars.items():
-        if find_dim(da, Y) is None or find_dim(da, X) is None:
+        if not is_image(da):
             continue
         # In one folder with a cube they would be taken for bands of it.
         place = Path(folder) if name in cubes or not cubes else Path(folder) / str(name)
@@ -415,6 +415,11 @@ def write_geotiffs(ds: xr.Dataset, folder: str | Path) -> list[Path]:
             _raster(image, crs).rio.to_raster(file, compress="deflate")
             written.append(file)
     return written
+
+
+def is_image(da: xr.DataArray) -> bool:
+    """Whether an array has the two axes of an image."""
+    return find_dim(da, Y) is not None and find_dim(da, X) is not None
 
 
 def _raster(image: xr.DataArray, crs: Any) -> xr.DataArray:
