@@ -22,6 +22,7 @@ from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.compare import comparable, in_dn, pair
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.inpaint import DILATE, Mask, inpaint_clouds
+from tec_zarr.naming import word
 from tec_zarr.nodata import nodata_values
 from tec_zarr.sentinel2 import NODATA, NORMALISED_DIFFERENCES, band_name
 from tec_zarr.stacking import single_array
@@ -410,7 +411,7 @@ def _single(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:
 
 def _labels(da: xr.DataArray) -> list[str]:
     dim = find_dim(da, BAND)
-    names = [str(da.name)] if dim is None else [str(b) for b in da[dim].values]
+    names = [str(da.name)] if dim is None else [word(b) for b in da[dim].values]
     try:
         return [band_name(n) for n in names]
     except ValueError:

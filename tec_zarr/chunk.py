@@ -313,7 +313,8 @@ def encode_chunk(
     SecondGenerationWarning
         When the chunk holds pixels that this process decoded from TEC before.
     UnsuitedDataWarning
-        When the model would keep the chunk badly at any quality: classes, more than 12 bands.
+        When the model would keep the chunk badly at any quality: classes, more than 12 bands. Or
+        when chunk after chunk is padding for the most part.
     """
     spec = ChunkSpec() if spec is None else spec
     check_array(array.dtype, array.ndim)
@@ -341,6 +342,7 @@ def encode_chunk(
     dn_range = DN_RANGE if limits is None or limits.free else BOUND_RANGE
     low, high = ((dn + spec.offset) * scale for dn in dn_range)
     mask = find_mask(samples, nodata, low, high)
+    suited.warn_if_padded(None if mask is None else mask.labels)
     in_dn = spec.scale is None and (mask is None or not mask.listed.size)
     if native.kind == "f" and not in_dn and (limits is None or limits.free):
         check_unit(samples, spec)

@@ -279,18 +279,22 @@ def _decode(arguments: argparse.Namespace) -> None:
 
     Bands that were stacked to encode them are variables again in a Zarr store.
     """
-    from tec_zarr.inputs import open_cube, with_known_nodata, write_geotiffs
+    from tec_zarr.inputs import is_image, open_cube, with_known_nodata, write_geotiffs
     from tec_zarr.stacking import unstack_bands
     from tec_zarr.store import decode
 
     files: list[Path] = []
+    left: list[str] = []
     with _out(arguments) as target:
         ds = decode(with_known_nodata(open_cube(arguments.source)))
         if arguments.to == "zarr":
             _to_zarr(unstack_bands(ds), target)
         else:
             _with_bar("decode", lambda: files.extend(write_geotiffs(ds, target)))
+            left = [str(n) for n, da in ds.data_vars.items() if da.ndim and not is_image(da)]
     print(f"wrote {f'{len(files)} GeoTIFFs to ' if files else ''}{arguments.target}")
+    if left:
+        print(f"not in GeoTIFFs, which hold images: {', '.join(left)}")
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import xarray as xr
 
 from tec_zarr import metrics
 from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.naming import word
 from tec_zarr.nodata import is_nodata, nodata_values
 from tec_zarr.sentinel2 import NODATA
 from tec_zarr.stacking import made_of, single_array
@@ -191,7 +192,7 @@ def band_labels(da: xr.DataArray) -> list[str]:
     dim = find_dim(da, BAND)
     if dim is None:
         return [str(da.name)]
-    return [str(b) for b in da[dim].values]
+    return [word(b) for b in da[dim].values]
 
 
 def in_dn(original: xr.DataArray, decoded: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:

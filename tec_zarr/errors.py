@@ -50,7 +50,8 @@ class SeparateBandsWarning(UserWarning):
 
 
 class UnsuitedDataWarning(UserWarning):
-    """Data that TEC would keep badly, whatever the quality: classes, or more than twelve bands."""
+    """Data that TEC would keep badly, whatever the quality: classes, or more than twelve bands.
+    Or chunks that are padding for the most part."""
 
 
 _OF_DATA = (

@@ -22,6 +22,7 @@ import xarray as xr
 from tec_zarr.compare import same_labels
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.metrics import dn_per_unit
+from tec_zarr.naming import word
 from tec_zarr.nodata import fits, nodata_values
 from tec_zarr.regression import (
     COVERAGE,
@@ -349,7 +350,7 @@ def _like(da: xr.DataArray, half_width: Any) -> xr.DataArray:
 
 def _bands(da: xr.DataArray) -> tuple[str, ...] | None:
     dim = find_dim(da, BAND)
-    return tuple(str(b) for b in da[dim].values) if dim is not None and dim in da.coords else None
+    return tuple(word(b) for b in da[dim].values) if dim is not None and dim in da.coords else None
 
 
 def cloud_mask(scl: xr.DataArray, dilate: int = DILATE) -> xr.DataArray:

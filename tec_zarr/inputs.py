@@ -17,7 +17,7 @@ import xarray as xr
 from tec_zarr.canonical import crs_of
 from tec_zarr.compare import same_labels
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.naming import band_labels, is_band, name_bands
+from tec_zarr.naming import band_labels, is_band, name_bands, word
 from tec_zarr.nodata import KEYS, declared, fits, nodata_values
 from tec_zarr.sentinel2 import L2A_BANDS, NODATA, band_name
 from tec_zarr.stacking import shared
@@ -402,7 +402,7 @@ def write_geotiffs(ds: xr.Dataset, folder: str | Path) -> list[Path]:
     cubes = reflectance_names(ds)
     written = []
     for name, da in ds.data_vars.items():
-        if find_dim(da, Y) is None or find_dim(da, X) is None:
+        if not is_image(da):
             continue
         # In one folder with a cube they would be taken for bands of it.
         place = Path(folder) if name in cubes or not cubes else Path(folder) / str(name)
@@ -415,6 +415,11 @@ def write_geotiffs(ds: xr.Dataset, folder: str | Path) -> list[Path]:
             _raster(image, crs).rio.to_raster(file, compress="deflate")
             written.append(file)
     return written
+
+
+def is_image(da: xr.DataArray) -> bool:
+    """Whether an array has the two axes of an image."""
+    return find_dim(da, Y) is not None and find_dim(da, X) is not None
 
 
 def _raster(image: xr.DataArray, crs: Any) -> xr.DataArray:
@@ -441,7 +446,7 @@ def _raster(image: xr.DataArray, crs: Any) -> xr.DataArray:
         plain["band_tags"] = kept["band_tags"]
     words = [str(word) for word in kept["long_name"]]
     if band and band in image.coords:
-        names = [str(b) for b in image[band].values]
+        names = [word(b) for b in image[band].values]
         plain["long_name"] = tuple(words if known_bands(words) == known_bands(names) else names)
         image = image.drop_vars(band)
     elif words:

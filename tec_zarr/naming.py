@@ -35,10 +35,15 @@ def find_dim(da: xr.DataArray, names: tuple[str, ...]) -> str | None:
     return next((str(d) for d in da.dims if str(d).lower() in names), None)
 
 
+def word(value: Any) -> str:
+    """A name as text: fixed-length text of files is bytes where nothing says that it is text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
 def known_bands(names: Iterable[Any]) -> tuple[str, ...] | None:
     """Canonical names of bands, None if they are not all those of Sentinel-2 bands."""
     try:
-        return band_names([str(n) for n in names]) or None
+        return band_names([word(n) for n in names]) or None
     except UnknownBandError:
         return None
 
@@ -46,7 +51,7 @@ def known_bands(names: Iterable[Any]) -> tuple[str, ...] | None:
 def is_band(name: Any, beside: Iterable[Any] = ()) -> bool:
     """Whether a name is one of a Sentinel-2 band."""
     try:
-        return bool(band_name(str(name), [str(n) for n in beside]))
+        return bool(band_name(word(name), [word(n) for n in beside]))
     except UnknownBandError:
         return False
 
@@ -73,12 +78,12 @@ def band_labels(da: xr.DataArray) -> list[str] | None:
         elif isinstance(given, str) and count == 1:
             sources.append([given])
     sources += [c.values.tolist() for n, c in da.coords.items()
-                if c.dims == (dim,) and n != dim and c.dtype.kind in "OUT"]  # fmt: skip
+                if c.dims == (dim,) and n != dim and c.dtype.kind in "OSUT"]  # fmt: skip
     sources = [names for names in sources if not _only_count(names)]
     if not sources:
         return None
     best = max(sources, key=lambda names: sum(is_band(n, names) for n in names))  # first of equals
-    return [str(n) if n else f"unnamed_{i}" for i, n in enumerate(best, start=1)]
+    return [word(n) if n else f"unnamed_{i}" for i, n in enumerate(best, start=1)]
 
 
 def variable_bands(arrays: Mapping[Any, xr.DataArray]) -> dict[str, str]:

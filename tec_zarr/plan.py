@@ -31,7 +31,7 @@ from tec_zarr.chunk import ChunkSpec
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.limits import index_bands
 from tec_zarr.manifest import FOLDER, RecompressError, list_keys, read
-from tec_zarr.naming import variable_bands
+from tec_zarr.naming import variable_bands, word
 from tec_zarr.nodata import declared
 from tec_zarr.nodata import number as _number
 from tec_zarr.report import tec_spec
@@ -390,7 +390,7 @@ def _describe(
     folder = path[: len(path) - len(name)]
     coordinate = sources.get(f"{folder}{band}")
     if band is not None and coordinate is not None and coordinate.shape == (da.sizes[band],):
-        da = da.assign_coords({band: [str(b) for b in np.asarray(coordinate[:]).tolist()]})
+        da = da.assign_coords({band: [word(b) for b in np.asarray(coordinate[:]).tolist()]})
     return da
 
 

@@ -13,7 +13,15 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.naming import BAND, band_labels, find_dim, known_bands, name_bands, variable_bands
+from tec_zarr.naming import (
+    BAND,
+    band_labels,
+    find_dim,
+    known_bands,
+    name_bands,
+    variable_bands,
+    word,
+)
 from tec_zarr.nodata import KEYS, unencoded
 from tec_zarr.sentinel2 import BANDS
 from tec_zarr.store import (
@@ -27,6 +35,9 @@ from tec_zarr.store import (
 
 STACKED = "tec_stacked"
 """Attribute of a stacked array: JSON of the variables it was made of, and their attributes."""
+
+SELECTED = "tec_stacked_band"
+"""Attribute of a stacked array: the scalar coordinate ``band`` that the variables had."""
 
 NAME = "reflectance"
 """What a stacked array is called."""
@@ -73,6 +84,8 @@ def stack_bands(
         return ds
     where = next(i for i, n in enumerate(ds.data_vars) if str(n) in found)
     image = stacked(ds, found)
+    if "band" in ds.coords and ds.band.ndim == 0:
+        image.attrs[SELECTED] = ds.band.item()
     rest = [(n, ds[n]) for n in ds.data_vars if str(n) not in found]
     rest.insert(min(where, len(rest)), (NAME, image))
     out = ds.drop_vars(["band", *found], errors="ignore").assign_coords(image.coords)
@@ -161,7 +174,7 @@ def shared(
 def _labelled(da: xr.DataArray) -> xr.DataArray:
     """With the bands' names that the codec or a description has, where the coordinate has none."""
     spec, dim = stored_spec(da), find_dim(da, BAND)
-    labels = [str(b) for b in da[dim].values] if dim in da.coords else []
+    labels = [word(b) for b in da[dim].values] if dim in da.coords else []
     if dim is None or known_bands(labels or ["?"]) is not None:
         return da
     names = spec.bands if spec is not None else known_bands(band_labels(da) or ["?"])
@@ -182,7 +195,7 @@ def unstack_bands(ds: xr.Dataset) -> xr.Dataset:
     for name in [str(n) for n, da in ds.data_vars.items() if STACKED in da.attrs]:
         da = ds[name]
         own = json.loads(da.attrs[STACKED])
-        common = {k: v for k, v in da.attrs.items() if k != STACKED}
+        common = {k: v for k, v in da.attrs.items() if k not in (STACKED, SELECTED)}
         parts = {}
         for i, (variable, attrs) in enumerate(own.items()):
             part = da.isel(band=i, drop=True)
@@ -195,6 +208,8 @@ def unstack_bands(ds: xr.Dataset) -> xr.Dataset:
             rest = rest.drop_vars("band")
         order = [v for n in ds.data_vars for v in (parts if n == name else [n])]
         ds = rest.assign(parts)[order]
+        if SELECTED in da.attrs and "band" not in ds.variables:
+            ds = ds.assign_coords(band=da.attrs[SELECTED])
     return ds
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -18,6 +19,14 @@ _FEWEST = 2**9
 _MOST_CLASSES = 24
 _SAME_AS_NEIGHBOUR = 0.5
 """Classes come in patches. Dark water also has few different values, but noise breaks it up."""
+
+_THIN = 1 / 4
+_LEAST_PIXELS = 2**10
+_THIN_IN_A_ROW = 16
+"""So many chunks of which so little is used. A cube ends in such chunks, but others lie between."""
+
+_thin = 0
+"""How many were encoded in a row."""
 
 
 def warn_if_unsuited(samples: np.ndarray, coded: np.ndarray | None, bands: int) -> None:
@@ -49,6 +58,40 @@ def warn_if_unsuited(samples: np.ndarray, coded: np.ndarray | None, bands: int) 
             f"a chunk of shape {samples.shape} has patches of few different values, as classes "
             "and masks have: TEC blurs them. Store them losslessly: tec_zarr.encoding does so for "
             "variables that it recognises, max_error=0 for any"
+        )
+
+
+def warn_if_padded(labels: np.ndarray | None) -> None:
+    """Warn where chunk after chunk holds data in one corner only: it takes hours.
+
+    A cube whose dimensions were turned, saved with the shards that it was read with, is cut into
+    thousands of such chunks. Zarr does not show a codec inside shards the array that it is for.
+
+    Parameters
+    ----------
+    labels : ndarray, (T, C, H, W), optional
+        0 where there are data. None: everywhere.
+
+    Warns
+    -----
+    UnsuitedDataWarning
+        At most a quarter of the pixels and bands of each of 16 chunks, one after another, is used.
+    """
+    global _thin
+    used = 1.0
+    if labels is not None and labels[0, 0].size >= _LEAST_PIXELS:
+        there = labels == 0
+        ends = [there.any(tuple({0, 1, 2, 3} - {axis})).nonzero()[0] for axis in (1, 2, 3)]
+        if not ends[0].size:
+            return
+        used = math.prod((end[-1] + 1) / n for end, n in zip(ends, labels.shape[1:], strict=True))
+    _thin = thin = _thin + 1 if used <= _THIN else 0
+    if labels is not None and thin and thin % _THIN_IN_A_ROW == 0:
+        _warn(
+            f"{_THIN_IN_A_ROW} chunks of shape {labels.shape} in a row hold data in a corner and "
+            "nodata elsewhere: choose smaller chunks. If xarray kept them in the encoding of a "
+            "cube whose dimensions were turned, stop: write ds.tec.to_zarr(...), or "
+            "tec_zarr.decode(ds)"
         )
 
 

@@ -112,6 +112,7 @@ def test_an_interruption_leaves_nothing(tmp_path, name):
         "import os, signal, sys, threading, time\n"
         "from pathlib import Path\n"
         "from tec_zarr.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal\n"
         "def stop():\n"
         "    while not list(Path().glob('.o.zarr-*/o.zarr/reflectance/c/*')): time.sleep(0.005)\n"
         f"    os.kill(os.getpid(), signal.{name})\n"
@@ -357,11 +358,13 @@ def test_geotiffs_of_several_nodata_values_are_refused(tiffs, tmp_path, capsys):
 
 def test_what_decode_writes_as_geotiffs_encode_reads_again(cube, source, tmp_path, capsys):
     pytest.importorskip("rioxarray")
-    cube = cube.assign(water=cube.scl == 6)
+    cube = cube.assign(water=cube.scl == 6, sun_zenith=("time", [40.0, 41.0]))
     cube.to_zarr(source, mode="w")
     tiffs, back = tmp_path / "tiffs", tmp_path / "back.zarr"
     assert run("decode", source, tiffs, "--to", "geotiff") == 0
-    assert "wrote 6 GeoTIFFs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "wrote 6 GeoTIFFs" in said
+    assert "which hold images: sun_zenith" in said
     assert run("encode", tiffs, back, "--max-error", 0, *TOY) == 0
     again = xr.open_zarr(back)
     for coordinate in ("time", "band", "y", "x"):

@@ -403,6 +403,19 @@ def test_what_is_marked_or_named_as_something_else_is_copied(tmp_path, name):
     assert (back.reflectance != values).any()
 
 
+def test_names_of_bands_may_be_bytes(tmp_path):
+    """As xarray writes the text of a classic NetCDF."""
+    dn = scene((2, 2, 40, 40)).astype("uint16")
+    group = zarr.create_group(tmp_path / "a.zarr")
+    dims = ("time", "band", "y", "x")
+    group.create_array("dn", data=dn, chunks=dn.shape, dimension_names=dims)
+    group.create_array("band", data=np.array([b"B2", b"B8A"]), dimension_names=("band",))
+    assert recompress(tmp_path / "a.zarr", tmp_path / "b.zarr", **TOY).complete
+    assert tec_spec(zarr.open(tmp_path / "b.zarr")["dn"]).bands == ("B02", "B8A")
+    opened = xr.open_zarr(tmp_path / "a.zarr", consolidated=False)
+    assert encoding(opened)["dn"]["serializer"].bands == ("B02", "B8A")
+
+
 def test_masks_named_like_a_band_are_copied(tmp_path):
     """As ``conditions/mask/detector_footprint/r10m/b02`` of EOPF products, uint8."""
     dn = scene((40, 40)).astype("uint16")

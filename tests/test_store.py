@@ -14,7 +14,12 @@ from test_chunk import scene
 
 import tec_zarr
 from tec_zarr import synthetic
-from tec_zarr.errors import SecondGenerationWarning, SeparateBandsWarning, UnsupportedArrayError
+from tec_zarr.errors import (
+    SecondGenerationWarning,
+    SeparateBandsWarning,
+    UnsuitedDataWarning,
+    UnsupportedArrayError,
+)
 from tec_zarr.report import stored_arrays
 
 QUALITY = 6.0
@@ -490,7 +495,7 @@ def separate(dtype="int16", **attrs):
 
 
 def test_stacked_bands_are_one_array_and_variables_again():
-    ds = separate(units="1")
+    ds = separate(units="1").assign_coords(band=1)  # which rasterio's files of one band have
     said = []
     one = tec_zarr.stack_bands(ds, said=said)
     assert set(one.data_vars) == {"reflectance", "oa_fmask"}
@@ -500,7 +505,7 @@ def test_stacked_bands_are_one_array_and_variables_again():
     np.testing.assert_array_equal(one.reflectance.sel(band="B04"), ds.nbart_red)
     assert one.reflectance.encoding["_FillValue"] == -999
     back = tec_zarr.unstack_bands(one)
-    xr.testing.assert_identical(back[list(ds.data_vars)], ds)
+    xr.testing.assert_identical(back, ds)
     assert back.nbart_red.encoding["_FillValue"] == -999
 
 
@@ -684,6 +689,24 @@ def test_a_codec_kept_from_other_dimensions_is_refused(cube, tmp_path, dims):
     turned = xr.open_zarr(tmp_path / "a.zarr").load().transpose(*dims)
     with pytest.raises(UnsupportedArrayError, match=r"tec_zarr\.decode"):
         turned.to_zarr(tmp_path / "b.zarr")
+
+
+@pytest.mark.parametrize("zarr_format", [3, 2])
+def test_a_turned_cube_in_its_old_shards_is_warned_of(tmp_path, zarr_format):
+    """Zarr shows a codec neither the array that shards are for, nor any array of format 2."""
+    da = synthetic.cube(dates=2, size=96)
+    how = encoding(da, chunks={"y": 32, "x": 32}, zarr_format=zarr_format)
+    how["reflectance"] |= {"shards": (2, 12, 64, 64)} if zarr_format == 3 else {}
+    da.to_zarr(tmp_path / "a.zarr", encoding=how, zarr_format=zarr_format)
+    turned = xr.open_zarr(tmp_path / "a.zarr").load().transpose("y", "x", "band", "time")
+    with pytest.raises(UnsuitedDataWarning, match=r"\.tec\.to_zarr"):
+        turned.to_zarr(tmp_path / "b.zarr", zarr_format=zarr_format)
+
+
+def test_cubes_that_end_in_thin_chunks_are_not_warned_of(tmp_path):
+    da = synthetic.cube(dates=8, size=36)
+    how = encoding(da, chunks={"time": 1, "y": 32, "x": 32})
+    da.to_zarr(tmp_path / "a.zarr", encoding=how)
 
 
 def test_the_readme_says_what_a_killed_write_leaves(cube, tmp_path):
