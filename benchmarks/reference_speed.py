@@ -154,7 +154,7 @@ def run_reference(kind, options):
 
 
 def convert(kind, options):
-    from tec_zarr.models import hub
+    from tec_zarr.terracodec import hub
 
     os.environ["TEC_ZARR_CACHE"] = str(options.folder)
     hub.load(NAMES[kind], path=options.folder / f"{kind}.pt")
@@ -163,7 +163,8 @@ def convert(kind, options):
 def run_here(kind, options):
     import torch
 
-    from tec_zarr.models import family, hub
+    from tec_zarr.terracodec import codec as family
+    from tec_zarr.terracodec import hub
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     os.environ["TEC_ZARR_CACHE"] = str(options.folder)

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save
 from test_family_codec import make
 
 import tec_zarr
-from tec_zarr import config, embed, synthetic
-from tec_zarr.embed import GROUP
+from tec_zarr import config
+from tec_zarr.codec.zarr_codec import TECCodec
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import (
     FormatError,
     LimitError,
@@ -20,8 +21,10 @@ from tec_zarr.errors import (
     UnsupportedArrayError,
     WeightsMismatchError,
 )
-from tec_zarr.models import hub, registry
-from tec_zarr.zarr3 import TECCodec
+from tec_zarr.models import registry
+from tec_zarr.stores import embed
+from tec_zarr.stores.embed import GROUP
+from tec_zarr.terracodec import hub
 
 
 @pytest.fixture(autouse=True)
@@ -384,7 +387,7 @@ def test_embedded_weights_of_a_published_model_never_encode(cube, tmp_path, monk
     monkeypatch.setenv("TEC_ZARR_CACHE", str(tmp_path / "another machine"))
     monkeypatch.setattr(registry, "_loaded", {})
     tec_zarr.use_embedded_weights(path)
-    with pytest.raises(WeightsMismatchError, match=r"never encode.*tec_zarr\.models\.load"):
+    with pytest.raises(WeightsMismatchError, match=r"never encode.*tec_zarr\.terracodec\.load"):
         TECCodec(model=name)
     with pytest.raises(WeightsMismatchError, match="never encode"):
         zarr.open_group(path, mode="r+")["scene/dn"][:] = cube + 1

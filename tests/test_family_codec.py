@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tec_zarr import errors
-from tec_zarr.models import family, hub
-from tec_zarr.models.elic import ELIC
-from tec_zarr.models.flex import FlexTEC
-from tec_zarr.models.fp import FactorizedPrior
-from tec_zarr.models.layers import EntropyBottleneck
-from tec_zarr.models.temporal import TemporalTransformer
+from tec_zarr.terracodec import codec as family
+from tec_zarr.terracodec import hub
+from tec_zarr.terracodec.elic import ELIC
+from tec_zarr.terracodec.flex import FlexTEC
+from tec_zarr.terracodec.fp import FactorizedPrior
+from tec_zarr.terracodec.layers import EntropyBottleneck
+from tec_zarr.terracodec.tt import TemporalTransformer
 
 SMALL = {"channels": (8, 8, 16, 64), "width": 32, "heads": 4, "depths": (1, 1, 2)}
 
@@ -248,7 +249,7 @@ SETTINGS = [
 ]
 DECODER = """
 import os, sys, numpy as np, torch
-from tec_zarr.models import family, hub
+from tec_zarr.terracodec import codec as family, hub
 torch.set_num_threads(int(os.environ.get("TEC_TEST_THREADS", "1")))
 torch.backends.mkldnn.enabled = "ONEDNN_MAX_CPU_ISA" not in os.environ
 out = {}

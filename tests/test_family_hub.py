@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from test_family_codec import SMALL, make, scene
 
 from tec_zarr import errors
-from tec_zarr.models import hub, registry
-from tec_zarr.models.layers import EntropyBottleneck
-from tec_zarr.models.temporal import TemporalTransformer
+from tec_zarr.models import registry
+from tec_zarr.terracodec import hub
+from tec_zarr.terracodec.layers import EntropyBottleneck
+from tec_zarr.terracodec.tt import TemporalTransformer
 
 FP, TT = "terracodec_v1_fp_s2l2a", "terracodec_v1_tt_s2l2a"
 
@@ -219,7 +220,7 @@ def test_changed_weights_in_the_cache_are_refused(cache, tmp_path):
 
 
 def test_naming_and_finding_models_needs_no_torch():
-    code = "import sys, tec_zarr.models.hub; assert 'torch' not in sys.modules"
+    code = "import sys, tec_zarr.terracodec.hub; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

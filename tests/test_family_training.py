@@ -8,11 +8,14 @@ import torch
 import zarr
 from test_family_codec import SMALL, make, scene
 
-import tec_zarr.models
-from tec_zarr import cli, errors
-from tec_zarr.models import family, hub, registry
-from tec_zarr.models.flex import draw_quality
-from tec_zarr.training.family import (
+import tec_zarr.terracodec
+from tec_zarr import errors
+from tec_zarr.face import cli
+from tec_zarr.models import registry
+from tec_zarr.terracodec import codec as family
+from tec_zarr.terracodec import hub
+from tec_zarr.terracodec.flex import draw_quality
+from tec_zarr.training.train_terracodec import (
     DateSampler,
     FamilyConfig,
     build,
@@ -67,7 +70,7 @@ def test_one_command_trains_a_model_that_loads_and_codes(kind, folder, tmp_path,
     assert last[0] < first[0]
 
     weights = tmp_path / "run" / f"{NAMES[kind]}.safetensors"
-    codec = tec_zarr.models.load_codec(NAMES[kind], path=weights)
+    codec = tec_zarr.terracodec.load_codec(NAMES[kind], path=weights)
     cube = scene(2, 12, 64, 80, seed=7)
     encoded = codec.encode(cube, 4.0, None)
     decoded, crc = codec.decode(encoded.sections, cube.shape, 4.0, None)

@@ -9,14 +9,17 @@ import zarr
 from test_family_codec import make, scene
 
 import tec_zarr
-from tec_zarr import cli, errors, moving
-from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
-from tec_zarr.manifest import read
-from tec_zarr.models import family, registry
-from tec_zarr.numcodec import TEC
-from tec_zarr.stream import SectionKind, read_frame
-from tec_zarr.transcoding import preview_chunk, transcode, transcode_chunk
-from tec_zarr.zarr3 import TECCodec
+from tec_zarr import errors
+from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec.numcodecs_codec import TEC
+from tec_zarr.codec.zarr_codec import TECCodec
+from tec_zarr.face import cli
+from tec_zarr.frame.frame import SectionKind, read_frame
+from tec_zarr.models import registry
+from tec_zarr.recompression import moving
+from tec_zarr.recompression.manifest import read
+from tec_zarr.stores.transcode import preview_chunk, transcode, transcode_chunk
+from tec_zarr.terracodec import codec as family
 
 NAMES = {None: "small/flex", 2: "small/flex/2"}
 

@@ -15,9 +15,11 @@ import xarray as xr
 import zarr
 
 import tec_zarr
-from tec_zarr import classical, html_report, synthetic
-from tec_zarr.cli import main
+from tec_zarr.compare import classical
+from tec_zarr.compare import page as html_report
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import LimitError, UnsupportedArrayError
+from tec_zarr.face.cli import main
 
 TOY = ["--model", toy.NAME, "--quality", "6"]
 

@@ -15,8 +15,8 @@ import zarr
 from test_chunk import scene
 
 import tec_zarr
-from tec_zarr import config, embed
-from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr import config
+from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.errors import (
     ChecksumError,
     FormatError,
@@ -24,10 +24,11 @@ from tec_zarr.errors import (
     TecError,
     UnsupportedArrayError,
 )
-from tec_zarr.manifest import FOLDER, Manifest, write
-from tec_zarr.mask import Mask, pack_mask
+from tec_zarr.frame.frame import Axes, Header, Section, SectionKind, read_frame, write_frame
+from tec_zarr.frame.mask import Mask, pack_mask
 from tec_zarr.models import registry
-from tec_zarr.stream import Axes, Header, Section, SectionKind, read_frame, write_frame
+from tec_zarr.recompression.manifest import FOLDER, Manifest, write
+from tec_zarr.stores import embed
 
 SPEC = ChunkSpec(model=toy.NAME, quality=6)
 
@@ -358,7 +359,7 @@ def test_embedded_weights_share_one_limit(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a.npz", "a.nc", "a.tif", "zarr.json", "a.txt"])
 @pytest.mark.parametrize("command", ["info", "encode"])
 def test_damaged_files_end_in_one_line(tmp_path, capsys, name, command):
-    from tec_zarr.cli import main
+    from tec_zarr.face.cli import main
 
     (tmp_path / name).write_bytes(b"PK\x03\x04 not what it says")
     source = tmp_path if name == "zarr.json" else tmp_path / name
@@ -372,7 +373,7 @@ def test_damaged_files_end_in_one_line(tmp_path, capsys, name, command):
 def test_a_file_without_reflectance_cannot_be_compared(tmp_path, capsys):
     import xarray as xr
 
-    from tec_zarr.cli import main
+    from tec_zarr.face.cli import main
 
     path = str(tmp_path / "a.zarr")
     xr.Dataset({"height": (("y", "x"), np.zeros((4, 4), "u2"))}).to_zarr(path, zarr_format=2)

@@ -21,7 +21,7 @@ from test_chunk import scene
 
 import tec_zarr
 from tec_zarr import config
-from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
 
 THREADS = 32
 SPEC = ChunkSpec(model=toy.NAME, quality=6)

@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tec_zarr
-from tec_zarr import ChunkSpec, decode_chunk, encode_chunk, synthetic
+from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError, UnsupportedArrayError
-from tec_zarr.models import klt, s2_temporal
+from tec_zarr.frame.frame import SectionKind, read_frame
+from tec_zarr.models import klt
 from tec_zarr.models.registry import find_model, get_model, needed_weights
-from tec_zarr.models.s2_temporal import CLASS_STARTS, Predictor, Reference
-from tec_zarr.stream import SectionKind, read_frame
+from tec_zarr.networks import series as s2_temporal
+from tec_zarr.networks.series import CLASS_STARTS, Predictor, Reference
 
 MODEL = "tec-tt-s2"
 

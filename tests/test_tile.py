@@ -10,7 +10,7 @@ import tile_reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tec_zarr import synthetic
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError, TecError
 from tec_zarr.grids import Grid, Kind
 from tec_zarr.models.klt import BitReader, BitWriter

@@ -3,8 +3,8 @@
 ``weights/index.json`` maps a model's name to its number in the stream, its loader
 (``"module:function"``) and its released weights, newest first. Weights stay there for ever:
 a frame names the ones it was written with. Published models that are not part of the package,
-and weights that arrived inside a store (:mod:`tec_zarr.embed`), are found in the user's cache
-(:mod:`tec_zarr.models.hub`). Reading the index needs no torch.
+and weights that arrived inside a store (:mod:`tec_zarr.stores.embed`), are found in the user's
+cache (:mod:`tec_zarr.terracodec.hub`). Reading the index needs no torch.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from tec_zarr.errors import FormatError, TecError, UnknownModelError, WeightsMismatchError
-from tec_zarr.models import hub
-from tec_zarr.stream import NAMED_MODEL
+from tec_zarr.frame.frame import NAMED_MODEL
+from tec_zarr.terracodec import hub
 
 
 class Encoded(NamedTuple):
@@ -317,7 +317,7 @@ def get_released(name: str, sha256: str) -> Model:
 def _only_decodes(name: str) -> WeightsMismatchError:
     family, _, rate = name.partition("/lambda-")
     how = (
-        f"get the published ones, tec_zarr.models.load({family!r}, {rate!r})"
+        f"get the published ones, tec_zarr.terracodec.load({family!r}, {rate!r})"
         if family in hub.PUBLISHED
         else "pip install --upgrade tec_zarr, or write a new array with the newest weights"
     )

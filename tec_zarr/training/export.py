@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tec_zarr.entropy import TABLE_BITS, SymbolEncoder, Tables, integer_table
-from tec_zarr.models import s2_temporal
-from tec_zarr.models.s2 import load, save
-from tec_zarr.models.s2_net import SCALE_OFFSET, SCALES, S2Net, _upper
-from tec_zarr.models.s2_temporal_net import TemporalNet
+from tec_zarr.entropy.range_coder import TABLE_BITS, SymbolEncoder, Tables, integer_table
+from tec_zarr.networks import series
+from tec_zarr.networks.image import load, save
+from tec_zarr.networks.image_net import SCALE_OFFSET, SCALES, S2Net, _upper
+from tec_zarr.networks.series_net import TemporalNet
 from tec_zarr.training.data import Window
 
 #: Symbols run from -REACH to REACH at most; further ones are escapes.
@@ -98,7 +98,7 @@ def release(net: S2Net, windows: list[Window], path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class _Counting(s2_temporal.TecTtS2):
+class _Counting(series.TecTtS2):
     """Counts the symbols of every predicted date that it codes."""
 
     counts: np.ndarray
@@ -124,8 +124,8 @@ def release_temporal(
 
     Tables are fitted to ``cubes``, float32 DN (T, C, h, w), at qualities 1 to 7.5.
     """
-    s2_temporal.save(net, density_tables(), image_sha256, path)
-    loaded = s2_temporal.load(path)
+    series.save(net, density_tables(), image_sha256, path)
+    loaded = series.load(path)
     model = _Counting(loaded.image, loaded.net, loaded.coder.tables, loaded.weights_sha256)
 
     def count(tables: Tables, counts: np.ndarray) -> None:
@@ -134,5 +134,5 @@ def release_temporal(
             for quality in (1.0 + 0.5 * ((3 * number + k) % 14) for k in (0, 7)):
                 model.encode(cube, quality, None)
 
-    s2_temporal.save(net, fitted_tables(count), image_sha256, path)
+    series.save(net, fitted_tables(count), image_sha256, path)
     return hashlib.sha256(path.read_bytes()).hexdigest()

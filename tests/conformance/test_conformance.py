@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tec_zarr.models import family, hub
+from tec_zarr.terracodec import codec as family
+from tec_zarr.terracodec import hub
 
 FOLDER = os.environ.get("TEC_CONFORMANCE")
 pytestmark = pytest.mark.skipif(FOLDER is None, reason="run tests/conformance/run.sh")

@@ -1,0 +1,710 @@
+"""``tec-flex-s2``: one stream of a tile for all qualities up to that of its encoding.
+
+FlexTEC (arXiv 2510.12670, section 3.4) repacks latents so that the first k of 16 tokens are a date
+at a lower rate.  Here the 16 steps are eight qualities in two halves each: a date is first coded
+at the lowest quality, by the networks of ``tec-tt-s2``; then every latent is narrowed down to the
+next quality (:mod:`tec_zarr.models.intervals`), with what the networks say at that quality.
+Nothing is coded twice, and no network had to be trained for it.  Half a step are the first channel
+groups of a quality, with the others as they were.
+
+At every step a date is predicted from the same step of the dates that it refers to, so that any
+number of steps decodes, and all dates of a chunk are cut to the same number.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tec_zarr.entropy.range_coder import BitDecoder, BitEncoder
+from tec_zarr.errors import ChecksumError, FormatError
+from tec_zarr.models import klt
+from tec_zarr.models.intervals import (
+    CLASSES,
+    CONTEXTS,
+    FAR,
+    GRID,
+    KINDS,
+    REACH,
+    Cells,
+    IntervalTables,
+    contexts,
+)
+from tec_zarr.models.registry import Encoded
+from tec_zarr.models.tokens import FlexSection
+from tec_zarr.networks.checks import HASH, Part, check, named_model, read
+from tec_zarr.networks.image import SILENT, WORTHWHILE, Context, check_bands, context_of
+from tec_zarr.networks.image_net import BLOCK, CHANNELS, GROUPS, LEVELS, SCALES, step_size
+from tec_zarr.networks.series import (
+    CANDIDATES,
+    MOST_FINER,
+    OWN,
+    PICTURE_GRID,
+    Parsed,
+    ReadDate,
+    Reference,
+    TecTtS2,
+    choose_references,
+    coding_order,
+    date_quality,
+    decoding_order,
+    estimated_sizes,
+    finer_qualities,
+    parse,
+    read_spectral,
+    thinned,
+    write_references,
+    write_spectral,
+)
+from tec_zarr.networks.walk import Past, Step
+
+#: Qualities in a section's header are whole numbers of this part.
+_QUALITY_GRID = 4096
+#: Below this quality the quantiser of tec-s2 drops detail instead of having coarser steps; a stream
+#: that goes on with finer ones does not.
+LEAST_TRADE = 1.25
+#: Bytes of a step's check: what one misses, the next one sees.
+_CHECK = 1
+#: Latents further than this from a prediction, in 1/16 step, are as good as nowhere.
+_OPEN = 1 << 20
+#: The spectral header is written for a quality that is lower than the last one by this: a basis
+#: of fewer bits decorrelates as well, and low steps have to carry it too.
+HEADER_COARSER = 2
+#: Spreads are quarter octaves over the step, which falls by thirteen sixteenths of an octave, or
+#: near it, with every quality.
+_SPREAD_OF_QUALITIES = [13 * n // 4 for n in range(LEVELS + 1)]
+_CHANNELS_OF = [slice(sum(GROUPS[:g]), sum(GROUPS[: g + 1])) for g in range(len(GROUPS))]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One quality of a date: its quantiser and side information."""
+
+    quality: float
+    steps: np.ndarray  # (320,) int64, 1/256 DN
+    context: Context
+
+
+class Latents:
+    """What is known of a date's latents, (P, 320) int64 in 1/4096 DN, predictions included."""
+
+    def __init__(self, places: int):
+        shape = places, CHANNELS
+        self.low, self.high = np.full(shape, -FAR), np.full(shape, FAR)
+        self.value = np.zeros(shape, np.int64)
+        self.coded = np.zeros(CHANNELS, bool)
+
+    def copy(self, group: int) -> tuple[np.ndarray, ...]:
+        """Of a channel group, to go back to."""
+        return tuple(x[:, _CHANNELS_OF[group]].copy() for x in (self.low, self.high, self.value))
+
+    def restore(self, group: int, before: tuple[np.ndarray, ...]) -> None:
+        for x, old in zip((self.low, self.high, self.value), before, strict=True):
+            x[:, _CHANNELS_OF[group]] = old
+
+    def residual(self, past: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Difference from a prediction (P, 320), int32, both in 1/16 of ``steps``.
+
+        Channels that no step has coded yet are as predicted.
+        """
+        difference = self.value - past * steps
+        units = (2 * difference + steps) // (2 * steps)
+        return np.where(self.coded, np.clip(units, -_OPEN, _OPEN), 0).astype(np.int32)
+
+    def check(self) -> bytes:
+        """Of all latents, one byte."""
+        return bytes([zlib.crc32(self.value.astype("<i8").tobytes()) & 0xFF])
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A section's header: what it is predicted from, its spectral basis and its levels."""
+
+    parsed: Parsed
+    quality: float
+    lowest_finer: int
+
+
+@dataclass(frozen=True)
+class _Series:
+    """A date as others see it: its picture after every step, and its basis."""
+
+    pictures: list[Tensor]
+    spectral: klt.Klt
+
+
+class TecFlexS2:
+    """``tec-flex-s2`` behind the :class:`~tec_zarr.models.registry.Model` protocol.
+
+    Parameters
+    ----------
+    temporal : TecTtS2
+        Networks, predictions and pixels.
+    tables : IntervalTables
+        Of its networks' scale indexes.
+    """
+
+    name = "tec-flex-s2"
+    flexible = True
+
+    def __init__(self, temporal: TecTtS2, tables: IntervalTables, weights_sha256: str):
+        self.temporal, self.tables = temporal, tables
+        self.weights_sha256 = weights_sha256
+
+    # ---- the Model protocol
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        cube: np.ndarray,
+        quality: float,
+        bands: tuple[str, ...] | None,
+        gop: int | None = None,
+    ) -> Encoded:
+        """Encode float32 DN (T, C, h, w), finite and filled everywhere, C from 1 to 31.
+
+        A stream has two steps for every whole quality up to ``quality``: 16 at quality 8.
+        With ``gop``, dates refer to one another only within runs of that many.
+
+        Raises
+        ------
+        UnsupportedArrayError
+            For more bands.
+        """
+        del bands  # as in tec-s2
+        check_bands(self.name, cube.shape)
+        quality = round(quality * _QUALITY_GRID) / _QUALITY_GRID  # as sections say
+        run = gop or len(cube)
+        sections: list[bytes] = []
+        for start in range(0, len(cube), run):
+            sections += self._encode_run(cube[start : start + run], quality)
+        return Encoded(sections, _check(sections))
+
+    def decode(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        bands: tuple[str, ...] | None,
+    ) -> tuple[np.ndarray, int]:
+        """Decode to float32 DN of ``shape`` and the checksum of the latents.
+
+        The sections say their qualities themselves.
+
+        Raises
+        ------
+        ChecksumError
+            Other latents than were encoded.
+        """
+        del bands
+        out = self.decode_dates(sections, shape, quality, range(len(sections)))
+        return out, _check(sections)
+
+    @torch.inference_mode()
+    def decode_dates(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        dates: Sequence[int],
+    ) -> np.ndarray:
+        """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w)."""
+        del quality
+        parts = [FlexSection.from_bytes(section) for section in sections]
+        heads = [read_head(part.head, date, shape) for date, part in enumerate(parts)]
+        order = decoding_order([head.parsed for head in heads], dates)
+        uses = {n: [r.date for r in heads[n].parsed.references] for n in order}
+        last = _last_users(uses)
+        out = np.empty((len(dates), *shape[1:]), np.float32)
+        done: dict[int, _Series] = {}
+        for number in order:
+            given = [len(parts[date].groups) for date in uses[number]]
+            if min(given, default=LEVELS * 2) < len(parts[number].groups):
+                raise FormatError(f"date {number} of a chunk was cut less than one it refers to")
+            pixels = out[dates.index(number)] if number in dates else None
+            read = self._read(
+                heads[number], parts[number].groups, done, shape[1:], number in last, pixels
+            )
+            _keep(done, number, read, last)
+        return out
+
+    # ---- one date
+
+    def _encode_run(self, cube: np.ndarray, quality: float) -> list[bytes]:
+        temporal = self.temporal
+        pictures = [temporal.picture_of(date, date.mean((1, 2), np.float64)) for date in cube]
+        thin = [thinned(p) for p in pictures]
+        middle, *ends = (
+            estimated_sizes(thin, float(step_size(q)))
+            for q in (quality - int(quality) // 2, quality - int(quality) + 1, quality)
+        )
+        order = coding_order(middle)
+        # Where steps are large, more of a date is handed on to others.
+        low, high = (finer_qualities(sizes, order) for sizes in ends)
+        done: dict[int, _Series] = {}
+        sections: dict[int, bytes] = {}
+        uses = {date: _nearest(date, order[:place]) for place, date in enumerate(order)}
+        last = _last_users(uses)
+        for number in order:
+            # Weights serve all steps: they are those of the middle one.
+            known = {d: done[d].pictures[int(quality)] for d in uses[number]}
+            finer = low[number], high[number]
+            step = float(step_size(_qualities(quality, finer)[int(quality) // 2]))
+            references = choose_references(pictures[number], known, number, step)
+            sections[number], written = self._write(
+                number,
+                cube[number],
+                pictures[number],
+                quality,
+                finer,
+                references,
+                done,
+                number in last,
+            )
+            _keep(done, number, written, last)
+        return [sections[number] for number in range(len(cube))]
+
+    def _write(
+        self,
+        number: int,
+        date: np.ndarray,
+        picture: Tensor,
+        quality: float,
+        finer: tuple[int, int],
+        references: list[Reference],
+        done: dict[int, _Series],
+        needed: bool,
+    ) -> tuple[bytes, _Series]:
+        temporal = self.temporal
+        rows, columns = (-(-n // BLOCK) for n in date.shape[1:])
+        predictions = _Predictions(
+            self.temporal, references, done, len(date), rows * columns, 2 * int(quality)
+        )
+        qualities = _qualities(quality, finer)
+        bases = [done[r.date].spectral for r in references]
+        coarse = _header_step(qualities)
+        mean = date.mean((1, 2), np.float64)
+        missing = picture - predictions[-1] / PICTURE_GRID
+        inherited, spectral_header, spectral = write_spectral(mean, missing, bases, coarse)
+        lowest = _spread_of(
+            picture - predictions[0] / PICTURE_GRID, spectral, float(step_size(qualities[0]))
+        )
+        spread_bytes, spreads = _write_spreads(lowest, spectral, len(qualities))
+        head = len(references) | (inherited if references else OWN) << 2 | finer[1] << 4
+        data = struct.pack("<HBB", round(quality * _QUALITY_GRID), finer[0], head)
+        data += write_references(references, number) + spectral_header + spread_bytes
+        levels = self._levels(qualities, spectral, spreads)
+        # Latents with the encoder's correction, which sees them as at the last step.
+        residual = temporal.picture_of(date, spectral.mean) - predictions[-1] / PICTURE_GRID
+        last = levels[-1]
+        latents = temporal.latents_of(residual, last.context, columns).double().numpy()
+        walk = _Walk(self, levels, predictions, rows, columns, needed)
+        past = walk.past(2 * len(levels) - 1)
+        wanted = np.rint((latents * GRID + past) * last.steps).astype(np.int64)
+        groups = [part for k in range(len(levels)) for part in walk.write(k, wanted)]
+        section = FlexSection(1, data, tuple(groups))
+        return section.to_bytes(), _Series(walk.pictures, spectral)
+
+    def _read(
+        self,
+        head: _Head,
+        groups: Sequence[bytes],
+        done: dict[int, _Series],
+        shape: tuple[int, ...],
+        needed: bool,
+        pixels: np.ndarray | None,
+    ) -> _Series:
+        count, height, width = shape
+        rows, columns = -(-height // BLOCK), -(-width // BLOCK)
+        references = head.parsed.references
+        predictions = _Predictions(
+            self.temporal, references, done, count, rows * columns, 2 * int(head.quality)
+        )
+        qualities = _qualities(head.quality, (head.lowest_finer, head.parsed.finer))
+        bases = [done[r.date].spectral for r in references]
+        coarse = _header_step(qualities)
+        spectral, rest = read_spectral(
+            head.parsed.rest, head.parsed.inherited, bases, count, coarse
+        )
+        levels = self._levels(qualities, spectral, _read_spreads(rest, spectral, len(qualities)))
+        if len(groups) > 2 * len(levels):
+            raise FormatError(f"a date of {len(levels)} qualities has {len(groups)} steps")
+        walk = _Walk(self, levels, predictions, rows, columns, needed)
+        for k in range(-(-len(groups) // 2)):
+            walk.read(k, groups[2 * k : 2 * k + 2])
+        if pixels is not None:
+            walk.pixels(pixels)
+        return _Series(walk.pictures, spectral)
+
+    def _levels(
+        self, qualities: list[float], spectral: klt.Klt, spreads: list[np.ndarray]
+    ) -> list[_Level]:
+        out = []
+        for quality, spread in zip(qualities, spreads, strict=True):
+            # The basis is that of the last level throughout; networks are told the spreads.
+            told = context_of(replace(spectral, spread=spread), quality)
+            steps = self.temporal.predictor.steps(quality)[:, 0].numpy().astype(np.int64)
+            out.append(_Level(quality, steps, replace(told, spectral=spectral)))
+        return out
+
+
+class _Predictions:
+    """Predictions of a date (C, 64, P) after every step of those it refers to."""
+
+    def __init__(
+        self,
+        temporal: TecTtS2,
+        references: list[Reference],
+        done: dict[int, _Series],
+        count: int,
+        places: int,
+        steps: int,
+    ):
+        self.temporal, self.references, self.done = temporal, references, done
+        self.count, self.places, self.steps = count, places, steps
+        #: The last that was asked for.
+        self.kept: dict[int, Tensor] = {}
+
+    def __getitem__(self, step: int) -> Tensor:
+        step = step % self.steps if self.references else 0
+        if step not in self.kept:
+            pictures = {r.date: self.done[r.date].pictures[step] for r in self.references}
+            found = self.temporal.predictor.weighted(
+                pictures, self.references, self.count, self.places
+            )
+            self.kept = {step: found}
+        return self.kept[step]
+
+
+class _Walk:
+    """One date through its levels; the same for writing and for reading."""
+
+    def __init__(
+        self,
+        model: TecFlexS2,
+        levels: list[_Level],
+        predictions: _Predictions,
+        rows: int,
+        columns: int,
+        needed: bool,
+    ):
+        self.model, self.levels, self.predictions = model, levels, predictions
+        self.rows, self.columns, self.needed = rows, columns, needed
+        self.entropy = model.temporal.coder.entropy
+        self.silent = model.temporal.coder.tables.silent
+        self.latents = Latents(rows * columns)
+        #: What is known of every latent's neighbours before a level.
+        self.around = np.zeros((rows * columns, CHANNELS), np.uint8)
+        #: Of the last step that was asked for.
+        self.pasts: dict[int, np.ndarray] = {}
+        self.checks: list[bytes] = []
+        #: After every step, if others need them.
+        self.pictures: list[Tensor] = []
+
+    def write(self, number: int, wanted: np.ndarray) -> tuple[bytes, bytes]:
+        """Both halves of a level, from latents (P, 320) int64 in 1/4096 DN."""
+        level, state = self.levels[number], self.latents
+        size = np.abs(wanted - self.past(2 * number) * level.steps) / (level.steps * GRID)
+        sizes = [size[:, channels] for channels in _CHANNELS_OF]
+        known = [bool(state.coded[channels].any()) for channels in _CHANNELS_OF]
+        tried = [known[g] or g == 0 or bool((part > SILENT).any()) for g, part in enumerate(sizes)]
+        # A guess at the bits: which half a group is in has to be known before it is coded.
+        guesses = [float(np.log2(1 + 2 * np.maximum(part - 0.5, 0)).sum()) for part in sizes]
+        split = _split(guesses, tried)
+        worth = self.model.temporal.image.worth(level.quality, max(level.quality, LEAST_TRADE))
+        halves = BitEncoder(), BitEncoder()
+        mask, total, gain, sink = 0, 0.0, 0.0, BitEncoder()
+        last = -1
+        for step, past in self._steps(number, tried, split):
+            if step.group != last:
+                before, last = state.copy(step.group), step.group
+            gain += self._narrow(step, level, past, sink, wanted, worth)
+            if not step.last:
+                continue
+            group, bits = step.group, sink.bits
+            if group and not known[group] and gain < bits + WORTHWHILE * (total + bits):
+                step.discard()
+                state.restore(group, before)
+            else:
+                mask |= 1 << group
+                state.coded[_CHANNELS_OF[group]] = True
+                total += bits
+                halves[group > split].extend(sink)
+            gain, sink = 0.0, BitEncoder()
+        flags = bytes([mask | split << len(GROUPS)])
+        first, second = self.checks[-2:]
+        return first + flags + halves[0].finish(), second + halves[1].finish()
+
+    def read(self, number: int, parts: Sequence[bytes]) -> None:
+        """The halves of a level, or the first one alone."""
+        level = self.levels[number]
+        if any(len(part) < _CHECK for part in parts) or len(parts[0]) == _CHECK:
+            raise FormatError(f"a step of quality {level.quality:g} is too short")
+        flags = parts[0][_CHECK]
+        mask, split = flags & (1 << len(GROUPS)) - 1, flags >> len(GROUPS)
+        coded = [bool(mask >> g & 1) for g in range(len(GROUPS))]
+        if not coded[0] or split >= len(GROUPS):
+            raise FormatError(f"a step of quality {level.quality:g} begins with {flags:#04x}")
+        coders = [BitDecoder(part[_CHECK + (half == 0) :]) for half, part in enumerate(parts)]
+        for step, past in self._steps(number, coded, split, halves=len(parts)):
+            self._narrow(step, level, past, coders[step.group > split])
+            self.latents.coded[step.channels] = True
+        for half, part in enumerate(parts):
+            if self.checks[2 * number + half] != part[:_CHECK]:
+                raise ChecksumError(
+                    f"step {2 * number + half + 1} of a date decoded to other latents than were "
+                    "encoded: this machine's arithmetic disagrees with the encoder's"
+                )
+
+    def pixels(self, out: np.ndarray) -> None:
+        """Write float32 DN (C, h, w) of the last step that was read."""
+        step = len(self.checks) - 1
+        level = self.levels[step // 2]
+        past = self.past(step)
+        units = self.latents.residual(past, level.steps)
+        prediction = self.predictions[step] if self.predictions.references else None
+        seen = Past(_units(past), self.rows, self.columns)
+        read = ReadDate(units, level.context, torch.empty(0), prediction, seen)
+        self.model.temporal.pixels(read, level.quality, out)
+
+    def _steps(
+        self, number: int, coded: Sequence[bool], split: int, halves: int = 2
+    ) -> Iterator[tuple[Step, np.ndarray]]:
+        """Passes of a level, and the prediction of each; notes what is known after each half."""
+        condition = self.levels[number].context.condition
+        past = self.past(2 * number)
+        sizes = np.abs(self.latents.residual(past, self.levels[number].steps))
+        self.around = contexts(sizes, self.rows)
+        seen = Past(_units(past), self.rows, self.columns)
+        end = max(g for g in range(split + 1) if coded[g])
+        for step in self.entropy.steps(condition, self.rows, self.columns, tuple(coded), seen):
+            yield step, past
+            if step.last and step.group == end:
+                self._note(2 * number)
+                if halves == 1:
+                    return
+                past = self.past(2 * number + 1)
+                seen.replace(_units(past))
+        self._note(2 * number + 1)
+
+    def _note(self, step: int) -> None:
+        self.checks.append(self.latents.check())
+        if not self.needed:
+            return
+        level = self.levels[step // 2]
+        units = self.latents.residual(self.past(step), level.steps)
+        picture = self.model.temporal.decoded_picture(
+            units, level.context.spectral, self.predictions[step], level.quality
+        )
+        self.pictures.append(picture)
+
+    def past(self, step: int) -> np.ndarray:
+        """Latents of a step's prediction, (P, 320) int64 in 1/16 step of its level."""
+        if not self.predictions.references:
+            step = 0
+        if step not in self.pasts:
+            level = self.levels[step // 2]
+            spectral, quality = level.context.spectral, level.quality
+            found = self.model.temporal.predictor.latents(self.predictions[step], spectral, quality)
+            self.pasts = {step: found.numpy().astype(np.int64)}
+        return self.pasts[step]
+
+    def _narrow(
+        self,
+        step: Step,
+        level: _Level,
+        past: np.ndarray,
+        coder: BitEncoder | BitDecoder,
+        wanted: np.ndarray | None = None,
+        worth: np.ndarray | None = None,
+    ) -> float:
+        """Code one pass; what an encoder gains by it over no latents, in bits."""
+        state, tables = self.latents, self.model.tables
+        part = np.ix_(step.places.numpy(), np.arange(step.channels.start, step.channels.stop))
+        mean, index = step.mean[0].numpy().astype(np.int64), step.index[0].numpy()
+        steps = np.broadcast_to(level.steps[step.channels], mean.shape)
+        base = (mean + past[part]) * steps
+        low, high = state.low[part], state.high[part]
+        begin = np.clip((low - base) // steps, -_OPEN, _OPEN)
+        end = np.clip((high - base) // steps, -_OPEN, _OPEN)
+        place = np.clip(0, begin, end)
+        live = index >= self.silent
+        cells = Cells(begin[live], end[live], index[live], self.around[part][live])
+        goal = None if wanted is None else ((wanted[part] - base) // steps)[live]
+        narrowed = tables.narrow(cells, coder, goal)
+        place[live] = tables.centre(narrowed)
+        for bound, old, new in ((low, cells.low, narrowed.low), (high, cells.high, narrowed.high)):
+            bound[live] = np.where(new == old, bound[live], base[live] + new * steps[live])
+        state.low[part], state.high[part] = low, high
+        state.value[part] = base + place * steps
+        units = mean + place
+        step.write_units(_units(units))
+        if wanted is None or worth is None:
+            return 0.0
+        exact = (wanted[part] / steps - past[part]) / GRID
+        error = exact - units / GRID
+        return float((worth[step.channels] * (exact**2 - error**2)).sum())
+
+
+def _units(latents: np.ndarray) -> Tensor:
+    """Latents of one date in 1/16 step as networks take them, (1, P, N) int32."""
+    return torch.from_numpy(latents.astype(np.int32))[None]
+
+
+def _nearest(date: int, others: list[int]) -> list[int]:
+    return sorted(others, key=lambda d: abs(d - date))[:CANDIDATES]
+
+
+def _last_users(uses: dict[int, list[int]]) -> dict[int, int]:
+    """Of every date that others use, in order of coding, the last one that does."""
+    return {used: date for date, all_used in uses.items() for used in all_used}
+
+
+def _keep(done: dict[int, _Series], number: int, series: _Series, last: dict[int, int]) -> None:
+    """Add a date for others, and let go of those that nobody will use any more."""
+    done[number] = series
+    for date in [d for d in done if last.get(d, number) == number]:
+        del done[date]
+
+
+def _split(sizes: list[float], tried: list[bool]) -> int:
+    """The last channel group of a level's first half: about half of the bits, if there are two."""
+    there = [g for g, on in enumerate(tried) if on]
+    total = np.cumsum([sizes[g] for g in there])
+    ends = total[:-1] if len(there) > 1 else total
+    return there[int(np.argmin(np.abs(ends - total[-1] / 2)))]
+
+
+def _qualities(quality: float, finer: tuple[int, int]) -> list[float]:
+    """Qualities of a date's levels, the lowest first; ``finer`` at the lowest and at the last."""
+    levels = int(quality)
+    low, high = finer
+    shares = [low + (high - low) * k // max(levels - 1, 1) for k in range(levels)]
+    return [date_quality(quality - (levels - 1 - k), more) for k, more in enumerate(shares)]
+
+
+def _check(sections: list[bytes]) -> int:
+    crc = 0
+    for section in sections:
+        crc = FlexSection.from_bytes(section).check(crc)
+    return crc
+
+
+def read_head(data: bytes, date: int, shape: tuple[int, ...]) -> _Head:
+    if len(data) < 4:
+        raise FormatError(f"the header of date {date} of a chunk has {len(data)} bytes")
+    quality = int.from_bytes(data[:2], "little") / _QUALITY_GRID
+    if not 1 <= quality <= LEVELS:
+        raise FormatError(f"date {date} of a chunk claims quality {quality:g}, of 1 to {LEVELS}")
+    if data[2] > MOST_FINER:
+        raise FormatError(f"date {date} of a chunk claims to be {data[2]} eighths finer")
+    return _Head(parse(data[3:], date, shape), quality, data[2])
+
+
+def _spread_of(missing: Tensor, spectral: klt.Klt, step: float) -> np.ndarray:
+    """Spreads of what a prediction leaves, (C, 64, P), in the components of a basis."""
+    flat = missing.flatten(1)
+    covariance = (flat @ flat.T / flat.shape[1]).numpy()
+    basis = spectral.basis
+    return klt._spreads(np.einsum("ck,cd,dk->k", basis, covariance, basis), step)
+
+
+def _coarser(levels: int) -> int:
+    """For how many qualities less than the last one's the spectral header is written."""
+    return min(HEADER_COARSER, levels - 1)
+
+
+def _header_step(qualities: list[float]) -> float:
+    """The step, in DN, that the spectral header is written for."""
+    return float(step_size(qualities[-1] - _coarser(len(qualities))))
+
+
+def _write_spreads(
+    lowest: np.ndarray, spectral: klt.Klt, levels: int
+) -> tuple[bytes, list[np.ndarray]]:
+    """Spreads of the lowest level, and those of all levels as they are read."""
+    if levels == 1:
+        return b"", _spreads_of(spectral, levels, None)
+    bits = klt.BitWriter()
+    values = np.clip(lowest[: spectral.used], klt.ACTIVE_SPREAD, klt.SPREAD_HIGH)
+    for change in (values - _expected(spectral, levels)).tolist():
+        bits.put_signed(change, 1)
+    return bits.to_bytes(), _spreads_of(spectral, levels, values)
+
+
+def _read_spreads(data: bytes, spectral: klt.Klt, levels: int) -> list[np.ndarray]:
+    values, bits = None, klt.BitReader(data)
+    if levels > 1:
+        changes = [bits.get_signed(1) for _ in range(spectral.used)]
+        values = _expected(spectral, levels) + np.array(changes)
+        if values.min() < klt.ACTIVE_SPREAD or values.max() > klt.SPREAD_HIGH:
+            raise FormatError("a section's spectral spreads are out of range")
+    if bits.left >= 8:
+        raise FormatError(f"a section's header goes on for {bits.left // 8} bytes after its end")
+    return _spreads_of(spectral, levels, values)
+
+
+def _last(spectral: klt.Klt, levels: int) -> np.ndarray:
+    """Spreads over the last level's step; the header's are over a larger one."""
+    finer = spectral.spread[: spectral.used] + _SPREAD_OF_QUALITIES[_coarser(levels)]
+    return np.minimum(finer, klt.SPREAD_HIGH)
+
+
+def _expected(spectral: klt.Klt, levels: int) -> np.ndarray:
+    lowest = _last(spectral, levels) - _SPREAD_OF_QUALITIES[levels - 1]
+    return np.maximum(lowest, klt.ACTIVE_SPREAD)
+
+
+def _spreads_of(spectral: klt.Klt, levels: int, lowest: np.ndarray | None) -> list[np.ndarray]:
+    """Spreads of all levels, evenly spaced from the lowest one's to the last one's."""
+    last = _last(spectral, levels)
+    if lowest is None:
+        return [_told(last, spectral)]
+    between = (lowest + (last - lowest) * k // (levels - 1) for k in range(levels))
+    return [_told(spread, spectral) for spread in between]
+
+
+def _told(spread: np.ndarray, spectral: klt.Klt) -> np.ndarray:
+    """As networks are told: components that carry nothing look like those that are not there."""
+    shown = np.where(spread > klt.ACTIVE_SPREAD, spread, klt.SPREAD_LOW)
+    return klt._padded(shown, len(spectral.mean))
+
+
+# ---- weights
+
+
+def save(tables: IntervalTables, temporal_sha256: str, path: Path) -> None:
+    """Write the tables, and of which temporal model they are."""
+    out = {
+        "cumulative": torch.from_numpy(tables.cumulative.astype(np.int32)),
+        "zones": torch.from_numpy(tables.zones.astype(np.int32)),
+        "chances": torch.from_numpy(tables.chances.astype(np.int32)),
+        "temporal_sha256": torch.frombuffer(bytearray.fromhex(temporal_sha256), dtype=torch.uint8),
+    }
+    save_file(out, path)
+
+
+_LAYOUT = {
+    "cumulative": Part((SCALES, 2 * REACH * GRID + 1), (torch.int32,)),
+    "zones": Part((SCALES,), (torch.int32,)),
+    "chances": Part((KINDS, CLASSES, CONTEXTS), (torch.int32,)),
+    "temporal_sha256": HASH,
+}
+
+
+def load(path: Path) -> TecFlexS2:
+    """Read what :func:`save` wrote; the temporal model comes from the registry."""
+    tensors, sha256 = read(path)
+    check(tensors, _LAYOUT, str(path))
+    temporal = named_model("tec-tt-s2", tensors["temporal_sha256"])
+    assert isinstance(temporal, TecTtS2)
+    tables = IntervalTables(*(tensors[n].numpy() for n in ("cumulative", "zones", "chances")))
+    return TecFlexS2(temporal, tables, sha256)

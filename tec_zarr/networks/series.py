@@ -1,0 +1,786 @@
+"""``tec-tt-s2``: the dates of one tile, each predicted from dates that are decoded already.
+
+A date's *picture* (the DCT of 8 x 8 blocks of every band, after the image model's overlap matrix)
+is predicted as a weighted sum of those of up to three other dates, with weights for each band and
+each of three classes of spatial frequency: what is fine has changed more than what is coarse.  The
+difference is coded as ``tec-s2`` codes a picture, in its own KLT, by networks that also see the
+prediction (:mod:`tec_zarr.networks.series_net`).  A date without references is a ``tec-s2``
+section behind one byte, or coded by the same networks from a prediction of zero, whichever is
+smaller: what no other date explains costs no more than the image model needs.
+
+Predictions steer the entropy coder, so that they have to be the same on every machine.  They are
+whole numbers of 1/16 DN, made of whole numbers by matrix products in float64 whose sums stay below
+2**53, and by single divisions.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tec_zarr.entropy.range_coder import SymbolEncoder, Tables
+from tec_zarr.errors import FormatError
+from tec_zarr.models import klt
+from tec_zarr.models.registry import Encoded
+from tec_zarr.networks.checks import frozen_net, named_model, read
+from tec_zarr.networks.image import (
+    Context,
+    LatentCoder,
+    TecS2,
+    check_bands,
+    checked,
+    context_of,
+    lagrangian,
+    latents_crc,
+    net_tensors,
+    padded,
+    read_tables,
+)
+from tec_zarr.networks.image_net import (
+    BLOCK,
+    CHANNELS,
+    COMPONENTS,
+    GROUPS,
+    LEVELS,
+    MEAN_GRID,
+    overlap,
+    step_size,
+)
+from tec_zarr.networks.series_net import TemporalNet
+from tec_zarr.networks.walk import IntegerModel, Past
+
+MOST_REFERENCES = 3
+#: Weights of references: whole sixteenths, from -31 to 31.
+WEIGHT_GRID, WEIGHT_LIMIT = 16, 31
+#: Frequencies (row + column) that classes of weights begin with.
+CLASS_STARTS = (0, 2, 5)
+#: Pictures and predictions: whole sixteenths of a DN.
+PICTURE_GRID = 16
+#: Fixed-point digits of the transform's matrices, of steps, and of KLT bases (see klt).
+MATRIX_BITS, STEP_BITS, BASIS_BITS = 14, 8, 24
+#: Bits that a squared error is worth between two ways of coding a date, over what it is worth in
+#: the quantiser: the slope of rate over distortion from one quality to the next.
+ERROR_WORTH = 1.3
+#: A date that others refer to may be coded finer than them, by up to fifteen eighths of a quality.
+FINER_STEPS, MOST_FINER = 8, 15
+#: How much finer: so many qualities for each doubling of what depends on the date, but for the
+#: first fraction of one. Found on training series.
+FINER_SLOPE, FINER_START = 0.7, 0.4
+#: References are sought among this many dates, the nearest in time first.
+CANDIDATES = 8
+#: In place of the reference that lends its basis, in a date without references: the networks coded
+#: it, not the image model.
+OWN = 1
+#: Bytes that the list of references cannot exceed (3 dates and 279 weights of 56 bits), nor a
+#: spectral header after it.
+_LONGEST_HEADER = 2048
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One date that a prediction uses: its number in the tile, its weights (classes, C)."""
+
+    date: int
+    weights: np.ndarray
+
+
+def to_blocks(x: Tensor) -> Tensor:
+    """(C, 8 h, 8 w) to (C, 64, h w)."""
+    count, height, width = x.shape
+    folded = x.view(count, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    return folded.permute(0, 2, 4, 1, 3).reshape(count, BLOCK * BLOCK, -1)
+
+
+def from_blocks(x: Tensor, rows: int) -> Tensor:
+    """(C, 64, h w) to (C, 8 h, 8 w)."""
+    count, _, places = x.shape
+    folded = x.view(count, BLOCK, BLOCK, rows, places // rows)
+    return folded.permute(0, 3, 1, 4, 2).reshape(count, BLOCK * rows, BLOCK * places // rows)
+
+
+def _whole(x: Tensor, divisor: float | Tensor = 1.0) -> Tensor:
+    """round(x / divisor), half up, of whole float64: one division, one sum, one floor."""
+    return torch.div(x, divisor).add_(0.5).floor_()  # in one new array: they are large
+
+
+def _dct() -> Tensor:
+    """Orthonormal two-dimensional DCT of a block of 8 x 8, (64, 64) float64."""
+    n = torch.arange(BLOCK, dtype=torch.float64)
+    one = torch.cos(math.pi / 16 * (2 * n[None] + 1) * n[:, None]) / 2
+    one[0] /= math.sqrt(2)
+    return torch.kron(one, one)
+
+
+DCT = _dct()
+_ORDER = torch.arange(BLOCK)[:, None] + torch.arange(BLOCK)
+#: Class of each of a block's 64 frequencies.
+CLASS_OF = sum((_ORDER.flatten() >= start).long() for start in CLASS_STARTS[1:])
+
+
+class Predictor:
+    """Exact predictions: pictures as whole sixteenths of a DN, float64 (C, 64, P)."""
+
+    def __init__(self, image: TecS2):
+        grid = 2.0**MATRIX_BITS
+        analysis = image.net.analysis.double().unflatten(1, (-1, BLOCK * BLOCK)) @ DCT.T
+        self.analysis = _whole(analysis * grid).flatten(1)  # (320, 12 * 64)
+        self.exact_analysis = image.analysis.of(analysis.flatten(1))
+        synthesis = DCT @ image.net.synthesis.double().unflatten(0, (-1, BLOCK * BLOCK))
+        self.synthesis = _whole(synthesis * grid).flatten(0, 1)  # (12 * 64, 320)
+        self.image = image
+
+    def steps(self, quality: float) -> Tensor:
+        """Quantiser steps (320, 1), whole 1/256 DN."""
+        steps = self.image.net.steps(torch.tensor([quality], dtype=torch.float64))
+        return _whole(steps[0, :, :, 0] * 2.0**STEP_BITS)
+
+    def weighted(
+        self, pictures: dict[int, Tensor], references: list[Reference], bands: int, places: int
+    ) -> Tensor:
+        """The prediction (C, 64, P) from decoded pictures, by date; zero without references."""
+        total = torch.zeros(bands, BLOCK * BLOCK, places, dtype=torch.float64)
+        for r in references:
+            weights = torch.from_numpy(r.weights).double()[CLASS_OF].T[:, :, None]
+            total += weights * pictures[r.date]
+        return _whole(total, WEIGHT_GRID)
+
+    def latents(self, prediction: Tensor, spectral: klt.Klt, quality: float) -> Tensor:
+        """Latents of a prediction in a basis, (P, 320) int32 in 1/16 step."""
+        used = spectral.used
+        basis = torch.from_numpy(spectral.basis[:, :used] * 2.0**BASIS_BITS)
+        count, _, places = prediction.shape
+        components = _whole(basis.T @ prediction.reshape(count, -1), 2.0**BASIS_BITS)
+        matrix = self.analysis[:, : used * BLOCK * BLOCK]
+        sums = matrix @ components.reshape(-1, places)
+        unit = 2.0 ** (MATRIX_BITS - STEP_BITS) * PICTURE_GRID / MEAN_GRID
+        return _whole(sums, self.steps(quality) * unit).clamp(-(2**20), 2**20).int().T.contiguous()
+
+    def picture(self, latents: Tensor, spectral: klt.Klt, quality: float) -> Tensor:
+        """Lapped picture (C, 64, P) of decoded latents (320, P) in 1/16 step, without its mean."""
+        used = spectral.used
+        matrix = self.synthesis[: used * BLOCK * BLOCK]
+        scaled = latents.double() * self.steps(quality)
+        unit = 2.0 ** (MATRIX_BITS + STEP_BITS) * MEAN_GRID / PICTURE_GRID
+        components = _whole(matrix @ scaled, unit).reshape(used, -1)
+        basis = torch.from_numpy(spectral.basis[:, :used] * 2.0**BASIS_BITS)
+        picture = _whole(basis @ components, 2.0**BASIS_BITS)
+        return picture.reshape(len(basis), BLOCK * BLOCK, -1)
+
+
+class TecTtS2:
+    """``tec-tt-s2`` behind the :class:`~tec_zarr.models.registry.Model` protocol.
+
+    Parameters
+    ----------
+    image : TecS2
+        Codes dates that the networks code no better, and is the transform of the others.
+    net : TemporalNet
+        With its integer layers frozen.
+    tables : Tables
+        One per scale index, of dates that the networks code.
+    """
+
+    name = "tec-tt-s2"
+
+    def __init__(self, image: TecS2, net: TemporalNet, tables: Tables, weights_sha256: str):
+        self.image, self.net = image, net.eval().requires_grad_(False)
+        self.coder = LatentCoder(IntegerModel(self.net), tables)
+        self.predictor = Predictor(image)
+        self.weights_sha256 = weights_sha256
+
+    # ---- the Model protocol
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        cube: np.ndarray,
+        quality: float,
+        bands: tuple[str, ...] | None,
+        gop: int | None = None,
+    ) -> Encoded:
+        """Encode float32 DN (T, C, h, w), finite and filled everywhere, C from 1 to 31.
+
+        Each date is coded alone and with the references that promise most; the cheaper one stays.
+        Dates that others depend on are coded finer than ``quality`` (:func:`finer_qualities`).
+        With ``gop``, dates refer to one another only within runs of that many.
+
+        Raises
+        ------
+        UnsupportedArrayError
+            For more bands.
+        """
+        del bands  # as in tec-s2
+        check_bands(self.name, cube.shape)
+        run = gop or len(cube)
+        coded: list[_Date] = []
+        for start in range(0, len(cube), run):
+            coded += self._encode_run(cube[start : start + run], quality)
+        crc = 0
+        for date in coded:
+            crc = zlib.crc32(date.latents, crc)
+        return Encoded([date.section for date in coded], crc)
+
+    def decode(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        bands: tuple[str, ...] | None,
+    ) -> tuple[np.ndarray, int]:
+        """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
+        del bands
+        out, done = self._decode(sections, shape, quality, range(len(sections)))
+        crc = 0
+        for number in range(len(sections)):
+            crc = latents_crc(done[number].latents, crc)
+        return out, crc
+
+    def decode_dates(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        dates: Sequence[int],
+    ) -> np.ndarray:
+        """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w).
+
+        Of the dates that they refer to the latents are decoded, and no pixels are made.
+        """
+        return self._decode(sections, shape, quality, dates)[0]
+
+    @torch.inference_mode()
+    def _decode(
+        self,
+        sections: list[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        dates: Sequence[int],
+    ) -> tuple[np.ndarray, dict[int, ReadDate]]:
+        parsed = [parse(section, date, shape) for date, section in enumerate(sections)]
+        order = decoding_order(parsed, dates)
+        needed = {r.date for number in order for r in parsed[number].references}
+        out = np.empty((len(dates), *shape[1:]), np.float32)
+        done: dict[int, ReadDate] = {}
+        for number in order:
+            level = date_quality(quality, parsed[number].finer)
+            read = self._read(parsed[number], done, shape[1:], level, number in needed)
+            if number in dates:
+                self.pixels(read, level, out[dates.index(number)])
+            done[number] = replace(read, prediction=None, past=None)  # large, no longer needed
+        return out, done
+
+    # ---- one date
+
+    def _encode_run(self, cube: np.ndarray, quality: float) -> list[_Date]:
+        means = [date.mean((1, 2), np.float64) for date in cube]
+        step = float(step_size(quality))
+        done: dict[int, _Date] = {}
+        thin = [thinned(self.picture_of(*pair)) for pair in zip(cube, means, strict=True)]
+        sizes = estimated_sizes(thin, step)
+        order = coding_order(sizes)
+        finer = finer_qualities(sizes, order)
+        for number in order:
+            date = cube[number]
+            picture = self.picture_of(date, means[number])
+            level = date_quality(quality, finer[number])
+            best = self._alone(date, picture, level, quality)
+            if self.net.refine:
+                own = self._predicted(number, date, picture, level, quality, [], done)
+                best = min(best, own, key=lambda d: d.cost)
+            near = sorted(done, key=lambda d: abs(d - number))[:CANDIDATES]
+            known = {d: done[d].picture for d in near}
+            references = choose_references(picture, known, number, float(step_size(level)))
+            if references:
+                predicted = self._predicted(
+                    number, date, picture, level, quality, references, done
+                )
+                best = min(best, predicted, key=lambda d: d.cost)
+            # The quality of a date stands in the high bits of what its section begins with.
+            head = bytes([best.section[0] | finer[number] << 4])
+            done[number] = replace(best, section=head + best.section[1:])
+        return [done[number] for number in range(len(cube))]
+
+    def symbol_sink(self) -> SymbolEncoder:
+        """Where a predicted date's symbols go."""
+        return SymbolEncoder(self.coder.tables)
+
+    def _alone(self, date: np.ndarray, picture: Tensor, quality: float, trade: float) -> _Date:
+        sink = SymbolEncoder(self.image.coder.tables)
+        header, latents = self.image.encode_date(date, quality, sink, trade)
+        section = bytes([0]) + header + sink.finish()
+        spectral, _ = klt.read(header, len(date), step_size(quality))
+        places = np.frombuffer(latents, "<i4").reshape(-1, sum(GROUPS))
+        decoded = self.decoded_picture(places, spectral, None, quality)
+        cost = _cost(section, decoded, picture, quality, trade)
+        return _Date(section, latents, decoded, spectral, cost)
+
+    def _predicted(
+        self,
+        number: int,
+        date: np.ndarray,
+        picture: Tensor,
+        quality: float,
+        trade: float,
+        references: list[Reference],
+        done: dict[int, _Date],
+    ) -> _Date:
+        pictures = {r.date: done[r.date].picture for r in references}
+        prediction = self.predictor.weighted(pictures, references, len(date), picture.shape[2])
+        missing = picture - prediction / PICTURE_GRID
+        mean = date.mean((1, 2), np.float64)
+        bases = [done[r.date].spectral for r in references]
+        inherited, header, spectral = write_spectral(
+            mean, missing, bases, float(step_size(quality))
+        )
+        context = context_of(spectral, quality)
+        residual = self.picture_of(date, spectral.mean) - prediction / PICTURE_GRID
+        rows, columns = (-(-n // BLOCK) for n in date.shape[1:])
+        latents = self.latents_of(residual, context, columns)
+        past = Past(self.predictor.latents(prediction, spectral, quality)[None], rows, columns)
+        sink = self.symbol_sink()
+        worth = self.image.worth(quality, trade)
+        flags, decoded = self.coder.encode(latents, rows, context, worth, sink, past)
+        section = (
+            bytes([len(references) | (inherited if references else OWN) << 2])
+            + write_references(references, number)
+            + header
+            + flags
+            + sink.finish()
+        )
+        after = self.decoded_picture(decoded, spectral, prediction, quality)
+        cost = _cost(section, after, picture, quality, trade)
+        return _Date(section, checked(decoded), after, spectral, cost)
+
+    def latents_of(self, picture: Tensor, context: Context, columns: int) -> Tensor:
+        """Latents (P, 320) float32, in steps, of a picture (C, 64, P) in DN."""
+        spectral = context.spectral
+        basis = torch.from_numpy(spectral.basis[:, : spectral.used])
+        components = (basis.T @ picture.flatten(1)).view(spectral.used * BLOCK * BLOCK, -1)
+        blocks = F.pad(components, (0, 0, 0, COMPONENTS * BLOCK * BLOCK - len(components))).T
+        analysis = self.predictor.exact_analysis
+        return analysis(blocks, context.quality, context.condition, columns)
+
+    def _read(
+        self,
+        parsed: Parsed,
+        done: dict[int, ReadDate],
+        shape: tuple[int, ...],
+        quality: float,
+        needed: bool,
+    ) -> ReadDate:
+        prediction = past = None
+        if parsed.by_image:
+            latents, context = self.image.decode_latents(parsed.rest, shape, quality)
+        else:
+            if not (parsed.references or self.net.refine):
+                raise FormatError("a date without references was coded by newer networks")
+            count, height, width = shape
+            rows, columns = -(-height // BLOCK), -(-width // BLOCK)
+            pictures = {r.date: done[r.date].picture for r in parsed.references}
+            references = parsed.references
+            prediction = self.predictor.weighted(pictures, references, count, rows * columns)
+            bases = [done[r.date].context.spectral for r in references]
+            step = float(step_size(quality))
+            spectral, rest = read_spectral(parsed.rest, parsed.inherited, bases, count, step)
+            past = Past(self.predictor.latents(prediction, spectral, quality)[None], rows, columns)
+            context = context_of(spectral, quality)
+            latents, context = self.coder.decode(rest, context, rows, columns, past)
+        picture = torch.empty(0)
+        if needed:
+            picture = self.decoded_picture(latents, context.spectral, prediction, quality)
+        return ReadDate(latents, context, picture, prediction, past)
+
+    def decoded_picture(
+        self, latents: np.ndarray, spectral: klt.Klt, prediction: Tensor | None, quality: float
+    ) -> Tensor:
+        """Picture as other dates see it, int32 (C, 64, P): exact, without corrections."""
+        units = torch.from_numpy(latents.T.copy())
+        picture = self.predictor.picture(units, spectral, quality)
+        if prediction is not None:
+            picture = picture + prediction
+        return picture.clamp(-(2**26), 2**26).int()
+
+    def pixels(self, read: ReadDate, quality: float, out: np.ndarray) -> None:
+        """Write float32 DN into ``out`` (C, h, w)."""
+        context, latents, channels = read.context, read.latents, read.context.channels
+        if read.past and self.net.refine:
+            latents = self.refined(latents, read.past, context.condition)
+            channels = CHANNELS
+        self.image.synthesis(
+            latents, channels, quality, context.condition, context.spectral, out
+        )
+        if read.prediction is not None:
+            # In float64: predictions are large, and a process may have traded float32's precision.
+            samples = DCT.T @ (read.prediction / PICTURE_GRID)
+            blocks = from_blocks(samples, -(-out.shape[1] // BLOCK))
+            whole = overlap(blocks, self.image.net.synthesis_overlap.double())
+            out += whole[:, : out.shape[1], : out.shape[2]].numpy()
+
+    def refined(self, latents: np.ndarray, past: Past, condition: Tensor) -> np.ndarray:
+        """Decoded latents (P, 320) in 1/16 step with the networks' refinement, float32."""
+        size = past.geometry.height, past.geometry.width
+        both = (torch.from_numpy(latents).float(), past.units[0].float())
+        grids = (x.T.reshape(1, -1, *size) / MEAN_GRID for x in both)
+        out = self.net.refine.refined(*grids, condition)
+        return (MEAN_GRID * out[0].flatten(1).T).contiguous().numpy()
+
+    def picture_of(self, date: np.ndarray, mean: np.ndarray) -> Tensor:
+        """(C, h, w) DN to its picture (C, 64, P) float64 in DN."""
+        centred = torch.from_numpy(date.astype(np.float64) - mean[:, None, None])
+        whole = padded(centred)
+        return DCT @ to_blocks(overlap(whole, self.image.net.analysis_overlap.double()))
+
+
+# ---- references
+
+
+def _bits(difference: Tensor, distortion: float) -> float:
+    """Estimated bits of a picture (C, 64, P): independent Gaussians of each frequency's spectral
+    covariance, coded at ``distortion`` (DN squared).
+    """
+    by_sample = difference.transpose(0, 1)
+    covariance = by_sample @ by_sample.transpose(1, 2) / (difference.shape[2] * distortion)
+    eye = torch.eye(len(difference), dtype=difference.dtype)
+    factor = torch.linalg.cholesky(covariance + eye)
+    logs = factor.diagonal(dim1=1, dim2=2).log2().sum()
+    return difference.shape[2] * float(logs)
+
+
+class _Grams:
+    """Least-squares weights of one picture from any subset of others."""
+
+    def __init__(self, target: Tensor, known: Tensor):
+        self.target, self.known = target, known
+        self.parts = []
+        for number in range(len(CLASS_STARTS)):
+            chosen = number == CLASS_OF
+            one, many = target[:, chosen].flatten(1), known[:, :, chosen].flatten(2)
+            many = many.transpose(0, 1)  # (C, R, N)
+            self.parts.append((many @ many.transpose(1, 2), (many @ one[:, :, None])[:, :, 0]))
+
+    def fit(self, subset: list[int]) -> np.ndarray:
+        """Weights (R, classes, C) in sixteenths."""
+        return np.stack([_fit(m[:, subset][:, :, subset], v[:, subset]) for m, v in self.parts], 1)
+
+    def difference(self, subset: list[int], weights: np.ndarray) -> Tensor:
+        by_frequency = torch.from_numpy(weights[:, CLASS_OF]).to(self.target.dtype) / WEIGHT_GRID
+        guess = by_frequency.transpose(1, 2)[:, :, :, None] * self.known[subset]
+        return self.target - guess.sum(0)
+
+
+def thinned(picture: Tensor) -> Tensor:
+    """About 256 blocks of a picture, float64: enough to choose by, alike on every machine."""
+    return picture[:, :, :: max(picture.shape[2] // 256, 1)].double()
+
+
+def choose_references(
+    picture: Tensor, known: dict[int, Tensor], date: int, step: float
+) -> list[Reference]:
+    """References among ``known`` decoded pictures that lower the estimated size most, one after
+    the other, at most ``MOST_REFERENCES``.
+    """
+    if not known:
+        return []
+    dates = list(known)
+    target, *others = map(thinned, [picture, *known.values()])
+    grams = _Grams(target, torch.stack(others) / PICTURE_GRID)
+    share = picture.shape[2] / target.shape[2]
+    best, chosen = share * _bits(target, step**2 / 6), []
+    while len(chosen) < min(MOST_REFERENCES, len(dates)):
+        trials = []
+        for candidate in set(range(len(dates))) - set(chosen):
+            subset = [*chosen, candidate]
+            weights = grams.fit(subset)
+            references = [Reference(dates[c], w) for c, w in zip(subset, weights, strict=True)]
+            bits = share * _bits(grams.difference(subset, weights), step**2 / 6)
+            bits += 8 * len(write_references(references, date))
+            trials.append((bits, subset, references))
+        trial = min(trials, key=lambda t: t[0])
+        if trial[0] >= best:
+            break
+        best, chosen, found = trial
+    return found if chosen else []
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Estimated bits of the dates of a tile: ``alone`` (T,), and ``given`` (T, T) each other one.
+
+    ``given[t, r]`` is infinite where r is not among the neighbours in time that t may refer to.
+    """
+
+    alone: np.ndarray
+    given: np.ndarray
+
+
+def estimated_sizes(pictures: list[Tensor], step: float) -> Sizes:
+    """What the dates take, alone and each predicted from one other; ``pictures`` may be thinned."""
+    count, distortion = len(pictures), step**2 / 6
+    alone = np.array([_bits(p, distortion) for p in pictures])
+    given = np.full((count, count), np.inf)
+    for date in range(count):
+        near = [
+            d
+            for d in range(max(date - CANDIDATES, 0), date + CANDIDATES + 1)
+            if d != date and d < count
+        ]
+        if near:
+            grams = _Grams(pictures[date], torch.stack([pictures[d] for d in near]))
+            for place, other in enumerate(near):
+                difference = grams.difference([place], grams.fit([place]))
+                given[date, other] = _bits(difference, distortion)
+    return Sizes(alone, given)
+
+
+def coding_order(sizes: Sizes) -> list[int]:
+    """Order in which dates are coded: whatever the dates before it explain best comes next.
+
+    A date that is to stand alone is the one that would help the others most.
+    """
+    alone, given = sizes.alone, sizes.given
+    order: list[int] = []
+    now = alone.copy()
+    left = set(range(len(alone)))
+    while left:
+        rest = sorted(left)
+        saved = [alone[d] - now[d] for d in rest]
+        if max(saved) <= 0:
+            saved = [sum(max(now[o] - given[o, d], 0.0) for o in rest if o != d) for d in rest]
+        chosen = rest[int(np.argmax(saved))]
+        order.append(chosen)
+        left.remove(chosen)
+        now = np.minimum(now, given[:, chosen])
+    return order
+
+
+def finer_qualities(sizes: Sizes, order: list[int]) -> list[int]:
+    """By how many eighths of a quality each date is to be coded finer, because others use it.
+
+    An error of a date is handed on to those predicted from it, and what is coded finely once need
+    not be coded again.  As in the macroblock tree of video encoders, information flows back along
+    the order of coding: each date gives its best reference the share of its own bits, and of those
+    that depend on it, that the reference saves.
+    """
+    depending = np.zeros(len(order))
+    for place in range(len(order) - 1, 0, -1):
+        date = order[place]
+        reference = min(order[:place], key=lambda r: sizes.given[date, r])
+        own = float(sizes.alone[date])
+        saved = own - float(sizes.given[date, reference])
+        if saved > 0:
+            depending[reference] += saved / own * (own + depending[date])
+    doublings = np.log2(1 + depending / np.maximum(sizes.alone, 1.0))
+    finer = FINER_SLOPE * np.maximum(doublings - FINER_START, 0.0)
+    return np.minimum(np.rint(FINER_STEPS * finer), MOST_FINER).astype(int).tolist()
+
+
+def date_quality(quality: float, finer: int) -> float:
+    """The quality that a date is coded with in a tile of ``quality``."""
+    return min(quality + finer / FINER_STEPS, float(LEVELS))
+
+
+@dataclass(frozen=True)
+class _Date:
+    """A coded date: its section, latents (bytes of the checksum), picture, basis, cost in bits."""
+
+    section: bytes
+    latents: bytes
+    picture: Tensor
+    spectral: klt.Klt
+    cost: float
+
+
+@dataclass(frozen=True)
+class ReadDate:
+    """A decoded date, before its pixels."""
+
+    latents: np.ndarray
+    context: Context
+    picture: Tensor
+    prediction: Tensor | None
+    past: Past | None
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a section says before its spectral header, and the bytes from there on."""
+
+    references: list[Reference]
+    inherited: int
+    finer: int
+    rest: bytes
+    by_image: bool = False
+
+
+def decoding_order(parsed: list[Parsed], dates: Sequence[int]) -> list[int]:
+    """``dates`` and all that they depend on, references before those that use them."""
+    order: dict[int, None] = {}
+    for number in dates:
+        path = {number: None}  # dates that wait for one another
+        while path:
+            last = next(reversed(path))
+            missing = [r.date for r in parsed[last].references if r.date not in order]
+            if not missing:
+                order[last] = path.pop(last)
+            elif missing[0] in path:
+                raise FormatError(f"date {last} of a chunk refers to itself by way of others")
+            else:
+                path[missing[0]] = None
+    return list(order)
+
+
+def _cost(
+    section: bytes, decoded: Tensor, picture: Tensor, quality: float, trade: float
+) -> float:
+    """Bits, and squared error at what it costs to lower it by a finer quality."""
+    error = float((picture - decoded / PICTURE_GRID).square().sum())
+    slope = ERROR_WORTH * lagrangian(trade) / float(step_size(quality)) ** 2
+    return 8 * len(section) + slope * error
+
+
+def _fit(matrix: Tensor, vector: Tensor) -> np.ndarray:
+    """Least-squares weights (R, C) in sixteenths, from Gram matrices (C, R, R) and (C, R)."""
+    diagonal = matrix.diagonal(dim1=1, dim2=2)
+    ridge = torch.diag_embed(0.01 * diagonal.mean(1, keepdim=True).expand_as(diagonal) + 1.0)
+    solved = torch.linalg.solve(matrix + ridge, vector)
+    whole = torch.round(solved * WEIGHT_GRID).clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
+    return whole.T.long().numpy()
+
+
+def write_references(references: list[Reference], date: int) -> bytes:
+    bits = klt.BitWriter()
+    for reference in references:
+        bits.put_signed(date - reference.date, 2)
+        before = WEIGHT_GRID // 2
+        for weight in reference.weights.flatten().tolist():
+            bits.put_signed(weight - before, 1)
+            before = weight
+    return bits.to_bytes()
+
+
+def parse(section: bytes, date: int, shape: tuple[int, ...]) -> Parsed:
+    """References of a section, and what follows them."""
+    if not section:
+        raise FormatError("a temporal section begins with nothing")
+    count, inherited, finer = section[0] & 3, section[0] >> 2 & 3, section[0] >> 4
+    if inherited > max(count, OWN):
+        raise FormatError(f"a temporal section begins with {section[:1].hex()}")
+    if not count:
+        return Parsed([], 0, finer, section[1:], by_image=inherited != OWN)
+    head = section[1 : 1 + _LONGEST_HEADER]
+    bits = klt.BitReader(head)
+    out = []
+    for _ in range(count):
+        number = date - bits.get_signed(2)
+        changes = [bits.get_signed(1) for _ in range(len(CLASS_STARTS) * shape[1])]
+        weights = WEIGHT_GRID // 2 + np.cumsum(changes)
+        if number == date or not 0 <= number < shape[0] or np.abs(weights).max() > WEIGHT_LIMIT:
+            raise FormatError(f"date {date} refers to date {number} of its chunk")
+        out.append(Reference(number, weights.reshape(len(CLASS_STARTS), -1)))
+    return Parsed(out, inherited, finer, section[1 + len(head) - bits.left // 8 :])
+
+
+def write_spectral(
+    mean: np.ndarray, missing: Tensor, bases: list[klt.Klt], step: float
+) -> tuple[int, bytes, klt.Klt]:
+    """Which basis the difference ``missing`` (C, 64, P) is coded in, the header and the basis.
+
+    A basis of one's own takes dozens of bytes, which are worth it for large tiles: 0.  For small
+    ones that of a reference, 1 or more, costs a little decorrelation and only the spreads.
+    """
+    flat = missing.flatten(1)
+    covariance = (flat @ flat.T / flat.shape[1]).numpy()
+    header, own = klt.write(mean, covariance, step)
+    by_sample = missing.transpose(0, 1)
+    covariances = (by_sample @ by_sample.transpose(1, 2) / missing.shape[2]).numpy()
+
+    def bits(spectral: klt.Klt, data: bytes) -> float:
+        used = spectral.basis[:, : spectral.used]
+        variances = np.einsum("ck,fcd,dk->fk", used, covariances, used)
+        spread = np.log2(1 + np.maximum(variances, 0) / (step**2 / 6)).sum() / 2
+        return 8 * len(data) + missing.shape[2] * float(spread)
+
+    trials = [(bits(own, header), 0, header, own)]
+    for number, basis in enumerate(bases, start=1):
+        data, spectral = _inherit(mean, covariance, basis, step)
+        trials.append((bits(spectral, data), number, data, spectral))
+    return min(trials, key=lambda t: t[0])[1:]
+
+
+def _inherit(
+    mean: np.ndarray, covariance: np.ndarray, basis: klt.Klt, step: float
+) -> tuple[bytes, klt.Klt]:
+    """Header of a date in the basis of another one."""
+    digits = klt._mean_digits(step)
+    whole = np.rint(mean / 2**digits).astype(int)
+    spread = klt._spreads(np.einsum("ck,cd,dk->k", basis.basis, covariance, basis.basis), step)
+    live = np.flatnonzero(spread[: klt.MOST_COMPONENTS] > klt.ACTIVE_SPREAD)
+    active = int(live[-1]) + 1 if len(live) else 0
+    spread = np.maximum(spread[:active], klt.ACTIVE_SPREAD + 1)
+    bits = klt.BitWriter()
+    changes = whole - _whole_mean(basis, digits)
+    for value, before in zip(changes, [0, *changes[:-1]], strict=True):
+        bits.put_signed(int(value - before), max(6 - digits, 0))
+    bits.put(active, 5)
+    for value, before in zip(spread, basis.spread, strict=False):
+        bits.put_signed(int(before - value), 2)
+    padded = klt._padded(spread, len(mean))
+    return bits.to_bytes(), klt.Klt(whole * 2.0**digits, basis.basis, padded)
+
+
+def read_spectral(
+    data: bytes, inherited: int, bases: list[klt.Klt], count: int, step: float
+) -> tuple[klt.Klt, bytes]:
+    if not inherited:
+        return klt.read(data, count, step)
+    basis = bases[inherited - 1]
+    digits = klt._mean_digits(step)
+    head = data[:_LONGEST_HEADER]
+    bits = klt.BitReader(head)
+    rice = max(6 - digits, 0)
+    changes = np.cumsum([bits.get_signed(rice) for _ in range(count)])
+    mean = (_whole_mean(basis, digits) + changes) * 2.0**digits
+    active = bits.get(5)
+    if active > min(count, klt.MOST_COMPONENTS):
+        raise FormatError(f"a section of {count} bands claims {active} spectral components")
+    spread = np.array([before - bits.get_signed(2) for before in basis.spread[:active]], int)
+    if active and not (spread.min() > klt.ACTIVE_SPREAD and spread.max() <= klt.SPREAD_HIGH):
+        raise FormatError("a section's spectral spreads are out of range")
+    spectral = klt.Klt(mean, basis.basis, klt._padded(spread, count))
+    return spectral, data[len(head) - bits.left // 8 :]
+
+
+def _whole_mean(basis: klt.Klt, digits: int) -> np.ndarray:
+    return np.rint(basis.mean / 2**digits).astype(int)
+
+
+# ---- weights
+
+
+def save(net: TemporalNet, frequencies: np.ndarray, image_sha256: str, path: Path) -> None:
+    """Write ``net`` with its integer layers as integers, the tables, and which image model."""
+    out = net_tensors(net) | {
+        "tables": torch.from_numpy(frequencies.astype(np.int32)),
+        "image_sha256": torch.frombuffer(bytearray.fromhex(image_sha256), dtype=torch.uint8),
+    }
+    save_file({name: tensor.contiguous() for name, tensor in sorted(out.items())}, path)
+
+
+def load(path: Path) -> TecTtS2:
+    """Read what :func:`save` wrote; the image model comes from the registry."""
+    tensors, sha256 = read(path)
+    image_sha256 = tensors.pop("image_sha256")
+    tables = read_tables(tensors, path)
+    net = frozen_net(lambda: TemporalNet.like(tensors), tensors, path)
+    image = named_model("tec-s2", image_sha256)
+    assert isinstance(image, TecS2)
+    return TecTtS2(image, net, tables, sha256)

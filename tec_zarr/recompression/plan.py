@@ -1,0 +1,645 @@
+"""What a recompression will do, settled before the first chunk is read.
+
+The target's arrays are made in memory first. Their metadata is the plan: it is hashed, so that a
+run can only be continued by the same plan, and it is written to the target *last*, when every
+region is finished. Until then Zarr finds no array there, so nobody can take a part for the whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import dask.array
+import numpy as np
+import xarray as xr
+import zarr
+from xarray.backends.zarr import FillValueCoder
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
+
+import tec_zarr
+from tec_zarr.bounds.request import index_bands
+from tec_zarr.codec.encode import ChunkSpec
+from tec_zarr.compare.tables import tec_spec
+from tec_zarr.cubes.dims import variable_bands, word
+from tec_zarr.cubes.encoding import (
+    BAND,
+    CHUNK,
+    SHARD_SIDE,
+    TIME,
+    X,
+    Y,
+    bounds_in,
+    encoding,
+    find_dim,
+    known_bands,
+    likely,
+    may_have_bands,
+    names_bands,
+)
+from tec_zarr.cubes.nodata import declared
+from tec_zarr.cubes.nodata import number as _number
+from tec_zarr.cubes.times import Finer, finer
+from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.recompression.manifest import FOLDER, RecompressError, list_keys, read
+from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
+
+PROVENANCE = "tec_zarr"
+"""Attribute of the target's root that says what it was made of."""
+
+SOURCES_READ = "sources_read"
+"""Key in there: number of the array, of the region, CRC32 of the source's samples."""
+
+REGION_BYTES = 256 * 2**20
+"""A region of reflectance is not grown beyond this size in memory."""
+
+COPY_BYTES = 32 * 2**20
+"""Size of the regions in which other arrays are copied."""
+
+_DIMENSIONS = "_ARRAY_DIMENSIONS"
+_METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the target is made; the arguments are those of :func:`tec_zarr.encoding`.
+
+    Parameters
+    ----------
+    quality, model, zarr_format, bands, nodata, scale, max_error, psnr, max_bytes, chunks, shards
+        See :func:`tec_zarr.encoding`. Integers with the CF attributes ``scale_factor`` and
+        ``add_offset`` are understood without ``scale``. ``max_error`` is in the units of the data
+        as readers that know CF see them, whatever they are packed in.
+    variables : sequence of str, optional
+        Names or paths of the arrays that are reflectance. Default: those with a band dimension
+        whose coordinate names Sentinel-2 bands, and those named like a band; of arrays whose
+        dimensions have no names only those called "reflectance" or like a band, with four. All
+        others are copied without loss. One name may stand alone.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        An argument out of its range.
+    """
+
+    quality: float = 4.0
+    model: str = "tec-s2"
+    zarr_format: Literal[2, 3] = 3
+    bands: Sequence[str] | None = None
+    nodata: float | Sequence[float] | None = 0
+    scale: float | None = None
+    max_error: float | Sequence[float] | Mapping[str, float] | None = None
+    psnr: float | None = None
+    max_bytes: int | None = None
+    chunks: Mapping[str, int] | None = None
+    shards: bool = True
+    variables: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.zarr_format not in (2, 3):
+            raise UnsupportedArrayError(f"zarr_format is {self.zarr_format}, it must be 2 or 3")
+        names = {f.name for f in fields(ChunkSpec)} & {f.name for f in fields(self)}
+        spec = ChunkSpec(**{name: getattr(self, name) for name in names})
+        # As JSON has them, so that they equal what is on record when a run goes on.
+        plain: dict[str, Any] = {name: spec.to_config()[name] for name in names}
+        if isinstance(self.variables, str):
+            plain["variables"] = (self.variables,)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class ArrayPlan:
+    """One array: where it comes from, where it goes to, in which pieces.
+
+    Attributes
+    ----------
+    index : int
+        Position in the plan.
+    path : str
+        Inside source and target.
+    source, target, template : zarr.Array
+        ``target`` has no metadata in its store yet; ``template`` is the same array in memory.
+    region : tuple of int
+        Shape of a region: whole shards (or chunks) of the target and, where possible, whole
+        chunks of the source.
+    spec : ChunkSpec or None
+        None where the array is copied without loss.
+    finer : Finer or None
+        What the stored times of a coordinate go through, if they are of a coarse unit.
+    """
+
+    index: int
+    path: str
+    source: zarr.Array
+    target: zarr.Array
+    template: zarr.Array
+    region: tuple[int, ...]
+    spec: ChunkSpec | None
+    finer: Finer | None = None
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Regions along each axis."""
+        return _counts(self.source.shape, self.region)
+
+    @property
+    def regions(self) -> int:
+        """Number of regions."""
+        return math.prod(self.counts)
+
+    def region_slices(self, number: int) -> tuple[slice, ...]:
+        """Where region ``number`` lies in the array."""
+        at = [int(i) for i in np.unravel_index(number, self.counts)]
+        return box(at, self.region, self.source.shape)
+
+    def chunk_slices(self, region: tuple[slice, ...]) -> list[tuple[slice, ...]]:
+        """Chunks (those inside the shards) of a region."""
+        return [box(at, self.target.chunks, self.source.shape)
+                for at in _touched(region, self.target.chunks)]  # fmt: skip
+
+    def keys(self, region: tuple[slice, ...]) -> list[str]:
+        """Keys of the stored objects of a region."""
+        prefix = f"{self.path}/" if self.path else ""
+        return [prefix + key for key in _object_keys(self.target, region)]
+
+    def source_keys(self, region: tuple[slice, ...]) -> list[str]:
+        """Keys, inside the source array, of the objects that a region is read from."""
+        return _object_keys(self.source, region)
+
+    @property
+    def read_amplification(self) -> float:
+        """How often a source chunk is read on average; 1 when regions are aligned with them."""
+        shape, chunks = self.source.shape, self.source.chunks
+        touched = 1.0
+        for size, region, chunk in zip(shape, self.region, chunks, strict=True):
+            reads = sum(
+                -(-min(at + region, size) // chunk) - at // chunk for at in range(0, size, region)
+            )
+            touched *= reads / max(1, -(-size // chunk))
+        return touched
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is to be done.
+
+    Attributes
+    ----------
+    arrays : tuple of ArrayPlan
+    template : MemoryStore
+        The target's groups and arrays without data.
+    consolidated : bool
+        Whether the target gets consolidated metadata.
+    config : dict
+        What identifies this plan: ``config_sha256``, ``source_sha256`` and what they stand for.
+    """
+
+    arrays: tuple[ArrayPlan, ...]
+    template: MemoryStore
+    consolidated: bool
+    config: dict[str, Any]
+
+    @property
+    def regions(self) -> int:
+        """Number of regions of all arrays."""
+        return sum(array.regions for array in self.arrays)
+
+    def metadata(self, sources_read: Sequence[Sequence[int]]) -> dict[str, bytes]:
+        """Keys and bytes that make the target a Zarr store, in the order to write them.
+
+        Parameters
+        ----------
+        sources_read : sequence of (array, region, CRC32)
+            What some regions of the source held, so that a later run can look whether they do.
+        """
+        zarr_format = self.arrays[0].template.metadata.zarr_format
+        root = _root(self.template, zarr_format)
+        root.attrs[PROVENANCE] = {**self.config, SOURCES_READ: sources_read}
+        if self.consolidated:
+            zarr.consolidate_metadata(self.template, zarr_format=zarr_format)
+        return documents(self.template)
+
+
+def open_source(source: Any, options: Mapping[str, Any] | None) -> zarr.Group | zarr.Array:
+    """Open a path, URL or store for reading; Zarr objects are taken as they are."""
+    if isinstance(source, zarr.Group | zarr.Array):
+        return source
+    try:
+        if isinstance(source, Path) or (isinstance(source, str) and "://" not in source):
+            source = str(Path(source).absolute())  # workers may run in another directory
+        return zarr.open(source, mode="r", storage_options=dict(options) if options else None)
+    except Exception as error:  # each filesystem has its own kinds
+        raise RecompressError(
+            f"the source {source} cannot be opened as Zarr ({type(error).__name__}: {error})"
+        ) from error
+
+
+def list_nodes(source: zarr.Group | zarr.Array) -> dict[str, zarr.Group | zarr.Array]:
+    """The node at the root and all below it, by path, in alphabetical order.
+
+    Each has its own metadata, because consolidated ones may be older: those are taken only where
+    a store cannot be listed, such as behind most web servers.
+    """
+    if isinstance(source, zarr.Array):
+        return {"": source}
+    nodes: list[tuple[str, zarr.Group | zarr.Array]] = []
+    own = source
+    if source.metadata.consolidated_metadata is not None:
+        with contextlib.suppress(Exception):  # each filesystem has its own kinds
+            own = zarr.open_group(source.store_path, mode="r", use_consolidated=False)
+            nodes = sorted(own.members(max_depth=None))
+    if not nodes:
+        own, nodes = source, sorted(source.members(max_depth=None))
+    return {"": own, **dict(nodes)}
+
+
+def open_target(target: Any, options: Mapping[str, Any] | None) -> Store:
+    """Store of a path or URL; a store is taken as it is. Nothing is written."""
+    if isinstance(target, Store):
+        return target
+    if "://" in str(target):
+        return FsspecStore.from_url(str(target), storage_options=dict(options or {}))
+    return LocalStore(Path(target).absolute())
+
+
+def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings) -> Plan:
+    """Decide codec, chunks, shards and regions of every array.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        Reflectance that TEC cannot take as it is, or none at all.
+    RecompressError
+        A source that is TEC already.
+    """
+    template = MemoryStore()
+    nodes = list_nodes(source)
+    sources = {path: node for path, node in nodes.items() if isinstance(node, zarr.Array)}
+    for path, node in nodes.items():
+        if isinstance(node, zarr.Group):
+            zarr.create_group(
+                template, path=path, zarr_format=settings.zarr_format, attributes=dict(node.attrs)
+            )
+    chosen = _reflectance(sources, settings)
+    arrays = []
+    for index, (path, array) in enumerate(sources.items()):
+        described = _describe(path, array, sources, settings)
+        storage = (
+            _tec_storage(path, described, array, settings)
+            if path in chosen
+            else copy_storage(array, settings.zarr_format)
+        )
+        times = None if path in chosen else _finer_times(array)
+        made = create_array(template, path, array, settings.zarr_format, storage, times)
+        arrays.append(
+            ArrayPlan(
+                index, path, array, elsewhere(made, target, path), made,
+                _region(array, described, made) if path in chosen else region_of_copy(array, made),
+                tec_spec(made), times,
+            )
+        )  # fmt: skip
+    config = _config(source, arrays, documents(template), settings)
+    consolidated = isinstance(source, zarr.Group) and (
+        settings.zarr_format == 2 or source.metadata.consolidated_metadata is not None
+    )
+    return Plan(tuple(arrays), template, consolidated, config)
+
+
+def provenance(target: Store) -> dict[str, Any] | None:
+    """What a finished target says it was made of; None where there is no Zarr node.
+
+    Raises
+    ------
+    RecompressError
+        The target holds something else.
+    """
+    for key in ("zarr.json", ".zattrs"):
+        document = read(target, key)
+        if document is not None:
+            found = json.loads(document)
+            found = (found.get("attributes") or {}) if key == "zarr.json" else found
+            if PROVENANCE in found:
+                return found[PROVENANCE]
+    others = [key for key in list_keys(target, "") if not key.startswith(f"{FOLDER}/")]
+    if others and read(target, f"{FOLDER}/config.json") is None:
+        raise RecompressError(
+            f"the target {target} is not empty ({others[0]}) and not the beginning of a "
+            "recompression: choose another target, or delete it first"
+        )
+    return None
+
+
+def is_metadata(key: str) -> bool:
+    """Whether a key of a store is that of a metadata document."""
+    return key.rpartition("/")[2] in _METADATA
+
+
+def publication_order(key: str) -> tuple[Any, ...]:
+    """Sort key: metadata documents last, the root's at the end, which makes the rest visible."""
+    return is_metadata(key), -key.count("/"), key == ".zmetadata", key
+
+
+def box(
+    at: Sequence[int], lengths: Sequence[int], shape: Sequence[int]
+) -> tuple[slice, ...]:
+    """Cell ``at`` of a regular grid, cut off at the array's end."""
+    return tuple(
+        slice(i * n, min((i + 1) * n, size))
+        for i, n, size in zip(at, lengths, shape, strict=True)
+    )
+
+
+def _counts(shape: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
+    return tuple(-(-size // max(1, n)) for size, n in zip(shape, lengths, strict=True))
+
+
+def _touched(region: Sequence[slice], lengths: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    return itertools.product(
+        *(range(s.start // n, -(-s.stop // n)) for s, n in zip(region, lengths, strict=True))
+    )
+
+
+def _object_keys(array: zarr.Array, region: Sequence[slice]) -> list[str]:
+    grid = _touched(region, array.shards or array.chunks)
+    return [array.metadata.encode_chunk_key(at) for at in grid]
+
+
+def _describe(
+    path: str, array: zarr.Array, sources: Mapping[str, zarr.Array], settings: Settings
+) -> xr.DataArray:
+    """The array's name, dimensions and bands, with nothing behind them."""
+    shape, name = array.shape, path.rpartition("/")[2]
+    dims = _dimensions(array)
+    if dims is None and array.ndim == 4 and _is_called_reflectance(path, settings):
+        dims = ("time", "band", "y", "x")
+    dims = tuple(d or f"dim_{i}" for i, d in enumerate(dims or [None] * array.ndim))
+    dtype = array.dtype if array.dtype.kind in "biuf" else np.dtype("uint8")
+    data = dask.array.zeros(shape, dtype=dtype, chunks=shape or ())
+    da = xr.DataArray(data, dims=dims, name=name, attrs=dict(array.attrs))
+    band = find_dim(da, BAND)
+    folder = path[: len(path) - len(name)]
+    coordinate = sources.get(f"{folder}{band}")
+    if band is not None and coordinate is not None and coordinate.shape == (da.sizes[band],):
+        da = da.assign_coords({band: [word(b) for b in np.asarray(coordinate[:]).tolist()]})
+    return da
+
+
+def _is_called_reflectance(path: str, settings: Settings) -> bool:
+    """By the user or by its name; an array whose dimensions have no names could be classes."""
+    name = path.rpartition("/")[2]
+    if settings.variables is not None:
+        return path in settings.variables or name in settings.variables
+    return name == "reflectance" or known_bands([name]) is not None
+
+
+def _dimensions(array: zarr.Array) -> Sequence[str | None] | None:
+    if array.metadata.zarr_format == 3:
+        return array.metadata.dimension_names
+    return cast("Sequence[str | None] | None", array.attrs.get(_DIMENSIONS))
+
+
+def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[str]:
+    """Paths of the arrays to code."""
+    if settings.variables is None:
+        chosen = set()
+        found = {path: _describe(path, array, sources, settings)
+                 for path, array in sources.items() if array.ndim > 1}  # fmt: skip
+        for group in {path.rpartition("/")[0] for path in found}:
+            beside = {p: da for p, da in found.items() if p.rpartition("/")[0] == group}
+            alone = variable_bands({da.name: da for da in beside.values()})
+            chosen |= likely({p: names_bands(da.name or "array", da, str(da.name) in alone)
+                              for p, da in beside.items()})  # fmt: skip
+        if not chosen and settings.bands is not None:
+            chosen = {p for p, da in found.items() if may_have_bands(da.name, da)
+                      and da.sizes[find_dim(da, BAND)] == len(settings.bands)}  # fmt: skip
+    else:
+        meant = {v: {p for p in sources if v in (p, p.rpartition("/")[2])}
+                 for v in settings.variables}  # fmt: skip
+        missing = sorted(v for v, paths in meant.items() if not paths)
+        if missing:
+            raise UnsupportedArrayError(f"no arrays {missing} in {sorted(sources)}")
+        chosen = set().union(*meant.values())
+    if not chosen:
+        images = sorted(path for path, array in sources.items() if array.ndim > 1)
+        raise UnsupportedArrayError(
+            f"none of {sorted(sources)} looks like Sentinel-2 reflectance: name the arrays "
+            f"(variables={images[:1]}, --variables), an array without a name as '', or "
+            "the bands of arrays that only number them (bands=['B02', ...], --bands)"
+        )
+    coded = sorted(p for p in chosen if tec_spec(sources[p]) is not None)
+    if coded:
+        raise RecompressError(
+            f"{coded} are stored with TEC already: coding them again would lose quality a second "
+            "time. Start from the source data, or leave TEC first (tec-zarr decode). To the other "
+            "Zarr format, or into shards, tec-zarr transcode moves them without any loss"
+        )
+    return chosen
+
+
+def _tec_storage(
+    path: str, da: xr.DataArray, array: zarr.Array, settings: Settings
+) -> dict[str, Any]:
+    """Chunks, shards and codec of a reflectance array, as :func:`tec_zarr.encoding` has them."""
+    attrs: dict[str, Any] = dict(array.attrs)
+    name = str(da.name or "array")
+    nodata = () if settings.nodata is None else tuple(np.atleast_1d(settings.nodata).tolist())
+    arguments: dict[str, Any] = {
+        "quality": settings.quality, "model": settings.model, "bands": settings.bands,
+        "zarr_format": settings.zarr_format, "scale": settings.scale, "chunks": settings.chunks,
+        "shards": settings.shards,
+        "nodata": tuple(dict.fromkeys((*nodata, *_missing(path, array)))),
+        "max_error": settings.max_error, "psnr": settings.psnr, "max_bytes": settings.max_bytes,
+        "variables": [name],
+    }  # fmt: skip
+    aligned = da.chunk(dict(zip(da.dims, _block(da, array), strict=True)))
+    try:
+        storage = encoding(aligned.rename(name), **arguments)[name]
+    except UnsupportedArrayError:
+        # Chunks of the source that no chunk of a sensible size fits into; if that is not the
+        # reason, the same error comes again.
+        storage = encoding(da.rename(name), **arguments)[name]
+    factor = attrs.get("scale_factor")
+    if factor:
+        slot = "serializer" if settings.zarr_format == 3 else "compressors"
+        storage[slot] = bounds_in(float(factor), storage[slot])
+        _check_bounds(path, storage[slot], float(factor))
+    return storage
+
+
+def _check_bounds(path: str, spec: ChunkSpec, factor: float) -> None:
+    """Refuse bounds of packed data that are meant in DN: they would leave nothing of them."""
+    bounds: Any = spec.max_error
+    if isinstance(bounds, Mapping):
+        bounds = [value for name, value in bounds.items() if index_bands(name) is None]
+    largest = 0 if bounds is None else max(np.atleast_1d(bounds), default=0)
+    if largest >= DN_PER_REFLECTANCE * (spec.scale or 1):
+        raise UnsupportedArrayError(
+            f"max_error of {largest * factor:g} for array {path!r} is a reflectance of 1 or more, "
+            f"because its scale_factor is {factor:g}: bounds are in the units that CF readers see, "
+            f"in which 5 DN are {5 / DN_PER_REFLECTANCE:g}"
+        )
+
+
+def _missing(path: str, array: zarr.Array) -> tuple[float, ...]:
+    """Values that Zarr or attributes say nothing was measured where they are."""
+    padding = declared({"_FillValue": array.fill_value}, array.dtype, path)
+    return tuple(v for v in (*padding, *declared(array.attrs, array.dtype, path)) if v == v)
+
+
+def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:
+    """Whole chunks of the source, about as long as a shard, within the memory of a region."""
+    roles: dict[Any, str] = {find_dim(da, TIME): "time", find_dim(da, BAND): "band",
+             find_dim(da, Y): "space", find_dim(da, X): "space"}  # fmt: skip
+
+    def sides(space: int) -> tuple[int, ...]:
+        wanted = {"time": CHUNK["time"], "space": space}
+        return tuple(
+            size
+            if roles.get(dim) == "band"
+            else min(size, max(1, wanted.get(roles.get(dim, ""), 1) // chunk) * chunk)
+            for dim, size, chunk in zip(da.dims, da.shape, array.chunks, strict=True)
+        )
+
+    for space in (SHARD_SIDE, SHARD_SIDE // 2):
+        if math.prod(sides(space)) * array.dtype.itemsize <= REGION_BYTES:
+            return sides(space)
+    return sides(CHUNK["space"])
+
+
+def copy_storage(array: zarr.Array, zarr_format: Literal[2, 3]) -> dict[str, Any]:
+    """The chunks of the source and Zarr's default compressor."""
+    shards = array.shards if zarr_format == 3 else None
+    chunks = array.chunks if shards or not array.shards else array.shards
+    return {"chunks": chunks} | ({"shards": shards} if shards else {})
+
+
+def create_array(
+    store: Store,
+    path: str,
+    array: zarr.Array,
+    zarr_format: Literal[2, 3],
+    storage: Mapping[str, Any],
+    times: Finer | None = None,
+) -> zarr.Array:
+    """An array like ``array`` in another format, chunks or codecs; without its data."""
+    attrs: dict[str, Any] = dict(array.attrs)
+    dims = _dimensions(array)
+    fill, old = array.metadata.fill_value, array.metadata.zarr_format
+    attrs.pop(_DIMENSIONS, None)
+    extra: dict[str, Any] = {}
+    plain = array.dtype.kind in "biufc"
+    if old == 2 and array.dtype.kind == "b":
+        # What Zarr fills masks with: no measurement can be missing in them, but xarray would read
+        # objects of True and NaN.
+        fill = None
+    if zarr_format == 3:
+        extra["dimension_names"] = dims
+        # Only format 2 says "missing" with the fill value, and a CF attribute says it before that.
+        missing = _number(attrs.get("_FillValue", fill), array.dtype) if plain else None
+        if old == 2 and missing is not None:
+            attrs["_FillValue"] = FillValueCoder.encode(missing, array.dtype)
+    else:
+        if dims is not None or not array.ndim:
+            attrs[_DIMENSIONS] = [str(d or f"dim_{i}") for i, d in enumerate(dims or ())]
+        if old == 3:
+            fill = _number(attrs.pop("_FillValue", None), array.dtype) if plain else None
+    dtype = array.dtype.newbyteorder("=") if plain else array.metadata.dtype
+    if times is not None:
+        attrs["units"], dtype = times.units, np.dtype("int64")
+    return zarr.create_array(
+        store, name=path or None, shape=array.shape, dtype=dtype, fill_value=fill,
+        attributes=attrs, zarr_format=zarr_format, **extra, **storage,
+    )  # fmt: skip
+
+
+def _finer_times(array: zarr.Array) -> Finer | None:
+    """For whole-number times along one dimension, to which dates can be appended."""
+    if array.ndim != 1 or array.dtype.kind not in "iu" or "units" not in array.attrs:
+        return None
+    stated = [array.attrs.get("_FillValue"), array.attrs.get("missing_value")]
+    stated += [array.fill_value] if array.metadata.zarr_format == 2 else []
+    numbers = [_number(value, array.dtype) for value in stated]
+    missing = (int(n) for n in numbers if n is not None and n == n)
+    return finer(np.asarray(array[:]), array.attrs["units"], (*missing, np.iinfo(np.int64).min))
+
+
+def elsewhere(template: zarr.Array, store: Store, path: str) -> zarr.Array:
+    """The template's array in another store, without writing its metadata there."""
+    return zarr.Array(
+        zarr.AsyncArray(
+            metadata=template.metadata, store_path=StorePath(store, path)
+        )
+    )  # fmt: skip
+
+
+def _region(array: zarr.Array, da: xr.DataArray, made: zarr.Array) -> tuple[int, ...]:
+    """Of an array to code."""
+    outer = made.shards or made.chunks
+    return tuple(
+        -(-size // step) * step if block >= size else block if block % step == 0 else step
+        for size, block, step in zip(array.shape, _block(da, array), outer, strict=True)
+    )
+
+
+def region_of_copy(array: zarr.Array, made: zarr.Array) -> tuple[int, ...]:
+    """Shape of the parts to copy an array in: whole shards or chunks of the one to be made."""
+    region = list(made.shards or made.chunks)
+    for axis in reversed(range(array.ndim)):
+        cells = -(-array.shape[axis] // region[axis])
+        room = COPY_BYTES // (math.prod(region) * array.dtype.itemsize)
+        region[axis] *= max(1, min(room, cells))
+        if region[axis] < array.shape[axis]:
+            break
+    return tuple(region)
+
+
+def _root(store: Store, zarr_format: Literal[2, 3]) -> zarr.Group | zarr.Array:
+    return zarr.open(store, mode="r+", zarr_format=zarr_format)
+
+
+def documents(store: MemoryStore) -> dict[str, bytes]:
+    """Metadata documents in the order to write them."""
+    keys = sorted(filter(is_metadata, list_keys(store, "")), key=publication_order)
+    return {key: read(store, key) or b"" for key in keys}
+
+
+def _config(
+    source: zarr.Group | zarr.Array,
+    arrays: Sequence[ArrayPlan],
+    metadata: Mapping[str, bytes],
+    settings: Settings,
+) -> dict[str, Any]:
+    layout = {
+        "tec_zarr": tec_zarr.__version__,
+        "metadata": {key: json.loads(data) for key, data in metadata.items()},
+        "regions": {array.path: array.region for array in arrays},
+    }
+    return {
+        "source": str(source.store_path),
+        "source_sha256": _sha256([_fingerprint(array) for array in arrays]),
+        "config_sha256": _sha256(layout),
+        "tec_zarr": tec_zarr.__version__,
+        "model": settings.model,
+        **{key: getattr(settings, key) for key in ("quality", "max_error", "psnr", "max_bytes")},
+        "regions": sum(array.regions for array in arrays),
+    }
+
+
+def _fingerprint(array: ArrayPlan) -> list[Any]:
+    """Metadata of a source array, attributes included."""
+    documents = array.source.metadata.to_buffer_dict(default_buffer_prototype())
+    return [array.path, {key: value.to_bytes().decode() for key, value in documents.items()}]
+
+
+def _sha256(item: object) -> str:
+    return hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,544 @@
+"""Published TerraCodec weights: names, files, and getting them into the user's cache.
+
+A checkpoint is read once (``torch.load(weights_only=True)`` or safetensors), checked against
+the architecture, and kept as safetensors in the cache, named by its SHA-256. That hash goes
+into the configuration of arrays, so that they decode with exactly these weights. Nothing here
+downloads unless `load` is called without a path: reading an array never does.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tec_zarr import config
+from tec_zarr.errors import TecError, UnknownModelError, WeightsMismatchError
+from tec_zarr.interrupted import hidden_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tec_zarr.models.registry import Entry
+    from tec_zarr.terracodec.codec import FamilyModel
+
+__all__ = ["PUBLISHED", "cache_folder", "cached_entry", "load", "load_codec", "save"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A family of published checkpoints that differ in their rate only.
+
+    Parameters
+    ----------
+    repository : str
+        On Hugging Face.
+    architecture : {"fp", "elic", "tt", "flex"}
+    bands : int
+        12 (L2A) or 13 (L1C).
+    stem : str
+        File name up to the rate.
+    rates : tuple of str
+        Lambdas, in the reference's spelling without ``lambda-``.
+    """
+
+    repository: str
+    architecture: str
+    bands: int
+    stem: str
+    rates: tuple[str, ...]
+
+    def file(self, rate: str) -> str:
+        """Name of the checkpoint file of a rate."""
+        if rate.endswith("-lronly"):
+            return f"FlexTEC_LRonly_v1_S2L2A_lambda-{rate.removesuffix('-lronly')}.pt"
+        return f"{self.stem}_lambda-{rate}.pt"
+
+
+_ORGANISATION = "embed2scale/TerraCodec-1.0-"
+_IMAGE_RATES = ("0.5", "2", "10", "40", "200")
+
+PUBLISHED: dict[str, Published] = {
+    "terracodec_v1_fp_s2l2a": Published(
+        _ORGANISATION + "FP-S2L2A", "fp", 12, "TerraCodec_v1_FP_S2L2A", _IMAGE_RATES
+    ),
+    "terracodec_v1_elic_s2l2a": Published(
+        _ORGANISATION + "ELIC-S2L2A", "elic", 12, "TerraCodec_v1_ELIC_S2L2A", _IMAGE_RATES
+    ),
+    "terracodec_v1_tt_s2l2a": Published(
+        _ORGANISATION + "TT-S2L2A",
+        "tt",
+        12,
+        "TerraCodec_v1_TT_S2L2A",
+        ("0.4", "1", "5", "20", "100", "200", "700"),
+    ),
+    "terracodec_v1_tt_s2l1c": Published(
+        _ORGANISATION + "TT-S2L1C", "tt", 13, "TerraCodec_v1_TT_S2L1C", ("5", "20", "100")
+    ),
+    "flextec_v1_s2l2a": Published(
+        _ORGANISATION + "FlexTEC-S2L2A", "flex", 12, "FlexTEC_v1_S2L2A", ("800", "800-lronly")
+    ),
+}
+"""Published models by their names in the reference implementation."""
+
+_CLASSES = {
+    "fp": ("tec_zarr.terracodec.fp", "FactorizedPrior"),
+    "elic": ("tec_zarr.terracodec.elic", "ELIC"),
+    "tt": ("tec_zarr.terracodec.tt", "TemporalTransformer"),
+    "flex": ("tec_zarr.terracodec.flex", "FlexTEC"),
+}
+_METADATA = "tec_zarr"
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: ``$TEC_ZARR_CACHE`` or ``~/.cache/tec_zarr``."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TEC_ZARR_CACHE") or f"{base}/tec_zarr").expanduser()
+
+
+def embedded_folder() -> Path:
+    """Where weights are kept that came with a store: they only decode."""
+    return cache_folder() / "embedded"
+
+
+def load(
+    name: str,
+    compression: float | str | None = None,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
+) -> nn.Module:
+    """Load a published model (or one of yours of the same architecture) as a torch module.
+
+    Parameters
+    ----------
+    name : str
+        A key of `PUBLISHED`, such as ``"terracodec_v1_tt_s2l2a"``.
+    compression : float or str, optional
+        The lambda of the checkpoint: ``20``, ``"lambda-20"`` or ``"lambda-800-lronly"``.
+        Not needed with `path`.
+    path : path, optional
+        Checkpoint on this machine: ``.pt`` or ``.ckpt`` as published, or safetensors.
+        Without it the cache is searched, then the file is downloaded.
+        Several different ones there have to be told apart by `sha256`, or by `path`.
+    sha256 : str, optional
+        SHA-256 (hex) that the checkpoint file or its conversion must have. The cache knows
+        conversions by their own hash only: with that of the checkpoint file and no `path`, the
+        file is asked for again.
+
+    Returns
+    -------
+    torch.nn.Module
+        In evaluation mode. Its `forward` takes and returns standardised tensors, as the
+        reference's does.
+
+    Raises
+    ------
+    UnknownModelError
+        No such name or rate, no such file, several in the cache, or the hub cannot be reached;
+        the message says what to do, such as the command that gets the file.
+    WeightsMismatchError
+        Wrong hash, missing or unexpected keys, wrong shapes, wrong number of bands, weights that
+        are not finite, a file of the cache that was changed.
+    """
+    return _read(_find(name, compression, path, sha256)[0])
+
+
+def load_codec(
+    name: str,
+    compression: float | str | None = None,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
+    context_tokens: int | None = None,
+) -> FamilyModel:
+    """Load a model as a codec and make it known to this process under its stream name.
+
+    Parameters
+    ----------
+    name, compression, path, sha256
+        As for `load`.
+    context_tokens : int, optional
+        FlexTEC: see :class:`tec_zarr.terracodec.codec.FamilyModel`.
+
+    Returns
+    -------
+    FamilyModel
+        Its ``name``, such as ``"terracodec_v1_tt_s2l2a/lambda-20"``, is what arrays name as
+        their model.
+
+    Raises
+    ------
+    UnknownModelError, WeightsMismatchError
+        As `load`.
+    """
+    from tec_zarr.models.registry import register_model
+    from tec_zarr.terracodec.codec import FamilyModel
+
+    file, found = _find(name, compression, path, sha256)
+    rate = "" if compression is None else f"/lambda-{_rate(name, compression)}"
+    module = _read(file).to(pick_device())
+    model = FamilyModel(module, name + rate, found, context_tokens)
+    register_model(model.name, lambda: model, model.weights_sha256)
+    return model
+
+
+def pick_device() -> str:
+    """Where a model goes: ``tec_zarr.config.DEVICE``, or a GPU if there is one."""
+    import torch
+
+    if config.DEVICE != "auto":
+        return config.DEVICE
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def cached_entry(name: str) -> Entry | None:
+    """Registry entry of a model whose weights lie in the cache; never downloads.
+
+    Parameters
+    ----------
+    name : str
+        Name in streams: ``"terracodec_v1_tt_s2l2a/lambda-20"``.
+
+    Returns
+    -------
+    Entry or None
+        None if `name` is not of the published family.
+
+    Raises
+    ------
+    UnknownModelError
+        The model is published, but its weights are not in the cache, or `name` has no rate, as
+        of arrays written with a file given by its path; the message says how to get them.
+    """
+    from tec_zarr.frame.frame import NAMED_MODEL
+    from tec_zarr.models.registry import Entry, embedded_weights, weights_file
+
+    family, _, tail = name.partition("/lambda-")
+    if family not in PUBLISHED:
+        return None
+    if tail not in PUBLISHED[family].rates:
+        raise UnknownModelError(
+            f"Model {name!r} is not known by its name alone: its weights were given by their path. "
+            f"Load the same file first, tec_zarr.terracodec.load_codec({family!r}, path=...), or name "
+            f"a published rate: '{family}/lambda-' and one of {', '.join(PUBLISHED[family].rates)}."
+        )
+    weights = tuple(map(_hash_in_name, _cached(family, tail)))
+    if not weights and not any(embedded_weights(name)):
+        raise UnknownModelError(
+            f"The weights of {name} are not on this machine (looked in {cache_folder()}).\n"
+            + _how_to_get(family, tail)
+        )
+
+    def open_codec(sha256: str) -> FamilyModel:
+        from tec_zarr.terracodec.codec import FamilyModel
+
+        file = _unchanged(weights_file(name, sha256), family, tail)
+        return FamilyModel(_read(file).to(pick_device()), name, sha256)
+
+    return Entry(name, NAMED_MODEL, weights, open_codec)
+
+
+def save(module: nn.Module, path: str | os.PathLike[str]) -> str:
+    """Write a model of the family as safetensors, with its configuration; return the SHA-256.
+
+    The integer tables of `module` are filled first where they are empty, so that whoever loads the
+    file codes with these and computes none of their own.
+
+    Raises
+    ------
+    TecError
+        Not a model of the family, the copy of one that a codec computes with, or weights that are
+        not finite.
+    """
+    from safetensors.torch import save_file
+
+    classes = {cls: architecture for architecture, (_, cls) in _CLASSES.items()}
+    architecture = classes.get(type(module).__name__)
+    if architecture is None:
+        raise TecError(
+            f"{path}: a {type(module).__name__} is none of the family's classes, which are "
+            f"{', '.join(classes)} in tec_zarr.models"
+        )
+    config: dict[str, Any] = dict(module.config)  # type: ignore[arg-type]
+    if module.state_dict().keys() != _without_weights(architecture, config).state_dict().keys():
+        raise TecError(
+            f"{path}: this {type(module).__name__} is the copy that a codec computes with, which "
+            "cannot be loaded again: save the module that the codec was made of"
+        )
+    strange = first_not_finite(module)
+    if strange is not None:
+        raise TecError(f"{path}: {strange} has values that are not finite: nothing was saved")
+    _fill_tables(module)
+    metadata = {"architecture": architecture, "config": config}
+    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+    save_file(state, path, {_METADATA: json.dumps(metadata, sort_keys=True)})
+    return _sha256(Path(path))
+
+
+def first_not_finite(module: nn.Module) -> str | None:
+    """Name of the first parameter with a value that is NaN or infinite, None without."""
+    return next((n for n, p in module.named_parameters() if not p.isfinite().all()), None)
+
+
+def _find(
+    name: str,
+    compression: float | str | None,
+    path: str | os.PathLike[str] | None,
+    sha256: str | None,
+) -> tuple[Path, str]:
+    """Converted safetensors of a model and its SHA-256, converting or downloading where needed."""
+    if name not in PUBLISHED:
+        raise UnknownModelError(f"No model {name!r}; there are {', '.join(PUBLISHED)}.")
+    rate = None if path and compression is None else _rate(name, compression)
+    if path is not None:
+        source = Path(path)
+        if not source.is_file():
+            raise UnknownModelError(
+                f"No checkpoint at {source}.\n" + _how_to_get(name, rate or _middle_rate(name))
+            )
+    else:
+        assert rate is not None
+        file = _chosen(name, rate, sha256)
+        if file is not None:
+            return _unchanged(file, name, rate), _hash_in_name(file)
+        source = _download(name, rate)
+    return _convert(source, name, rate, sha256)
+
+
+def _chosen(name: str, rate: str, sha256: str | None) -> Path | None:
+    """The file of the cache that is meant; never one of several that only their age tells apart."""
+    files = _cached(name, rate)
+    if sha256 is not None:
+        return next((file for file in files if _hash_in_name(file) == sha256.lower()), None)
+    if len(files) > 1:
+        hashes = "".join(f"\n    {_hash_in_name(file)}" for file in files)
+        raise UnknownModelError(
+            f"{cache_folder()} holds different weights of {name}, lambda {rate}, those kept last "
+            f"first:{hashes}\nSay which with sha256= or path=, or delete the others."
+        )
+    return files[0] if files else None
+
+
+def _unchanged(file: Path, name: str, rate: str) -> Path:
+    """A file of the cache that still has the hash it is named by."""
+    if _sha256(file) != _hash_in_name(file):
+        raise WeightsMismatchError(
+            f"{file} was changed since it was written: delete it.\n" + _how_to_get(name, rate)
+        )
+    return file
+
+
+def _rate(name: str, compression: float | str | None) -> str:
+    rates = PUBLISHED[name].rates
+    wanted = str(compression).removeprefix("lambda-").removesuffix(".0")
+    if wanted not in rates:
+        raise UnknownModelError(
+            f"{name} is published for lambda {', '.join(rates)}, not {compression!r}."
+        )
+    return wanted
+
+
+def _middle_rate(name: str) -> str:
+    rates = PUBLISHED[name].rates
+    return rates[len(rates) // 2]
+
+
+def _how_to_get(name: str, rate: str) -> str:
+    published = PUBLISHED[name]
+    file = published.file(rate)
+    return (
+        "On a machine with a connection to Hugging Face run\n"
+        f"    pip install huggingface_hub && hf download {published.repository} {file} "
+        "--local-dir .\n"
+        "and here, with that file,\n"
+        f"    python -c \"import tec_zarr.terracodec as m; m.load('{name}', 'lambda-{rate}', "
+        f"path='{file}')\""
+    )
+
+
+def _download(name: str, rate: str) -> Path:
+    published = PUBLISHED[name]
+    try:
+        hub = importlib.import_module("huggingface_hub")
+        return Path(hub.hf_hub_download(published.repository, published.file(rate)))
+    except Exception as error:  # the hub raises many types, its HTTP library more
+        kept = ", ".join(map(_hash_in_name, _cached(name, rate)))
+        raise UnknownModelError(
+            (f"The cache holds {kept} of {name}, not the SHA-256 asked for.\n" if kept else "") +
+            f"{published.file(rate)} could not be downloaded from {published.repository} "
+            f"({type(error).__name__}: {error}).\n" + _how_to_get(name, rate)
+        ) from error
+
+
+def _convert(
+    source: Path, name: str, rate: str | None, sha256: str | None
+) -> tuple[Path, str]:
+    """Check a checkpoint and put it into the cache as safetensors, unless it is from there."""
+    state, metadata = _read_state(source)
+    if metadata is not None:
+        if metadata["architecture"] != PUBLISHED[name].architecture:
+            raise WeightsMismatchError(
+                f"{source} holds a model of architecture {metadata['architecture']!r}, {name} is "
+                f"{PUBLISHED[name].architecture!r}."
+            )
+        config = metadata["config"]
+    else:
+        config = _config_of(state, source, name)
+    if config.get("bands") != PUBLISHED[name].bands:
+        raise WeightsMismatchError(
+            f"{source} is a model of {config.get('bands')} bands, {name} has "
+            f"{PUBLISHED[name].bands}: load it under the name that fits, or pick another file."
+        )
+    given = _sha256(source)
+    if metadata is not None and rate is None:
+        _check_hash(source, sha256, given)
+        return source, given
+    module = _build(PUBLISHED[name].architecture, config, state, source)
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    # A folder of its own: other threads and processes may be converting too.
+    with hidden_folder(folder / "weights.safetensors") as part:
+        written = part / "weights.safetensors"
+        own = save(module, written)
+        _check_hash(source, sha256, given, own)
+        return written.replace(folder / f"{name}--{rate or 'own'}--{own}.safetensors"), own
+
+
+def _check_hash(source: Path, wanted: str | None, *found: str) -> None:
+    if wanted is not None and wanted.lower() not in found:
+        raise WeightsMismatchError(
+            f"{source} has SHA-256 {found[0]}, expected {wanted}: it is not the file you pinned, "
+            "or it is damaged. Get it again."
+        )
+
+
+def _read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    import torch
+
+    try:
+        if source.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(source, "pt") as file:
+                metadata = json.loads((file.metadata() or {}).get(_METADATA, "null"))
+                if metadata is not None:
+                    metadata = {"architecture": metadata["architecture"],
+                                "config": dict(metadata["config"])}  # fmt: skip
+                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+        state = torch.load(source, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        if not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
+            raise TypeError("not every entry is a tensor with a name")
+    except MemoryError:
+        raise
+    except Exception as error:  # torch, pickle, zip and safetensors all raise their own
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, pickle.UnpicklingError):  # whose text advises to read it unsafely
+            reason = "it is damaged, or holds more than tensors, which could run code"
+        raise WeightsMismatchError(
+            f"{source} is no checkpoint that can be read safely ({reason})."
+        ) from error
+    return state, None
+
+
+def _config_of(state: dict[str, Tensor], source: Path, name: str) -> dict[str, Any]:
+    architecture = PUBLISHED[name].architecture
+    if architecture in ("fp", "elic"):
+        for key in list(state):
+            state[key.removeprefix("model.")] = state.pop(key)
+    module, cls = _CLASSES[architecture]
+    try:
+        return dict(getattr(importlib.import_module(module), cls).config_of(state))
+    except (KeyError, IndexError) as error:
+        raise WeightsMismatchError(
+            f"{source} lacks the key {error.args[0]!r} of {name}: another architecture, or cut "
+            "short."
+        ) from error
+
+
+def _build(
+    architecture: str, config: dict[str, Any], state: dict[str, Tensor], source: Path
+) -> nn.Module:
+    cls = _CLASSES[architecture][1]
+    try:
+        module = _without_weights(architecture, config)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise WeightsMismatchError(
+            f"{source} says that it holds a {cls} of {config}, which cannot be made ({error})"
+        ) from error
+    wanted = module.state_dict()
+    missing, strange = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or strange:
+        raise WeightsMismatchError(
+            f"{source} does not hold a {cls}: "
+            + "; ".join(
+                f"{len(keys)} keys {what}, the first {keys[0]!r}"
+                for what, keys in (("missing", missing), ("unexpected", strange))
+                if keys
+            )
+        )
+    # Codecs compute with float32, whatever a checkpoint was kept in.
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    try:
+        module.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise WeightsMismatchError(f"{source} does not fit a {cls}: {error}") from error
+    bad = first_not_finite(module)
+    if bad is not None:
+        raise WeightsMismatchError(
+            f"{source}: {bad} has values that are not finite: the training went wrong or the "
+            "file is damaged. Get another one."
+        )
+    return module.eval()
+
+
+def _without_weights(architecture: str, config: dict[str, Any]) -> nn.Module:
+    """A module of the architecture that takes no memory."""
+    import torch
+
+    module, cls = _CLASSES[architecture]
+    with torch.device("meta"):
+        made: nn.Module = getattr(importlib.import_module(module), cls)(**config)
+    return made
+
+
+def _fill_tables(module: nn.Module) -> None:
+    """Store the integer tables that coding needs; drop the large ones that it does not."""
+    from tec_zarr.terracodec.layers import EntropyBottleneck, TableBuffers
+
+    for part in module.modules():
+        if isinstance(part, EntropyBottleneck):
+            if part._quantized_cdf.numel() == 0:
+                part.update()
+        elif isinstance(part, TableBuffers):
+            for name in part.TABLES:
+                setattr(part, name, getattr(part, name).new_empty(0))
+
+
+def _read(file: Path) -> nn.Module:
+    state, metadata = _read_state(file)
+    if metadata is None:
+        raise TecError(f"{file} was not written by tec_zarr; load it with its path.")
+    return _build(metadata["architecture"], metadata["config"], state, file)
+
+
+def _cached(name: str, rate: str) -> list[Path]:
+    files = cache_folder().glob(f"{name}--{rate}--*.safetensors")
+    return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+
+
+def _hash_in_name(file: Path) -> str:
+    return file.stem.rpartition("--")[2]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
