@@ -9,7 +9,8 @@ import xarray as xr
 
 import tec_zarr
 from tec_zarr.cubes import synthetic
-from tec_zarr.cubes.provenance import CONTAINER, describe, record
+from tec_zarr.cubes.encoding import CONTAINER
+from tec_zarr.cubes.provenance import describe, record
 from tec_zarr.face.cli import main
 
 TOY = {"model": toy.NAME}

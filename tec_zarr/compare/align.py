@@ -6,17 +6,11 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr import metrics
-from tec_zarr.cubes.dims import word
+from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, known_bands, word
 from tec_zarr.cubes.encoding import (
-    BAND,
-    TIME,
-    X,
-    Y,
     cf_line,
     counted,
-    find_dim,
     holds_tec,
-    known_bands,
     reflectance_names,
     stored_spec,
     unpacking,
@@ -26,7 +20,7 @@ from tec_zarr.cubes.stacking import made_of, single_array
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import NODATA
 
-__all__ = ["band_labels", "comparable", "in_dn", "pair", "same_labels"]
+__all__ = ["comparable", "in_dn", "names_along_bands", "pair", "same_labels"]
 
 
 def pair(
@@ -87,7 +81,7 @@ def _with_names_of(cube: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
 
 def _labels(da: xr.DataArray) -> list[str]:
     dim = find_dim(da, BAND)
-    return [] if dim is not None and dim not in da.coords else band_labels(da)
+    return [] if dim is not None and dim not in da.coords else names_along_bands(da)
 
 
 def comparable(
@@ -187,7 +181,7 @@ def _kinds(cube: xr.DataArray) -> list[str | None]:
     return [find_dim(cube, names) for names in (TIME, BAND, Y, X)]
 
 
-def band_labels(da: xr.DataArray) -> list[str]:
+def names_along_bands(da: xr.DataArray) -> list[str]:
     """Names along the band dimension; the array's own name where it has none."""
     dim = find_dim(da, BAND)
     if dim is None:

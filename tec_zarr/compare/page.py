@@ -30,12 +30,13 @@ from zarr.storage import StorePath
 from tec_zarr import metrics
 from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.compare import classical
-from tec_zarr.compare.align import band_labels, comparable, in_dn, pair
+from tec_zarr.compare.align import comparable, in_dn, names_along_bands, pair
 from tec_zarr.compare.tables import size, tec_spec
-from tec_zarr.cubes.encoding import TIME, find_dim, reflectance_names
+from tec_zarr.cubes.dims import TIME, find_dim
+from tec_zarr.cubes.encoding import reflectance_names
 from tec_zarr.cubes.files import is_zarr, open_cube
 from tec_zarr.errors import LimitError, UnsupportedArrayError
-from tec_zarr.face.accessor import report
+from tec_zarr.face.accessor import error_table
 from tec_zarr.sentinel2 import BANDS, UnknownBandError, band_name
 
 if TYPE_CHECKING:
@@ -220,11 +221,11 @@ def page(
             f"a cube of {original.size} samples is too large for one page, at most {MAX_SAMPLES}: "
             "take a part of both cubes, such as .isel(x=slice(0, 1024), y=slice(0, 1024))"
         )
-    table = report(decoded, original) if table is None else table
+    table = error_table(decoded, original) if table is None else table
     before, after = in_dn(original, decoded)
     if min(before.shape[-2:]) < 11:
         raise UnsupportedArrayError(f"{before.shape[-2:]} pixels are too few for a report")
-    bands, dates = _canonical(band_labels(original)), _dates(original, len(before))
+    bands, dates = _canonical(names_along_bands(original)), _dates(original, len(before))
     shown = sorted({round(i) for i in np.linspace(0, len(dates) - 1, min(len(dates), MAX_DATES))})
     error = after - before
     composites, pictures, window = _pictures(before, after, error, bands, dates, shown)

@@ -15,19 +15,19 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.compare.align import same_labels
-from tec_zarr.cubes.dims import band_labels, is_band, name_bands, word
-from tec_zarr.cubes.encoding import (
+from tec_zarr.cubes.dims import (
     BAND,
     TIME,
     X,
     Y,
-    counted,
+    band_labels,
     find_dim,
+    is_band,
     known_bands,
-    reflectance_names,
-    stored_spec,
-    words_in_memory,
+    name_bands,
+    word,
 )
+from tec_zarr.cubes.encoding import counted, reflectance_names, stored_spec, words_in_memory
 from tec_zarr.cubes.nodata import KEYS, declared, fits, nodata_values
 from tec_zarr.cubes.stacking import shared
 from tec_zarr.errors import TecError, UnsupportedArrayError

@@ -9,6 +9,7 @@ All attributes are text or numbers, so that they survive in netCDF too.
 
 from __future__ import annotations
 
+import importlib.metadata
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -17,10 +18,9 @@ import numpy as np
 import xarray as xr
 import zarr
 
-import tec_zarr
 from tec_zarr.bounds.request import ALL, NamedBounds
 from tec_zarr.codec.encode import ChunkSpec
-from tec_zarr.compare.align import band_labels, in_dn
+from tec_zarr.compare.align import in_dn, names_along_bands
 from tec_zarr.compare.tables import error_rows, kept_bounds, tec_spec
 from tec_zarr.cubes.encoding import CONTAINER
 
@@ -71,7 +71,7 @@ def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObje
             attributes |= _parameters(spec, float(settings.get("scale_factor") or 1))
             container = {
                 "algorithm": "terracodec",
-                "implementation": f"tec_zarr version {tec_zarr.__version__}",
+                "implementation": f"tec_zarr version {importlib.metadata.version('tec_zarr')}",
                 "reader": "pip install tec_zarr",
                 "model": spec.model,
                 "weights_sha256": str(spec.weights_sha256),
@@ -126,7 +126,7 @@ def record(
         if original is not None and decoded is not None:
             before = original if isinstance(original, xr.DataArray) else original[name]
             reference, after = in_dn(before, decoded[name])
-            rows = error_rows(reference, after, band_labels(before))
+            rows = error_rows(reference, after, names_along_bands(before))
             found["psnr_measured"] = _listing({str(row[0]): row[1] for row in rows[:-1]})
         array.attrs.update({f"{ATTRIBUTE}_{key}": value for key, value in found.items()})
     if consolidated:

@@ -20,17 +20,12 @@ import xarray as xr
 from tec_zarr import metrics
 from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.compare.align import comparable, in_dn, pair
-from tec_zarr.cubes.dims import word
+from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, word
 from tec_zarr.cubes.encoding import (
-    BAND,
     PACKING,
-    TIME,
-    X,
-    Y,
     chosen_variables,
     decode,
     encoding,
-    find_dim,
     reflectance_names,
     without_codecs,
 )
@@ -143,6 +138,19 @@ def report(
     UnsupportedArrayError
         The two can't be compared; the message says what differs.
     """
+    table = error_table(decoded, original)
+    if html is not None:
+        from tec_zarr.compare.page import page
+
+        a, b = pair(canonical_order(original), canonical_order(decoded))  # type: ignore[type-var]
+        Path(html).write_text(page(a, b, table=table), encoding="utf-8")
+    return table
+
+
+def error_table(
+    decoded: xr.DataArray | xr.Dataset, original: xr.DataArray | xr.Dataset
+) -> pd.DataFrame:
+    """The table that `report` returns."""
     import pandas as pd
 
     a, b = pair(canonical_order(original), canonical_order(decoded))  # type: ignore[type-var]
@@ -183,12 +191,7 @@ def report(
             if error.size:
                 errors = error.mean(), np.abs(error).mean(), np.abs(error).max()
                 rows[index] = (math.nan, math.nan, math.nan, *errors, math.nan)
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).astype(float)
-    if html is not None:
-        from tec_zarr.compare.page import page
-
-        Path(html).write_text(page(a, b, table=table), encoding="utf-8")
-    return table
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).astype(float)
 
 
 def preview(obj: xr.DataArray | xr.Dataset, time: int = 0) -> xr.DataArray:

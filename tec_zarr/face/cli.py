@@ -325,7 +325,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     What B has lost counts as 0 DN. Exit status: 0, or 1 where nodata differs or the cubes cannot
     be compared.
     """
-    from tec_zarr.compare.align import band_labels, comparable, in_dn, pair
+    from tec_zarr.compare.align import comparable, in_dn, names_along_bands, pair
     from tec_zarr.compare.tables import ERROR_COLUMNS, error_rows, nodata_line, table
     from tec_zarr.cubes.files import open_cube
 
@@ -334,7 +334,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     both: list = []
     rows: list = []
     _with_bar("read", lambda: both.extend(in_dn(a, b)))
-    _with_bar("compare", lambda: rows.extend(error_rows(both[0], both[1], band_labels(a))))
+    _with_bar("compare", lambda: rows.extend(error_rows(both[0], both[1], names_along_bands(a))))
     print(table(ERROR_COLUMNS, rows))
     difference = nodata_line(*both)
     if difference:

@@ -12,7 +12,7 @@ import xarray as xr
 
 from tec_zarr import metrics
 from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
-from tec_zarr.compare.align import band_labels, in_dn
+from tec_zarr.compare.align import in_dn, names_along_bands
 from tec_zarr.compare.tables import ERROR_COLUMNS, error_rows, size, stored_arrays, table
 from tec_zarr.cubes import synthetic
 from tec_zarr.cubes.encoding import chosen_variables, decode, encoding, rechunk
@@ -60,7 +60,7 @@ def run_demo(
     store = out / "demo.zarr"
     shutil.rmtree(store, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    labels = band_labels(original)
+    labels = names_along_bands(original)
 
     step("load the model", lambda: _warm_up(model, quality))
     seconds = []

@@ -373,7 +373,7 @@ def _file_name(name: str, sha256: str) -> str:
 def _is_kept(name: str) -> bool:
     """Whether a model is one whose weights may lie in the user's cache."""
     family, _, rate = name.partition("/lambda-")
-    return name in _index() or rate in getattr(hub.PUBLISHED.get(family), "rates", ())
+    return name in _items() or rate in getattr(hub.PUBLISHED.get(family), "rates", ())
 
 
 def embedded_weights(name: str) -> Iterator[str]:

@@ -406,7 +406,7 @@ def padded(components: Tensor) -> Tensor:
 # ---- weights
 
 
-def save(net: S2Net, frequencies: np.ndarray, path: Path) -> None:
+def save_image(net: S2Net, frequencies: np.ndarray, path: Path) -> None:
     """Write ``net`` with its integer layers as integers, and the tables, as safetensors."""
     out = net_tensors(net) | {"tables": torch.from_numpy(frequencies.astype(np.int32))}
     save_file({name: tensor.contiguous() for name, tensor in sorted(out.items())}, path)

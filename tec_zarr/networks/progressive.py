@@ -681,7 +681,7 @@ def _told(spread: np.ndarray, spectral: klt.Klt) -> np.ndarray:
 # ---- weights
 
 
-def save(tables: IntervalTables, temporal_sha256: str, path: Path) -> None:
+def save_progressive(tables: IntervalTables, temporal_sha256: str, path: Path) -> None:
     """Write the tables, and of which temporal model they are."""
     out = {
         "cumulative": torch.from_numpy(tables.cumulative.astype(np.int32)),

@@ -766,7 +766,7 @@ def _whole_mean(basis: klt.Klt, digits: int) -> np.ndarray:
 # ---- weights
 
 
-def save(net: TemporalNet, frequencies: np.ndarray, image_sha256: str, path: Path) -> None:
+def save_series(net: TemporalNet, frequencies: np.ndarray, image_sha256: str, path: Path) -> None:
     """Write ``net`` with its integer layers as integers, the tables, and which image model."""
     out = net_tensors(net) | {
         "tables": torch.from_numpy(frequencies.astype(np.int32)),

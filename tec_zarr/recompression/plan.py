@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import math
@@ -26,22 +27,15 @@ from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 
-import tec_zarr
 from tec_zarr.bounds.request import index_bands
 from tec_zarr.codec.encode import ChunkSpec
 from tec_zarr.compare.tables import tec_spec
-from tec_zarr.cubes.dims import variable_bands, word
+from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, known_bands, variable_bands, word
 from tec_zarr.cubes.encoding import (
-    BAND,
     CHUNK,
     SHARD_SIDE,
-    TIME,
-    X,
-    Y,
     bounds_in,
     encoding,
-    find_dim,
-    known_bands,
     likely,
     may_have_bands,
     names_bands,
@@ -620,7 +614,7 @@ def _config(
     settings: Settings,
 ) -> dict[str, Any]:
     layout = {
-        "tec_zarr": tec_zarr.__version__,
+        "tec_zarr": importlib.metadata.version("tec_zarr"),
         "metadata": {key: json.loads(data) for key, data in metadata.items()},
         "regions": {array.path: array.region for array in arrays},
     }
@@ -628,7 +622,7 @@ def _config(
         "source": str(source.store_path),
         "source_sha256": _sha256([_fingerprint(array) for array in arrays]),
         "config_sha256": _sha256(layout),
-        "tec_zarr": tec_zarr.__version__,
+        "tec_zarr": importlib.metadata.version("tec_zarr"),
         "model": settings.model,
         **{key: getattr(settings, key) for key in ("quality", "max_error", "psnr", "max_bytes")},
         "regions": sum(array.regions for array in arrays),

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from tec_zarr.cubes.encoding import BAND, TIME, X, Y, find_dim, rechunk
+from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim
+from tec_zarr.cubes.encoding import rechunk
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import BANDS, DN_PER_REFLECTANCE, NODATA, band_names
 from tec_zarr.stac.offset import REMOVED, item_record, items_of_date, known_band, remove_offset

@@ -26,7 +26,7 @@ from tec_zarr.interrupted import hidden_folder
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from tec_zarr.models.registry import Entry
+    from tec_zarr.models.registry import Entry, Model
     from tec_zarr.terracodec.codec import FamilyModel
 
 __all__ = ["PUBLISHED", "cache_folder", "cached_entry", "load", "load_codec", "save"]
@@ -199,6 +199,15 @@ def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def open_cached(file: Path, name: str, sha256: str) -> FamilyModel:
+    """Codec of a file of the cache, for streams that name it ``name``."""
+    from tec_zarr.terracodec.codec import FamilyModel
+
+    family, _, rate = name.partition("/lambda-")
+    module = _read(_unchanged(file, family, rate))
+    return FamilyModel(module.to(pick_device()), name, sha256)
+
+
 def cached_entry(name: str) -> Entry | None:
     """Registry entry of a model whose weights lie in the cache; never downloads.
 
@@ -227,8 +236,9 @@ def cached_entry(name: str) -> Entry | None:
     if tail not in PUBLISHED[family].rates:
         raise UnknownModelError(
             f"Model {name!r} is not known by its name alone: its weights were given by their path. "
-            f"Load the same file first, tec_zarr.terracodec.load_codec({family!r}, path=...), or name "
-            f"a published rate: '{family}/lambda-' and one of {', '.join(PUBLISHED[family].rates)}."
+            f"Load the same file first, tec_zarr.terracodec.load_codec({family!r}, path=...), or "
+            f"name a published rate: '{family}/lambda-' and one of "
+            f"{', '.join(PUBLISHED[family].rates)}."
         )
     weights = tuple(map(_hash_in_name, _cached(family, tail)))
     if not weights and not any(embedded_weights(name)):
@@ -237,11 +247,10 @@ def cached_entry(name: str) -> Entry | None:
             + _how_to_get(family, tail)
         )
 
-    def open_codec(sha256: str) -> FamilyModel:
-        from tec_zarr.terracodec.codec import FamilyModel
-
-        file = _unchanged(weights_file(name, sha256), family, tail)
-        return FamilyModel(_read(file).to(pick_device()), name, sha256)
+    def open_codec(sha256: str) -> Model:
+        # By name, as the loaders of weights/index.json: torch comes with the first chunk.
+        hub = importlib.import_module("tec_zarr.terracodec.hub")
+        return hub.open_cached(weights_file(name, sha256), name, sha256)
 
     return Entry(name, NAMED_MODEL, weights, open_codec)
 

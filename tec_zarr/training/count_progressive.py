@@ -103,5 +103,5 @@ def make_flex(config: FlexConfig) -> Path:
     out = begin_run(config)
     temporal = config.temporal or get_model("tec-tt-s2").weights_sha256
     weights = out / f"{config.model}.safetensors"
-    progressive.save(count_tables(temporal, flex_cubes(config)), temporal, weights)
+    progressive.save_progressive(count_tables(temporal, flex_cubes(config)), temporal, weights)
     return weights

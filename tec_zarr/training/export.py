@@ -15,7 +15,7 @@ import torch
 
 from tec_zarr.entropy.range_coder import TABLE_BITS, SymbolEncoder, Tables, integer_table
 from tec_zarr.networks import series
-from tec_zarr.networks.image import load, save
+from tec_zarr.networks.image import load, save_image
 from tec_zarr.networks.image_net import SCALE_OFFSET, SCALES, S2Net, _upper
 from tec_zarr.networks.series_net import TemporalNet
 from tec_zarr.training.data import Window
@@ -84,7 +84,7 @@ def release(net: S2Net, windows: list[Window], path: Path) -> str:
 
     Tables are fitted to ``windows`` at qualities 1 to 8.
     """
-    save(net, density_tables(), path)
+    save_image(net, density_tables(), path)
     model = load(path)
 
     def count(tables: Tables, counts: np.ndarray) -> None:
@@ -94,7 +94,7 @@ def release(net: S2Net, windows: list[Window], path: Path) -> str:
             for quality in (1.0 + 0.5 * ((2 * number + k) % 15) for k in (0, 5, 10)):
                 model.encode_date(pixels, quality, _Recorder(counts, tables))
 
-    save(net, fitted_tables(count), path)
+    save_image(net, fitted_tables(count), path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -124,7 +124,7 @@ def release_temporal(
 
     Tables are fitted to ``cubes``, float32 DN (T, C, h, w), at qualities 1 to 7.5.
     """
-    series.save(net, density_tables(), image_sha256, path)
+    series.save_series(net, density_tables(), image_sha256, path)
     loaded = series.load(path)
     model = _Counting(loaded.image, loaded.net, loaded.coder.tables, loaded.weights_sha256)
 
@@ -134,5 +134,5 @@ def release_temporal(
             for quality in (1.0 + 0.5 * ((3 * number + k) % 14) for k in (0, 7)):
                 model.encode(cube, quality, None)
 
-    series.save(net, fitted_tables(count), image_sha256, path)
+    series.save_series(net, fitted_tables(count), image_sha256, path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
