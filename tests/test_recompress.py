@@ -20,11 +20,10 @@ from zarr.storage import LocalStore, MemoryStore, WrapperStore
 from tec_zarr.codec import batching
 from tec_zarr.compare.tables import stored_arrays, tec_spec
 from tec_zarr.cubes.encoding import decode, encoding
-from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.errors import RecompressError, UnsupportedArrayError
 from tec_zarr.face.cli import main
 from tec_zarr.models import registry
 from tec_zarr.recompression import run as batch
-from tec_zarr.recompression.manifest import RecompressError
 from tec_zarr.recompression.plan import Settings, make_plan, open_source
 from tec_zarr.recompression.run import estimate, recompress
 from tec_zarr.sentinel2 import L2A_BANDS

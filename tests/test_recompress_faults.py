@@ -21,9 +21,10 @@ from recompress_worker import DEADLY, FailingStore, FullStore, Models
 from test_recompress import make_archive, tree, write_archive
 from zarr.storage import LocalStore
 
+from tec_zarr.errors import RecompressError
 from tec_zarr.recompression import lock, run
 from tec_zarr.recompression.lock import Lock
-from tec_zarr.recompression.manifest import Manifest, RecompressError, write
+from tec_zarr.recompression.manifest import Manifest, write
 from tec_zarr.recompression.run import RecompressReport, recompress
 
 SETTINGS = {"model": DEADLY, "quality": 6.0}

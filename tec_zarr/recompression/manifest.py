@@ -21,16 +21,12 @@ from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from tec_zarr.errors import TecError
+from tec_zarr.errors import RecompressError
 
 FOLDER = "_tec"
 _CONFIG = f"{FOLDER}/config.json"
 _DONE = f"{FOLDER}/done/"
 _CONCURRENT_REQUESTS = 32
-
-
-class RecompressError(TecError):
-    """A recompression that cannot start or go on; the message says what to change."""
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ from tec_zarr.cubes.encoding import (
 from tec_zarr.cubes.nodata import declared
 from tec_zarr.cubes.nodata import number as _number
 from tec_zarr.cubes.times import Finer, finer
-from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.recompression.manifest import FOLDER, RecompressError, list_keys, read
+from tec_zarr.errors import RecompressError, UnsupportedArrayError
+from tec_zarr.recompression.manifest import FOLDER, list_keys, read
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 
 PROVENANCE = "tec_zarr"

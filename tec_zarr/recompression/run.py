@@ -33,19 +33,12 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
 from tec_zarr.codec.encode import ChunkSpec, within_bounds
-from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.errors import RecompressError, TargetError, UnsupportedArrayError, VerificationError
 from tec_zarr.frame.frame import default_scale
 from tec_zarr.metrics import PEAK
 from tec_zarr.models.registry import get_model
 from tec_zarr.recompression.lock import Lock
-from tec_zarr.recompression.manifest import (
-    FOLDER,
-    Done,
-    Manifest,
-    RecompressError,
-    list_keys,
-    write,
-)
+from tec_zarr.recompression.manifest import FOLDER, Done, Manifest, list_keys, write
 from tec_zarr.recompression.plan import (
     SOURCES_READ,
     ArrayPlan,
@@ -76,14 +69,6 @@ _CHECKED_AGAIN = 4
 """Finished regions whose source is read again when a run is repeated."""
 _WINDOW = 3
 """Tasks handed to a cluster for each of its threads: busy workers, and a small scheduler."""
-
-
-class VerificationError(RecompressError):
-    """What was read back is not what was written."""
-
-
-class TargetError(RecompressError):
-    """The target takes nothing more: no space, or no permission."""
 
 
 @dataclass(frozen=True)
