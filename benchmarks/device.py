@@ -28,7 +28,8 @@ from environment import ROOT, commit, environment
 from torch import nn
 
 from tec_zarr.cubes import synthetic
-from tec_zarr.entropy.range_coder import SymbolEncoder, Tables, integer_table
+from tec_zarr.entropy.range_coder import SymbolEncoder
+from tec_zarr.entropy.tables import Tables, integer_table
 from tec_zarr.models.registry import Encoded, Model, get_model
 from tec_zarr.terracodec.codec import FamilyModel
 from tec_zarr.terracodec.elic import ELIC

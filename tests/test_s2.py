@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tec_zarr.cubes import synthetic
-from tec_zarr.entropy.range_coder import SymbolDecoder, SymbolEncoder, Tables, integer_table
+from tec_zarr.entropy.range_coder import SymbolDecoder, SymbolEncoder
+from tec_zarr.entropy.tables import Tables, integer_table
 from tec_zarr.errors import FormatError
 from tec_zarr.metrics import psnr
 from tec_zarr.models import klt

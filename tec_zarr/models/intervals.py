@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tec_zarr.entropy.range_coder import BitDecoder, BitEncoder, Tables
+from tec_zarr.entropy.range_coder import BitDecoder, BitEncoder
+from tec_zarr.entropy.tables import Tables
 from tec_zarr.errors import FormatError
 
 #: Positions in a step.

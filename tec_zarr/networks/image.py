@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tec_zarr import native
-from tec_zarr.entropy.range_coder import SymbolDecoder, SymbolEncoder, Tables, words_of
+from tec_zarr.entropy.range_coder import SymbolDecoder, SymbolEncoder, words_of
+from tec_zarr.entropy.tables import Tables
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.models import klt
 from tec_zarr.models.registry import Encoded

@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tec_zarr.entropy.range_coder import SymbolEncoder, Tables
+from tec_zarr.entropy.range_coder import SymbolEncoder
+from tec_zarr.entropy.tables import Tables
 from tec_zarr.errors import FormatError
 from tec_zarr.models import klt
 from tec_zarr.models.registry import Encoded

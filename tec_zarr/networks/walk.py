@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tec_zarr import native
-from tec_zarr.entropy.range_coder import Tables
+from tec_zarr.entropy.tables import Tables
 from tec_zarr.networks.image_net import (
     ACT_GRID,
     COARSE_PASSES,

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tec_zarr.entropy.range_coder import TABLE_BITS, SymbolEncoder, Tables, integer_table
+from tec_zarr.entropy.range_coder import SymbolEncoder
+from tec_zarr.entropy.tables import TABLE_BITS, Tables, integer_table
 from tec_zarr.networks import series
 from tec_zarr.networks.image import load, save_image
 from tec_zarr.networks.image_net import SCALE_OFFSET, SCALES, S2Net, _upper
