@@ -12,8 +12,8 @@ import math
 import numpy as np
 
 from tec_zarr.errors import FormatError
+from tec_zarr.frame.frame import write_varint
 from tec_zarr.frame.mask import shuffled, squeeze, unshuffled, unsqueeze
-from tec_zarr.terracodec.ledger import write_varint
 
 MULTIPLE = 7.0
 """A sample stands out when its error exceeds this multiple of the chunk's RMS error, and of that

@@ -552,3 +552,27 @@ def _ascii(raw: bytes) -> str:
         return raw.decode("ascii")
     except UnicodeDecodeError:
         raise FormatError(f"TEC frame damaged: model name {raw!r} is not ASCII") from None
+
+
+def write_varint(value: int) -> bytes:
+    """Unsigned integer in groups of 7 bits, lowest first."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def read_varint(data: bytes, start: int) -> tuple[int, int]:
+    """Read an unsigned integer at `start`; return it and the position after it."""
+    value = 0
+    for shift in range(0, 63, 7):
+        if start >= len(data):
+            raise FormatError("A section ends in the middle of a number: damaged or cut short.")
+        byte = data[start]
+        start += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, start
+    raise FormatError("A number of more than 63 bits: damaged section.")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tec_zarr.errors import FormatError, TecError, UnsupportedArrayError
+from tec_zarr.frame.frame import read_varint, write_varint
 from tec_zarr.models.registry import Encoded
-from tec_zarr.terracodec.ledger import read_varint, write_varint
 
 __all__ = ["TOKENS", "ContextError", "FlexSection", "check_tokens", "cut"]
 

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tec_zarr.errors import FormatError
+from tec_zarr.frame.frame import read_varint, write_varint
 
-__all__ = ["EPSILON", "LedgerReader", "LedgerWriter", "read_varint", "write_varint"]
+__all__ = ["EPSILON", "LedgerReader", "LedgerWriter"]
 
 EPSILON = 1e-6
 """Distance to a rounding boundary, in bins, below which an index is written down."""
@@ -101,27 +102,3 @@ class LedgerReader:
         index[here] = np.rint(flat[here]).astype(np.int64) - 1 + self._uppers[first:last]
         self._asked += flat.size
         return index.reshape(values.shape)
-
-
-def write_varint(value: int) -> bytes:
-    """Unsigned integer in groups of 7 bits, lowest first."""
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def read_varint(data: bytes, start: int) -> tuple[int, int]:
-    """Read an unsigned integer at `start`; return it and the position after it."""
-    value = 0
-    for shift in range(0, 63, 7):
-        if start >= len(data):
-            raise FormatError("A section ends in the middle of a number: damaged or cut short.")
-        byte = data[start]
-        start += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, start
-    raise FormatError("A number of more than 63 bits: damaged section.")
