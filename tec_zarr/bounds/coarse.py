@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tec_zarr.bounds.planes import PlaneCoder, Reference
+from tec_zarr.bounds.lattices import Reference
+from tec_zarr.bounds.planes import PlaneCoder
 from tec_zarr.entropy.residual_tables import SCALES, SymbolCoder, scale_thresholds
 from tec_zarr.grids import MAX_FACTOR, Grid, Kind, find, refine
 

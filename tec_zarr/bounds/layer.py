@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tec_zarr.bounds.coarse import Decoded, Native, code_grid, natives_of, plane_on_grid
-from tec_zarr.bounds.planes import PlaneCoder, Reference
+from tec_zarr.bounds.lattices import Reference
+from tec_zarr.bounds.planes import PlaneCoder
 from tec_zarr.entropy.residual_tables import (
     SCALES,
     SymbolCoder,
