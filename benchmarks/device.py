@@ -30,7 +30,8 @@ from torch import nn
 from tec_zarr.cubes import synthetic
 from tec_zarr.entropy.range_coder import SymbolEncoder
 from tec_zarr.entropy.tables import Tables, integer_table
-from tec_zarr.models.registry import Encoded, Model, get_model
+from tec_zarr.models.protocol import Encoded, Model
+from tec_zarr.models.registry import get_model
 from tec_zarr.terracodec.codec import FamilyModel
 from tec_zarr.terracodec.elic import ELIC
 from tec_zarr.terracodec.fp import FactorizedPrior

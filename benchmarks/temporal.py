@@ -188,7 +188,7 @@ def key_dates(scene: Scene, quality: float = 4.0) -> list[dict]:
     """Bytes, and dates decoded on average for one date, by ``gop``."""
     from tec_zarr import ChunkSpec, encode_chunk
     from tec_zarr.frame.frame import SectionKind, read_frame
-    from tec_zarr.networks.series import parse
+    from tec_zarr.models.temporal_section import parse
 
     rows = []
     for gop in GOPS:

@@ -24,9 +24,9 @@ import torch
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.entropy import gaussian_tables, range_coder
 from tec_zarr.frame.frame import SectionKind, read_frame
+from tec_zarr.models.constants import BLOCK, GROUPS
 from tec_zarr.models.registry import get_model
 from tec_zarr.networks import image
-from tec_zarr.networks.image_net import BLOCK, GROUPS
 from tec_zarr.terracodec import hub
 from tec_zarr.terracodec.ledger import LedgerReader
 from tec_zarr.terracodec.tt import TokenDecoder

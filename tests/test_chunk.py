@@ -27,7 +27,7 @@ from tec_zarr.errors import (
     WeightsMismatchError,
 )
 from tec_zarr.frame.frame import SectionKind, read_frame, write_frame
-from tec_zarr.models import registry
+from tec_zarr.models import protocol, registry, weights
 from tec_zarr.sentinel2 import BANDS, L2A_BANDS
 
 QUALITY = 5.0
@@ -289,7 +289,7 @@ def test_a_missing_model_says_what_to_install(monkeypatch):
 
 def test_other_weights_are_named(monkeypatch):
     frame = encode_chunk(scene((1, 12, 8, 8)).astype("u2"), spec())
-    other = registry.Entry(toy.NAME, 0, ("ab" * 32,), lambda _: toy.ToyModel())
+    other = protocol.Entry(toy.NAME, 0, ("ab" * 32,), lambda _: toy.ToyModel())
     monkeypatch.setitem(registry._registered, toy.NAME, other)
     with pytest.raises(WeightsMismatchError, match=f"{toy.SHA256[:16]}.*abababab"):
         decode_chunk(frame)
@@ -470,7 +470,10 @@ def test_dates_that_are_no_numbers_are_refused(dates):
 
 
 def test_weights_that_are_not_there_say_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(registry, "weights_file", lambda name, sha256: tmp_path / "gone")
+    monkeypatch.setattr(weights, "weights_file", lambda name, sha256: tmp_path / "gone")
+    monkeypatch.setattr(
+        "tec_zarr.models.registry.weights_file", lambda name, sha256: tmp_path / "gone"
+    )
     with pytest.raises(WeightsMismatchError, match=r"gone.*force-reinstall"):
         registry.find_model("tec-s2").load(registry.find_model("tec-s2").weights[0])
 

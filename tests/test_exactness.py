@@ -25,7 +25,8 @@ from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.codec import encode
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import ChecksumError, TecError
-from tec_zarr.models.registry import get_model, weights_file
+from tec_zarr.models.registry import get_model
+from tec_zarr.models.weights import weights_file
 from tec_zarr.networks import image
 from tec_zarr.networks.walk import IntegerModel, geometry_of
 from tec_zarr.terracodec import hub

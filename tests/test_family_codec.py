@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tec_zarr import errors
+from tec_zarr.models import published as models_published
 from tec_zarr.terracodec import codec as family
 from tec_zarr.terracodec import hub
 from tec_zarr.terracodec.elic import ELIC
@@ -329,7 +330,7 @@ def test_other_models_do_not_inpaint():
     ],
 )
 def test_published_sizes(name, parameters):
-    published = hub.PUBLISHED[name]
+    published = models_published.PUBLISHED[name]
     module, cls = hub._CLASSES[published.architecture]
     with torch.device("meta"):
         model = getattr(sys.modules[module], cls)(published.bands)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from test_family_codec import SMALL, make, scene
 
 from tec_zarr import errors
-from tec_zarr.models import registry
+from tec_zarr.models import published, registry
 from tec_zarr.terracodec import hub
 from tec_zarr.terracodec.layers import EntropyBottleneck
 from tec_zarr.terracodec.tt import TemporalTransformer
@@ -184,7 +184,7 @@ def test_the_hub_is_asked_for_the_published_file(name, compression, file, tmp_pa
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
     hub.load(name, compression)
     hub.load(name, compression)
-    assert asked == [(hub.PUBLISHED[name].repository, file)]
+    assert asked == [(published.PUBLISHED[name].repository, file)]
 
 
 def test_a_codec_is_found_again_in_the_cache_by_its_stream_name(tmp_path):
@@ -193,7 +193,7 @@ def test_a_codec_is_found_again_in_the_cache_by_its_stream_name(tmp_path):
     assert registry.get_model(codec.name, codec.weights_sha256) is codec
     cube = scene(1, 12, 32, 32)
     encoded = codec.encode(cube, 4.0, None)
-    entry = hub.cached_entry(codec.name)
+    entry = registry.cached_entry(codec.name)
     again = entry.load(codec.weights_sha256)
     assert entry.weights == (codec.weights_sha256,)
     expected = codec.decode(encoded.sections, cube.shape, 4.0, None)[0]
@@ -203,9 +203,9 @@ def test_a_codec_is_found_again_in_the_cache_by_its_stream_name(tmp_path):
 
 
 def test_a_read_never_downloads_and_says_what_is_missing():
-    assert hub.cached_entry("tec-s2") is None
+    assert registry.cached_entry("tec-s2") is None
     with pytest.raises(errors.UnknownModelError, match="hf download"):
-        hub.cached_entry(f"{TT}/lambda-20")
+        registry.cached_entry(f"{TT}/lambda-20")
 
 
 def test_changed_weights_in_the_cache_are_refused(cache, tmp_path):
@@ -216,7 +216,7 @@ def test_changed_weights_in_the_cache_are_refused(cache, tmp_path):
     damaged[-1] ^= 1
     file.write_bytes(damaged)
     with pytest.raises(errors.WeightsMismatchError, match="was changed"):
-        hub.cached_entry(codec.name).load(codec.weights_sha256)
+        registry.cached_entry(codec.name).load(codec.weights_sha256)
 
 
 def test_naming_and_finding_models_needs_no_torch():
@@ -331,7 +331,7 @@ def test_checkpoints_of_other_floats_code(kind, dtype, tmp_path):
     module, path = make(kind), tmp_path / "model.safetensors"
     note = json.dumps({"architecture": kind, "config": module.config})
     save_file(module.to(dtype).state_dict(), path, {"tec_zarr": note})
-    name = next(n for n, p in hub.PUBLISHED.items() if p.architecture == kind)
+    name = next(n for n, p in published.PUBLISHED.items() if p.architecture == kind)
     codec = hub.load_codec(name, path=path)
     assert {p.dtype for p in hub.load(name, path=path).parameters()} == {torch.float32}
     cube = scene(1, 12, 64, 64)

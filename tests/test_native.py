@@ -16,9 +16,9 @@ from tec_zarr import native
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError, TecError
 from tec_zarr.models import klt
+from tec_zarr.models.constants import CHANNELS, COMPONENTS, GROUPS
 from tec_zarr.models.registry import get_model
 from tec_zarr.networks import image
-from tec_zarr.networks.image_net import CHANNELS, COMPONENTS, GROUPS
 from tec_zarr.networks.pixel_net import PixelNet, PixelSynthesis
 
 compiled = pytest.mark.skipif(native.library() is None, reason="the library was not built here")

@@ -14,8 +14,9 @@ from tec_zarr.entropy.tables import Tables, integer_table
 from tec_zarr.errors import FormatError
 from tec_zarr.metrics import psnr
 from tec_zarr.models import klt
+from tec_zarr.models.constants import GROUPS, step_size
 from tec_zarr.models.registry import get_model
-from tec_zarr.networks.image_net import GROUPS, IntConv, S2Net, step_size
+from tec_zarr.networks.image_net import IntConv, S2Net
 from tec_zarr.networks.overlap import blocks_of, overlapped, with_margin
 from tec_zarr.networks.transform import Analysis
 from tec_zarr.terracodec import exact

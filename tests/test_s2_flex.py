@@ -15,8 +15,9 @@ from tec_zarr.entropy.range_coder import BitDecoder, BitEncoder
 from tec_zarr.errors import FormatError, TecError, UnsupportedArrayError
 from tec_zarr.frame.frame import SectionKind, read_frame
 from tec_zarr.models.intervals import CONTEXTS, GRID, OUTWARDS, REACH, Cells, contexts
-from tec_zarr.models.registry import get_model, needed_weights
+from tec_zarr.models.registry import get_model
 from tec_zarr.models.tokens import FlexSection, cut
+from tec_zarr.models.weights import needed_weights
 from tec_zarr.stores.transcode import preview_chunk, transcode, transcode_chunk
 
 MODEL = "tec-flex-s2"
@@ -165,7 +166,7 @@ def test_dates_are_cut_together(frame, tmp_path):
 
 def _one_cut(sections, model):
     """One date that others refer to, cut on its own."""
-    from tec_zarr.networks.progressive import read_head
+    from tec_zarr.models.progressive_section import read_head
 
     shape = (3, 12, 64, 64)
     heads = [read_head(FlexSection.from_bytes(s).head, n, shape) for n, s in enumerate(sections)]

@@ -7,8 +7,9 @@ import pytest
 import s2_reference
 
 from tec_zarr.cubes import synthetic
-from tec_zarr.models.registry import get_model, weights_file
+from tec_zarr.models.registry import get_model
 from tec_zarr.models.tokens import cut
+from tec_zarr.models.weights import weights_file
 from tec_zarr.networks import progressive
 
 

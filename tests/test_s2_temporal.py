@@ -14,10 +14,12 @@ from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.frame.frame import SectionKind, read_frame
-from tec_zarr.models import klt
-from tec_zarr.models.registry import find_model, get_model, needed_weights
+from tec_zarr.models import klt, temporal_section
+from tec_zarr.models.registry import find_model, get_model
+from tec_zarr.models.temporal_section import CLASS_STARTS, Reference
+from tec_zarr.models.weights import needed_weights
 from tec_zarr.networks import series as s2_temporal
-from tec_zarr.networks.series import CLASS_STARTS, Predictor, Reference
+from tec_zarr.networks.series import Predictor
 
 MODEL = "tec-tt-s2"
 
@@ -76,7 +78,7 @@ def test_a_date_refers_to_whichever_is_like_it_also_later_ones(cube):
     other = synthetic.cube(dates=2, size=64, seed=77, clouds=False, nodata_edge=False).values
     mixed = np.stack([cube[0], other[0], cube[1], other[1]])
     parsed = [
-        s2_temporal.parse(section, date, mixed.shape)
+        temporal_section.parse(section, date, mixed.shape)
         for date, section in enumerate(sections(encode_chunk(mixed, ChunkSpec(MODEL))))
     ]
     used = {(date, r.date) for date, one in enumerate(parsed) for r in one.references}
@@ -117,7 +119,7 @@ def test_dates_that_explain_nothing_of_one_another_are_coded_alike(cube):
 def test_dates_refer_to_one_another_within_runs_of_gop_only(cube):
     frame = encode_chunk(cube, ChunkSpec(MODEL, gop=2))
     for date, section in enumerate(sections(frame)):
-        for reference in s2_temporal.parse(section, date, cube.shape).references:
+        for reference in temporal_section.parse(section, date, cube.shape).references:
             assert reference.date // 2 == date // 2
     assert len(frame) > len(encode_chunk(cube, ChunkSpec(MODEL)))
     assert psnr(decode_chunk(frame), cube) > 40
@@ -218,7 +220,7 @@ def test_no_rounding_of_what_predictions_are_made_of_is_close():
 
 
 def _forged(references: list[Reference], date: int, rest: bytes) -> bytes:
-    return bytes([len(references)]) + s2_temporal.write_references(references, date) + rest
+    return bytes([len(references)]) + temporal_section.write_references(references, date) + rest
 
 
 def test_circles_and_strangers_among_references_are_refused(cube):

@@ -14,9 +14,10 @@ import zarr
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.face import cli
+from tec_zarr.models.constants import CHANNELS, COMPONENTS
 from tec_zarr.models.registry import get_model
 from tec_zarr.networks import image, progressive, series
-from tec_zarr.networks.image_net import CHANNELS, COMPONENTS, IntConv, S2Net
+from tec_zarr.networks.image_net import IntConv, S2Net
 from tec_zarr.networks.series_net import TemporalNet
 from tec_zarr.training import count_progressive, data, train_image, train_series
 from tec_zarr.training.export import release

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tec_zarr.models.registry import Encoded, Model
+from tec_zarr.models.protocol import Encoded, Model
 
 LARGEST = 64
 """Chunks in one batch, at most."""
@@ -68,7 +68,7 @@ def encode(
     Parameters
     ----------
     model, cube, quality, bands
-        See :class:`~tec_zarr.models.registry.Model`.
+        See :class:`~tec_zarr.models.protocol.Model`.
     slot : context manager
         Held while the model runs.
     """

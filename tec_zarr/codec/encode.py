@@ -65,18 +65,8 @@ from tec_zarr.frame.frame import (
     write_frame,
 )
 from tec_zarr.frame.mask import Mask, find_mask, list_exactly, pack_mask, unpack_mask
-from tec_zarr.models.registry import (
-    DateModel,
-    Entry,
-    GridModel,
-    Model,
-    TemporalModel,
-    WholeModel,
-    find_model,
-    get_encoder,
-    get_model,
-    name_of,
-)
+from tec_zarr.models.protocol import DateModel, Entry, Model, TemporalModel, WholeModel
+from tec_zarr.models.registry import GridModel, find_model, get_encoder, get_model, name_of
 from tec_zarr.sentinel2 import L1C_BANDS, L2A_BANDS, band_names
 
 TILE = 512

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tec_zarr.errors import FormatError, TecError, UnsupportedArrayError
 from tec_zarr.frame.frame import read_varint, write_varint
-from tec_zarr.models.registry import Encoded
+from tec_zarr.models.protocol import Encoded
 
 __all__ = ["TOKENS", "ContextError", "FlexSection", "check_tokens", "cut"]
 

@@ -19,8 +19,10 @@ from safetensors.torch import load as read_tensors
 from torch import Tensor, nn
 
 from tec_zarr.errors import FormatError
-from tec_zarr.models.registry import Model, get_released
-from tec_zarr.networks.image_net import SCALES, IntConv
+from tec_zarr.models.constants import SCALES
+from tec_zarr.models.protocol import Model
+from tec_zarr.models.registry import get_released
+from tec_zarr.networks.image_net import IntConv
 
 Net = TypeVar("Net", bound=nn.Module)
 

@@ -28,19 +28,18 @@ from tec_zarr.entropy.range_coder import SymbolDecoder, SymbolEncoder, words_of
 from tec_zarr.entropy.tables import Tables
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.models import klt
-from tec_zarr.models.registry import Encoded
-from tec_zarr.networks.checks import TABLES, check, frozen_net, named_model, read
-from tec_zarr.networks.image_net import (
+from tec_zarr.models.constants import (
     BLOCK,
     CHANNELS,
     COMPONENTS,
     COND_LOW,
     GROUPS,
     MEAN_GRID,
-    IntConv,
-    S2Net,
     step_size,
 )
+from tec_zarr.models.protocol import Encoded
+from tec_zarr.networks.checks import TABLES, check, frozen_net, named_model, read
+from tec_zarr.networks.image_net import IntConv, S2Net
 from tec_zarr.networks.overlap import blocks_of, overlapped, with_margin
 from tec_zarr.networks.pixel_net import PixelNet, PixelSynthesis, check_pixels
 from tec_zarr.networks.synthesis import Synthesis
@@ -198,7 +197,7 @@ class LatentCoder:
 
 
 class TecS2:
-    """``tec-s2`` behind the :class:`~tec_zarr.models.registry.Model` protocol.
+    """``tec-s2`` behind the :class:`~tec_zarr.models.protocol.Model` protocol.
 
     Parameters
     ----------

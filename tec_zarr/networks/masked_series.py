@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from tec_zarr.models import klt
+from tec_zarr.models.constants import BLOCK, CHANNELS, GROUPS, MEAN_GRID, SCALE_OFFSET, step_size
 from tec_zarr.models.registry import get_model
+from tec_zarr.models.temporal_section import PICTURE_GRID
 from tec_zarr.networks.image import SILENT, context_of
-from tec_zarr.networks.image_net import BLOCK, CHANNELS, GROUPS, MEAN_GRID, SCALE_OFFSET, step_size
-from tec_zarr.networks.series import MATRIX_BITS, PICTURE_GRID, TecTtS2
+from tec_zarr.networks.series import MATRIX_BITS, TecTtS2
 from tec_zarr.networks.walk import Past
 
 __all__ = ["MaskedModel", "masked_model"]

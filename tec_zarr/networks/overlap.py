@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tec_zarr.networks.image_net import BLOCK
+from tec_zarr.models.constants import BLOCK
 
 HALF = BLOCK // 2
 

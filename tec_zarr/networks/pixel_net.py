@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from tec_zarr import native
 from tec_zarr.errors import FormatError
 from tec_zarr.models import klt
-from tec_zarr.networks.checks import Part, check, integer_parts
-from tec_zarr.networks.image_net import (
+from tec_zarr.models.constants import (
     ACT_GRID,
     BLOCK,
     CHANNELS,
@@ -27,6 +26,9 @@ from tec_zarr.networks.image_net import (
     COMPONENTS,
     GROUPS,
     MEAN_GRID,
+)
+from tec_zarr.networks.checks import Part, check, integer_parts
+from tec_zarr.networks.image_net import (
     IntConv,
     S2Net,
     activation,

@@ -19,12 +19,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from tec_zarr.models.constants import ACT_GRID, CHANNELS, COARSE_PASSES, COMPAND_GRID, GROUPS
 from tec_zarr.networks.image_net import (
-    ACT_GRID,
-    CHANNELS,
-    COARSE_PASSES,
-    COMPAND_GRID,
-    GROUPS,
     CoarsePass,
     Correction,
     FineGroup,

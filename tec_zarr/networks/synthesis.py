@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tec_zarr.models import klt
-from tec_zarr.networks.image_net import BLOCK, CHANNELS, MEAN_GRID, S2Net
+from tec_zarr.models.constants import BLOCK, CHANNELS, MEAN_GRID
+from tec_zarr.networks.image_net import S2Net
 from tec_zarr.networks.overlap import blocks_of, overlapped, with_margin
 
 

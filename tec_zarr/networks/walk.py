@@ -20,17 +20,8 @@ from torch import Tensor
 
 from tec_zarr import native
 from tec_zarr.entropy.tables import Tables
-from tec_zarr.networks.image_net import (
-    ACT_GRID,
-    COARSE_PASSES,
-    GROUPS,
-    MEAN_GRID,
-    SCALES,
-    IntConv,
-    S2Net,
-    anchor_mask,
-    coarse_mask,
-)
+from tec_zarr.models.constants import ACT_GRID, COARSE_PASSES, GROUPS, MEAN_GRID, SCALES
+from tec_zarr.networks.image_net import IntConv, S2Net, anchor_mask, coarse_mask
 from tec_zarr.networks.series_net import (
     COARSE_PAST,
     GATE_GRID,

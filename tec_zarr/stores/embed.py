@@ -37,7 +37,7 @@ from tec_zarr.errors import (
     UnsupportedArrayError,
     WeightsMismatchError,
 )
-from tec_zarr.models.registry import embedded_file, needed_weights, weights_file
+from tec_zarr.models.weights import embedded_file, needed_weights, weights_file
 from tec_zarr.recompression.manifest import write
 
 GROUP = "tec_weights"

@@ -38,7 +38,9 @@ from tec_zarr.cubes.provenance import ATTRIBUTE
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.frame.frame import Frame, Header, Section, SectionKind, read_frame, write_frame
 from tec_zarr.frame.mask import unpack_mask
-from tec_zarr.models.registry import Encoded, register_model
+from tec_zarr.models import published as models_published
+from tec_zarr.models.protocol import Encoded
+from tec_zarr.models.registry import register_model
 from tec_zarr.models.tokens import TOKENS, ContextError, check_tokens, cut
 from tec_zarr.recompression.manifest import list_keys, read, write
 from tec_zarr.recompression.moving import check_frames, chunks_in_object, frames_of, move, shard_of
@@ -49,7 +51,6 @@ from tec_zarr.recompression.plan import (
     open_target,
     publication_order,
 )
-from tec_zarr.terracodec import hub
 
 _TARGETS = ("psnr", "max_bytes")
 #: The model whose dates have to be cut together.
@@ -254,7 +255,7 @@ def _check_model(header: Header) -> None:
 
 def _is_flexible(name: str, model: Callable[[], object]) -> bool:
     """Whether a model is FlexTEC; published ones are known without their weights."""
-    published = hub.PUBLISHED.get(name.partition("/")[0])
+    published = models_published.PUBLISHED.get(name.partition("/")[0])
     if published is not None:
         return published.architecture == "flex"
     return bool(getattr(model(), "flexible", False))

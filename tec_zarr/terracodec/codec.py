@@ -33,7 +33,7 @@ from tec_zarr.entropy.gaussian_tables import (
 )
 from tec_zarr.entropy.range_coder import whole_words
 from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArrayError
-from tec_zarr.models.registry import Encoded
+from tec_zarr.models.protocol import Encoded
 from tec_zarr.models.tokens import TOKENS, FlexSection, check_tokens, cut
 from tec_zarr.sentinel2 import band_names
 from tec_zarr.terracodec.elic import ELIC, anchors

@@ -10,83 +10,26 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tec_zarr import config
 from tec_zarr.errors import TecError, UnknownModelError, WeightsMismatchError
 from tec_zarr.interrupted import hidden_folder
+from tec_zarr.models.published import PUBLISHED, _how_to_get
+from tec_zarr.models.weights import _cached, _hash_in_name, _sha256, cache_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from tec_zarr.models.registry import Entry, Model
     from tec_zarr.terracodec.codec import FamilyModel
 
-__all__ = ["PUBLISHED", "cache_folder", "cached_entry", "load", "load_codec", "save"]
+__all__ = ["load", "load_codec", "save"]
 
-
-@dataclass(frozen=True)
-class Published:
-    """A family of published checkpoints that differ in their rate only.
-
-    Parameters
-    ----------
-    repository : str
-        On Hugging Face.
-    architecture : {"fp", "elic", "tt", "flex"}
-    bands : int
-        12 (L2A) or 13 (L1C).
-    stem : str
-        File name up to the rate.
-    rates : tuple of str
-        Lambdas, in the reference's spelling without ``lambda-``.
-    """
-
-    repository: str
-    architecture: str
-    bands: int
-    stem: str
-    rates: tuple[str, ...]
-
-    def file(self, rate: str) -> str:
-        """Name of the checkpoint file of a rate."""
-        if rate.endswith("-lronly"):
-            return f"FlexTEC_LRonly_v1_S2L2A_lambda-{rate.removesuffix('-lronly')}.pt"
-        return f"{self.stem}_lambda-{rate}.pt"
-
-
-_ORGANISATION = "embed2scale/TerraCodec-1.0-"
-_IMAGE_RATES = ("0.5", "2", "10", "40", "200")
-
-PUBLISHED: dict[str, Published] = {
-    "terracodec_v1_fp_s2l2a": Published(
-        _ORGANISATION + "FP-S2L2A", "fp", 12, "TerraCodec_v1_FP_S2L2A", _IMAGE_RATES
-    ),
-    "terracodec_v1_elic_s2l2a": Published(
-        _ORGANISATION + "ELIC-S2L2A", "elic", 12, "TerraCodec_v1_ELIC_S2L2A", _IMAGE_RATES
-    ),
-    "terracodec_v1_tt_s2l2a": Published(
-        _ORGANISATION + "TT-S2L2A",
-        "tt",
-        12,
-        "TerraCodec_v1_TT_S2L2A",
-        ("0.4", "1", "5", "20", "100", "200", "700"),
-    ),
-    "terracodec_v1_tt_s2l1c": Published(
-        _ORGANISATION + "TT-S2L1C", "tt", 13, "TerraCodec_v1_TT_S2L1C", ("5", "20", "100")
-    ),
-    "flextec_v1_s2l2a": Published(
-        _ORGANISATION + "FlexTEC-S2L2A", "flex", 12, "FlexTEC_v1_S2L2A", ("800", "800-lronly")
-    ),
-}
-"""Published models by their names in the reference implementation."""
 
 _CLASSES = {
     "fp": ("tec_zarr.terracodec.fp", "FactorizedPrior"),
@@ -95,17 +38,6 @@ _CLASSES = {
     "flex": ("tec_zarr.terracodec.flex", "FlexTEC"),
 }
 _METADATA = "tec_zarr"
-
-
-def cache_folder() -> Path:
-    """Where converted weights are kept: ``$TEC_ZARR_CACHE`` or ``~/.cache/tec_zarr``."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("TEC_ZARR_CACHE") or f"{base}/tec_zarr").expanduser()
-
-
-def embedded_folder() -> Path:
-    """Where weights are kept that came with a store: they only decode."""
-    return cache_folder() / "embedded"
 
 
 def load(
@@ -206,53 +138,6 @@ def open_cached(file: Path, name: str, sha256: str) -> FamilyModel:
     family, _, rate = name.partition("/lambda-")
     module = _read(_unchanged(file, family, rate))
     return FamilyModel(module.to(pick_device()), name, sha256)
-
-
-def cached_entry(name: str) -> Entry | None:
-    """Registry entry of a model whose weights lie in the cache; never downloads.
-
-    Parameters
-    ----------
-    name : str
-        Name in streams: ``"terracodec_v1_tt_s2l2a/lambda-20"``.
-
-    Returns
-    -------
-    Entry or None
-        None if `name` is not of the published family.
-
-    Raises
-    ------
-    UnknownModelError
-        The model is published, but its weights are not in the cache, or `name` has no rate, as
-        of arrays written with a file given by its path; the message says how to get them.
-    """
-    from tec_zarr.frame.frame import NAMED_MODEL
-    from tec_zarr.models.registry import Entry, embedded_weights, weights_file
-
-    family, _, tail = name.partition("/lambda-")
-    if family not in PUBLISHED:
-        return None
-    if tail not in PUBLISHED[family].rates:
-        raise UnknownModelError(
-            f"Model {name!r} is not known by its name alone: its weights were given by their path. "
-            f"Load the same file first, tec_zarr.terracodec.load_codec({family!r}, path=...), or "
-            f"name a published rate: '{family}/lambda-' and one of "
-            f"{', '.join(PUBLISHED[family].rates)}."
-        )
-    weights = tuple(map(_hash_in_name, _cached(family, tail)))
-    if not weights and not any(embedded_weights(name)):
-        raise UnknownModelError(
-            f"The weights of {name} are not on this machine (looked in {cache_folder()}).\n"
-            + _how_to_get(family, tail)
-        )
-
-    def open_codec(sha256: str) -> Model:
-        # By name, as the loaders of weights/index.json: torch comes with the first chunk.
-        hub = importlib.import_module("tec_zarr.terracodec.hub")
-        return hub.open_cached(weights_file(name, sha256), name, sha256)
-
-    return Entry(name, NAMED_MODEL, weights, open_codec)
 
 
 def save(module: nn.Module, path: str | os.PathLike[str]) -> str:
@@ -358,19 +243,6 @@ def _rate(name: str, compression: float | str | None) -> str:
 def _middle_rate(name: str) -> str:
     rates = PUBLISHED[name].rates
     return rates[len(rates) // 2]
-
-
-def _how_to_get(name: str, rate: str) -> str:
-    published = PUBLISHED[name]
-    file = published.file(rate)
-    return (
-        "On a machine with a connection to Hugging Face run\n"
-        f"    pip install huggingface_hub && hf download {published.repository} {file} "
-        "--local-dir .\n"
-        "and here, with that file,\n"
-        f"    python -c \"import tec_zarr.terracodec as m; m.load('{name}', 'lambda-{rate}', "
-        f"path='{file}')\""
-    )
 
 
 def _download(name: str, rate: str) -> Path:
@@ -537,17 +409,3 @@ def _read(file: Path) -> nn.Module:
     if metadata is None:
         raise TecError(f"{file} was not written by tec_zarr; load it with its path.")
     return _build(metadata["architecture"], metadata["config"], state, file)
-
-
-def _cached(name: str, rate: str) -> list[Path]:
-    files = cache_folder().glob(f"{name}--{rate}--*.safetensors")
-    return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
-
-
-def _hash_in_name(file: Path) -> str:
-    return file.stem.rpartition("--")[2]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,9 +15,10 @@ import torch
 
 from tec_zarr.entropy.range_coder import SymbolEncoder
 from tec_zarr.entropy.tables import TABLE_BITS, Tables, integer_table
+from tec_zarr.models.constants import SCALE_OFFSET, SCALES
 from tec_zarr.networks import series
 from tec_zarr.networks.image import load, save_image
-from tec_zarr.networks.image_net import SCALE_OFFSET, SCALES, S2Net, _upper
+from tec_zarr.networks.image_net import S2Net, _upper
 from tec_zarr.networks.series_net import TemporalNet
 from tec_zarr.training.data import Window
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.models.published import PUBLISHED
 from tec_zarr.networks.image import save_pixels
-from tec_zarr.terracodec.hub import PUBLISHED
 from tec_zarr.training.context import ContextConfig, train_context
 from tec_zarr.training.count_progressive import FlexConfig, make_flex
 from tec_zarr.training.export import release, release_temporal

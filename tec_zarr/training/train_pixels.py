@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from tec_zarr.models import klt
+from tec_zarr.models.constants import BLOCK, CHANNELS, COMPONENTS, step_size
 from tec_zarr.networks.image import TecS2, context_of
-from tec_zarr.networks.image_net import BLOCK, CHANNELS, COMPONENTS, step_size
 from tec_zarr.networks.pixel_net import PixelNet
 from tec_zarr.training.data import Sampler, Window
 from tec_zarr.training.train_image import (

@@ -23,33 +23,27 @@ import torch
 from torch import Tensor
 
 from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.models.constants import BLOCK, COMPONENTS, COND_LOW, GROUPS, MEAN_GRID, step_size
 from tec_zarr.models.klt import ACTIVE_SPREAD, SPREAD_HIGH, SPREAD_LOW
 from tec_zarr.models.registry import get_model
+from tec_zarr.models.temporal_section import (
+    CLASS_STARTS,
+    MOST_REFERENCES,
+    WEIGHT_GRID,
+    WEIGHT_LIMIT,
+)
 from tec_zarr.networks.checks import Net
 from tec_zarr.networks.image import TecS2, net_tensors
 from tec_zarr.networks.image_net import (
-    BLOCK,
-    COMPONENTS,
-    COND_LOW,
-    GROUPS,
-    MEAN_GRID,
     IntConv,
     Pass,
     S2Net,
     dead_zone,
     full_precision,
     overlap,
-    step_size,
     symbol_bits,
 )
-from tec_zarr.networks.series import (
-    CLASS_OF,
-    CLASS_STARTS,
-    DCT,
-    MOST_REFERENCES,
-    WEIGHT_GRID,
-    WEIGHT_LIMIT,
-)
+from tec_zarr.networks.series import CLASS_OF, DCT
 from tec_zarr.networks.series import load as load_weights
 from tec_zarr.networks.series_net import TemporalNet
 from tec_zarr.training.data import BANDS, BANDS_10M, _fill_nodata, read_npz

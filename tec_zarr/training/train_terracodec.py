@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tec_zarr.errors import TecError, UnsupportedArrayError
+from tec_zarr.models import published
 from tec_zarr.terracodec import hub
 from tec_zarr.terracodec.codec import STATISTICS
 from tec_zarr.terracodec.elic import ELIC
@@ -60,7 +61,7 @@ class FamilyConfig:
 
     data: tuple[str, ...]
     out: str
-    #: A name of `tec_zarr.terracodec.hub.PUBLISHED`: which architecture, and which bands.
+    #: A name of `tec_zarr.models.published.PUBLISHED`: which architecture, and which bands.
     model: str
     #: Lambda: weight of the squared error in standardised units.
     distortion: float = 20.0
@@ -88,7 +89,7 @@ class FamilyConfig:
     @property
     def architecture(self) -> str:
         """One of fp, elic, tt and flex."""
-        return hub.PUBLISHED[self.model].architecture
+        return published.PUBLISHED[self.model].architecture
 
     @property
     def sample_dates(self) -> int:
@@ -155,7 +156,7 @@ def load_places(config: FamilyConfig) -> tuple[list[Series], list[Series]]:
     UnsupportedArrayError
         No place with all bands of the model, and, for temporal models, two dates.
     """
-    bands = hub.PUBLISHED[config.model].bands
+    bands = published.PUBLISHED[config.model].bands
     kept, held = list(_stored(config, bands, held=False)), list(_stored(config, bands, held=True))
     fewest = min(config.sample_dates, 2)
     if bands == BANDS:
@@ -259,7 +260,7 @@ def build(config: FamilyConfig) -> nn.Module:
     module, name = hub._CLASSES[config.architecture]
     cls = getattr(importlib.import_module(module), name)
     try:
-        return cls(hub.PUBLISHED[config.model].bands, **config.network)
+        return cls(published.PUBLISHED[config.model].bands, **config.network)
     except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
         arguments = ", ".join(inspect.signature(cls).parameters)
         raise TecError(

@@ -312,6 +312,7 @@ def weights(data: bytes) -> None:
     import hashlib
 
     from tec_zarr.models import registry
+    from tec_zarr.models import weights as models_weights
     from tec_zarr.stores import embed
 
     name, content = make_weights(data)
@@ -320,7 +321,7 @@ def weights(data: bytes) -> None:
     with tempfile.TemporaryDirectory(dir=_RAM) as folder:
         os.environ["TEC_ZARR_CACHE"] = folder
         try:
-            embed._keep(content, sha256, registry.embedded_file(name, sha256))
+            embed._keep(content, sha256, models_weights.embedded_file(name, sha256))
             model = registry.get_model(name, sha256)
         except TecError:
             return
@@ -355,11 +356,12 @@ def released_weights() -> list[tuple[str, dict[str, np.ndarray]]]:
     from safetensors.numpy import load_file
 
     from tec_zarr.models import registry
+    from tec_zarr.models import weights as models_weights
 
     return [
         (name, load_file(file))
         for name in registry._index()
-        for file in registry._released(name).values()
+        for file in models_weights._released(name).values()
     ]
 
 
