@@ -60,7 +60,8 @@ from distributed import Client, LocalCluster
 from environment import ROOT, commit, environment
 from zarr.storage import LocalStore
 
-from tec_zarr.codec.encode import ChunkSpec, encode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.cubes import synthetic
 from tec_zarr.recompression.dask_worker import QUIET
 from tec_zarr.recompression.manifest import Done, Manifest

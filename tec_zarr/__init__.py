@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from tec_zarr.face import xarray_hook
 
 if TYPE_CHECKING:
-    from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
+    from tec_zarr.codec.decode import decode_chunk
+    from tec_zarr.codec.encode import encode_chunk
     from tec_zarr.codec.numcodecs_codec import TEC
+    from tec_zarr.codec.spec import ChunkSpec
     from tec_zarr.codec.zarr_codec import TECCodec
     from tec_zarr.cubes.encoding import decode, encoding
     from tec_zarr.cubes.stacking import stack_bands, unstack_bands
@@ -36,9 +38,9 @@ _HOME = {
     "TECCodec": "codec.zarr_codec",
     "encoding": "cubes.encoding",
     "decode": "cubes.encoding",
-    "ChunkSpec": "codec.encode",
+    "ChunkSpec": "codec.spec",
     "encode_chunk": "codec.encode",
-    "decode_chunk": "codec.encode",
+    "decode_chunk": "codec.decode",
     "embed_weights": "stores.embed",
     "use_embedded_weights": "stores.embed",
     "recompress": "recompression.run",

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tec_zarr.codec import encode, second_generation
-from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import (
     ChecksumError,
     FormatError,

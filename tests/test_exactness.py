@@ -22,7 +22,6 @@ from s2_reference import spectral_header
 from test_family_codec import codec, make, scene
 
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
-from tec_zarr.codec import encode
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import ChecksumError, TecError
 from tec_zarr.models.registry import get_model
@@ -293,6 +292,6 @@ def test_weights_that_are_not_the_encoders_raise(small, tmp_path, monkeypatch):
     weight, exponent, bias = module.integers()
     module.freeze(weight, exponent, bias + 40)
     strange = image.TecS2(other.net, other.coder.tables, model.weights_sha256)
-    monkeypatch.setattr(encode, "get_model", lambda *_: strange)
+    monkeypatch.setattr("tec_zarr.codec.decode.get_model", lambda *_: strange)
     with pytest.raises(TecError):
         decode_chunk(frame)

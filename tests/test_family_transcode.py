@@ -10,8 +10,10 @@ from test_family_codec import make, scene
 
 import tec_zarr
 from tec_zarr import errors
-from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
 from tec_zarr.codec.numcodecs_codec import TEC
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.codec.zarr_codec import TECCodec
 from tec_zarr.face import cli
 from tec_zarr.frame.frame import SectionKind, read_frame

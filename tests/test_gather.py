@@ -17,7 +17,9 @@ from test_family_codec import make
 from tec_zarr import config
 from tec_zarr.codec import batching
 from tec_zarr.codec import encode as chunk
-from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.models import registry
 from tec_zarr.terracodec import hub
 from tec_zarr.terracodec.codec import FamilyModel

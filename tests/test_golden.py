@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tec_zarr import encode_chunk
-from tec_zarr.codec.encode import model_of
+from tec_zarr.codec.decode import model_of
 from tec_zarr.frame.frame import SectionKind, read_frame
 from tec_zarr.models.registry import find_model
 

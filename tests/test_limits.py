@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk, recompress
 from tec_zarr.bounds import layer
-from tec_zarr.codec.encode import within_bounds
+from tec_zarr.codec.bounded import within_bounds
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.frame.frame import Section, SectionKind, read_frame, read_header, write_frame

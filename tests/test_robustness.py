@@ -16,7 +16,9 @@ from test_chunk import scene
 
 import tec_zarr
 from tec_zarr import config
-from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import (
     ChecksumError,
     FormatError,

@@ -17,7 +17,7 @@ from test_chunk import HALF_STEP, QUALITY, scene
 
 import tec_zarr
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
-from tec_zarr.codec import encode
+from tec_zarr.codec import decode
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError, SecondGenerationWarning, TecError, UnsupportedArrayError
 from tec_zarr.networks.series import TecTtS2
@@ -115,7 +115,7 @@ def test_one_date_makes_the_pixels_of_no_other(monkeypatch):
     np.testing.assert_array_equal(decode_chunk(frame, dates=[3, 1]), whole[[3, 1]])
     assert len(made) == 2
     # What has not shown yet that it computes as the encoder did is checked on all dates first.
-    monkeypatch.setattr(encode, "_verified", set())
+    monkeypatch.setattr(decode, "_verified", set())
     np.testing.assert_array_equal(decode_chunk(frame, dates=[3]), whole[[3]])
     assert len(made) == 2 + 5
 

@@ -122,7 +122,7 @@ def resolve(
     Parameters
     ----------
     max_error : mapping, number or sequence of numbers
-        As in :class:`tec_zarr.codec.encode.ChunkSpec`.
+        As in :class:`tec_zarr.codec.spec.ChunkSpec`.
     count : int
         Bands of the chunk.
     bands : sequence of str or None

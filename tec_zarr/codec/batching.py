@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tec_zarr import config
 from tec_zarr.models.protocol import Encoded, Model
 
 LARGEST = 64
@@ -25,6 +26,12 @@ LARGEST = 64
 
 WAIT_SECONDS = 0.002
 """How long the first chunk of a batch waits for others."""
+
+_SLOTS = config.MAX_CONCURRENT_CHUNKS
+
+_model_slots = threading.BoundedSemaphore(_SLOTS)
+
+_forking = threading.Lock()
 
 
 class BatchModel(Model, Protocol):
@@ -180,3 +187,22 @@ def _run(
                     del state.open[kind]
             batch.results = together(batch.items)
     batch.done.set()
+
+
+def _wait_for_models() -> None:
+    """Before a fork: a thread inside BLAS or torch would leave their locks taken in the child."""
+    _forking.acquire()
+    for _ in range(_SLOTS):
+        _model_slots.acquire()
+
+
+def _go_on() -> None:
+    for _ in range(_SLOTS):
+        _model_slots.release()
+    _forking.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_wait_for_models, after_in_parent=_go_on, after_in_child=_go_on
+    )

@@ -9,14 +9,16 @@ import numpy as np
 from numcodecs.abc import Codec
 from numcodecs.compat import ensure_ndarray, ndarray_copy
 
-from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 
 
 @dataclass(frozen=True)
 class TEC(ChunkSpec, Codec):
     """TerraCodec for arrays of Sentinel-2 digital numbers or reflectance.
 
-    Takes the arguments of :class:`tec_zarr.codec.encode.ChunkSpec`. Use it as the ``compressors``
+    Takes the arguments of :class:`tec_zarr.codec.spec.ChunkSpec`. Use it as the ``compressors``
     of a Zarr format 2 array, or as its first filter with ``compressors=None``. Set ``nodata`` to
     the array's fill value if that is not 0: format 2 does not tell a codec what it pads with.
 

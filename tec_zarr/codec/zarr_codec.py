@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from zarr.abc.codec import ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin
 
-from tec_zarr.codec.encode import ChunkSpec, check_array, check_layout, decode_chunk, encode_chunk
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import check_layout, encode_chunk
+from tec_zarr.codec.spec import ChunkSpec, check_array
 from tec_zarr.errors import UnsupportedArrayError
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ NAME = "tec"
 class TECCodec(ChunkSpec, ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
     """TerraCodec for arrays of Sentinel-2 digital numbers or reflectance.
 
-    Takes the arguments of :class:`tec_zarr.codec.encode.ChunkSpec`. Use it as the ``serializer`` of
+    Takes the arguments of :class:`tec_zarr.codec.spec.ChunkSpec`. Use it as the ``serializer`` of
     a Zarr v3 array, with ``compressors=None``: frames are already compressed and checked.
 
     Notes

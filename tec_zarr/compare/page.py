@@ -28,7 +28,9 @@ from zarr.core.sync import sync
 from zarr.storage import StorePath
 
 from tec_zarr import metrics
-from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.compare import classical
 from tec_zarr.compare.align import comparable, in_dn, names_along_bands, pair
 from tec_zarr.compare.tables import size, tec_spec

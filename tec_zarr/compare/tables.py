@@ -18,7 +18,7 @@ from zarr.storage import StorePath
 
 from tec_zarr import metrics
 from tec_zarr.bounds.request import index_name, resolve
-from tec_zarr.codec.encode import ChunkSpec
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import FormatError
 from tec_zarr.frame.frame import Header, read_header
 

@@ -20,7 +20,8 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.bounds.request import NamedBounds
-from tec_zarr.codec.encode import DTYPES, ChunkSpec, check_gop, check_unit
+from tec_zarr.codec.encode import check_unit
+from tec_zarr.codec.spec import DTYPES, ChunkSpec, check_gop
 from tec_zarr.cubes.dims import (
     BAND,
     TIME,

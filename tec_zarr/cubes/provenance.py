@@ -19,7 +19,7 @@ import xarray as xr
 import zarr
 
 from tec_zarr.bounds.request import ALL, NamedBounds
-from tec_zarr.codec.encode import ChunkSpec
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.compare.align import in_dn, names_along_bands
 from tec_zarr.compare.tables import error_rows, kept_bounds, tec_spec
 from tec_zarr.cubes.encoding import CONTAINER

@@ -18,7 +18,9 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr import metrics
-from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.compare.align import comparable, in_dn, pair
 from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, word
 from tec_zarr.cubes.encoding import (

@@ -11,7 +11,9 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr import metrics
-from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.compare.align import in_dn, names_along_bands
 from tec_zarr.compare.tables import ERROR_COLUMNS, error_rows, size, stored_arrays, table
 from tec_zarr.cubes import synthetic
@@ -36,7 +38,7 @@ def run_demo(
     source : Path, optional
         A cube of one's own (see :func:`tec_zarr.cubes.files.open_cube`); default a synthetic one.
     quality, model, scale
-        As in :class:`tec_zarr.codec.encode.ChunkSpec`.
+        As in :class:`tec_zarr.codec.spec.ChunkSpec`.
     bands : sequence of str, optional
         Names of the bands of ``source``, in its order, where it does not say them.
     step : callable

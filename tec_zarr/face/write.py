@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from tec_zarr.codec.encode import ChunkSpec
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.compare.tables import tec_spec
 from tec_zarr.cubes.encoding import PACKING, UNNAMED, holds
 from tec_zarr.cubes.encoding import encoding as store_encoding

@@ -28,7 +28,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 
 from tec_zarr.bounds.request import index_bands
-from tec_zarr.codec.encode import ChunkSpec
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.compare.tables import tec_spec
 from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, known_bands, variable_bands, word
 from tec_zarr.cubes.encoding import (

@@ -32,7 +32,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
-from tec_zarr.codec.encode import ChunkSpec, within_bounds
+from tec_zarr.codec.bounded import within_bounds
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import RecompressError, TargetError, UnsupportedArrayError, VerificationError
 from tec_zarr.frame.frame import default_scale
 from tec_zarr.metrics import PEAK

@@ -28,7 +28,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from tec_zarr import config
-from tec_zarr.codec.encode import ChunkSpec
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import (
     FormatError,
     LimitError,

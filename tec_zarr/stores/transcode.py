@@ -24,15 +24,8 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 
-from tec_zarr.codec.encode import (
-    chained_checksum,
-    coded_tiles,
-    decode_chunk,
-    mask_of_bands,
-    model_of,
-    name_of_model,
-    single_payload,
-)
+from tec_zarr.codec.decode import decode_chunk, model_of, name_of_model
+from tec_zarr.codec.tiles import chained_checksum, coded_tiles, mask_of_bands, single_payload
 from tec_zarr.compare.tables import tec_spec
 from tec_zarr.cubes.provenance import ATTRIBUTE
 from tec_zarr.errors import FormatError, UnsupportedArrayError

@@ -29,7 +29,9 @@ import toy
 
 from tec_zarr import config
 from tec_zarr.bounds import layer
-from tec_zarr.codec.encode import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import TecError
 from tec_zarr.frame.frame import SectionKind, read_frame
 from tec_zarr.frame.mask import pack_mask, unpack_mask
