@@ -71,8 +71,9 @@ def predictions(folder: Path, whole: bool) -> np.ndarray:
     """Continuous table indexes of all symbols of the windows: means in 1/100, scale levels."""
     import torch
 
+    from tec_zarr.terracodec.blocks import scale_grid_position, scale_of
     from tec_zarr.terracodec.exact import exact
-    from tec_zarr.terracodec.tt import EntropyTransformer, scale_grid_position, scale_of
+    from tec_zarr.terracodec.tt import EntropyTransformer
 
     shape, state, context, tokens = torch.load(folder / "inputs.pt", weights_only=True)
     model = EntropyTransformer(*(shape or ())).eval()

@@ -25,7 +25,7 @@ from tec_zarr.models import protocol, registry
 from tec_zarr.models import weights as models_weights
 from tec_zarr.stores import embed
 from tec_zarr.stores.embed import GROUP
-from tec_zarr.terracodec import hub
+from tec_zarr.terracodec import checkpoints, hub
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_weights_travel_as_they_are(cube, tmp_path):
 def test_published_models_travel_too(cube, tmp_path, monkeypatch):
     name = "terracodec_v1_fp_s2l2a/lambda-10"
     file = tmp_path / "small.safetensors"
-    hub.save(make("fp"), file)
+    checkpoints.save(make("fp"), file)
     hub.load("terracodec_v1_fp_s2l2a", 10, path=file)
     path = tmp_path / "store.zarr"
     pixels = write(path, cube, model=name)
@@ -381,7 +381,7 @@ def test_embedded_weights_decode_and_never_encode(cube, tmp_path, monkeypatch):
 def test_embedded_weights_of_a_published_model_never_encode(cube, tmp_path, monkeypatch):
     name = "terracodec_v1_fp_s2l2a/lambda-10"
     file = tmp_path / "small.safetensors"
-    hub.save(make("fp"), file)
+    checkpoints.save(make("fp"), file)
     hub.load("terracodec_v1_fp_s2l2a", 10, path=file)
     path = tmp_path / "store.zarr"
     pixels = write(path, cube, model=name)

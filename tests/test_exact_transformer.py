@@ -14,8 +14,8 @@ from torch import nn
 
 from tec_zarr.errors import TecError
 from tec_zarr.terracodec import exact as exact_module
-from tec_zarr.terracodec.attention import Attention, Gelu
 from tec_zarr.terracodec.exact import ExactAttention, ExactGelu, ExactLayerNorm, ExactLinear, exact
+from tec_zarr.terracodec.layers import Attention, Gelu
 from tec_zarr.terracodec.tt import EntropyTransformer
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -28,7 +28,7 @@ from tec_zarr.models.registry import get_model
 from tec_zarr.models.weights import weights_file
 from tec_zarr.networks import image
 from tec_zarr.networks.walk import IntegerModel, geometry_of
-from tec_zarr.terracodec import hub
+from tec_zarr.terracodec import checkpoints
 from tec_zarr.terracodec.codec import FamilyModel
 from tec_zarr.terracodec.exact import exact
 from tec_zarr.terracodec.ledger import EPSILON
@@ -52,7 +52,7 @@ SETTINGS: dict[str, tuple[Mapping[str, str], int]] = {
 def run_settings(folder: Path, settings: Mapping[str, tuple[Mapping[str, str], int]]) -> dict:
     """Run the worker under each setting; what they wrote, by setting."""
     for kind in ("fp", "elic", "tt", "flex"):
-        hub.save(make(kind), folder / f"{kind}.safetensors")
+        checkpoints.save(make(kind), folder / f"{kind}.safetensors")
     found = {}
     for name, (environment, threads) in settings.items():
         run = subprocess.run(

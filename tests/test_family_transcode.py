@@ -22,6 +22,7 @@ from tec_zarr.recompression import moving
 from tec_zarr.recompression.manifest import read
 from tec_zarr.stores.transcode import preview_chunk, transcode, transcode_chunk
 from tec_zarr.terracodec import codec as family
+from tec_zarr.terracodec import coders, statistics
 
 NAMES = {None: "small/flex", 2: "small/flex/2"}
 
@@ -61,7 +62,7 @@ def test_cutting_takes_no_network(monkeypatch):
     fine = encode_chunk(cube(), ChunkSpec(model=NAMES[2], quality=8.0))
     one = encode_chunk(cube(1), ChunkSpec(model=NAMES[None], quality=8.0))
     monkeypatch.setattr(family.FamilyModel, "recode", None)
-    monkeypatch.setattr(family._FlexCoder, "decode", None)
+    monkeypatch.setattr(coders._FlexCoder, "decode", None)
     for data in (transcode_chunk(fine, 5), transcode_chunk(one, 1)):
         assert read_frame(data).header.latents_crc != 0
     with pytest.raises(TypeError):
@@ -93,8 +94,8 @@ def test_a_preview_is_the_networks_picture_of_the_first_tokens():
     dn = scene(1, 12, 64, 128).astype(np.uint16)
     fine = encode_chunk(dn, ChunkSpec(model=NAMES[None], quality=8.0, nodata=None))
     module = make("flex")
-    x = family.standardise(dn.astype(np.float32), 12, range(12))
-    expected = family.destandardise(module(x, 3)[0][0].detach(), range(12))
+    x = statistics.standardise(dn.astype(np.float32), 12, range(12))
+    expected = statistics.destandardise(module(x, 3)[0][0].detach(), range(12))
     low = preview_chunk(fine, 3)
     np.testing.assert_allclose(low, np.rint(expected).clip(0, 65535), atol=1)
     assert (low != decode_chunk(fine)).any()

@@ -30,7 +30,7 @@ from tec_zarr.networks.series_net import (
     TemporalGroup,
     TemporalNet,
 )
-from tec_zarr.terracodec.int8 import int8_is_exact
+from tec_zarr.terracodec.exact import int8_is_exact
 
 _UNITS = int(MEAN_GRID)
 HALF = 128

@@ -216,7 +216,7 @@ def from_compressai(model: CompressionModel) -> nn.Module:
     Returns
     -------
     torch.nn.Module
-        In evaluation mode; `tec_zarr.terracodec.hub.save` writes it,
+        In evaluation mode; `tec_zarr.terracodec.checkpoints.save` writes it,
         `tec_zarr.terracodec.load_codec` reads that.
     """
     own = next((own for own, cls in _CLASSES.items() if type(model) is cls), None)

@@ -38,10 +38,9 @@ from torch import Tensor, nn
 
 from tec_zarr.entropy.gaussian_tables import normal_cdf
 from tec_zarr.errors import TecError
-from tec_zarr.terracodec.attention import Attention, Gelu
-from tec_zarr.terracodec.int8 import int8_is_exact
+from tec_zarr.terracodec.layers import Attention, Gelu
 
-__all__ = ["ExactAttention", "ExactGelu", "ExactLayerNorm", "ExactLinear", "exact"]
+__all__ = ["ExactAttention", "ExactGelu", "ExactLayerNorm", "ExactLinear", "exact", "int8_is_exact"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -376,3 +375,19 @@ def _convert(module: nn.Module) -> None:
             _convert(child)
         else:
             setattr(module, name, found(child))
+
+
+@cache
+def int8_is_exact(device_type: str) -> bool:
+    """Whether int8 products do not saturate on the way (some libraries' do on x86 before VNNI)."""
+    try:
+        ones = torch.full((32, 64), 127, dtype=torch.int8, device=device_type)
+        signs = torch.where(torch.arange(64, device=device_type) % 4 < 2, 127, -127).to(torch.int8)
+        for right in (ones.T.contiguous()[:, :32], (signs[:, None].expand(64, 32)).contiguous()):
+            for left in (ones, (-1 * ones - 1).to(torch.int8)):
+                exact = left.double() @ right.double()
+                if not torch.equal(torch._int_mm(left, right).double(), exact):
+                    return False
+    except (RuntimeError, AttributeError):
+        return False
+    return True

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 __all__ = [
     "GDN",
+    "Attention",
     "AttentionBlock",
     "CheckerboardConv2d",
     "Conv2d",
     "ConvTranspose2d",
     "EntropyBottleneck",
     "GaussianBuffers",
+    "Gelu",
     "LowerBound",
     "ResidualBottleneck",
     "TableBuffers",
@@ -360,3 +362,27 @@ class GaussianBuffers(TableBuffers):
         noisy = y - means + torch.rand_like(y) - 0.5 if self.training else torch.round(y - means)
         likelihood = gaussian_likelihood(noisy, self.lower_bound_scale(scales))
         return round_ste(y - means) + means, self.likelihood_lower_bound(likelihood)
+
+
+class Gelu(nn.Module):
+    """The exact GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x times the normal distribution of x."""
+        return F.gelu(x)
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention."""
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Keys to be kept of their projections (B, heads, n, d)."""
+        return x
+
+    def values(self, x: Tensor) -> Tensor:
+        """Values to be kept of their projections (B, heads, n, d)."""
+        return x
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of queries (B, heads, m, d) to keys and values (B, heads, n, d)."""
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)

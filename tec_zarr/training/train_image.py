@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tec_zarr.errors import TecError
 from tec_zarr.models.constants import BLOCK, COND_HIGH, COND_LOW, LEVELS, step_size
 from tec_zarr.networks.image_net import S2Net
-from tec_zarr.terracodec.hub import first_not_finite
+from tec_zarr.terracodec.checkpoints import first_not_finite
 from tec_zarr.training.data import Sampler, Window, windows
 from tec_zarr.training.initialise import initialise
 

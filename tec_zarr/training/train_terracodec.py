@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.models import published
-from tec_zarr.terracodec import hub
-from tec_zarr.terracodec.codec import STATISTICS
+from tec_zarr.terracodec import checkpoints, hub
 from tec_zarr.terracodec.elic import ELIC
 from tec_zarr.terracodec.flex import FlexTEC, draw_quality
 from tec_zarr.terracodec.fp import FactorizedPrior
 from tec_zarr.terracodec.layers import EntropyBottleneck
+from tec_zarr.terracodec.statistics import STATISTICS
 from tec_zarr.training.data import BANDS
 from tec_zarr.training.train_image import (
     add_to_log,
@@ -257,7 +257,7 @@ def build(config: FamilyConfig) -> nn.Module:
         )
     if config.start:
         return hub.load(config.model, path=config.start)
-    module, name = hub._CLASSES[config.architecture]
+    module, name = checkpoints._CLASSES[config.architecture]
     cls = getattr(importlib.import_module(module), name)
     try:
         return cls(published.PUBLISHED[config.model].bands, **config.network)
@@ -319,5 +319,5 @@ def train_family(config: FamilyConfig) -> Path:
         if isinstance(part, EntropyBottleneck):
             part.update()
     weights = out / f"{config.model}.safetensors"
-    hub.save(average, weights)
+    checkpoints.save(average, weights)
     return weights
