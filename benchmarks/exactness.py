@@ -34,7 +34,7 @@ from tec_zarr.cubes import synthetic
 from tec_zarr.entropy import range_coder
 from tec_zarr.models.registry import get_model
 from tec_zarr.networks import image as s2
-from tec_zarr.networks.overlap import blocks_of, overlapped, with_margin
+from tec_zarr.networks.transform import blocks_of, overlapped, with_margin
 from tec_zarr.networks.walk import Layer
 from tec_zarr.terracodec.exact import exact
 from tec_zarr.terracodec.ledger import EPSILON, LedgerWriter

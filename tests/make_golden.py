@@ -21,7 +21,7 @@ from tec_zarr import ChunkSpec, UnsuitedDataWarning, decode_chunk, encode_chunk
 from tec_zarr.cubes import synthetic
 from tec_zarr.models.registry import find_model
 from tec_zarr.native import core
-from tec_zarr.networks import image, progressive
+from tec_zarr.networks import image, levels
 from tec_zarr.stores.transcode import transcode_chunk
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -138,7 +138,7 @@ def decode(frame: bytes) -> tuple[np.ndarray, str]:
         digest.update(latents.astype("<i4").tobytes())
         return latents, context
 
-    check = progressive.Latents.check
+    check = levels.Latents.check
 
     def seen(state):
         digest.update(state.value.astype("<i8").tobytes())
@@ -154,7 +154,7 @@ def decode(frame: bytes) -> tuple[np.ndarray, str]:
     with (
         mock.patch.object(core.Walk, "decode", walked),
         mock.patch.object(image.LatentCoder, "decode", recorded),
-        mock.patch.object(progressive.Latents, "check", seen),
+        mock.patch.object(levels.Latents, "check", seen),
     ):
         pixels = decode_chunk(frame)
     return pixels, digest.hexdigest()

@@ -17,8 +17,7 @@ from tec_zarr.models import klt
 from tec_zarr.models.constants import GROUPS, step_size
 from tec_zarr.models.registry import get_model
 from tec_zarr.networks.image_net import IntConv, S2Net
-from tec_zarr.networks.overlap import blocks_of, overlapped, with_margin
-from tec_zarr.networks.transform import Analysis
+from tec_zarr.networks.transform import Analysis, blocks_of, overlapped, with_margin
 from tec_zarr.terracodec import exact
 
 

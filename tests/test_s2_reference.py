@@ -10,7 +10,7 @@ from tec_zarr.cubes import synthetic
 from tec_zarr.models.registry import get_model
 from tec_zarr.models.tokens import cut
 from tec_zarr.models.weights import weights_file
-from tec_zarr.networks import progressive
+from tec_zarr.networks import levels
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_every_step_of_a_flexible_stream_is_what_its_documentation_says(
     part = cube[:, :bands, :height, :width].copy()
     part[0, 0, 3, 3] = 20_000  # far out
     sections = cut(model.encode(part, quality, None).sections, [steps]).sections
-    expected, check = [], progressive.Latents.check
+    expected, check = [], levels.Latents.check
     monkeypatch.setattr(
-        progressive.Latents,
+        levels.Latents,
         "check",
         lambda state: expected.append(state.value.copy()) or check(state),
     )

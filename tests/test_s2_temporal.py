@@ -18,6 +18,7 @@ from tec_zarr.models import klt, temporal_section
 from tec_zarr.models.registry import find_model, get_model
 from tec_zarr.models.temporal_section import CLASS_STARTS, Reference
 from tec_zarr.models.weights import needed_weights
+from tec_zarr.networks import references as networks_references
 from tec_zarr.networks import series as s2_temporal
 from tec_zarr.networks.series import Predictor
 
@@ -97,7 +98,7 @@ def test_a_date_that_all_others_depend_on_is_coded_finer(cube, monkeypatch):
     assert finer[key] > 0
     assert quality[key] == max(quality)
     # Worth it: where all dates are coded alike, the same PSNR takes more bytes.
-    monkeypatch.setattr(s2_temporal, "FINER_SLOPE", 0.0)
+    monkeypatch.setattr(networks_references, "FINER_SLOPE", 0.0)
     alike = [encode_chunk(still, ChunkSpec(MODEL, level)) for level in (4, 5)]
     assert not any(section[0] >> 4 for one in alike for section in sections(one))
     reached = [psnr(decode_chunk(one), still) for one in alike]

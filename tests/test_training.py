@@ -16,7 +16,7 @@ from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.face import cli
 from tec_zarr.models.constants import CHANNELS, COMPONENTS
 from tec_zarr.models.registry import get_model
-from tec_zarr.networks import image, progressive, series
+from tec_zarr.networks import files, image, progressive, series
 from tec_zarr.networks.image_net import IntConv, S2Net
 from tec_zarr.networks.series_net import TemporalNet
 from tec_zarr.training import count_progressive, data, train_image, train_series
@@ -247,7 +247,7 @@ def test_temporal_training_starts_with_the_image_models_networks():
 
 def test_wider_temporal_networks_start_with_what_narrower_ones_compute():
     known = get_model("tec-tt-s2").net
-    narrow = train_series.thawed(known, TemporalNet.like(image.net_tensors(known)))
+    narrow = train_series.thawed(known, TemporalNet.like(files.net_tensors(known)))
     sizes = len(narrow.coarse[0].second.bias), [len(m.second.bias) for m in narrow.fine]
     wide = TemporalNet(sizes[0] + 16, tuple(n + 16 for n in sizes[1]))
     wide.start_from(narrow)

@@ -100,7 +100,7 @@ def integer_parts(name: str, shape: tuple[int, ...]) -> dict[str, Part]:
 
 
 def network_layout(net: nn.Module) -> dict[str, Part]:
-    """What :func:`~tec_zarr.networks.image.net_tensors` makes of a network like ``net``."""
+    """What :func:`~tec_zarr.networks.files.net_tensors` makes of a network like ``net``."""
     integer = {name: m for name, m in net.named_modules() if isinstance(m, IntConv)}
     out: dict[str, Part] = {}
     for name, module in integer.items():
@@ -113,7 +113,7 @@ def network_layout(net: nn.Module) -> dict[str, Part]:
 
 
 def frozen_net(make: Callable[[], Net], tensors: Mapping[str, Tensor], path: Path) -> Net:
-    """A network with what :func:`~tec_zarr.networks.image.net_tensors` made of another one.
+    """A network with what :func:`~tec_zarr.networks.files.net_tensors` made of another one.
 
     Parameters
     ----------

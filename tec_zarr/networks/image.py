@@ -20,7 +20,6 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tec_zarr import native
@@ -39,11 +38,9 @@ from tec_zarr.models.constants import (
 )
 from tec_zarr.models.protocol import Encoded
 from tec_zarr.networks.checks import TABLES, check, frozen_net, named_model, read
-from tec_zarr.networks.image_net import IntConv, S2Net
-from tec_zarr.networks.overlap import blocks_of, overlapped, with_margin
-from tec_zarr.networks.pixel_net import PixelNet, PixelSynthesis, check_pixels
-from tec_zarr.networks.synthesis import Synthesis
-from tec_zarr.networks.transform import Analysis
+from tec_zarr.networks.image_net import S2Net
+from tec_zarr.networks.pixel_net import PixelSynthesis, check_pixels
+from tec_zarr.networks.transform import Analysis, Synthesis, blocks_of, overlapped, with_margin
 from tec_zarr.networks.walk import IntegerModel, Past
 
 #: Rate-distortion trade of the quantiser: bits saved against squared error in steps (as in
@@ -404,37 +401,6 @@ def padded(components: Tensor) -> Tensor:
 
 
 # ---- weights
-
-
-def save_image(net: S2Net, frequencies: np.ndarray, path: Path) -> None:
-    """Write ``net`` with its integer layers as integers, and the tables, as safetensors."""
-    out = net_tensors(net) | {"tables": torch.from_numpy(frequencies.astype(np.int32))}
-    save_file({name: tensor.contiguous() for name, tensor in sorted(out.items())}, path)
-
-
-#: Networks that only correct pixels or latents: eleven bits of a weight are plenty.
-_SHORT = ("encoder.", "decoder.", "refine.")
-
-
-def net_tensors(net: torch.nn.Module) -> dict[str, Tensor]:
-    """Everything that a weights file holds of ``net``, integer layers as integers."""
-    integer = {name: m for name, m in net.named_modules() if isinstance(m, IntConv)}
-    out = {}
-    for name, module in integer.items():
-        parts = zip(("weight", "exponent", "bias"), module.integers(), strict=True)
-        out |= {f"{name}.{part}": tensor for part, tensor in parts}
-    for name, tensor in net.state_dict().items():
-        if name.rpartition(".")[0] not in integer:
-            kind = torch.float16 if name.startswith(_SHORT) else torch.float32
-            out[name] = tensor.detach().to(kind)
-    return out
-
-
-def save_pixels(net: PixelNet, image_sha256: str, path: Path) -> None:
-    """Write ``net`` and which weights' latents it makes pixels of."""
-    image = torch.frombuffer(bytearray.fromhex(image_sha256), dtype=torch.uint8)
-    out = net.tensors() | {"image_sha256": image}
-    save_file({name: tensor.contiguous() for name, tensor in sorted(out.items())}, path)
 
 
 def load(path: Path) -> TecS2:

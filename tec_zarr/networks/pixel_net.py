@@ -1,7 +1,7 @@
 """From ``tec-s2`` latents to pixels in whole numbers: the same pixels on every machine.
 
 Weights files that hold a :class:`PixelNet` decode by it; those of before, in float32
-(:mod:`tec_zarr.networks.synthesis`).  A small integer network corrects the latents of the coded
+(:mod:`tec_zarr.networks.transform`).  A small integer network corrects the latents of the coded
 channels; a sparse matrix of 14 bits makes samples of them, in half DN; the overlap and the KLT
 follow in 11 and 12 bits.  docs/format-tec-s2.md, "Pixels", says every rounding.
 """
@@ -37,7 +37,7 @@ from tec_zarr.networks.image_net import (
     overlap,
     quantised,
 )
-from tec_zarr.networks.overlap import blocks_of, with_margin
+from tec_zarr.networks.transform import blocks_of, with_margin
 from tec_zarr.networks.walk import HALF, SQUARE, Grid, Hidden, Layer, companded, geometry_of
 
 #: Fixed-point digits of the synthesis, of the overlap and of a KLT's basis.

@@ -19,7 +19,7 @@ from tec_zarr.models.intervals import (
     make_tables,
 )
 from tec_zarr.models.registry import get_model
-from tec_zarr.networks import progressive
+from tec_zarr.networks import files, progressive
 from tec_zarr.training.train_image import begin_run
 from tec_zarr.training.train_series import TemporalConfig, load_series
 
@@ -103,5 +103,5 @@ def make_flex(config: FlexConfig) -> Path:
     out = begin_run(config)
     temporal = config.temporal or get_model("tec-tt-s2").weights_sha256
     weights = out / f"{config.model}.safetensors"
-    progressive.save_progressive(count_tables(temporal, flex_cubes(config)), temporal, weights)
+    files.save_progressive(count_tables(temporal, flex_cubes(config)), temporal, weights)
     return weights

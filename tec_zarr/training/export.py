@@ -16,8 +16,9 @@ import torch
 from tec_zarr.entropy.range_coder import SymbolEncoder
 from tec_zarr.entropy.tables import TABLE_BITS, Tables, integer_table
 from tec_zarr.models.constants import SCALE_OFFSET, SCALES
-from tec_zarr.networks import series
-from tec_zarr.networks.image import load, save_image
+from tec_zarr.networks import files, series
+from tec_zarr.networks.files import save_image
+from tec_zarr.networks.image import load
 from tec_zarr.networks.image_net import S2Net, _upper
 from tec_zarr.networks.series_net import TemporalNet
 from tec_zarr.training.data import Window
@@ -126,7 +127,7 @@ def release_temporal(
 
     Tables are fitted to ``cubes``, float32 DN (T, C, h, w), at qualities 1 to 7.5.
     """
-    series.save_series(net, density_tables(), image_sha256, path)
+    files.save_series(net, density_tables(), image_sha256, path)
     loaded = series.load(path)
     model = _Counting(loaded.image, loaded.net, loaded.coder.tables, loaded.weights_sha256)
 
@@ -136,5 +137,5 @@ def release_temporal(
             for quality in (1.0 + 0.5 * ((3 * number + k) % 14) for k in (0, 7)):
                 model.encode(cube, quality, None)
 
-    series.save_series(net, fitted_tables(count), image_sha256, path)
+    files.save_series(net, fitted_tables(count), image_sha256, path)
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.models.published import PUBLISHED
-from tec_zarr.networks.image import save_pixels
+from tec_zarr.networks.files import save_pixels
 from tec_zarr.training.context import ContextConfig, train_context
 from tec_zarr.training.count_progressive import FlexConfig, make_flex
 from tec_zarr.training.export import release, release_temporal

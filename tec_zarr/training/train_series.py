@@ -33,7 +33,8 @@ from tec_zarr.models.temporal_section import (
     WEIGHT_LIMIT,
 )
 from tec_zarr.networks.checks import Net
-from tec_zarr.networks.image import TecS2, net_tensors
+from tec_zarr.networks.files import net_tensors
+from tec_zarr.networks.image import TecS2
 from tec_zarr.networks.image_net import (
     IntConv,
     Pass,
@@ -43,7 +44,8 @@ from tec_zarr.networks.image_net import (
     overlap,
     symbol_bits,
 )
-from tec_zarr.networks.series import CLASS_OF, DCT
+from tec_zarr.networks.references import CLASS_OF
+from tec_zarr.networks.series import DCT
 from tec_zarr.networks.series import load as load_weights
 from tec_zarr.networks.series_net import TemporalNet
 from tec_zarr.training.data import BANDS, BANDS_10M, _fill_nodata, read_npz
