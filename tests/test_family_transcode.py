@@ -18,8 +18,8 @@ from tec_zarr.codec.zarr_codec import TECCodec
 from tec_zarr.face import cli
 from tec_zarr.frame.frame import SectionKind, read_frame
 from tec_zarr.models import registry
-from tec_zarr.recompression import moving
-from tec_zarr.recompression.manifest import read
+from tec_zarr.stores import chunks
+from tec_zarr.stores.objects import read
 from tec_zarr.stores.transcode import preview_chunk, transcode, transcode_chunk
 from tec_zarr.terracodec import codec as family
 from tec_zarr.terracodec import coders, statistics
@@ -289,7 +289,7 @@ def test_a_store_moves_to_the_other_format_or_other_shards(
 
 def frames(array):
     """Frames by their place."""
-    per = moving.chunks_in_object(array)
+    per = chunks.chunks_in_object(array)
     found = {}
     for place in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))):
         at = tuple(i // n for i, n in zip(place, per, strict=True))
@@ -297,7 +297,7 @@ def frames(array):
         data = read(array.store_path.store, key)
         if data is not None and array.shards:
             inside = [i % n for i, n in zip(place, per, strict=True)]
-            data = moving.frames_of(data, int(np.prod(per)))[np.ravel_multi_index(inside, per)]
+            data = chunks.frames_of(data, int(np.prod(per)))[np.ravel_multi_index(inside, per)]
         if data is not None:
             found[place] = data
     return found

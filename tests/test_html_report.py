@@ -20,6 +20,7 @@ from tec_zarr.compare import page as html_report
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import LimitError, UnsupportedArrayError
 from tec_zarr.face.cli import main
+from tec_zarr.stores import chunks
 
 TOY = ["--model", toy.NAME, "--quality", "6"]
 
@@ -75,7 +76,7 @@ def test_the_page_of_a_store_says_what_is_stored(source, cube, tmp_path, quick):
     assert f"{cube.reflectance.nbytes / array.nbytes_stored():.1f} : 1" in text
     bits = _data(text)["chunks"]["bits"]
     assert np.shape(bits) == (1, 2, 2)
-    mean = 8 * html_report.chunk_bytes(array).sum() / array.size
+    mean = 8 * chunks.chunk_bytes(array).sum() / array.size
     assert np.mean(bits) == pytest.approx(mean, rel=1e-3)
     assert "&quot;quality&quot;: 6.0" in text
 
@@ -200,7 +201,7 @@ def test_bytes_of_chunks_are_those_in_the_store(tmp_path, zarr_format, shards):
         zarr_format=zarr_format, config={"write_empty_chunks": False},
     )  # fmt: skip
     array[:, :64] = np.random.default_rng(0).integers(1, 999, (3, 64))
-    sizes = html_report.chunk_bytes(zarr.open_array(path))
+    sizes = chunks.chunk_bytes(zarr.open_array(path))
     assert sizes.shape == (3, 4)
     assert (sizes[:, :2] > 0).all()
     assert (sizes[:, 2:] == 0).all()

@@ -18,15 +18,17 @@ from test_gather import Device
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from tec_zarr.codec import batching
-from tec_zarr.compare.tables import stored_arrays, tec_spec
 from tec_zarr.cubes.encoding import decode, encoding
 from tec_zarr.errors import RecompressError, UnsupportedArrayError
 from tec_zarr.face.cli import main
 from tec_zarr.models import registry
 from tec_zarr.recompression import run as batch
-from tec_zarr.recompression.plan import Settings, make_plan, open_source
+from tec_zarr.recompression.plan import Settings, make_plan
 from tec_zarr.recompression.run import estimate, recompress
 from tec_zarr.sentinel2 import L2A_BANDS
+from tec_zarr.stores.chunks import tec_spec
+from tec_zarr.stores.info import stored_arrays
+from tec_zarr.stores.objects import open_source
 
 DATES = 9
 TOY = {"model": toy.NAME, "quality": 6.0}

@@ -24,8 +24,9 @@ from zarr.storage import LocalStore
 from tec_zarr.errors import RecompressError
 from tec_zarr.recompression import lock, run
 from tec_zarr.recompression.lock import Lock
-from tec_zarr.recompression.manifest import Manifest, write
+from tec_zarr.recompression.manifest import Manifest
 from tec_zarr.recompression.run import RecompressReport, recompress
+from tec_zarr.stores.objects import write
 
 SETTINGS = {"model": DEADLY, "quality": 6.0}
 CODED = 3

@@ -29,8 +29,9 @@ from tec_zarr.errors import (
 from tec_zarr.frame.frame import Axes, Header, Section, SectionKind, read_frame, write_frame
 from tec_zarr.frame.mask import Mask, pack_mask
 from tec_zarr.models import registry, weights
-from tec_zarr.recompression.manifest import FOLDER, Manifest, write
+from tec_zarr.recompression.manifest import FOLDER, Manifest
 from tec_zarr.stores import embed
+from tec_zarr.stores.objects import write
 
 SPEC = ChunkSpec(model=toy.NAME, quality=6)
 

@@ -14,7 +14,6 @@ import pytest
 import toy
 import xarray as xr
 
-from tec_zarr.compare.tables import stored_arrays
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import SecondGenerationWarning, TecError, UnsupportedArrayError
 from tec_zarr.face.cli import main
@@ -23,6 +22,7 @@ from tec_zarr.sentinel2 import L2A_BANDS
 from tec_zarr.stac.canonical import harmonize, prepare, sort_layers, to_reflectance
 from tec_zarr.stac.load import append, from_stac, load, search, write
 from tec_zarr.stac.offset import Evidence, OffsetError
+from tec_zarr.stores.info import stored_arrays
 
 stackstac = pytest.importorskip("stackstac", reason="pip install 'tec_zarr[test]'")
 odc_stac = pytest.importorskip("odc.stac", reason="pip install 'tec_zarr[test]'")

@@ -13,7 +13,6 @@ import xarray as xr
 from test_chunk import scene
 
 import tec_zarr
-from tec_zarr.compare.tables import stored_arrays
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import (
     SecondGenerationWarning,
@@ -21,6 +20,7 @@ from tec_zarr.errors import (
     UnsuitedDataWarning,
     UnsupportedArrayError,
 )
+from tec_zarr.stores.info import stored_arrays
 
 QUALITY = 6.0
 TOLERANCE = 2.6  # DN: half the toy's step, and rounding

@@ -14,7 +14,6 @@ import platform
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib import metadata, resources
 from pathlib import Path
@@ -22,10 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-import zarr
-from zarr.abc.store import SuffixByteRequest
-from zarr.core.sync import sync
-from zarr.storage import StorePath
 
 from tec_zarr import metrics
 from tec_zarr.codec.decode import decode_chunk
@@ -33,18 +28,19 @@ from tec_zarr.codec.encode import encode_chunk
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.compare import classical
 from tec_zarr.compare.align import comparable, in_dn, names_along_bands, pair
-from tec_zarr.compare.tables import size, tec_spec
+from tec_zarr.compare.tables import size
 from tec_zarr.cubes.dims import TIME, find_dim
 from tec_zarr.cubes.encoding import reflectance_names
 from tec_zarr.cubes.files import is_zarr, open_cube
 from tec_zarr.errors import LimitError, UnsupportedArrayError
 from tec_zarr.face.accessor import error_table
 from tec_zarr.sentinel2 import BANDS, UnknownBandError, band_name
+from tec_zarr.stores.info import Stored
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MAX_SAMPLES", "Stored", "page", "write_page"]
+__all__ = ["MAX_SAMPLES", "page", "write_page"]
 
 MAX_SAMPLES = 100_000_000
 """Largest cube that a page is made of: pictures and tables need some 50 bytes a sample."""
@@ -67,80 +63,6 @@ RATE_WINDOW = 256
 
 QUALITIES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
 """Of TEC's curve."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The store that a decoded cube came from.
-
-    Attributes
-    ----------
-    n_bytes : int
-        All bytes of its reflectance, metadata included.
-    chunks : tuple of int
-        Chunk shape, as many numbers as the array has dimensions.
-    chunk_bytes : ndarray of int, optional
-        Bytes of every chunk, one entry per chunk and dimension; None where the reflectance is
-        more than one array.
-    spec : ChunkSpec, optional
-        TEC's settings; None where the store is not TEC.
-    """
-
-    n_bytes: int
-    chunks: tuple[int, ...]
-    chunk_bytes: np.ndarray | None
-    spec: ChunkSpec | None
-
-    @classmethod
-    def of(cls, path: str | Path, names: Sequence[str]) -> Stored:
-        """Read sizes and settings of the arrays ``names`` of a Zarr store; decodes nothing."""
-        node = zarr.open(path, mode="r")
-        nodes = [node] if isinstance(node, zarr.Array) else [node[name] for name in names]
-        arrays = [array for array in nodes if isinstance(array, zarr.Array)]
-        return cls(
-            sum(array.nbytes_stored() for array in arrays),
-            arrays[0].chunks,
-            chunk_bytes(arrays[0]) if len(arrays) == 1 else None,
-            tec_spec(arrays[0]),
-        )
-
-
-def chunk_bytes(array: zarr.Array) -> np.ndarray:
-    """Stored bytes of every chunk, 0 where nothing was written; decodes nothing.
-
-    Parameters
-    ----------
-    array : zarr.Array
-        Of either format, with or without shards (with Zarr's default index).
-
-    Returns
-    -------
-    ndarray of int64
-        One entry per chunk along each dimension.
-    """
-    outer = array.shards or array.chunks
-    inside = tuple(o // c for o, c in zip(outer, array.chunks, strict=True))
-    shards = tuple(-(-n // o) for n, o in zip(array.shape, outer, strict=True))
-    out = np.zeros([n * k for n, k in zip(shards, inside, strict=True)], np.int64)
-    for place in np.ndindex(*shards):
-        path = array.store_path / array.metadata.encode_chunk_key(place)
-        if not sync(path.exists()):
-            continue
-        here = tuple(slice(p * k, (p + 1) * k) for p, k in zip(place, inside, strict=True))
-        out[here] = (
-            sync(path.store.getsize(path.path))
-            if array.shards is None
-            else _shard_lengths(path, inside)
-        )
-    return out[tuple(slice(-(-n // c)) for n, c in zip(array.shape, array.chunks, strict=True))]
-
-
-def _shard_lengths(path: StorePath, inside: tuple[int, ...]) -> np.ndarray:
-    """Lengths of a shard's chunks, from the index at its end: offset and length of each, CRC32C."""
-    index: Any = sync(path.get(byte_range=SuffixByteRequest(16 * math.prod(inside) + 4)))
-    lengths = np.frombuffer(index.to_bytes()[:-4], "<u8").reshape(-1, 2)[:, 1]
-    absent = lengths == np.iinfo(np.uint64).max  # never written
-    return np.where(absent, 0, lengths).astype(np.int64).reshape(inside)
 
 
 def write_page(

@@ -21,13 +21,12 @@ import zarr
 from tec_zarr.bounds.request import ALL, NamedBounds
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.compare.align import in_dn, names_along_bands
-from tec_zarr.compare.tables import error_rows, kept_bounds, tec_spec
+from tec_zarr.compare.tables import error_rows
 from tec_zarr.cubes.encoding import CONTAINER
+from tec_zarr.stores.chunks import tec_spec
+from tec_zarr.stores.info import ATTRIBUTE, kept_bounds
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
-
-ATTRIBUTE = "lossy_compression"
-"""Attribute of an array that names its container; prefix of those with its parameters."""
 
 
 def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObject:

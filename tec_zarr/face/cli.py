@@ -212,8 +212,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _encode(arguments: argparse.Namespace) -> None:
     """Write a cube into a Zarr store: reflectance with TEC, everything else lossless."""
-    from tec_zarr.compare.tables import stored_arrays
     from tec_zarr.cubes.provenance import describe, record
+    from tec_zarr.stores.info import stored_arrays
 
     with _out(arguments) as target:
         ds, settings = _settings(arguments.source, arguments, arguments.zarr_format)
@@ -253,7 +253,7 @@ def _transcode(arguments: argparse.Namespace) -> None:
     one written with context_tokens; of another the tokens that stay are coded anew. Both end as
     encoding at the lower quality does.
     """
-    from tec_zarr.compare.tables import stored_arrays
+    from tec_zarr.stores.info import stored_arrays
     from tec_zarr.stores.transcode import transcode
 
     tokens = arguments.tokens
@@ -301,8 +301,9 @@ def _info(arguments: argparse.Namespace) -> None:
     """List the arrays of a store: codec, model, quality, size, ratio, and bounds that were asked
     for beside the largest errors that were measured. Decodes nothing. Of other files: the
     variables that `encode` would find."""
-    from tec_zarr.compare.tables import size, stored_arrays, table
+    from tec_zarr.compare.tables import size, table
     from tec_zarr.cubes.files import is_zarr, open_cube, readable
+    from tec_zarr.stores.info import stored_arrays
 
     path = arguments.path
     if is_zarr(path):
@@ -446,8 +447,8 @@ def _recompress(arguments: argparse.Namespace) -> int:
 
 def _from_stac(arguments: argparse.Namespace) -> None:
     """Search, load, take off the +1000 DN offset, and write reflectance with TEC, SCL beside it."""
-    from tec_zarr.compare.tables import stored_arrays
     from tec_zarr.stac.load import EARTH_SEARCH, from_stac
+    from tec_zarr.stores.info import stored_arrays
 
     stores: list[xr.Dataset] = []
     _with_bar("download and encode", lambda: stores.append(from_stac(

@@ -11,12 +11,13 @@ import xarray as xr
 import zarr
 
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.compare.tables import tec_spec
 from tec_zarr.cubes.encoding import PACKING, UNNAMED, holds
 from tec_zarr.cubes.encoding import encoding as store_encoding
-from tec_zarr.cubes.provenance import ATTRIBUTE, describe, record
+from tec_zarr.cubes.provenance import describe, record
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.face.accessor import canonical_order
+from tec_zarr.stores.chunks import tec_spec
+from tec_zarr.stores.info import ATTRIBUTE
 
 #: Keywords of xarray's ``to_zarr`` that are handed on as they are.
 _PASSED_ON = ("safe_chunks", "align_chunks", "write_empty_chunks", "chunkmanager_store_kwargs")

@@ -22,7 +22,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from tec_zarr.errors import RecompressError
-from tec_zarr.recompression.manifest import FOLDER, forget_listings, read, sealed, unsealed, write
+from tec_zarr.recompression.manifest import FOLDER, sealed, unsealed
+from tec_zarr.stores.objects import forget_listings, read, write
 
 RENEWED = 20.0
 """Seconds between two renewals."""

@@ -22,6 +22,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from tec_zarr.errors import RecompressError
+from tec_zarr.stores.objects import forget_listings, list_keys, read, write
 
 FOLDER = "_tec"
 _CONFIG = f"{FOLDER}/config.json"
@@ -156,33 +157,6 @@ class Manifest:
                 return done
 
         return await asyncio.gather(*map(one, keys))
-
-
-def read(store: Store, key: str) -> bytes | None:
-    """One object, None where there is none."""
-    data = sync(store.get(key, default_buffer_prototype()))
-    return None if data is None else data.to_bytes()
-
-
-def write(store: Store, key: str, data: bytes) -> None:
-    """Write one object."""
-    sync(store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
-
-
-def list_keys(store: Store, prefix: str) -> list[str]:
-    """Keys under ``prefix``."""
-
-    async def collect() -> list[str]:
-        return [key async for key in store.list_prefix(prefix)]
-
-    return sync(collect())
-
-
-def forget_listings(store: Store) -> None:
-    """Make fsspec look again: workers write behind the back of its cached listings."""
-    filesystem = getattr(store, "fs", None)
-    if filesystem is not None:
-        filesystem.invalidate_cache()
 
 
 def sealed(item: Mapping[str, Any]) -> bytes:

@@ -21,20 +21,17 @@ from zarr.storage import MemoryStore
 from tec_zarr.codec.encode import encode_chunk
 from tec_zarr.codec.numcodecs_codec import TEC
 from tec_zarr.codec.zarr_codec import TECCodec
-from tec_zarr.compare.tables import codecs_of, tec_spec
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.recompression.manifest import read, write
 from tec_zarr.recompression.plan import (
     ArrayPlan,
     copy_storage,
     create_array,
     documents,
     elsewhere,
-    list_nodes,
     region_of_copy,
 )
-
-_NO_CHUNK = np.iinfo(np.uint64).max
+from tec_zarr.stores.chunks import chunks_in_object, codecs_of, frames_of, shard_of, tec_spec
+from tec_zarr.stores.objects import list_nodes, read, write
 
 
 def move(
@@ -117,40 +114,6 @@ def check_frames(path: str, array: zarr.Array) -> None:
             f"array {path!r} has other codecs beside TEC, or shards with an index at their start: "
             "TEC chunks cannot be reached there without decoding"
         )
-
-
-def shard_index(shard: bytes, entries: int) -> np.ndarray:
-    """Offsets and lengths (entries, 2), as they stand at the end of a shard; uint64."""
-    return np.frombuffer(shard[-16 * entries - 4 : -4], "<u8").reshape(entries, 2).copy()
-
-
-def shard_of(frames: Sequence[bytes | None]) -> bytes:
-    """Chunks one after the other, None where there is none, and their index with its CRC32C."""
-    from google_crc32c import value  # Zarr's own dependency
-
-    index = np.full((len(frames), 2), _NO_CHUNK, "<u8")
-    at = 0
-    for entry, frame in enumerate(frames):
-        if frame is not None:
-            index[entry] = at, len(frame)
-            at += len(frame)
-    data = index.tobytes()
-    checked = data + int(value(data)).to_bytes(4, "little")
-    return b"".join(frame for frame in frames if frame is not None) + checked
-
-
-def frames_of(shard: bytes, entries: int) -> list[bytes | None]:
-    """Chunks of a shard by their place in it, None where there is none."""
-    return [
-        None if start == _NO_CHUNK else shard[int(start) : int(start + length)]
-        for start, length in shard_index(shard, entries)
-    ]
-
-
-def chunks_in_object(array: zarr.Array) -> tuple[int, ...]:
-    """Chunks along each axis in one stored object."""
-    whole = array.shards or array.chunks
-    return tuple(n // step for n, step in zip(whole, array.chunks, strict=True))
 
 
 def _shards(

@@ -7,7 +7,6 @@ region is finished. Until then Zarr finds no array there, so nobody can take a p
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import itertools
@@ -15,7 +14,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import dask.array
@@ -25,11 +23,10 @@ import zarr
 from xarray.backends.zarr import FillValueCoder
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
+from zarr.storage import MemoryStore, StorePath
 
 from tec_zarr.bounds.request import index_bands
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.compare.tables import tec_spec
 from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, known_bands, variable_bands, word
 from tec_zarr.cubes.encoding import (
     CHUNK,
@@ -44,8 +41,10 @@ from tec_zarr.cubes.nodata import declared
 from tec_zarr.cubes.nodata import number as _number
 from tec_zarr.cubes.times import Finer, finer
 from tec_zarr.errors import RecompressError, UnsupportedArrayError
-from tec_zarr.recompression.manifest import FOLDER, list_keys, read
+from tec_zarr.recompression.manifest import FOLDER
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
+from tec_zarr.stores.chunks import tec_spec
+from tec_zarr.stores.objects import is_metadata, list_keys, list_nodes, publication_order, read
 
 PROVENANCE = "tec_zarr"
 """Attribute of the target's root that says what it was made of."""
@@ -60,7 +59,6 @@ COPY_BYTES = 32 * 2**20
 """Size of the regions in which other arrays are copied."""
 
 _DIMENSIONS = "_ARRAY_DIMENSIONS"
-_METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 
 
 @dataclass(frozen=True)
@@ -224,48 +222,6 @@ class Plan:
         return documents(self.template)
 
 
-def open_source(source: Any, options: Mapping[str, Any] | None) -> zarr.Group | zarr.Array:
-    """Open a path, URL or store for reading; Zarr objects are taken as they are."""
-    if isinstance(source, zarr.Group | zarr.Array):
-        return source
-    try:
-        if isinstance(source, Path) or (isinstance(source, str) and "://" not in source):
-            source = str(Path(source).absolute())  # workers may run in another directory
-        return zarr.open(source, mode="r", storage_options=dict(options) if options else None)
-    except Exception as error:  # each filesystem has its own kinds
-        raise RecompressError(
-            f"the source {source} cannot be opened as Zarr ({type(error).__name__}: {error})"
-        ) from error
-
-
-def list_nodes(source: zarr.Group | zarr.Array) -> dict[str, zarr.Group | zarr.Array]:
-    """The node at the root and all below it, by path, in alphabetical order.
-
-    Each has its own metadata, because consolidated ones may be older: those are taken only where
-    a store cannot be listed, such as behind most web servers.
-    """
-    if isinstance(source, zarr.Array):
-        return {"": source}
-    nodes: list[tuple[str, zarr.Group | zarr.Array]] = []
-    own = source
-    if source.metadata.consolidated_metadata is not None:
-        with contextlib.suppress(Exception):  # each filesystem has its own kinds
-            own = zarr.open_group(source.store_path, mode="r", use_consolidated=False)
-            nodes = sorted(own.members(max_depth=None))
-    if not nodes:
-        own, nodes = source, sorted(source.members(max_depth=None))
-    return {"": own, **dict(nodes)}
-
-
-def open_target(target: Any, options: Mapping[str, Any] | None) -> Store:
-    """Store of a path or URL; a store is taken as it is. Nothing is written."""
-    if isinstance(target, Store):
-        return target
-    if "://" in str(target):
-        return FsspecStore.from_url(str(target), storage_options=dict(options or {}))
-    return LocalStore(Path(target).absolute())
-
-
 def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings) -> Plan:
     """Decide codec, chunks, shards and regions of every array.
 
@@ -331,16 +287,6 @@ def provenance(target: Store) -> dict[str, Any] | None:
             "recompression: choose another target, or delete it first"
         )
     return None
-
-
-def is_metadata(key: str) -> bool:
-    """Whether a key of a store is that of a metadata document."""
-    return key.rpartition("/")[2] in _METADATA
-
-
-def publication_order(key: str) -> tuple[Any, ...]:
-    """Sort key: metadata documents last, the root's at the end, which makes the rest visible."""
-    return is_metadata(key), -key.count("/"), key == ".zmetadata", key
 
 
 def box(

@@ -39,18 +39,17 @@ from tec_zarr.frame.frame import default_scale
 from tec_zarr.metrics import PEAK
 from tec_zarr.models.registry import get_model
 from tec_zarr.recompression.lock import Lock
-from tec_zarr.recompression.manifest import FOLDER, Done, Manifest, list_keys, write
+from tec_zarr.recompression.manifest import FOLDER, Done, Manifest
 from tec_zarr.recompression.plan import (
     SOURCES_READ,
     ArrayPlan,
     Plan,
     Settings,
     make_plan,
-    open_source,
-    open_target,
     provenance,
 )
 from tec_zarr.recompression.watch import changed, state_of
+from tec_zarr.stores.objects import list_keys, open_source, open_target, write
 
 if TYPE_CHECKING:
     from distributed import Client

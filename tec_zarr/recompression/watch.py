@@ -16,8 +16,8 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 from zarr.storage import ObjectStore as Obstore
 
-from tec_zarr.recompression.manifest import forget_listings
 from tec_zarr.recompression.plan import ArrayPlan
+from tec_zarr.stores.objects import forget_listings
 
 _SAYS = (
     "size", "etag", "e_tag", "version", "generation", "mtime", "ino", "LastModified",

@@ -38,7 +38,7 @@ from tec_zarr.errors import (
     WeightsMismatchError,
 )
 from tec_zarr.models.weights import embedded_file, needed_weights, weights_file
-from tec_zarr.recompression.manifest import write
+from tec_zarr.stores.objects import write
 
 GROUP = "tec_weights"
 """Name of the group in the store; its arrays are named by the SHA-256 of what they hold."""

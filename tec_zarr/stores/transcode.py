@@ -26,8 +26,6 @@ import zarr
 
 from tec_zarr.codec.decode import decode_chunk, model_of, name_of_model
 from tec_zarr.codec.tiles import chained_checksum, coded_tiles, mask_of_bands, single_payload
-from tec_zarr.compare.tables import tec_spec
-from tec_zarr.cubes.provenance import ATTRIBUTE
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.frame.frame import Frame, Header, Section, SectionKind, read_frame, write_frame
 from tec_zarr.frame.mask import unpack_mask
@@ -35,14 +33,18 @@ from tec_zarr.models import published as models_published
 from tec_zarr.models.protocol import Encoded
 from tec_zarr.models.registry import register_model
 from tec_zarr.models.tokens import TOKENS, ContextError, check_tokens, cut
-from tec_zarr.recompression.manifest import list_keys, read, write
-from tec_zarr.recompression.moving import check_frames, chunks_in_object, frames_of, move, shard_of
-from tec_zarr.recompression.plan import (
+from tec_zarr.recompression.moving import check_frames, move
+from tec_zarr.stores.chunks import chunks_in_object, frames_of, shard_of, tec_spec
+from tec_zarr.stores.info import ATTRIBUTE
+from tec_zarr.stores.objects import (
     is_metadata,
+    list_keys,
     list_nodes,
     open_source,
     open_target,
     publication_order,
+    read,
+    write,
 )
 
 _TARGETS = ("psnr", "max_bytes")

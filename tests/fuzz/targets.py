@@ -283,7 +283,8 @@ def manifest(data: bytes) -> None:
     """The record of a recompression: any JSON, also under a checksum that holds."""
     from zarr.storage import MemoryStore
 
-    from tec_zarr.recompression.manifest import FOLDER, Manifest, write
+    from tec_zarr.recompression.manifest import FOLDER, Manifest
+    from tec_zarr.stores.objects import write
 
     texts = [data]
     with contextlib.suppress(ValueError, RecursionError):
