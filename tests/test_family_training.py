@@ -14,9 +14,9 @@ from tec_zarr.face import cli
 from tec_zarr.models import registry
 from tec_zarr.terracodec import checkpoints, statistics
 from tec_zarr.terracodec.flex import draw_quality
+from tec_zarr.training.configs import FamilyConfig
 from tec_zarr.training.train_terracodec import (
     DateSampler,
-    FamilyConfig,
     build,
     load_places,
     series_loss,

@@ -19,7 +19,8 @@ from tec_zarr.models.registry import get_model
 from tec_zarr.networks import files, image, progressive, series
 from tec_zarr.networks.image_net import IntConv, S2Net
 from tec_zarr.networks.series_net import TemporalNet
-from tec_zarr.training import count_progressive, data, train_image, train_series
+from tec_zarr.training import configs, count_progressive, data, runs, train_image, train_series
+from tec_zarr.training import series as training_series
 from tec_zarr.training.export import release
 from tec_zarr.training.run import read_config
 
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(folder, tmp_path_factory):
-    return train_image.Config(
+    return configs.Config(
         data=(str(folder),),
         out=str(tmp_path_factory.mktemp("run")),
         steps=6,
@@ -67,25 +68,25 @@ def test_training_lowers_the_loss_it_reports(trained, config):
 
 
 def test_a_stopped_run_goes_on_where_it_was(config, trained, tmp_path):
-    short = train_image.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 3})
+    short = configs.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 3})
     threads = torch.get_num_threads()
     train_image.train(replace(short, threads=threads + 1))
     assert torch.get_num_threads() == threads  # pixels read afterwards may depend on it
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert state["step"] == 3
-    train_image.train(train_image.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 5}))
+    train_image.train(configs.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 5}))
     again = torch.load(tmp_path / "last.pt", weights_only=True)
     assert again["step"] == 5
     assert not torch.equal(again["net"]["analysis"], state["net"]["analysis"])
 
 
 def test_a_run_that_began_on_a_gpu_goes_on_here(config, trained, tmp_path):
-    train_image.train(train_image.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 3}))
+    train_image.train(configs.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 3}))
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     for group in state["optimiser"]["param_groups"]:
         group |= {"capturable": True, "lr": torch.tensor(1e-4)}
     torch.save(state, tmp_path / "last.pt")
-    train_image.train(train_image.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 5}))
+    train_image.train(configs.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 5}))
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 5
 
 
@@ -263,16 +264,16 @@ def test_wider_temporal_networks_start_with_what_narrower_ones_compute():
 
 
 def test_places_held_out_of_training_are_not_trained_on(series_folder):
-    config = train_series.TemporalConfig(data=(str(series_folder),), out="unused")
-    assert len(train_series.load_series(config)) == 2
-    assert len(train_series.read_series(config, held=True)) == 1
+    config = configs.TemporalConfig(data=(str(series_folder),), out="unused")
+    assert len(training_series.load_series(config)) == 2
+    assert len(training_series.read_series(config, held=True)) == 1
 
 
 def test_ones_own_places_are_enough_for_the_temporal_model(tmp_path):
     for seed in range(3):
         cube = synthetic.cube(dates=3, size=48, seed=seed, nodata_edge=False).values
         np.savez(tmp_path / f"mine-{seed}.npz", dn=cube, present=np.ones(12, bool))
-    config = train_series.TemporalConfig(data=(str(tmp_path),), out=str(tmp_path / "run"), steps=1)
+    config = configs.TemporalConfig(data=(str(tmp_path),), out=str(tmp_path / "run"), steps=1)
     kept, held = train_series.split_series(config)
     assert (len(kept), len(held)) == (2, 1)
     train_series.train_temporal(replace(config, batch=1, crop=32))
@@ -289,8 +290,8 @@ def test_training_data_that_cannot_be_used_is_named(kind, tmp_path):
     np.savez(path, **arrays)
     if kind == "damaged":
         path.write_bytes(path.read_bytes()[:500])
-    config = train_series.TemporalConfig(data=(str(tmp_path),), out="unused")
-    for read in (data.npz_windows, lambda _: train_series.load_series(config)):
+    config = configs.TemporalConfig(data=(str(tmp_path),), out="unused")
+    for read in (data.npz_windows, lambda _: training_series.load_series(config)):
         with pytest.raises(UnsupportedArrayError, match=r"place\.npz"):
             read(tmp_path)
 
@@ -327,10 +328,10 @@ def test_training_stops_at_a_loss_that_is_not_finite(config, tmp_path, monkeypat
 
 def test_a_checkpoint_of_lost_weights_is_not_written(tmp_path):
     net = torch.nn.Linear(2, 2)
-    optimiser = train_image.adam(net.parameters())
+    optimiser = runs.adam(net.parameters())
     net.bias.data[0] = float("inf")
     with pytest.raises(TecError, match="after step 7 bias is not finite"):
-        train_image.save_checkpoint(tmp_path / "last.pt", net, net, optimiser, 7)
+        runs.save_checkpoint(tmp_path / "last.pt", net, net, optimiser, 7)
     assert not list(tmp_path.iterdir())
 
 
@@ -391,7 +392,7 @@ def test_weights_to_start_from_that_are_damaged_are_named(kind, config, series_f
         "image": (train_image.train, config),
         "temporal": (
             train_series.train_temporal,
-            train_series.TemporalConfig((str(series_folder),), "unused"),
+            configs.TemporalConfig((str(series_folder),), "unused"),
         ),
     }
     train, begun = trains[kind]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,11 @@ from tec_zarr.models.intervals import (
 )
 from tec_zarr.models.registry import get_model
 from tec_zarr.networks import files, progressive
-from tec_zarr.training.train_image import begin_run
-from tec_zarr.training.train_series import TemporalConfig, load_series
+from tec_zarr.training.configs import FlexConfig
+from tec_zarr.training.runs import begin_run
+from tec_zarr.training.series import load_series
 
 Cubes = Iterator[np.ndarray]
-
-
-@dataclass(frozen=True)
-class FlexConfig(TemporalConfig):
-    """Series as for a temporal training, and the SHA-256 of whose networks: the newest without."""
-
-    model: str = "tec-flex-s2"
-    temporal: str = ""
 
 
 #: Decisions that what the tables say is worth, beside what was counted.

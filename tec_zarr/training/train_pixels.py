@@ -19,39 +19,21 @@ from tec_zarr.models import klt
 from tec_zarr.models.constants import BLOCK, CHANNELS, COMPONENTS, step_size
 from tec_zarr.networks.image import TecS2, context_of
 from tec_zarr.networks.pixel_net import PixelNet
+from tec_zarr.training.configs import PixelConfig
 from tec_zarr.training.data import Sampler, Window
-from tec_zarr.training.train_image import (
-    Config,
+from tec_zarr.training.runs import (
     Stepper,
     adam,
     add_to_log,
     begin_run,
     check_loss,
-    draw_quality,
     restore_checkpoint,
     save_checkpoint,
     share_of_rate,
-    split_windows,
     with_its_threads,
 )
+from tec_zarr.training.train_image import draw_quality, split_windows
 from tec_zarr.training.train_series import image_model
-
-
-@dataclass(frozen=True)
-class PixelConfig(Config):
-    """As for the image model, whose weights (``image``, the newest without) are kept."""
-
-    model: str = "tec-s2-pixels"
-    image: str = ""
-    steps: int = 30_000
-    rate: float = 2e-3
-    transform_rate: float = 5e-4
-    ema: float = 0.999
-    #: Crops that are encoded before the first step.
-    samples: int = 4800
-    #: Hidden units of the correction, and pairs of component and channel in the synthesis.
-    width: int = 48
-    pairs: int = 640
 
 
 @dataclass(frozen=True)

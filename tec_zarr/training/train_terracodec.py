@@ -13,11 +13,10 @@ import copy
 import importlib
 import inspect
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +30,9 @@ from tec_zarr.terracodec.flex import FlexTEC, draw_quality
 from tec_zarr.terracodec.fp import FactorizedPrior
 from tec_zarr.terracodec.layers import EntropyBottleneck
 from tec_zarr.terracodec.statistics import STATISTICS
+from tec_zarr.training.configs import FamilyConfig
 from tec_zarr.training.data import BANDS
-from tec_zarr.training.train_image import (
+from tec_zarr.training.runs import (
     add_to_log,
     begin_run,
     check_loss,
@@ -43,9 +43,9 @@ from tec_zarr.training.train_image import (
     share_of_rate,
     with_its_threads,
 )
-from tec_zarr.training.train_series import Series, SeriesSampler, read_series
+from tec_zarr.training.series import Series, SeriesSampler, read_series
 
-__all__ = ["FamilyConfig", "series_loss", "train_family"]
+__all__ = ["series_loss", "train_family"]
 
 TAIL_WEIGHT = 1e-3
 """Of the loss that moves the bottlenecks' quantiles: they are parameters that nothing else moves,
@@ -53,53 +53,6 @@ and Adam does not see the scale, but the clipping of gradients does."""
 
 OFFSET = 1000
 """DN that SSL4EO-S12 v1.1 carries on top."""
-
-
-@dataclass(frozen=True)
-class FamilyConfig:
-    """Everything a run depends on; written beside its checkpoints."""
-
-    data: tuple[str, ...]
-    out: str
-    #: A name of `tec_zarr.models.published.PUBLISHED`: which architecture, and which bands.
-    model: str
-    #: Lambda: weight of the squared error in standardised units.
-    distortion: float = 20.0
-    #: Arguments of the architecture's class, the published size without.
-    network: Mapping[str, Any] = field(default_factory=dict)
-    steps: int = 300_000
-    batch: int = 8
-    crop: int = 256
-    #: Dates of a sample; FP and ELIC train on one.
-    dates: int = 4
-    rate: float = 1e-4
-    ema: float = 0.999
-    seed: int = 0
-    threads: int = 1
-    device: str = "cpu"
-    #: Weights of a model of the same size to start from (safetensors), such as a published one.
-    start: str = ""
-    checkpoint_seconds: float = 240.0
-    validate_every: int = 1000
-    held_out: tuple[str, ...] = ("ssl4eos12_val", "presto-worldcereal__belgium-12m")
-    held_dates: int = 90
-    left_out: tuple[str, ...] = ("glf-cr__ROIs2017",)
-    discounted: tuple[str, ...] = ("bark-bettle",)
-
-    @property
-    def architecture(self) -> str:
-        """One of fp, elic, tt and flex."""
-        return published.PUBLISHED[self.model].architecture
-
-    @property
-    def sample_dates(self) -> int:
-        """Dates that the architecture is trained on at once."""
-        return 1 if self.architecture in ("fp", "elic") else self.dates
-
-    @property
-    def crop_multiple(self) -> int:
-        """What the height and width of a crop are multiples of."""
-        return 16 if self.architecture == "fp" else 64
 
 
 @dataclass(frozen=True)
