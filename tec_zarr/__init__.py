@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tec_zarr.codec.spec import ChunkSpec
     from tec_zarr.codec.zarr_codec import TECCodec
     from tec_zarr.cubes.encoding import decode, encoding
+    from tec_zarr.cubes.simulate import simulate
     from tec_zarr.cubes.stacking import stack_bands, unstack_bands
     from tec_zarr.errors import (
         SecondGenerationWarning,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
         TecError,
         UnsuitedDataWarning,
     )
-    from tec_zarr.face.accessor import simulate
     from tec_zarr.inpaint.clouds import inpaint_clouds
     from tec_zarr.recompression.run import recompress
     from tec_zarr.stac.canonical import harmonize, prepare
@@ -47,7 +47,7 @@ _HOME = {
     "prepare": "stac.canonical",
     "harmonize": "stac.canonical",
     "from_stac": "stac.load",
-    "simulate": "face.accessor",
+    "simulate": "cubes.simulate",
     "inpaint_clouds": "inpaint.clouds",
     "transcode": "stores.transcode",
     "TecError": "errors",

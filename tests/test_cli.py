@@ -396,7 +396,8 @@ def test_geotiffs_beside_a_cube_that_are_no_bands_are_named(cube, source, tmp_pa
 )  # fmt: skip
 def test_every_date_has_a_geotiff_of_its_own(cube, tmp_path, step, reads):
     pytest.importorskip("rioxarray")
-    from tec_zarr.cubes.files import open_cube, write_geotiffs
+    from tec_zarr.cubes.files import open_cube
+    from tec_zarr.cubes.geotiff import write_geotiffs
 
     close = cube.time.values[:1] + np.arange(2) * step
     files = write_geotiffs(cube.assign_coords(time=close), tmp_path)
@@ -441,7 +442,7 @@ def test_info_of_what_is_not_there_says_so(tmp_path, capsys):
 
 def test_writing_geotiffs_leaves_the_cube_as_it_was(cube, tmp_path):
     pytest.importorskip("rioxarray")
-    from tec_zarr.cubes.files import write_geotiffs
+    from tec_zarr.cubes.geotiff import write_geotiffs
 
     image = cube.isel(time=0, drop=True)
     image.reflectance.attrs["levels"] = [1, 2]
@@ -770,7 +771,7 @@ def test_attributes_of_the_old_open_rasterio_become_geotiffs(cube, tmp_path, hol
     pytest.importorskip("rioxarray")
     import rasterio
 
-    from tec_zarr.cubes.files import write_geotiffs
+    from tec_zarr.cubes.geotiff import write_geotiffs
 
     cube = cube.isel(time=[0]).drop_vars("spatial_ref")
     for da in cube.variables.values():

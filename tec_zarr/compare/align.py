@@ -6,21 +6,30 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr import metrics
-from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, known_bands, word
-from tec_zarr.cubes.encoding import (
-    cf_line,
+from tec_zarr.cubes.dims import (
+    BAND,
+    TIME,
+    X,
+    Y,
+    _image_dims,
+    _kinds,
     counted,
+    find_dim,
     holds_tec,
+    known_bands,
+    names_along_bands,
     reflectance_names,
+    same_labels,
     stored_spec,
-    unpacking,
 )
+from tec_zarr.cubes.encoding import unpacking
 from tec_zarr.cubes.nodata import is_nodata, nodata_values
+from tec_zarr.cubes.packing import cf_line
 from tec_zarr.cubes.stacking import made_of, single_array
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import NODATA
 
-__all__ = ["comparable", "in_dn", "names_along_bands", "pair", "same_labels"]
+__all__ = ["comparable", "in_dn", "pair"]
 
 
 def pair(
@@ -142,21 +151,6 @@ def _check_labels(
         )
 
 
-def same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Equal but for what files round: a tenth of a pixel, fractions of a second, times of day."""
-    if before.dtype.kind == after.dtype.kind == "M":
-        seconds = [moments.astype("M8[ns]").astype("M8[s]") for moments in (before, after)]
-        days = [moments.astype("M8[D]") for moments in seconds]
-        if any((s == d).all() for s, d in zip(seconds, days, strict=True)):
-            return days[0] == days[1]
-        return np.abs(seconds[0] - seconds[1]) <= np.timedelta64(1, "s")
-    if before.dtype.kind not in "iuf" or after.dtype.kind not in "iuf":
-        return np.asarray(before == after, bool)
-    pixel = np.abs(np.diff(before.astype(np.float64))).min(initial=np.inf)
-    near = 0.1 * pixel if np.isfinite(pixel) else 1e-6 * np.abs(before)
-    return np.abs(after.astype(np.float64) - before) <= near
-
-
 def _in_order(
     wanted: tuple[str, ...] | None, decoded: xr.DataArray, names: tuple[object, object]
 ) -> xr.DataArray:
@@ -169,24 +163,6 @@ def _in_order(
             "select those that both have"
         )
     return decoded.isel({find_dim(decoded, BAND): [found.index(name) for name in wanted]})
-
-
-def _image_dims(cube: xr.DataArray) -> tuple[str, ...] | None:
-    """Its dimensions in the order of TEC, None without y and x."""
-    kinds = _kinds(cube)
-    return tuple(d for d in kinds if d is not None) if None not in kinds[2:] else None
-
-
-def _kinds(cube: xr.DataArray) -> list[str | None]:
-    return [find_dim(cube, names) for names in (TIME, BAND, Y, X)]
-
-
-def names_along_bands(da: xr.DataArray) -> list[str]:
-    """Names along the band dimension; the array's own name where it has none."""
-    dim = find_dim(da, BAND)
-    if dim is None:
-        return [str(da.name)]
-    return [word(b) for b in da[dim].values]
 
 
 def in_dn(original: xr.DataArray, decoded: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:

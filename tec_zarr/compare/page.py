@@ -27,10 +27,9 @@ from tec_zarr.codec.decode import decode_chunk
 from tec_zarr.codec.encode import encode_chunk
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.compare import classical
-from tec_zarr.compare.align import comparable, in_dn, names_along_bands, pair
+from tec_zarr.compare.align import comparable, in_dn, pair
 from tec_zarr.compare.tables import size
-from tec_zarr.cubes.dims import TIME, find_dim
-from tec_zarr.cubes.encoding import reflectance_names
+from tec_zarr.cubes.dims import TIME, find_dim, names_along_bands, reflectance_names
 from tec_zarr.cubes.files import is_zarr, open_cube
 from tec_zarr.errors import LimitError, UnsupportedArrayError
 from tec_zarr.face.accessor import error_table

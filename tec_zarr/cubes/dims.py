@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
 
+from tec_zarr.codec.spec import DTYPES, ChunkSpec
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import UnknownBandError, band_name, band_names
 
@@ -28,6 +29,14 @@ _DESCRIPTIONS = ("long_name", "DESCRIPTION", "description", "band_name", "common
 _PER_BAND = (*_DESCRIPTIONS, "scales", "offsets", "band_tags", "nodatavals")
 #: A number, or what rioxarray and others make of it: band_1, "Band 1".
 _NUMBER = re.compile(r"(?:band[ _]?)?(0|[1-9]\d*)(?:\.0)?", re.I)
+
+#: What the names of what is no reflectance end in, whatever its dimensions and dtype.
+_OTHER_WORDS = re.compile(
+    r"(?<![a-z])(scl|masks?|msk|qa|flags?|class(es|ification)?|labels?|prob(ability|abilities)?"
+    r"|cldprb|snwprb|aot|wvp|angles?|zenith|azimuth|elevation|dem|dsm|dtm)([\W\d_]*|_?\d+m)$"
+)
+
+XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
 
 
 def find_dim(da: xr.DataArray, names: tuple[str, ...]) -> str | None:
@@ -240,3 +249,205 @@ def _only_count(names: Sequence[Any]) -> bool:
     found = [int(number[1]) for number in numbers if number]
     count = len(names)
     return len(found) == count and found in ([*range(count)], [*range(1, count + 1)])
+
+
+def chosen_variables(
+    ds: xr.Dataset, variables: Iterable[str] | None, bands: Iterable[str] | None = None
+) -> set[str]:
+    """Variables of ``ds`` that are to be coded as reflectance.
+
+    ``bands``, if given, names those of the variables that have as many bands and no names.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        ``variables`` that are not there, or none given and none found.
+    """
+    if isinstance(ds, xr.DataTree):
+        raise UnsupportedArrayError(
+            "this is a DataTree: pass one of its groups, tree['/group'].to_dataset(), or the one "
+            "cube that tec_zarr.prepare(tree) makes of an EOPF product"
+        )
+    if isinstance(variables, str):
+        variables = [variables]
+    try:
+        names = reflectance_names(ds) if variables is None else {str(n) for n in variables}
+    except TypeError:
+        raise UnsupportedArrayError(
+            f"variables is {variables!r}, it must be a list of names"
+        ) from None
+    known = [str(n) for n in ds.data_vars]
+    if not names and bands is not None:
+        count = 1 if isinstance(bands, str) else len(tuple(bands))
+        names = {n for n in counted(ds) if ds[n].sizes[find_dim(ds[n], BAND)] == count}
+    if not names:
+        raise UnsupportedArrayError(_why_none(ds))
+    missing = sorted(names - set(known))
+    if missing:
+        raise UnsupportedArrayError(f"no variables {missing} among {known}")
+    return names
+
+
+def may_have_bands(name: Any, da: xr.DataArray) -> bool:
+    """Whether ``da`` may be reflectance of bands that only have to be named."""
+    return _could_be_reflectance(name, da) and find_dim(da, BAND) is not None
+
+
+def counted(ds: xr.Dataset) -> list[str]:
+    """Variables of ``ds`` that may be reflectance: images with a band dimension."""
+    return [str(n) for n, da in ds.data_vars.items() if may_have_bands(n, da)]
+
+
+def _why_none(ds: xr.Dataset) -> str:
+    """Why no variable is taken for reflectance, and what makes one of it."""
+    arrays = {str(n): da for n, da in ds.data_vars.items()}
+    images = {n: da for n, da in arrays.items() if find_dim(da, Y) and find_dim(da, X)}
+    alone = variable_bands(ds.data_vars)
+    for name, da in images.items():
+        named = name in alone or known_bands(band_labels(da) or ["?"]) is not None
+        if named and da.dtype.name not in DTYPES and not _is_something_else(name, da):
+            return (
+                f"{name!r} is {da.dtype}, TEC takes {', '.join(DTYPES)}: make it uint16 or int16 "
+                "if all its values fit (.astype, gdal_translate -ot), else float64 with scale=1"
+            )
+    for name in counted(ds):
+        da = ds[name]
+        if strange := mixed_bands(da):
+            return _split_off(name, strange)
+        if band_labels(da) is None:
+            count = da.sizes[find_dim(da, BAND)]
+            return (
+                f"the {count} bands of {name!r} have no names: pass them in their order, such as "
+                f"bands=['B02', 'B03', ...] (--bands B02 B03 ...)"
+            )
+    likely_meant = [n for n, da in images.items() if da.dtype.name in DTYPES]
+    if not likely_meant:
+        return (
+            f"none of {list(arrays)} can be Sentinel-2 reflectance: that is {', '.join(DTYPES)} "
+            "with dimensions y and x"
+        )
+    first = next((n for n in likely_meant if not _is_something_else(n, images[n])), likely_meant[0])
+    return (
+        f"none of {likely_meant} looks like Sentinel-2 reflectance by its name or those of its "
+        f"bands: name what is, such as variables=[{first!r}] (--variables {first})"
+    )
+
+
+def _split_off(name: str, strange: list[str]) -> str:
+    """What to do about a band that is none."""
+    return (
+        f"{', '.join(map(repr, strange))} among the bands of {name!r} is no Sentinel-2 band, and "
+        "would not be kept exactly: tec_zarr.stack_bands(ds) splits it off (as tec-zarr encode "
+        "does); bands=[...] gives Sentinel-2 names to all"
+    )
+
+
+def holds_tec(da: xr.DataArray) -> bool:
+    """Whether the encoding of ``da`` says that it was read from TEC chunks."""
+    return stored_spec(da) is not None
+
+
+def stored_spec(da: xr.DataArray) -> ChunkSpec | None:
+    """TEC's settings for the chunks that ``da`` was read from, by its encoding, if TEC made them.
+    """
+    stored = [da.encoding.get("serializer"), da.encoding.get("compressor")]
+    for key in ("compressors", "filters"):
+        stored += da.encoding.get(key) or ()
+    return next((codec for codec in stored if isinstance(codec, ChunkSpec)), None)
+
+
+def reflectance_names(ds: xr.Dataset) -> set[str]:
+    """Variables of ``ds`` that look like Sentinel-2 reflectance."""
+    alone = variable_bands(ds.data_vars)
+    return likely({str(n): names_bands(n, da, str(n) in alone) for n, da in ds.data_vars.items()})
+
+
+def likely(named: Mapping[str, bool | None]) -> set[str]:
+    """Which of several arrays beside one another are reflectance, from what `names_bands` says."""
+    found = {name for name, known in named.items() if known}
+    return found or {name for name, known in named.items() if known is False}
+
+
+def names_bands(name: Any, da: xr.DataArray, alone: bool) -> bool | None:
+    """Whether ``da`` says which Sentinel-2 bands it holds; None if it is no reflectance.
+
+    Without names, False, it is reflectance if nothing beside it has names. ``alone``: whether it
+    is called like one band.
+    """
+    if not _could_be_reflectance(name, da):
+        return None
+    if holds_tec(da):
+        return True
+    dim = find_dim(da, BAND)
+    if dim is None:  # what was selected is a coordinate of everything beside it, too
+        return True if alone else None if selected_band(da) is None else False
+    labels = band_labels(da)
+    if labels is None:
+        return False if dim not in da.coords else None
+    return known_bands(labels) is not None or None
+
+
+def _could_be_reflectance(name: Any, da: xr.DataArray) -> bool:
+    """By dtype and dimensions, and not marked or named as something else."""
+    image = find_dim(da, Y) is not None and find_dim(da, X) is not None
+    return da.dtype.name in DTYPES and image and not _is_something_else(name, da)
+
+
+def _is_something_else(name: Any, da: xr.DataArray) -> bool:
+    """Whether flags, CF or the name say that ``da`` is a class, mask, angle, elevation, ..."""
+    if holds_tec(da):  # somebody said so before
+        return False
+    standard = str(da.attrs.get("standard_name", "")).lower()
+    return (
+        any(key in da.attrs for key in ("flag_values", "flag_masks", "flag_meanings"))
+        or bool(standard and not re.search("reflectance|radiance", standard))
+        or bool(_OTHER_WORDS.search(str(name).lower()))
+    )
+
+
+def canonical_order(obj: XrObject) -> XrObject:
+    """Images with dimensions (..., time, band, y, x), as TEC stores them."""
+    if isinstance(obj, xr.DataArray):
+        return _transposed(obj)
+    return obj.map(_transposed, keep_attrs=True)
+
+
+def _transposed(da: xr.DataArray) -> xr.DataArray:
+    dims = [find_dim(da, names) for names in (TIME, BAND, Y, X)]
+    known = [d for d in dims if d is not None]
+    if dims[2] is None or dims[3] is None or len(known) != da.ndim:
+        return da
+    return da.transpose(*known)
+
+
+def same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Equal but for what files round: a tenth of a pixel, fractions of a second, times of day."""
+    if before.dtype.kind == after.dtype.kind == "M":
+        seconds = [moments.astype("M8[ns]").astype("M8[s]") for moments in (before, after)]
+        days = [moments.astype("M8[D]") for moments in seconds]
+        if any((s == d).all() for s, d in zip(seconds, days, strict=True)):
+            return days[0] == days[1]
+        return np.abs(seconds[0] - seconds[1]) <= np.timedelta64(1, "s")
+    if before.dtype.kind not in "iuf" or after.dtype.kind not in "iuf":
+        return np.asarray(before == after, bool)
+    pixel = np.abs(np.diff(before.astype(np.float64))).min(initial=np.inf)
+    near = 0.1 * pixel if np.isfinite(pixel) else 1e-6 * np.abs(before)
+    return np.abs(after.astype(np.float64) - before) <= near
+
+
+def _image_dims(cube: xr.DataArray) -> tuple[str, ...] | None:
+    """Its dimensions in the order of TEC, None without y and x."""
+    kinds = _kinds(cube)
+    return tuple(d for d in kinds if d is not None) if None not in kinds[2:] else None
+
+
+def _kinds(cube: xr.DataArray) -> list[str | None]:
+    return [find_dim(cube, names) for names in (TIME, BAND, Y, X)]
+
+
+def names_along_bands(da: xr.DataArray) -> list[str]:
+    """Names along the band dimension; the array's own name where it has none."""
+    dim = find_dim(da, BAND)
+    if dim is None:
+        return [str(da.name)]
+    return [word(b) for b in da[dim].values]

@@ -20,8 +20,9 @@ import zarr
 
 from tec_zarr.bounds.request import ALL, NamedBounds
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.compare.align import in_dn, names_along_bands
+from tec_zarr.compare.align import in_dn
 from tec_zarr.compare.tables import error_rows
+from tec_zarr.cubes.dims import names_along_bands
 from tec_zarr.cubes.encoding import CONTAINER
 from tec_zarr.stores.chunks import tec_spec
 from tec_zarr.stores.info import ATTRIBUTE, kept_bounds

@@ -15,21 +15,17 @@ import xarray as xr
 from tec_zarr.cubes.dims import (
     BAND,
     band_labels,
+    counted,
     find_dim,
     known_bands,
     name_bands,
+    reflectance_names,
+    stored_spec,
     variable_bands,
     word,
 )
-from tec_zarr.cubes.encoding import (
-    PACKING,
-    STACKED_AS_READ,
-    counted,
-    is_as_read,
-    reflectance_names,
-    stored_spec,
-)
 from tec_zarr.cubes.nodata import KEYS, unencoded
+from tec_zarr.cubes.packing import PACKING, STACKED_AS_READ, is_as_read
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import BANDS
 

@@ -226,8 +226,9 @@ def _encode(arguments: argparse.Namespace) -> None:
 
 def _settings(source: Path, arguments: argparse.Namespace, zarr_format: int) -> tuple:
     """A cube ready to write, and its encoding by the arguments of ``coding`` and ``targets``."""
-    from tec_zarr.cubes.encoding import decode, encoding, rechunk
+    from tec_zarr.cubes.encoding import decode, encoding
     from tec_zarr.cubes.files import open_cube
+    from tec_zarr.cubes.layout import rechunk
     from tec_zarr.cubes.stacking import stack_bands
 
     said: list[str] = []
@@ -280,7 +281,8 @@ def _decode(arguments: argparse.Namespace) -> None:
     Bands that were stacked to encode them are variables again in a Zarr store.
     """
     from tec_zarr.cubes.encoding import decode
-    from tec_zarr.cubes.files import is_image, open_cube, with_known_nodata, write_geotiffs
+    from tec_zarr.cubes.files import open_cube, with_known_nodata
+    from tec_zarr.cubes.geotiff import is_image, write_geotiffs
     from tec_zarr.cubes.stacking import unstack_bands
 
     files: list[Path] = []
@@ -326,8 +328,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     What B has lost counts as 0 DN. Exit status: 0, or 1 where nodata differs or the cubes cannot
     be compared.
     """
-    from tec_zarr.compare.align import comparable, in_dn, names_along_bands, pair
+    from tec_zarr.compare.align import comparable, in_dn, pair
     from tec_zarr.compare.tables import ERROR_COLUMNS, error_rows, nodata_line, table
+    from tec_zarr.cubes.dims import names_along_bands
     from tec_zarr.cubes.files import open_cube
 
     a, b = pair(open_cube(arguments.a, bands=arguments.bands), open_cube(arguments.b))

@@ -14,11 +14,13 @@ from tec_zarr import metrics
 from tec_zarr.codec.decode import decode_chunk
 from tec_zarr.codec.encode import encode_chunk
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.compare.align import in_dn, names_along_bands
+from tec_zarr.compare.align import in_dn
 from tec_zarr.compare.tables import ERROR_COLUMNS, error_rows, size, table
 from tec_zarr.cubes import synthetic
-from tec_zarr.cubes.encoding import chosen_variables, decode, encoding, rechunk
+from tec_zarr.cubes.dims import chosen_variables, names_along_bands
+from tec_zarr.cubes.encoding import decode, encoding
 from tec_zarr.cubes.files import open_cube
+from tec_zarr.cubes.layout import rechunk
 from tec_zarr.cubes.stacking import single_array, stack_bands
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 from tec_zarr.stores.info import stored_arrays

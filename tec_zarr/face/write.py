@@ -11,11 +11,12 @@ import xarray as xr
 import zarr
 
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.cubes.encoding import PACKING, UNNAMED, holds
+from tec_zarr.cubes.dims import canonical_order
+from tec_zarr.cubes.encoding import UNNAMED
 from tec_zarr.cubes.encoding import encoding as store_encoding
+from tec_zarr.cubes.packing import PACKING, holds
 from tec_zarr.cubes.provenance import describe, record
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.face.accessor import canonical_order
 from tec_zarr.stores.chunks import tec_spec
 from tec_zarr.stores.info import ATTRIBUTE
 

@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 import numpy as np
 import xarray as xr
 
-from tec_zarr.compare.align import same_labels
-from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, word
-from tec_zarr.cubes.encoding import reflectance_names
+from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, reflectance_names, same_labels, word
 from tec_zarr.cubes.nodata import fits, nodata_values
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.inpaint.regression import (

@@ -27,18 +27,24 @@ from zarr.storage import MemoryStore, StorePath
 
 from tec_zarr.bounds.request import index_bands
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, known_bands, variable_bands, word
-from tec_zarr.cubes.encoding import (
-    CHUNK,
-    SHARD_SIDE,
-    bounds_in,
-    encoding,
+from tec_zarr.cubes.dims import (
+    BAND,
+    TIME,
+    X,
+    Y,
+    find_dim,
+    known_bands,
     likely,
     may_have_bands,
     names_bands,
+    variable_bands,
+    word,
 )
+from tec_zarr.cubes.encoding import encoding
+from tec_zarr.cubes.layout import CHUNK, SHARD_SIDE
 from tec_zarr.cubes.nodata import declared
 from tec_zarr.cubes.nodata import number as _number
+from tec_zarr.cubes.packing import bounds_in
 from tec_zarr.cubes.times import Finer, finer
 from tec_zarr.errors import RecompressError, UnsupportedArrayError
 from tec_zarr.recompression.manifest import FOLDER

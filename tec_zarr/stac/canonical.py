@@ -7,7 +7,6 @@ imported.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,12 +14,13 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim
-from tec_zarr.cubes.encoding import rechunk
+from tec_zarr.cubes.geotiff import crs_of
+from tec_zarr.cubes.layout import rechunk
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import BANDS, DN_PER_REFLECTANCE, NODATA, band_names
 from tec_zarr.stac.offset import REMOVED, item_record, items_of_date, known_band, remove_offset
 
-__all__ = ["crs_of", "harmonize", "prepare", "to_reflectance"]
+__all__ = ["harmonize", "prepare", "to_reflectance"]
 
 
 def prepare(
@@ -317,43 +317,6 @@ def _storable(values: np.ndarray) -> np.ndarray | None:
     else:
         return None
     return out.reshape(values.shape)
-
-
-def crs_of(image: xr.DataArray, obj: Any = None) -> Any:
-    """What the data say about their coordinate reference system; None if nothing.
-
-    Parameters
-    ----------
-    image : DataArray
-        Asked first: its grid mapping, ``crs`` and ``proj:`` fields.
-    obj : DataArray, Dataset or DataTree, optional
-        What it is part of.
-
-    Returns
-    -------
-    DataArray, str, int or dict
-        The variable with the CF attributes, or what pyproj takes.
-    """
-    whole = obj if isinstance(obj, xr.Dataset) else image.to_dataset(name="image")
-    for name in ("spatial_ref", image.encoding.get("grid_mapping"), "crs"):
-        for place in (image.coords, whole):
-            if name in place and place[name].attrs:
-                return place[name]
-    for attrs in (image.attrs, whole.attrs, *(da.attrs for da in whole.data_vars.values())):
-        if attrs.get("crs"):
-            return re.sub(r"^\+init=epsg:", "EPSG:", str(attrs["crs"]), flags=re.I)
-    for key in ("epsg", "proj:epsg"):
-        if key in image.coords and image[key].ndim == 0:
-            return int(image[key])
-    sources = [image.attrs]
-    if isinstance(obj, xr.DataTree):
-        sources += [obj.attrs.get("stac_discovery", {}).get("properties", {}), obj.attrs]
-        sources.append(obj.attrs.get("other_metadata", {}))
-    for attrs in sources:
-        for key in ("proj:epsg", "proj:code", "proj:wkt2", "horizontal_CRS_code"):
-            if attrs.get(key):
-                return attrs[key]
-    return None
 
 
 def _with_crs(ds: xr.Dataset, crs: Any) -> xr.Dataset:

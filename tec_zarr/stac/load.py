@@ -17,7 +17,8 @@ from urllib.parse import urlparse
 import numpy as np
 import xarray as xr
 
-from tec_zarr.cubes.encoding import CHUNK, decode, encoding
+from tec_zarr.cubes.encoding import decode, encoding
+from tec_zarr.cubes.layout import CHUNK
 from tec_zarr.cubes.packing import time_encoding
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.sentinel2 import NODATA, band_names
