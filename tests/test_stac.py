@@ -19,8 +19,9 @@ from tec_zarr.errors import SecondGenerationWarning, TecError, UnsupportedArrayE
 from tec_zarr.face.cli import main
 from tec_zarr.inpaint.clouds import METHODS, cloud_mask
 from tec_zarr.sentinel2 import L2A_BANDS
+from tec_zarr.stac.append import append, write
 from tec_zarr.stac.canonical import harmonize, prepare, sort_layers, to_reflectance
-from tec_zarr.stac.load import append, from_stac, load, search, write
+from tec_zarr.stac.load import from_stac, load, search
 from tec_zarr.stac.offset import Evidence, OffsetError
 from tec_zarr.stores.info import stored_arrays
 
@@ -425,7 +426,7 @@ def test_an_interrupted_append_is_repaired_by_the_next(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tec_zarr.stac.load._commit", killed)
+        patch.setattr("tec_zarr.stac.append._commit", killed)
         with pytest.raises(KeyboardInterrupt):
             append(ds.isel(time=slice(6, 9)), out)
     assert append(ds.isel(time=slice(6, 9)), out) == 3
