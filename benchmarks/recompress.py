@@ -181,7 +181,8 @@ def warm(model: str, quality: float) -> None:
 def install_stopwatch(model: str, quality: float, dask_worker: Any) -> None:
     """Measure the steps of this worker from now on, in processor seconds."""
     from tec_zarr.codec import zarr_codec
-    from tec_zarr.recompression import run as batch
+    from tec_zarr.recompression import region
+    from tec_zarr.recompression import verify as recompression_verify
 
     warm(model, quality)
     seconds = dask_worker.stopwatch = dict.fromkeys(("encode", "read", "verify", "checksum"), 0.0)
@@ -198,9 +199,11 @@ def install_stopwatch(model: str, quality: float, dask_worker: Any) -> None:
 
     zarr_codec.encode_chunk = measured("encode", zarr_codec.encode_chunk, time.thread_time)
     # These run in several threads, of which only they do anything then.
-    batch._read = measured("read", batch._read, time.process_time)
-    batch._verify = measured("verify", batch._verify, time.process_time)
-    batch._crc = measured("checksum", batch._crc, time.process_time)
+    region._read = measured("read", region._read, time.process_time)
+    recompression_verify._verify = measured(
+        "verify", recompression_verify._verify, time.process_time
+    )
+    region._crc = measured("checksum", region._crc, time.process_time)
 
 
 def read_stopwatch(dask_worker: Any) -> tuple[float, float, dict[str, float]]:

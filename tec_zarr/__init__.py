@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     )
     from tec_zarr.inpaint.clouds import inpaint_clouds
     from tec_zarr.recompression.run import recompress
+    from tec_zarr.recompression.transcode import transcode
     from tec_zarr.stac.canonical import harmonize, prepare
     from tec_zarr.stac.load import from_stac
     from tec_zarr.stores.embed import embed_weights, use_embedded_weights
-    from tec_zarr.stores.transcode import transcode
 
 _HOME = {
     "TEC": "codec.numcodecs_codec",
@@ -49,7 +49,7 @@ _HOME = {
     "from_stac": "stac.load",
     "simulate": "cubes.simulate",
     "inpaint_clouds": "inpaint.clouds",
-    "transcode": "stores.transcode",
+    "transcode": "recompression.transcode",
     "TecError": "errors",
     "SecondGenerationWarning": "errors",
     "UnsuitedDataWarning": "errors",

@@ -18,9 +18,10 @@ from tec_zarr.codec.zarr_codec import TECCodec
 from tec_zarr.face import cli
 from tec_zarr.frame.frame import SectionKind, read_frame
 from tec_zarr.models import registry
+from tec_zarr.recompression.transcode import transcode
 from tec_zarr.stores import chunks
 from tec_zarr.stores.objects import read
-from tec_zarr.stores.transcode import preview_chunk, transcode, transcode_chunk
+from tec_zarr.stores.transcode import preview_chunk, transcode_chunk
 from tec_zarr.terracodec import codec as family
 from tec_zarr.terracodec import coders, statistics
 

@@ -22,9 +22,11 @@ from tec_zarr.cubes.encoding import decode, encoding
 from tec_zarr.errors import RecompressError, UnsupportedArrayError
 from tec_zarr.face.cli import main
 from tec_zarr.models import registry
-from tec_zarr.recompression import run as batch
-from tec_zarr.recompression.plan import Settings, make_plan
-from tec_zarr.recompression.run import estimate, recompress
+from tec_zarr.recompression import progress
+from tec_zarr.recompression.estimate import estimate
+from tec_zarr.recompression.plan import make_plan
+from tec_zarr.recompression.run import recompress
+from tec_zarr.recompression.settings import Settings
 from tec_zarr.sentinel2 import L2A_BANDS
 from tec_zarr.stores.chunks import tec_spec
 from tec_zarr.stores.info import stored_arrays
@@ -562,7 +564,7 @@ def test_arguments_out_of_their_range_are_refused(source, tmp_path, argument, me
 
 
 def test_the_log_is_json(source, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(batch, "LOG_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.02)
     caplog.set_level(logging.INFO, logger="tec_zarr.recompress")
     report = recompress(source, tmp_path / "tec.zarr", **TOY)
     lines = [json.loads(record.getMessage()) for record in caplog.records]

@@ -25,7 +25,8 @@ from tec_zarr.errors import RecompressError
 from tec_zarr.recompression import lock, run
 from tec_zarr.recompression.lock import Lock
 from tec_zarr.recompression.manifest import Manifest
-from tec_zarr.recompression.run import RecompressReport, recompress
+from tec_zarr.recompression.progress import RecompressReport
+from tec_zarr.recompression.run import recompress
 from tec_zarr.stores.objects import write
 
 SETTINGS = {"model": DEADLY, "quality": 6.0}

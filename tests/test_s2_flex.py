@@ -18,7 +18,8 @@ from tec_zarr.models.intervals import CONTEXTS, GRID, OUTWARDS, REACH, Cells, co
 from tec_zarr.models.registry import get_model
 from tec_zarr.models.tokens import FlexSection, cut
 from tec_zarr.models.weights import needed_weights
-from tec_zarr.stores.transcode import preview_chunk, transcode, transcode_chunk
+from tec_zarr.recompression.transcode import transcode
+from tec_zarr.stores.transcode import preview_chunk, transcode_chunk
 
 MODEL = "tec-flex-s2"
 QUALITY = 6.0

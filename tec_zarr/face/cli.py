@@ -254,8 +254,8 @@ def _transcode(arguments: argparse.Namespace) -> None:
     one written with context_tokens; of another the tokens that stay are coded anew. Both end as
     encoding at the lower quality does.
     """
+    from tec_zarr.recompression.transcode import transcode
     from tec_zarr.stores.info import stored_arrays
-    from tec_zarr.stores.transcode import transcode
 
     tokens = arguments.tokens
     tokens = tokens[0] if tokens and len(tokens) == 1 else tokens
@@ -377,7 +377,8 @@ def _recompress(arguments: argparse.Namespace) -> int:
     import logging
 
     from tec_zarr.compare.tables import size
-    from tec_zarr.recompression.run import estimate, recompress
+    from tec_zarr.recompression.estimate import estimate
+    from tec_zarr.recompression.run import recompress
 
     names = ("quality", "max_error", "psnr", "max_bytes", "model", "scale", "zarr_format",
              "variables", "bands", "nodata")  # fmt: skip

@@ -11,7 +11,7 @@ from distributed import Worker, WorkerPlugin
 
 from tec_zarr.codec.batching import LARGEST, on_device
 from tec_zarr.models.registry import get_model
-from tec_zarr.recompression.run import set_torch_threads
+from tec_zarr.recompression.region import set_torch_threads
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 _DASK = {_TRIM_THRESHOLD: 64 * 2**10, _TOP_PAD: 128 * 2**10, _MMAP_THRESHOLD: 128 * 2**10}

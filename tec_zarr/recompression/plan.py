@@ -13,42 +13,31 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import dask.array
 import numpy as np
-import xarray as xr
 import zarr
 from xarray.backends.zarr import FillValueCoder
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore, StorePath
 
-from tec_zarr.bounds.request import index_bands
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.cubes.dims import (
-    BAND,
-    TIME,
-    X,
-    Y,
-    find_dim,
-    known_bands,
-    likely,
-    may_have_bands,
-    names_bands,
-    variable_bands,
-    word,
-)
-from tec_zarr.cubes.encoding import encoding
-from tec_zarr.cubes.layout import CHUNK, SHARD_SIDE
-from tec_zarr.cubes.nodata import declared
 from tec_zarr.cubes.nodata import number as _number
-from tec_zarr.cubes.packing import bounds_in
 from tec_zarr.cubes.times import Finer, finer
-from tec_zarr.errors import RecompressError, UnsupportedArrayError
+from tec_zarr.errors import RecompressError
+from tec_zarr.recompression.arrays import (
+    _DIMENSIONS,
+    COPY_BYTES,
+    _describe,
+    _dimensions,
+    _reflectance,
+    _region,
+    _tec_storage,
+)
 from tec_zarr.recompression.manifest import FOLDER
-from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
+from tec_zarr.recompression.settings import Settings
 from tec_zarr.stores.chunks import tec_spec
 from tec_zarr.stores.objects import is_metadata, list_keys, list_nodes, publication_order, read
 
@@ -57,62 +46,6 @@ PROVENANCE = "tec_zarr"
 
 SOURCES_READ = "sources_read"
 """Key in there: number of the array, of the region, CRC32 of the source's samples."""
-
-REGION_BYTES = 256 * 2**20
-"""A region of reflectance is not grown beyond this size in memory."""
-
-COPY_BYTES = 32 * 2**20
-"""Size of the regions in which other arrays are copied."""
-
-_DIMENSIONS = "_ARRAY_DIMENSIONS"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the target is made; the arguments are those of :func:`tec_zarr.encoding`.
-
-    Parameters
-    ----------
-    quality, model, zarr_format, bands, nodata, scale, max_error, psnr, max_bytes, chunks, shards
-        See :func:`tec_zarr.encoding`. Integers with the CF attributes ``scale_factor`` and
-        ``add_offset`` are understood without ``scale``. ``max_error`` is in the units of the data
-        as readers that know CF see them, whatever they are packed in.
-    variables : sequence of str, optional
-        Names or paths of the arrays that are reflectance. Default: those with a band dimension
-        whose coordinate names Sentinel-2 bands, and those named like a band; of arrays whose
-        dimensions have no names only those called "reflectance" or like a band, with four. All
-        others are copied without loss. One name may stand alone.
-
-    Raises
-    ------
-    UnsupportedArrayError
-        An argument out of its range.
-    """
-
-    quality: float = 4.0
-    model: str = "tec-s2"
-    zarr_format: Literal[2, 3] = 3
-    bands: Sequence[str] | None = None
-    nodata: float | Sequence[float] | None = 0
-    scale: float | None = None
-    max_error: float | Sequence[float] | Mapping[str, float] | None = None
-    psnr: float | None = None
-    max_bytes: int | None = None
-    chunks: Mapping[str, int] | None = None
-    shards: bool = True
-    variables: Sequence[str] | None = None
-
-    def __post_init__(self) -> None:
-        if self.zarr_format not in (2, 3):
-            raise UnsupportedArrayError(f"zarr_format is {self.zarr_format}, it must be 2 or 3")
-        names = {f.name for f in fields(ChunkSpec)} & {f.name for f in fields(self)}
-        spec = ChunkSpec(**{name: getattr(self, name) for name in names})
-        # As JSON has them, so that they equal what is on record when a run goes on.
-        plain: dict[str, Any] = {name: spec.to_config()[name] for name in names}
-        if isinstance(self.variables, str):
-            plain["variables"] = (self.variables,)
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -320,148 +253,6 @@ def _object_keys(array: zarr.Array, region: Sequence[slice]) -> list[str]:
     return [array.metadata.encode_chunk_key(at) for at in grid]
 
 
-def _describe(
-    path: str, array: zarr.Array, sources: Mapping[str, zarr.Array], settings: Settings
-) -> xr.DataArray:
-    """The array's name, dimensions and bands, with nothing behind them."""
-    shape, name = array.shape, path.rpartition("/")[2]
-    dims = _dimensions(array)
-    if dims is None and array.ndim == 4 and _is_called_reflectance(path, settings):
-        dims = ("time", "band", "y", "x")
-    dims = tuple(d or f"dim_{i}" for i, d in enumerate(dims or [None] * array.ndim))
-    dtype = array.dtype if array.dtype.kind in "biuf" else np.dtype("uint8")
-    data = dask.array.zeros(shape, dtype=dtype, chunks=shape or ())
-    da = xr.DataArray(data, dims=dims, name=name, attrs=dict(array.attrs))
-    band = find_dim(da, BAND)
-    folder = path[: len(path) - len(name)]
-    coordinate = sources.get(f"{folder}{band}")
-    if band is not None and coordinate is not None and coordinate.shape == (da.sizes[band],):
-        da = da.assign_coords({band: [word(b) for b in np.asarray(coordinate[:]).tolist()]})
-    return da
-
-
-def _is_called_reflectance(path: str, settings: Settings) -> bool:
-    """By the user or by its name; an array whose dimensions have no names could be classes."""
-    name = path.rpartition("/")[2]
-    if settings.variables is not None:
-        return path in settings.variables or name in settings.variables
-    return name == "reflectance" or known_bands([name]) is not None
-
-
-def _dimensions(array: zarr.Array) -> Sequence[str | None] | None:
-    if array.metadata.zarr_format == 3:
-        return array.metadata.dimension_names
-    return cast("Sequence[str | None] | None", array.attrs.get(_DIMENSIONS))
-
-
-def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[str]:
-    """Paths of the arrays to code."""
-    if settings.variables is None:
-        chosen = set()
-        found = {path: _describe(path, array, sources, settings)
-                 for path, array in sources.items() if array.ndim > 1}  # fmt: skip
-        for group in {path.rpartition("/")[0] for path in found}:
-            beside = {p: da for p, da in found.items() if p.rpartition("/")[0] == group}
-            alone = variable_bands({da.name: da for da in beside.values()})
-            chosen |= likely({p: names_bands(da.name or "array", da, str(da.name) in alone)
-                              for p, da in beside.items()})  # fmt: skip
-        if not chosen and settings.bands is not None:
-            chosen = {p for p, da in found.items() if may_have_bands(da.name, da)
-                      and da.sizes[find_dim(da, BAND)] == len(settings.bands)}  # fmt: skip
-    else:
-        meant = {v: {p for p in sources if v in (p, p.rpartition("/")[2])}
-                 for v in settings.variables}  # fmt: skip
-        missing = sorted(v for v, paths in meant.items() if not paths)
-        if missing:
-            raise UnsupportedArrayError(f"no arrays {missing} in {sorted(sources)}")
-        chosen = set().union(*meant.values())
-    if not chosen:
-        images = sorted(path for path, array in sources.items() if array.ndim > 1)
-        raise UnsupportedArrayError(
-            f"none of {sorted(sources)} looks like Sentinel-2 reflectance: name the arrays "
-            f"(variables={images[:1]}, --variables), an array without a name as '', or "
-            "the bands of arrays that only number them (bands=['B02', ...], --bands)"
-        )
-    coded = sorted(p for p in chosen if tec_spec(sources[p]) is not None)
-    if coded:
-        raise RecompressError(
-            f"{coded} are stored with TEC already: coding them again would lose quality a second "
-            "time. Start from the source data, or leave TEC first (tec-zarr decode). To the other "
-            "Zarr format, or into shards, tec-zarr transcode moves them without any loss"
-        )
-    return chosen
-
-
-def _tec_storage(
-    path: str, da: xr.DataArray, array: zarr.Array, settings: Settings
-) -> dict[str, Any]:
-    """Chunks, shards and codec of a reflectance array, as :func:`tec_zarr.encoding` has them."""
-    attrs: dict[str, Any] = dict(array.attrs)
-    name = str(da.name or "array")
-    nodata = () if settings.nodata is None else tuple(np.atleast_1d(settings.nodata).tolist())
-    arguments: dict[str, Any] = {
-        "quality": settings.quality, "model": settings.model, "bands": settings.bands,
-        "zarr_format": settings.zarr_format, "scale": settings.scale, "chunks": settings.chunks,
-        "shards": settings.shards,
-        "nodata": tuple(dict.fromkeys((*nodata, *_missing(path, array)))),
-        "max_error": settings.max_error, "psnr": settings.psnr, "max_bytes": settings.max_bytes,
-        "variables": [name],
-    }  # fmt: skip
-    aligned = da.chunk(dict(zip(da.dims, _block(da, array), strict=True)))
-    try:
-        storage = encoding(aligned.rename(name), **arguments)[name]
-    except UnsupportedArrayError:
-        # Chunks of the source that no chunk of a sensible size fits into; if that is not the
-        # reason, the same error comes again.
-        storage = encoding(da.rename(name), **arguments)[name]
-    factor = attrs.get("scale_factor")
-    if factor:
-        slot = "serializer" if settings.zarr_format == 3 else "compressors"
-        storage[slot] = bounds_in(float(factor), storage[slot])
-        _check_bounds(path, storage[slot], float(factor))
-    return storage
-
-
-def _check_bounds(path: str, spec: ChunkSpec, factor: float) -> None:
-    """Refuse bounds of packed data that are meant in DN: they would leave nothing of them."""
-    bounds: Any = spec.max_error
-    if isinstance(bounds, Mapping):
-        bounds = [value for name, value in bounds.items() if index_bands(name) is None]
-    largest = 0 if bounds is None else max(np.atleast_1d(bounds), default=0)
-    if largest >= DN_PER_REFLECTANCE * (spec.scale or 1):
-        raise UnsupportedArrayError(
-            f"max_error of {largest * factor:g} for array {path!r} is a reflectance of 1 or more, "
-            f"because its scale_factor is {factor:g}: bounds are in the units that CF readers see, "
-            f"in which 5 DN are {5 / DN_PER_REFLECTANCE:g}"
-        )
-
-
-def _missing(path: str, array: zarr.Array) -> tuple[float, ...]:
-    """Values that Zarr or attributes say nothing was measured where they are."""
-    padding = declared({"_FillValue": array.fill_value}, array.dtype, path)
-    return tuple(v for v in (*padding, *declared(array.attrs, array.dtype, path)) if v == v)
-
-
-def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:
-    """Whole chunks of the source, about as long as a shard, within the memory of a region."""
-    roles: dict[Any, str] = {find_dim(da, TIME): "time", find_dim(da, BAND): "band",
-             find_dim(da, Y): "space", find_dim(da, X): "space"}  # fmt: skip
-
-    def sides(space: int) -> tuple[int, ...]:
-        wanted = {"time": CHUNK["time"], "space": space}
-        return tuple(
-            size
-            if roles.get(dim) == "band"
-            else min(size, max(1, wanted.get(roles.get(dim, ""), 1) // chunk) * chunk)
-            for dim, size, chunk in zip(da.dims, da.shape, array.chunks, strict=True)
-        )
-
-    for space in (SHARD_SIDE, SHARD_SIDE // 2):
-        if math.prod(sides(space)) * array.dtype.itemsize <= REGION_BYTES:
-            return sides(space)
-    return sides(CHUNK["space"])
-
-
 def copy_storage(array: zarr.Array, zarr_format: Literal[2, 3]) -> dict[str, Any]:
     """The chunks of the source and Zarr's default compressor."""
     shards = array.shards if zarr_format == 3 else None
@@ -526,15 +317,6 @@ def elsewhere(template: zarr.Array, store: Store, path: str) -> zarr.Array:
             metadata=template.metadata, store_path=StorePath(store, path)
         )
     )  # fmt: skip
-
-
-def _region(array: zarr.Array, da: xr.DataArray, made: zarr.Array) -> tuple[int, ...]:
-    """Of an array to code."""
-    outer = made.shards or made.chunks
-    return tuple(
-        -(-size // step) * step if block >= size else block if block % step == 0 else step
-        for size, block, step in zip(array.shape, _block(da, array), outer, strict=True)
-    )
 
 
 def region_of_copy(array: zarr.Array, made: zarr.Array) -> tuple[int, ...]:
