@@ -12,10 +12,10 @@ import toy
 import xarray as xr
 
 import tec_zarr
+from tec_zarr.compare.report import preview, report
 from tec_zarr.cubes import synthetic
 from tec_zarr.cubes.simulate import simulate, weigh
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.face.accessor import preview, report
 from tec_zarr.face.write import to_zarr
 from tec_zarr.inpaint.clouds import NothingClearWarning
 from tec_zarr.stores.info import stored_arrays

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 
@@ -90,3 +91,20 @@ def _is_number(value: object) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _html_table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """First column of names, then numbers; the row "all" stands out."""
+    lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
+    for name, cells in rows:
+        kind = ' class="total"' if name == "all" else ""
+        numbers = "".join(f"<td>{cell}</td>" for cell in cells)
+        lines.append(f"<tr{kind}><td>{escape(name)}</td>{numbers}</tr>")
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _card(heading: str, content: str, note: str) -> str:
+    return (
+        f'<section class="card"><h2>{heading}</h2><div class="scroll">{content}</div>'
+        f'<p class="soft" style="margin-top:8px">{note}</p></section>'
+    )
