@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.inpaint.clouds import NothingClearWarning, cloud_mask, inpaint_clouds
+from tec_zarr.inpaint.clouds import NothingClearWarning, inpaint_clouds
+from tec_zarr.inpaint.masks import cloud_mask
 
 quiet = pytest.mark.filterwarnings("ignore::tec_zarr.inpaint.clouds.NothingClearWarning")
 PIXEL = ("linear", "previous", "median")
@@ -346,8 +347,8 @@ def test_no_seam_where_the_mask_ends():
 def test_tiles_meet_without_a_seam(monkeypatch):
     cube, mask = hole(96)
     whole = inpaint_clouds(cube, mask)
-    monkeypatch.setattr("tec_zarr.inpaint.clouds.TILE", 48)
-    monkeypatch.setattr("tec_zarr.inpaint.clouds.HALO", 16)
+    monkeypatch.setattr("tec_zarr.inpaint.tiles.TILE", 48)
+    monkeypatch.setattr("tec_zarr.inpaint.tiles.HALO", 16)
     tiles = inpaint_clouds(cube, mask)
     assert error(tiles, cube, mask) < 1.5 * error(whole, cube, mask)
     step = np.abs(np.diff(tiles[1].astype(float) - cube[1].astype(float), axis=-1))

@@ -17,7 +17,8 @@ import xarray as xr
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import SecondGenerationWarning, TecError, UnsupportedArrayError
 from tec_zarr.face.cli import main
-from tec_zarr.inpaint.clouds import METHODS, cloud_mask
+from tec_zarr.inpaint.clouds import METHODS
+from tec_zarr.inpaint.masks import cloud_mask
 from tec_zarr.sentinel2 import L2A_BANDS
 from tec_zarr.stac.append import append, write
 from tec_zarr.stac.canonical import harmonize, prepare, sort_layers, to_reflectance

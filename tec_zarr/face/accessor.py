@@ -16,7 +16,8 @@ import xarray as xr
 from tec_zarr.compare.report import preview, report
 from tec_zarr.cubes.encoding import decode, encoding
 from tec_zarr.cubes.simulate import MaxError, simulate, weigh
-from tec_zarr.inpaint.clouds import DILATE, Mask, inpaint_clouds
+from tec_zarr.inpaint.clouds import inpaint_clouds
+from tec_zarr.inpaint.masks import DILATE, Mask
 
 if TYPE_CHECKING:
     import pandas as pd

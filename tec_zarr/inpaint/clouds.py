@@ -10,53 +10,35 @@ there is nodata.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import numpy as np
 import xarray as xr
 
-from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, reflectance_names, same_labels, word
+from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, reflectance_names, word
 from tec_zarr.cubes.nodata import fits, nodata_values
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.inpaint.regression import (
-    COVERAGE,
-    FEWEST,
-    Filled,
-    Refine,
-    covering_factor,
-    fill_date,
-    held_squares,
-)
-from tec_zarr.metrics import dn_per_unit
-from tec_zarr.sentinel2 import CLOUD_LIKE, NODATA
+from tec_zarr.inpaint.masks import DILATE, Mask, _Given, _resolve_mask
+from tec_zarr.inpaint.pixelwise import _fill_pixels, _How
+from tec_zarr.inpaint.samples import COVERAGE
+from tec_zarr.inpaint.tiles import HALO, _fill_tiles
+from tec_zarr.sentinel2 import NODATA
 
 if TYPE_CHECKING:
     from typing import Literal
 
     from tec_zarr.terracodec.codec import FamilyModel
 
-__all__ = ["METHODS", "NothingClearWarning", "cloud_mask", "inpaint_clouds"]
+__all__ = ["METHODS", "NothingClearWarning", "inpaint_clouds"]
 
 METHODS = ("regression", "tec-tt", "linear", "previous", "median")
-
-DILATE = 8
-"""Pixels by which masks of SCL grow by default: SCL misses cloud edges, and what a lossy codec
-spreads of a cloud reaches one 8 x 8 block further."""
-
-TILE, HALO = 256, 64
-"""Side of the squares that are estimated at a time, and how far they look beyond; neighbours are
-blended over what they share."""
 
 SEAM = 16
 """Pixels on both sides of a border of Dask chunks over which their estimates are blended."""
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
-_Given = xr.DataArray | np.ndarray
-Mask = _Given | Callable[..., _Given]
 _Axes = tuple[int, int | None, int | None, int | None]
 
 
@@ -174,14 +156,6 @@ def inpaint_clouds(
         return _inpaint_dataset(obj, given, scl, dilate, how)
     filled, half_width = _inpaint(obj, _resolve_mask(obj, given, scl, dilate), how)
     return (filled, half_width) if return_uncertainty else filled
-
-
-@dataclass(frozen=True)
-class _How:
-    method: str
-    model: Any
-    uncertain: bool
-    progress: bool
 
 
 def _inpaint_dataset(
@@ -351,111 +325,6 @@ def _bands(da: xr.DataArray) -> tuple[str, ...] | None:
     return tuple(word(b) for b in da[dim].values) if dim is not None and dim in da.coords else None
 
 
-def cloud_mask(scl: xr.DataArray, dilate: int = DILATE) -> xr.DataArray:
-    """Where the ground is not seen, after the scene classification.
-
-    Parameters
-    ----------
-    scl : DataArray
-        Classes of `tec_zarr.sentinel2.SCL_CLASSES`, with dimensions y and x.
-    dilate : int
-        Pixels by which saturated pixels, cloud, cirrus and shadow (1, 3, 8, 9, 10) grow, as
-        squares. Nodata (0, or NaN in floats) is masked but does not grow: pixels beside it were
-        measured.
-
-    Returns
-    -------
-    DataArray of bool
-        Lazy where ``scl`` is.
-
-    Raises
-    ------
-    UnsupportedArrayError
-        Classes without y and x, or ``dilate`` below 0.
-    """
-    if dilate < 0:
-        raise UnsupportedArrayError(f"dilate is {dilate}, it must be 0 pixels or more")
-    y, x = find_dim(scl, Y), find_dim(scl, X)
-    if y is None or x is None:
-        raise UnsupportedArrayError(f"no y and x among the dimensions {scl.dims} of the classes")
-    axes = (scl.dims.index(y), scl.dims.index(x))
-    grow = partial(_cloudy, axes=axes, radius=dilate)
-    if scl.chunks is None:
-        return scl.copy(data=grow(scl.values)).drop_attrs()
-    import dask.array
-
-    depth = dict.fromkeys(axes, dilate)
-    data = dask.array.map_overlap(grow, scl.data, depth=depth, boundary="none", dtype=bool)
-    return scl.copy(data=data).drop_attrs()
-
-
-def _cloudy(classes: np.ndarray, *, axes: tuple[int, int], radius: int) -> np.ndarray:
-    hidden = np.isin(classes, sorted(CLOUD_LIKE - {0}))
-    for axis in axes:
-        hidden = _grow(hidden, axis, radius)
-    return hidden | (classes == 0) | np.isnan(classes)
-
-
-def _grow(hidden: np.ndarray, axis: int, radius: int) -> np.ndarray:
-    """True within ``radius`` of a True along one axis: windowed sums of a running count."""
-    count = np.cumsum(np.moveaxis(hidden, axis, -1), axis=-1, dtype=np.int32)
-    count = np.concatenate([np.zeros_like(count[..., :1]), count], axis=-1)
-    index = np.arange(hidden.shape[axis])
-    high = count[..., np.minimum(index + radius + 1, index.size)]
-    return np.moveaxis(high > count[..., np.maximum(index - radius, 0)], -1, axis)
-
-
-def _resolve_mask(
-    da: xr.DataArray, mask: _Given | None, scl: xr.DataArray | None, dilate: int
-) -> xr.DataArray:
-    """Boolean mask with the dimensions of ``da``, size 1 along those that it does not have."""
-    if find_dim(da, TIME) is None:
-        raise UnsupportedArrayError(f"no time among the dimensions {da.dims}: nothing to fill from")
-    if (mask is None) == (scl is None):
-        raise UnsupportedArrayError(
-            "pass either mask=, or scl= (the scene classification of the same dates and grid)"
-        )
-    found = _labelled(da, mask) if scl is None else cloud_mask(scl, dilate)
-    if found.dtype != bool:
-        raise UnsupportedArrayError(f"the mask is {found.dtype}, it must be bool (True = hidden)")
-    for dim in found.dims:
-        if dim not in da.dims or found.sizes[dim] != da.sizes[dim]:
-            raise UnsupportedArrayError(
-                f"the mask has {dict(found.sizes)}, the cube {dict(da.sizes)}: bring it to the "
-                "cube's dates and grid (mask.reindex_like(cube, method='nearest'))"
-            )
-        if dim in da.indexes and dim in found.indexes:
-            same = same_labels(da[dim].values, found[dim].values)
-            if not same.all():
-                first = int(np.argmin(same))
-                raise UnsupportedArrayError(
-                    f"the mask has other coordinates along {dim!r}, first at position {first}: "
-                    f"{found[dim].values[first]}, the cube {da[dim].values[first]}. Bring it to "
-                    "the cube's (mask.reindex_like(cube, method='nearest'))"
-                )
-    missing = {dim: 1 for dim in da.dims if dim not in found.dims}
-    return found.variable.set_dims({**found.sizes, **missing}).transpose(*da.dims)
-
-
-def _labelled(da: xr.DataArray, mask: Any) -> xr.DataArray:
-    """Mask with the names of the dimensions of ``da``, of one without names by its shape."""
-    if isinstance(mask, xr.DataArray):
-        return mask
-    if not isinstance(mask, np.ndarray):
-        raise UnsupportedArrayError(
-            f"the mask is a {type(mask).__name__}, it must be a DataArray or NumPy array of bool "
-            "(True = hidden)"
-        )
-    without_bands = tuple(d for d in da.dims if d != find_dim(da, BAND))
-    for dims in (da.dims, without_bands):
-        if mask.shape == tuple(da.sizes[d] for d in dims):
-            return xr.DataArray(mask, dims=dims)
-    raise UnsupportedArrayError(
-        f"the mask has shape {mask.shape}, the cube {dict(da.sizes)}: it must have the cube's "
-        f"shape, with all dimensions or with {without_bands}"
-    )
-
-
 def _moments(da: xr.DataArray, time: str) -> np.ndarray:
     """Days since the first date, or the numbers of the dates."""
     if time in da.coords and da[time].dtype.kind == "M":
@@ -568,225 +437,4 @@ def _warn_of_nothing(hidden: np.ndarray, found: np.ndarray, labels: Sequence[str
 # ---- methods that look around
 
 
-def _fill_tiles(
-    cube: np.ndarray,
-    clear: np.ndarray,
-    hidden: np.ndarray,
-    pages: np.ndarray,
-    moments: np.ndarray,
-    how: _How,
-    bands: tuple[str, ...] | None,
-) -> None:
-    """Write estimates of (T, C, H, W) into ``pages`` (1 or 2, T, C, H, W)."""
-    from tqdm import tqdm
-
-    if cube.dtype.kind == "f":
-        clear = clear & np.isfinite(cube)
-    used = np.flatnonzero(clear.any((0, 2, 3)))  # a band without a clear value says nothing
-    if not len(used):
-        return
-    seen = np.logical_and.reduce(clear[:, used], axis=1)
-    unit = np.float32(dn_per_unit(cube[clear]) if cube.dtype.kind == "f" else 1)
-    wanted = np.logical_or.reduce(hidden, axis=1)
-    windows = [w for w in _windows(*seen.shape[1:]) if wanted[:, w.rows, w.columns].any()]
-    todo = [np.flatnonzero(wanted[:, w.rows, w.columns].any((1, 2))).tolist() for w in windows]
-    weight = np.zeros(seen.shape, np.float32)
-    filler = _filler(how, None if bands is None else tuple(bands[b] for b in used))
-    dates = np.flatnonzero(wanted.any((1, 2))).tolist()
-    for date in dates:
-        pages[:, date, used] = 0
-    with tqdm(total=sum(map(len, todo)), disable=not how.progress, unit="tile") as bar:
-        for window, here in zip(windows, todo, strict=True):
-            part = cube[:, used, window.rows, window.columns].astype(np.float32) * unit
-            open_ = seen[:, window.rows, window.columns]
-            part[np.broadcast_to(~open_[:, None], part.shape)] = np.nan
-            for date, filled in filler(part, here, moments):
-                known = np.isfinite(filled.values[0])
-                share = np.where(known, window.weight, 0)
-                for page, found in zip(pages, (filled.values, filled.half_width), strict=False):
-                    for band, image in zip(used, found, strict=True):
-                        target = page[date, band, window.rows, window.columns]
-                        target += share * np.where(known, image, 0) / unit
-                weight[date, window.rows, window.columns] += share
-                bar.update()
-    for date in dates:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            for page in pages:
-                page[date, used] /= weight[date]
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A tile with its halo, and its weights (h, w) where it overlaps others."""
-
-    rows: slice
-    columns: slice
-    weight: np.ndarray
-
-
-def _windows(height: int, width: int) -> Iterator[_Window]:
-    columns = list(_spans(width))
-    for rows, down in _spans(height):
-        for cols, across in columns:
-            yield _Window(rows, cols, (down[:, None] * across).astype(np.float32))
-
-
-def _spans(size: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Pieces of about `TILE` with `HALO` on both sides, and weights that sum to one."""
-    count = max(round(size / TILE), 1)
-    edges = [round(i * size / count) for i in range(count + 1)]
-    for first, last in pairwise(edges):
-        start, stop = max(first - HALO, 0), min(last + HALO, size)
-        place = np.arange(start, stop) + 0.5
-        up = np.ones(len(place)) if first == 0 else (place - first + HALO) / (2 * HALO)
-        down = np.ones(len(place)) if last == size else (last + HALO - place) / (2 * HALO)
-        yield slice(start, stop), np.clip(np.minimum(up, down), 0, 1)
-
-
-Filler = Callable[[np.ndarray, Sequence[int], np.ndarray], Iterator[tuple[int, Filled]]]
-
-
-def _filler(how: _How, bands: tuple[str, ...] | None) -> Filler:
-    if how.model is not None:
-        return partial(_published, model=_load(how.model), bands=bands, uncertain=how.uncertain)
-    refine = None
-    if how.method == "tec-tt":
-        from tec_zarr.networks.masked_series import masked_model
-
-        refine = masked_model()
-    return partial(_date_by_date, refine=refine)
-
-
-def _date_by_date(
-    part: np.ndarray, dates: Sequence[int], moments: np.ndarray, *, refine: Refine | None
-) -> Iterator[tuple[int, Filled]]:
-    for date in dates:
-        yield date, fill_date(part, int(date), moments, refine)
-
-
-def _load(model: Any) -> Any:
-    if not isinstance(model, str):
-        return model
-    from tec_zarr.terracodec.hub import load_codec
-
-    name, _, rate = model.partition("/lambda-")
-    return load_codec(name, rate or None)
-
-
-def _published(
-    part: np.ndarray,
-    dates: Sequence[int],
-    moments: np.ndarray,
-    *,
-    model: Any,
-    bands: tuple[str, ...] | None,
-    uncertain: bool,
-) -> Iterator[tuple[int, Filled]]:
-    """TEC-TT as published sees the past only: once forwards, once on the reversed series, and
-    what is nearer to something clear counts more."""
-    clear = np.isfinite(part[:, 0])
-    seen = clear & ~held_squares(clear.shape[1:]) if uncertain else clear
-    visible = np.where(seen[:, None], part, np.float32(0))
-    forwards = model.inpaint(visible, ~seen, bands)
-    backwards = model.inpaint(visible[::-1], ~seen[::-1], bands)[::-1]
-    before, after = _nearest_clear(seen), _nearest_clear(seen[::-1])[::-1]
-    for date in dates:
-        none = np.inf
-        past = np.where(before[date] < 0, none, moments[date] - moments[before[date]])
-        later = np.minimum(len(part) - 1 - after[date], len(part) - 1)  # where there is none: any
-        future = np.where(after[date] < 0, none, moments[later] - moments[date])
-        with np.errstate(invalid="ignore"):
-            share = np.where(np.isinf(past), 0, np.where(np.isinf(future), 1,
-                             future / np.maximum(past + future, 1e-9)))  # fmt: skip
-        value = (share * forwards[date] + (1 - share) * backwards[date]).astype(np.float32)
-        value[:, np.isinf(past) & np.isinf(future)] = np.nan
-        trial = clear[date] & ~seen[date] & np.isfinite(value[0])
-        half_width = np.full_like(value, np.nan)
-        if np.count_nonzero(trial) >= FEWEST:
-            half_width[:] = covering_factor(np.abs(part[date] - value)[:, trial])
-        yield date, Filled(value, half_width)
-
-
 # ---- methods that look at one pixel
-
-
-def _fill_pixels(
-    cube: np.ndarray,
-    clear: np.ndarray,
-    hidden: np.ndarray,
-    pages: np.ndarray,
-    moments: np.ndarray,
-    how: _How,
-) -> None:
-    """Write estimates of (T, ...) into ``pages`` (1 or 2, T, ...).
-
-    How far an estimate is off is measured where the date is clear, on the pixels that can be
-    estimated from other dates; for dates without any, on the others.
-    """
-    before = _nearest_clear(clear)
-    last = len(cube) - 1
-    after = last - _nearest_clear(clear[::-1])[::-1]
-    after[after > last] = -1
-    none = np.full(cube.shape[1:], -1, np.int32)
-    errors: dict[int, float] = {}
-
-    def estimate(date: int) -> np.ndarray:
-        """From all dates but this one; of uncertain methods, also how far it is off."""
-        if how.method == "median":
-            others = clear.copy()
-            others[date] = False
-            value = _median(cube, others)
-        else:
-            value, known, gap = _take(cube, before[date - 1] if date else none, moments, date)
-            if how.method == "linear":
-                later = after[date + 1] if date < last else none
-                value2, known2, gap2 = _take(cube, later, moments, date)
-                span = np.where(gap + gap2 > 0, gap + gap2, 1)
-                with np.errstate(invalid="ignore", over="ignore"):  # infinities
-                    mixed = (value * gap2 + value2 * gap) / span
-                value = np.where(known & known2, mixed, np.where(known, value, value2))
-                known = known | known2
-            value = np.where(known, value, np.nan)
-        both = clear[date] & np.isfinite(value)
-        if how.uncertain and np.count_nonzero(both) >= FEWEST:
-            errors[date] = float(np.quantile(np.abs(value - cube[date])[both], COVERAGE))
-        return value
-
-    masked = [date for date in range(len(cube)) if hidden[date].any()]
-    for date in masked:
-        pages[0, date] = estimate(date)
-    if not how.uncertain:
-        return
-    if not errors.keys() >= set(masked):
-        for date in set(range(len(cube))) - set(masked):
-            estimate(date)
-    usual = float(np.mean(list(errors.values()))) if errors else np.nan
-    for date in masked:
-        known = np.isfinite(pages[0, date])
-        pages[1, date] = np.where(known, errors.get(date, usual), np.nan)
-
-
-def _nearest_clear(clear: np.ndarray) -> np.ndarray:
-    """Index of the last clear date up to each date, -1 where there is none yet."""
-    dates = np.arange(len(clear), dtype=np.int32).reshape(-1, *([1] * (clear.ndim - 1)))
-    return np.maximum.accumulate(np.where(clear, dates, np.int32(-1)), axis=0)
-
-
-def _take(
-    cube: np.ndarray, index: np.ndarray, moments: np.ndarray, date: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values of the dates ``index``, where there are such, and their distance in time."""
-    known = index >= 0
-    found = np.maximum(index, 0)
-    value = np.take_along_axis(cube, found[None], axis=0)[0].astype(np.float64)
-    return np.where(known, value, 0.0), known, np.abs(moments[found] - moments[date])
-
-
-def _median(cube: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """Median of the clear dates, NaN where there is none."""
-    ranked = np.sort(np.where(clear, cube.astype(np.float64), np.inf), axis=0)
-    count = clear.sum(axis=0)
-    picks = [np.maximum(count - 1, 0) // 2, np.minimum(count // 2, len(cube) - 1)]
-    low, high = (np.take_along_axis(ranked, pick[None], axis=0)[0] for pick in picks)
-    with np.errstate(invalid="ignore"):
-        return np.where(count > 0, (low + high) / 2, np.nan)

@@ -46,7 +46,7 @@ def masked_model(name: str = "tec-tt-s2") -> MaskedModel:
 
 
 class MaskedModel:
-    """A `tec_zarr.inpaint.regression.Refine` made of a temporal model."""
+    """A `tec_zarr.inpaint.samples.Refine` made of a temporal model."""
 
     def __init__(self, model: TecTtS2, quality: float = QUALITY) -> None:
         self.model, self.quality = model, quality
