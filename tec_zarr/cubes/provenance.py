@@ -10,22 +10,16 @@ All attributes are text or numbers, so that they survive in netCDF too.
 from __future__ import annotations
 
 import importlib.metadata
-import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from tec_zarr.bounds.request import ALL, NamedBounds
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.compare.align import in_dn
-from tec_zarr.compare.tables import error_rows
-from tec_zarr.cubes.dims import names_along_bands
 from tec_zarr.cubes.encoding import CONTAINER
-from tec_zarr.stores.chunks import tec_spec
-from tec_zarr.stores.info import ATTRIBUTE, kept_bounds
+from tec_zarr.stores.info import ATTRIBUTE
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
 
@@ -82,57 +76,6 @@ def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObje
         # Not 0: a chunk of nothing but the fill value is not written, and some readers look for it.
         out = out.assign_coords({CONTAINER: ((), np.int32(1), container)})
     return out
-
-
-def record(
-    store: Any,
-    original: xr.DataArray | xr.Dataset | None = None,
-    group: str | None = None,
-    storage_options: dict[str, Any] | None = None,
-) -> None:
-    """Add what is known only after writing to the attributes of a store's TEC arrays.
-
-    ``lossy_compression_max_error_measured`` comes from the headers of the chunks, of arrays that
-    were written with ``max_error``; ``lossy_compression_psnr_measured`` (dB, per band) is
-    measured if ``original`` is given, for which the store is read.
-
-    Parameters
-    ----------
-    store : path or zarr store
-        A store that `describe` and ``to_zarr`` made, writable.
-    original : DataArray or Dataset, optional
-        What was written.
-    group, storage_options
-        As for ``xarray.open_zarr``.
-    """
-    where: dict[str, Any] = {"storage_options": storage_options or None}
-    root = zarr.open_group(store, mode="r+", path=group, **where)
-    consolidated = root.metadata.consolidated_metadata is not None
-    decoded = None
-    if original is not None:
-        decoded = xr.open_zarr(store, group=group, consolidated=consolidated, **where)
-    for name, array in zarr.open_group(
-        store, mode="r+", path=group, use_consolidated=False, **where
-    ).arrays():
-        if tec_spec(array) is None or ATTRIBUTE not in array.attrs:
-            continue
-        found = {}
-        factor = float(array.attrs.get("scale_factor", 1))  # type: ignore[arg-type]
-        bounds = kept_bounds(array)
-        if bounds:
-            found["max_error_measured"] = _listing(
-                {b.name: b.error * (1 if b.is_index else factor) for b in bounds}
-            )
-        if original is not None and decoded is not None:
-            before = original if isinstance(original, xr.DataArray) else original[name]
-            reference, after = in_dn(before, decoded[name])
-            rows = error_rows(reference, after, names_along_bands(before))
-            found["psnr_measured"] = _listing({str(row[0]): row[1] for row in rows[:-1]})
-        array.attrs.update({f"{ATTRIBUTE}_{key}": value for key, value in found.items()})
-    if consolidated:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
-            zarr.consolidate_metadata(root.store, path=root.path)
 
 
 def _codecs(settings: Mapping[str, Any]) -> list[Any]:

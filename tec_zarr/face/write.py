@@ -11,14 +11,16 @@ import xarray as xr
 import zarr
 
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.cubes.dims import canonical_order
+from tec_zarr.compare.align import in_dn
+from tec_zarr.compare.tables import error_rows
+from tec_zarr.cubes.dims import canonical_order, names_along_bands
 from tec_zarr.cubes.encoding import UNNAMED
 from tec_zarr.cubes.encoding import encoding as store_encoding
 from tec_zarr.cubes.packing import PACKING, holds
-from tec_zarr.cubes.provenance import describe, record
+from tec_zarr.cubes.provenance import _listing, describe
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.stores.chunks import tec_spec
-from tec_zarr.stores.info import ATTRIBUTE
+from tec_zarr.stores.info import ATTRIBUTE, kept_bounds
 
 #: Keywords of xarray's ``to_zarr`` that are handed on as they are.
 _PASSED_ON = ("safe_chunks", "align_chunks", "write_empty_chunks", "chunkmanager_store_kwargs")
@@ -213,3 +215,54 @@ def _same_dates(packed: xr.Variable, keys: Mapping[str, Any], dates: np.ndarray)
 
 def _names_errors(arrays: Iterable[zarr.Array]) -> bool:
     return any(f"{ATTRIBUTE}_max_error_measured" in array.attrs for array in arrays)
+
+
+def record(
+    store: Any,
+    original: xr.DataArray | xr.Dataset | None = None,
+    group: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> None:
+    """Add what is known only after writing to the attributes of a store's TEC arrays.
+
+    ``lossy_compression_max_error_measured`` comes from the headers of the chunks, of arrays that
+    were written with ``max_error``; ``lossy_compression_psnr_measured`` (dB, per band) is
+    measured if ``original`` is given, for which the store is read.
+
+    Parameters
+    ----------
+    store : path or zarr store
+        A store that `describe` and ``to_zarr`` made, writable.
+    original : DataArray or Dataset, optional
+        What was written.
+    group, storage_options
+        As for ``xarray.open_zarr``.
+    """
+    where: dict[str, Any] = {"storage_options": storage_options or None}
+    root = zarr.open_group(store, mode="r+", path=group, **where)
+    consolidated = root.metadata.consolidated_metadata is not None
+    decoded = None
+    if original is not None:
+        decoded = xr.open_zarr(store, group=group, consolidated=consolidated, **where)
+    for name, array in zarr.open_group(
+        store, mode="r+", path=group, use_consolidated=False, **where
+    ).arrays():
+        if tec_spec(array) is None or ATTRIBUTE not in array.attrs:
+            continue
+        found = {}
+        factor = float(array.attrs.get("scale_factor", 1))  # type: ignore[arg-type]
+        bounds = kept_bounds(array)
+        if bounds:
+            found["max_error_measured"] = _listing(
+                {b.name: b.error * (1 if b.is_index else factor) for b in bounds}
+            )
+        if original is not None and decoded is not None:
+            before = original if isinstance(original, xr.DataArray) else original[name]
+            reference, after = in_dn(before, decoded[name])
+            rows = error_rows(reference, after, names_along_bands(before))
+            found["psnr_measured"] = _listing({str(row[0]): row[1] for row in rows[:-1]})
+        array.attrs.update({f"{ATTRIBUTE}_{key}": value for key, value in found.items()})
+    if consolidated:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
+            zarr.consolidate_metadata(root.store, path=root.path)
