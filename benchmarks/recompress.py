@@ -199,11 +199,11 @@ def install_stopwatch(model: str, quality: float, dask_worker: Any) -> None:
 
     zarr_codec.encode_chunk = measured("encode", zarr_codec.encode_chunk, time.thread_time)
     # These run in several threads, of which only they do anything then.
-    region._read = measured("read", region._read, time.process_time)
-    recompression_verify._verify = measured(
-        "verify", recompression_verify._verify, time.process_time
+    region.read_block = measured("read", region.read_block, time.process_time)
+    recompression_verify.verify_region = measured(
+        "verify", recompression_verify.verify_region, time.process_time
     )
-    region._crc = measured("checksum", region._crc, time.process_time)
+    region.crc_of = measured("checksum", region.crc_of, time.process_time)
 
 
 def read_stopwatch(dask_worker: Any) -> tuple[float, float, dict[str, float]]:

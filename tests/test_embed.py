@@ -63,8 +63,8 @@ def forget_weights(monkeypatch):
         for name, entry in registry._index().items()
     }
     monkeypatch.setattr(registry, "_index", lambda: other)
-    monkeypatch.setattr(models_weights, "_released", lambda name: {})
-    monkeypatch.setattr("tec_zarr.models.registry._released", lambda name: {})
+    monkeypatch.setattr(models_weights, "released_weights", lambda name: {})
+    monkeypatch.setattr("tec_zarr.models.registry.released_weights", lambda name: {})
     monkeypatch.setattr(registry, "_loaded", {})
 
 
@@ -244,7 +244,7 @@ def test_the_size_limit_is_read_at_every_call(hostile, monkeypatch):
 def plant(name, change):
     """Weights of the package with a change, as if they had come with a store: their SHA-256."""
     sha256 = find_released(name)
-    tensors = load_file(models_weights._released(name.partition(" ")[0])[sha256])
+    tensors = load_file(models_weights.released_weights(name.partition(" ")[0])[sha256])
     change(tensors)
     data = save({key: np.ascontiguousarray(value) for key, value in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()

@@ -331,7 +331,7 @@ def test_other_models_do_not_inpaint():
 )
 def test_published_sizes(name, parameters):
     published = models_published.PUBLISHED[name]
-    module, cls = checkpoints._CLASSES[published.architecture]
+    module, cls = checkpoints.CLASSES[published.architecture]
     with torch.device("meta"):
         model = getattr(sys.modules[module], cls)(published.bands)
     assert sum(p.numel() for p in model.parameters()) == parameters

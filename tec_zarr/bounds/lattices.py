@@ -10,7 +10,7 @@ import numpy as np
 TOP_SPACING = 64
 
 
-_SPREAD_UNIT = 256  # spreads are stored in 1/256 DN
+SPREAD_UNIT = 256  # spreads are stored in 1/256 DN
 
 
 _BAND_PIXELS = 2048  # whose regressors are there at once
@@ -113,7 +113,7 @@ class _Lattices:
         found = self.near(_NEAREST[kind], rows)
         if not found:
             return None
-        total = _sum(found)
+        total = summed(found)
         return total if len(found) == 4 else np.floor(total * 4.0 / len(found))
 
 
@@ -152,11 +152,11 @@ def passes(height: int, width: int) -> list[Pass]:
     return [p for p in order if p[2] < height and p[3] < width]
 
 
-def _quarter(four: np.ndarray) -> np.ndarray:
+def quarter(four: np.ndarray) -> np.ndarray:
     return np.floor((four + 2.0) * 0.25)
 
 
-def _sum(arrays: list[np.ndarray]) -> np.ndarray:
+def summed(arrays: list[np.ndarray]) -> np.ndarray:
     """Sum in the order given (that of ``np.sum`` over an axis is not promised)."""
     total = arrays[0]
     for array in arrays[1:]:
@@ -164,7 +164,7 @@ def _sum(arrays: list[np.ndarray]) -> np.ndarray:
     return total
 
 
-class _Surroundings:
+class Surroundings:
     """What is decoded around the pixels of a pass, some of its rows at a time."""
 
     def __init__(
@@ -229,16 +229,16 @@ class _Surroundings:
         activity = [mean * 0.25]
         far = self._errors.near(_FARTHER[self._kind][:8], rows)
         if far:
-            activity.append(_sum(far) / len(far))
+            activity.append(summed(far) / len(far))
         own = self._own_columns(rows, level, 3)
         if own:
-            activity.append(_sum([np.abs(v) for v in own]) * (_SPREAD_UNIT / 16))
+            activity.append(summed([np.abs(v) for v in own]) * (SPREAD_UNIT / 16))
         for reference, lattices, errors in self._references[:4]:
             around = lattices.mean4(self._kind, rows)
             if around is None or not reference.wide:
                 continue
             if not errors:
-                activity.append(np.abs(self._centre(lattices, rows) - around) * (_SPREAD_UNIT / 4))
+                activity.append(np.abs(self._centre(lattices, rows) - around) * (SPREAD_UNIT / 4))
                 continue
             activity += errors.near([(0, 0)], rows)
             mean = errors.mean4(2, rows) if fine else None

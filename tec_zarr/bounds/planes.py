@@ -22,13 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from tec_zarr.bounds.lattices import (
-    _SPREAD_UNIT,
+    SPREAD_UNIT,
     Pass,
     Reference,
-    _quarter,
-    _sum,
-    _Surroundings,
+    Surroundings,
     passes,
+    quarter,
+    summed,
 )
 from tec_zarr.entropy.residual_tables import (
     SCALES,
@@ -75,7 +75,7 @@ class _Quantiser:
     @property
     def thresholds(self) -> np.ndarray:
         """Between scale indexes, for expected sizes over ``step / unit``, in 1/256 DN."""
-        return scale_thresholds(self.unit * _SPREAD_UNIT)
+        return scale_thresholds(self.unit * SPREAD_UNIT)
 
     def groups(self, count: int) -> Iterator[tuple[float, slice | np.ndarray, int]]:
         """Yield (step, which pixels, how many), for each distinct step in rising order."""
@@ -105,7 +105,7 @@ def _trust(
     """
     if count < _FEW or not activity:
         return None
-    total = _sum(activity) + (0.25 * step + 0.25) * _SPREAD_UNIT
+    total = summed(activity) + (0.25 * step + 0.25) * SPREAD_UNIT
     total = total if used is None else total[used]
     quiet = np.partition(total, count // 4)[count // 4]
     return np.clip(np.rint(_TRUST * quiet / total), 1.0, _TRUST)
@@ -195,7 +195,7 @@ class PlaneCoder:
                 used = np.flatnonzero(valid[place].ravel())
             wanted = None if target is None else target[place].ravel()
             values, sizes = self._pass(
-                _Surroundings(decoded, spread, references, pass_, middle),
+                Surroundings(decoded, spread, references, pass_, middle),
                 used,
                 quantiser.at(place),
                 (low, high),
@@ -208,7 +208,7 @@ class PlaneCoder:
 
     def _pass(
         self,
-        given: _Surroundings,
+        given: Surroundings,
         used: np.ndarray | None,
         quantiser: _Quantiser,
         limits: tuple[float, float],
@@ -223,7 +223,7 @@ class PlaneCoder:
         if count >= 8:
             self._regression(given, used, count, quantiser.step, pass_, activity, predicted, wanted)
         del given
-        predicted = np.clip(_quarter(predicted), low, high)
+        predicted = np.clip(quarter(predicted), low, high)
         sizes = np.zeros(len(predicted))
         if not count:
             return predicted, sizes
@@ -247,21 +247,21 @@ class PlaneCoder:
                     known = np.floor((wanted[where] - low) / size).astype(np.int64)
                 index[where] = self._coder.uniform(known, amount, int((high - low) // size) + 1)
             restored = np.minimum(low + index * step + quantiser.half, high)
-            sizes[chosen] = np.abs(restored - base) * _SPREAD_UNIT
+            sizes[chosen] = np.abs(restored - base) * SPREAD_UNIT
         else:
             if scales is None:  # the mode is _SKIP
                 steps = np.zeros(count, np.int64)
             else:
                 steps = self._coder.symbols(steps, scales, mode)
             restored = np.clip(base + steps * step, low, high)
-            quiet = np.minimum(expected, step * (_SPREAD_UNIT / 4))
-            sizes[chosen] = np.where(steps == 0, quiet, np.abs(steps) * (step * _SPREAD_UNIT))
+            quiet = np.minimum(expected, step * (SPREAD_UNIT / 4))
+            sizes[chosen] = np.where(steps == 0, quiet, np.abs(steps) * (step * SPREAD_UNIT))
         predicted[chosen] = restored
         return predicted, sizes
 
     def _regression(
         self,
-        given: _Surroundings,
+        given: Surroundings,
         used: np.ndarray | None,
         count: int,
         step: float | np.ndarray,
@@ -394,8 +394,8 @@ def _choose_spread(
     step = quantiser.step
     if not steps.any():
         return _SKIP, 0, none
-    size = np.abs(steps) * (step * _SPREAD_UNIT)
-    columns = np.stack([*activity, np.full(len(size), step * _SPREAD_UNIT)])
+    size = np.abs(steps) * (step * SPREAD_UNIT)
+    columns = np.stack([*activity, np.full(len(size), step * SPREAD_UNIT)])
     active = np.ones(len(columns), bool)
     expected = np.full(len(size), np.maximum(size.mean(), 0.01 * step))
     for _ in range(4):
@@ -417,7 +417,7 @@ def _choose_spread(
         expected = np.maximum(fitted @ columns, 0.01 * step + 0.01 * size.mean())
     between = 0.5 * (_SPREAD_WEIGHTS[1:] + _SPREAD_WEIGHTS[:-1])
     parts = np.searchsorted(between, fitted[:-1]).astype(np.int64)
-    constant = max(fitted[-1] * quantiser.unit * _SPREAD_UNIT, 0.0)
+    constant = max(fitted[-1] * quantiser.unit * SPREAD_UNIT, 0.0)
     floor = int(np.searchsorted(quantiser.thresholds, constant))
     _, scales = _expected(floor, parts, activity, len(steps), quantiser)
     shift = SHIFTS[scales]

@@ -29,7 +29,7 @@ WAIT_SECONDS = 0.002
 
 _SLOTS = config.MAX_CONCURRENT_CHUNKS
 
-_model_slots = threading.BoundedSemaphore(_SLOTS)
+model_slots = threading.BoundedSemaphore(_SLOTS)
 
 _forking = threading.Lock()
 
@@ -193,12 +193,12 @@ def _wait_for_models() -> None:
     """Before a fork: a thread inside BLAS or torch would leave their locks taken in the child."""
     _forking.acquire()
     for _ in range(_SLOTS):
-        _model_slots.acquire()
+        model_slots.acquire()
 
 
 def _go_on() -> None:
     for _ in range(_SLOTS):
-        _model_slots.release()
+        model_slots.release()
     _forking.release()
 
 

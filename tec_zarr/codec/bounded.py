@@ -17,9 +17,9 @@ from tec_zarr.bounds.request import (
     exceeded,
     resolve,
 )
-from tec_zarr.codec.part import _at_quality, _Coded, _Part
+from tec_zarr.codec.part import Coded, Part, at_quality
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.codec.tiles import _name_axes
+from tec_zarr.codec.tiles import name_axes
 from tec_zarr.errors import TecError
 from tec_zarr.frame.frame import NO_BOUND, Header, Section, SectionKind, default_scale, mapped_bands
 from tec_zarr.frame.mask import Mask, list_exactly
@@ -28,7 +28,7 @@ BOUND_RANGE = (-(2.0**24), 2.0**24)
 """DN that the bound layer codes."""
 
 
-def _bounded(part: _Part, limits: Limits) -> _Coded:
+def code_bounded(part: Part, limits: Limits) -> Coded:
     """Code by the bound layer; samples that it cannot hold to a bound are listed exactly.
 
     Bands that no bound names are coded by the model.
@@ -36,10 +36,10 @@ def _bounded(part: _Part, limits: Limits) -> _Coded:
     part = replace(part, mask=_bit_for_bit(part.mask, part.samples, limits))
     samples, mask, scale = part.samples, part.mask, part.scale
     if mask is not None and mask.labels.all():
-        return _Coded([], mask, part.spec.quality)  # nothing is coded, so nothing has a bound
+        return Coded([], mask, part.spec.quality)  # nothing is coded, so nothing has a bound
     free = limits.free
     held = [c for c in range(samples.shape[1]) if c not in free]
-    rest = _at_quality(part.of(free), part.spec.quality) if free else None
+    rest = at_quality(part.of(free), part.spec.quality) if free else None
     measured, known = part.measured, part.known
     with np.errstate(over="ignore", under="ignore"):  # of samples that are listed
         values = np.where(known, samples, 0).astype(np.float64) / scale - part.spec.offset
@@ -87,7 +87,7 @@ def _bounded(part: _Part, limits: Limits) -> _Coded:
         )
     errors = _largest_errors(samples, decoded, measured)
     errors[free] = np.nan
-    return _Coded(
+    return Coded(
         sections if rest is None else rest.sections + sections,
         mask,
         part.spec.quality if rest is None else rest.quality,
@@ -159,7 +159,7 @@ def within_bounds(
         bool, of the same shape: False for nodata, NaN and infinities.
     """
     assert spec.max_error is not None
-    axes, bands = _name_axes(original.shape, None if spec.bands is None else tuple(spec.bands))
+    axes, bands = name_axes(original.shape, None if spec.bands is None else tuple(spec.bands))
     shape = axes.to_4d(original.shape)
     shift = spec.offset * (spec.scale or default_scale(original.dtype))
     limits = resolve(spec.max_error, shape[1], bands)
@@ -168,7 +168,7 @@ def within_bounds(
     return not wrong.any()
 
 
-def _bound_layer(
+def bound_layer(
     header: Header, residuals: bytes, packed: bytes, mask: Mask | None
 ) -> np.ndarray:
     """Decode the bands of the bound layer: int32 (T, bands, H, W), DN."""

@@ -10,11 +10,11 @@ from typing import cast
 import numpy as np
 
 from tec_zarr.codec import batching, second_generation
-from tec_zarr.codec.batching import _model_slots
-from tec_zarr.codec.bounded import _bound_layer
+from tec_zarr.codec.batching import model_slots
+from tec_zarr.codec.bounded import bound_layer
 from tec_zarr.codec.points import restore_points
 from tec_zarr.codec.tiles import chained_checksum, coded_tiles, mask_of_bands, single_payload
-from tec_zarr.codec.values import _values
+from tec_zarr.codec.values import values_of
 from tec_zarr.errors import (
     ChecksumError,
     FormatError,
@@ -75,7 +75,7 @@ def decode_chunk(
     if dates is not None:
         dates = _whole_numbers(dates)
     if dates is None:
-        samples = _samples(frame)
+        samples = decode_samples(frame)
     else:
         if len(shape) != 4 or not all(0 <= date < shape[0] for date in dates):
             raise UnsupportedArrayError(
@@ -83,7 +83,7 @@ def decode_chunk(
                 "and have them"
             )
         shape = (len(dates), *shape[1:])
-        samples = _samples(frame, list(dates))
+        samples = decode_samples(frame, list(dates))
     if header.bounds is None or any(header.bounds):
         second_generation.remember_decoded(samples)
     array = samples.reshape(shape).astype(header.dtype, copy=False)
@@ -94,13 +94,13 @@ _verified: set[bytes] = set()
 """Weights of whose latents this process has found a checksum right."""
 
 
-def _samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
+def decode_samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
     """Samples of a frame, of all or some dates: (T, C, H, W) in native byte order."""
     header = frame.header
     if dates is not None and len(dates) == header.shape4[0] and dates == sorted(set(dates)):
         dates = None  # all of them
     if dates is not None and (header.bounded or header.weights not in _verified):
-        return _samples(frame)[dates]
+        return decode_samples(frame)[dates]
     native = header.dtype.newbyteorder("=")
     kinds = SectionKind.MASK, SectionKind.EXACT
     packed, exact = (single_payload(frame.payloads(kind), kind) for kind in kinds)
@@ -129,13 +129,13 @@ def _samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
         cube, crc = _decode_tile(header, latents[: len(there)], shape, free, places)
         del latents[: len(there)]
         latents_crc = chained_checksum(latents_crc, crc)
-        values = _values(cube, header)
+        values = values_of(cube, header)
         if values.shape == samples.shape:  # all of it at once
             samples = values
         else:
             samples[:, :, *tile][np.ix_(wanted, free)] = values
     if bounded:
-        samples[:, bounded] = _values(_bound_layer(header, residuals, levels, mask), header)
+        samples[:, bounded] = values_of(bound_layer(header, residuals, levels, mask), header)
     if dates is None and latents_crc != header.latents_crc:
         raise ChecksumError(
             f"model {name_of_model(header)!r} decoded other latents than were encoded, for a chunk "
@@ -172,16 +172,16 @@ def _decode_tile(
     names = None if header.bands is None else tuple(header.bands[c] for c in bands)
     try:
         if dates is not None:
-            with _model_slots:
+            with model_slots:
                 some = cast("DateModel", model)
                 return some.decode_dates(sections, shape, header.quality, dates), 0
         # DN as they stand: a model that has whole ones need not make floats of them.
         whole = cast("WholeModel", model).decode_whole if hasattr(model, "decode_whole") else None
         plain = header.dtype.newbyteorder("=") == np.uint16
         if whole and plain and (header.scale, header.offset) == (1.0, 0.0):
-            with _model_slots:
+            with model_slots:
                 return whole(sections, shape, header.quality)
-        return batching.decode(model, sections, shape, header.quality, names, _model_slots)
+        return batching.decode(model, sections, shape, header.quality, names, model_slots)
     except TecError:
         raise
     except Exception as error:

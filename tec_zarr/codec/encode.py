@@ -18,14 +18,14 @@ from tec_zarr.bounds.request import (
     resolve,
 )
 from tec_zarr.codec import second_generation, suited
-from tec_zarr.codec.bounded import BOUND_RANGE, _bounded
-from tec_zarr.codec.decode import _samples
-from tec_zarr.codec.part import _at_quality, _Coded, _Part
+from tec_zarr.codec.bounded import BOUND_RANGE, code_bounded
+from tec_zarr.codec.decode import decode_samples
+from tec_zarr.codec.part import Coded, Part, at_quality
 from tec_zarr.codec.points import find_points, pack_points
 from tec_zarr.codec.spec import ChunkSpec, check_array, check_gop
-from tec_zarr.codec.targets import _for_psnr, _for_size
-from tec_zarr.codec.tiles import _KEPT_CODEC, _name_axes
-from tec_zarr.codec.values import DN_RANGE, _possible, _to_dn
+from tec_zarr.codec.targets import for_psnr, for_size
+from tec_zarr.codec.tiles import KEPT_CODEC, name_axes
+from tec_zarr.codec.values import DN_RANGE, possible_values, to_dn
 from tec_zarr.errors import (
     LimitError,
     UnsupportedArrayError,
@@ -83,7 +83,7 @@ def encode_chunk(
     """
     spec = ChunkSpec() if spec is None else spec
     check_array(array.dtype, array.ndim)
-    axes, bands = _name_axes(array.shape, None if spec.bands is None else tuple(spec.bands))
+    axes, bands = name_axes(array.shape, None if spec.bands is None else tuple(spec.bands))
     if axes.to_4d(array.shape)[1] > config.MAX_BANDS:
         raise LimitError(
             f"a chunk of shape {array.shape} has more bands than tec_zarr.config.MAX_BANDS = "
@@ -99,7 +99,7 @@ def encode_chunk(
     samples = array.astype(native, copy=False).reshape(axes.to_4d(array.shape))
     if not spec.is_lossless:
         second_generation.warn_if_decoded_before(samples)
-    nodata = _possible(dict.fromkeys((*spec.fill_values, *padding)), native)
+    nodata = possible_values(dict.fromkeys((*spec.fill_values, *padding)), native)
     scale = spec.scale or default_scale(native)
     limits = None
     if spec.max_error is not None:
@@ -112,14 +112,14 @@ def encode_chunk(
     if native.kind == "f" and not in_dn and (limits is None or limits.free):
         check_unit(samples, spec)
 
-    part = _Part(samples, mask, nodata, scale, array.dtype, spec, bands)
+    part = Part(samples, mask, nodata, scale, array.dtype, spec, bands)
     entry = check_gop(spec)
     free = samples.shape[1] if limits is None else len(limits.free)
     if free:
         coded = None if mask is None else mask.labels == 0
         suited.warn_if_unsuited(samples, coded, 0 if entry.number == NAMED_MODEL else free)
 
-    def frame(coded: _Coded) -> bytes:
+    def frame(coded: Coded) -> bytes:
         sections = []
         if coded.mask is not None:
             packed, exact = pack_mask(coded.mask)
@@ -146,29 +146,29 @@ def encode_chunk(
         )
         return write_frame(header, sections + coded.sections)
 
-    def with_points(coded: _Coded) -> bytes:
+    def with_points(coded: Coded) -> bytes:
         # Published models are the business of others: their bytes stay those of the reference.
         if entry.number == NAMED_MODEL:
             return frame(coded)
         return frame(replace(coded, sections=coded.sections + _points(part, frame(coded))))
 
     if limits is not None:
-        return with_points(_bounded(part, limits))
+        return with_points(code_bounded(part, limits))
     if spec.psnr is not None:
-        return with_points(_for_psnr(part, spec.psnr, frame))
+        return with_points(for_psnr(part, spec.psnr, frame))
     if spec.max_bytes is not None:
-        return _for_size(part, spec.max_bytes, with_points)
-    return with_points(_at_quality(part, spec.quality))
+        return for_size(part, spec.max_bytes, with_points)
+    return with_points(at_quality(part, spec.quality))
 
 
-def _points(part: _Part, frame: bytes) -> list[Section]:
+def _points(part: Part, frame: bytes) -> list[Section]:
     """Samples that the model missed by far, exactly: a section, or none where there are none."""
     parsed = read_frame(frame)
     if not parsed.payloads(SectionKind.LATENTS):
         return []
     bounded = parsed.header.bounded
-    both = part.samples, _samples(parsed)
-    before, after = (_to_dn(samples, part.scale, part.spec.offset) for samples in both)
+    both = part.samples, decode_samples(parsed)
+    before, after = (to_dn(samples, part.scale, part.spec.offset) for samples in both)
     coded = None
     if part.mask is not None or bounded:
         coded = part.measured
@@ -187,7 +187,7 @@ def check_layout(shape: Sequence[int], chunk: Sequence[int], spec: ChunkSpec) ->
     So that a codec that xarray kept from another array, of which bands were selected or whose
     dimensions were turned, is refused when the array is created, and not with its first chunk.
     """
-    axes, bands = _name_axes(tuple(chunk), None if spec.bands is None else tuple(spec.bands))
+    axes, bands = name_axes(tuple(chunk), None if spec.bands is None else tuple(spec.bands))
     if spec.max_error is not None:
         resolve(spec.max_error, axes.to_4d(tuple(chunk))[1], bands)
     given = len(chunk) == 4 or (axes is Axes.CYX and spec.bands is not None)
@@ -196,7 +196,7 @@ def check_layout(shape: Sequence[int], chunk: Sequence[int], spec: ChunkSpec) ->
         raise UnsupportedArrayError(
             f"an array of shape {tuple(shape)} with chunks {tuple(chunk)} has {chunk[axis]} of "
             f"{shape[axis]} bands in a chunk: TEC codes all bands together, as (time, band, y, x). "
-            + _KEPT_CODEC
+            + KEPT_CODEC
         )
 
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from tec_zarr import config
 from tec_zarr.codec import batching
-from tec_zarr.codec.batching import _model_slots
+from tec_zarr.codec.batching import model_slots
 from tec_zarr.codec.fill import fill_unknown
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.codec.tiles import TILE, chained_checksum, coded_tiles, mask_of_bands
-from tec_zarr.codec.values import _from_dn, _to_dn
+from tec_zarr.codec.values import from_dn, to_dn
 from tec_zarr.errors import LimitError
 from tec_zarr.frame.frame import QUALITY_STEPS, IndexBound, Section, SectionKind
 from tec_zarr.frame.mask import Mask
@@ -23,7 +23,7 @@ from tec_zarr.models.registry import GridModel, find_model, get_encoder
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """What every way of coding a chunk starts from; ``samples`` (T, C, H, W) in native order."""
 
     samples: np.ndarray
@@ -44,7 +44,7 @@ class _Part:
         """Samples that are no nodata, no NaN and not infinite, bool (T, C, H, W)."""
         return np.isfinite(self.samples) & ~np.isin(self.samples, self.nodata)
 
-    def of(self, bands: Sequence[int]) -> _Part:
+    def of(self, bands: Sequence[int]) -> Part:
         """Some of the bands."""
         return replace(
             self,
@@ -55,11 +55,11 @@ class _Part:
 
     def values(self, dn: np.ndarray) -> np.ndarray:
         """The array's own values of decoded DN."""
-        return _from_dn(dn, self.scale, self.spec.offset, self.dtype, self.nodata)
+        return from_dn(dn, self.scale, self.spec.offset, self.dtype, self.nodata)
 
 
 @dataclass(frozen=True)
-class _Coded:
+class Coded:
     """A chunk's coded sections and what the header has to say of them."""
 
     sections: list[Section]
@@ -71,14 +71,14 @@ class _Coded:
     indices: tuple[IndexBound, ...] = ()
 
 
-def _at_quality(part: _Part, quality: float) -> _Coded:
+def at_quality(part: Part, quality: float) -> Coded:
     spec, mask = part.spec, part.mask
     quality = round(quality * QUALITY_STEPS) / QUALITY_STEPS
     sections: list[Section] = []
     latents_crc = 0
     _check_work(part)
     for tile, dates in coded_tiles(part.samples.shape, mask):
-        cube = _to_dn(part.samples[:, :, *tile][dates], part.scale, spec.offset)
+        cube = to_dn(part.samples[:, :, *tile][dates], part.scale, spec.offset)
         known = None if mask is None else mask.labels[:, :, *tile][dates] == 0
         if known is not None:
             cube = fill_unknown(cube, known)
@@ -86,20 +86,20 @@ def _at_quality(part: _Part, quality: float) -> _Coded:
         model = get_encoder(spec.model, spec.weights_sha256)
         cube = np.ascontiguousarray(cube)
         if find_model(spec.model).on_grids:
-            with _model_slots:
+            with model_slots:
                 encoded = cast("GridModel", model).encode(cube, quality, part.bands, known)
         elif spec.gop is None:
-            encoded = batching.encode(model, cube, quality, part.bands, _model_slots)
+            encoded = batching.encode(model, cube, quality, part.bands, model_slots)
         else:
-            with _model_slots:
+            with model_slots:
                 temporal = cast("TemporalModel", model)
                 encoded = temporal.encode(cube, quality, part.bands, gop=spec.gop)
         sections += [Section(SectionKind.LATENTS, data) for data in encoded.sections]
         latents_crc = chained_checksum(latents_crc, encoded.latents_crc)
-    return _Coded(sections, mask, quality, latents_crc)
+    return Coded(sections, mask, quality, latents_crc)
 
 
-def _check_work(part: _Part) -> None:
+def _check_work(part: Part) -> None:
     """Refuse before anything is coded what decoders would refuse."""
     count = sum(len(dates) for _, dates in coded_tiles(part.samples.shape, part.mask))
     if count > config.MAX_LATENT_SECTIONS:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 
 from tec_zarr.bounds.request import Limits
-from tec_zarr.codec.bounded import _bounded
-from tec_zarr.codec.decode import _samples
-from tec_zarr.codec.part import _at_quality, _Coded, _Part
+from tec_zarr.codec.bounded import code_bounded
+from tec_zarr.codec.decode import decode_samples
+from tec_zarr.codec.part import Coded, Part, at_quality
 from tec_zarr.codec.spec import QUALITY_RANGE
-from tec_zarr.codec.values import _to_dn
+from tec_zarr.codec.values import to_dn
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.frame.frame import read_frame
 
@@ -24,7 +24,7 @@ _SEARCH_STEPS = 64
 """Qualities between two whole ones that a target may choose."""
 
 
-def _lowest(good: Callable[[float], _Coded | None]) -> _Coded | None:
+def _lowest(good: Callable[[float], Coded | None]) -> Coded | None:
     """Coded chunk at the lowest quality that is ``good``; None where even the finest is not.
 
     Quality and error are monotone but for a wobble smaller than a step, so that halving finds
@@ -44,28 +44,28 @@ def _lowest(good: Callable[[float], _Coded | None]) -> _Coded | None:
     return found
 
 
-def _for_psnr(part: _Part, psnr: float, frame: Callable[[_Coded], bytes]) -> _Coded:
+def for_psnr(part: Part, psnr: float, frame: Callable[[Coded], bytes]) -> Coded:
     limit = PEAK_DN**2 * 10 ** (-psnr / 10)
     measured = part.measured
     wanted = _clipped_dn(part.samples, part)[measured]
 
-    def good(quality: float) -> _Coded | None:
-        coded = _at_quality(part, quality)
-        decoded = _samples(read_frame(frame(coded)))
+    def good(quality: float) -> Coded | None:
+        coded = at_quality(part, quality)
+        decoded = decode_samples(read_frame(frame(coded)))
         error = np.square(_clipped_dn(decoded, part)[measured] - wanted)
         return coded if not error.size or error.mean() <= limit else None
 
     found = _lowest(good)
     # Noise and the like are beyond the model: hold the error itself instead.
     held = math.floor(math.sqrt(limit)) * part.scale
-    return found or _bounded(part, Limits((held,) * part.samples.shape[1]))
+    return found or code_bounded(part, Limits((held,) * part.samples.shape[1]))
 
 
-def _for_size(part: _Part, max_bytes: int, frame: Callable[[_Coded], bytes]) -> bytes:
+def for_size(part: Part, max_bytes: int, frame: Callable[[Coded], bytes]) -> bytes:
     best: list[bytes] = []
 
-    def too_large(quality: float) -> _Coded | None:
-        coded = _at_quality(part, quality)
+    def too_large(quality: float) -> Coded | None:
+        coded = at_quality(part, quality)
         data = frame(coded)
         if len(data) > max_bytes:
             return coded
@@ -81,6 +81,6 @@ def _for_size(part: _Part, max_bytes: int, frame: Callable[[_Coded], bytes]) -> 
     return best[-1]  # the search goes up from whatever fits
 
 
-def _clipped_dn(samples: np.ndarray, part: _Part) -> np.ndarray:
-    dn = _to_dn(samples, part.scale, part.spec.offset)
+def _clipped_dn(samples: np.ndarray, part: Part) -> np.ndarray:
+    dn = to_dn(samples, part.scale, part.spec.offset)
     return np.clip(dn.astype(np.float64), 0, PEAK_DN)

@@ -16,7 +16,7 @@ TILE = 512
 """Longest side, in pixels, of what a model sees at once."""
 
 
-_KEPT_CODEC = (
+KEPT_CODEC = (
     "If xarray kept the codec in the encoding of a store that this was selected from or turned "
     "over, write tec_zarr.decode(ds), or ds.tec.to_zarr(...); an array that a failed write left "
     "in the store has to be deleted first"
@@ -30,7 +30,7 @@ def mask_of_bands(mask: Mask | None, bands: Sequence[int]) -> Mask | None:
     return Mask(mask.labels[:, bands], mask.values, mask.listed[:0])
 
 
-def _name_axes(
+def name_axes(
     shape: tuple[int, ...], bands: tuple[str, ...] | None
 ) -> tuple[Axes, tuple[str, ...] | None]:
     """What the axes are, and the bands along the band axis where they are known."""
@@ -49,7 +49,7 @@ def _name_axes(
         raise UnsupportedArrayError(
             f"a chunk of shape {shape} has {count} band{'s' * (count != 1)}, the codec was given "
             f"{len(bands)} ({', '.join(bands)}): chunk the array with all of its bands in one "
-            "chunk, as (time, band, y, x). " + _KEPT_CODEC
+            "chunk, as (time, band, y, x). " + KEPT_CODEC
         )
     return axes, bands
 

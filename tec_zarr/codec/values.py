@@ -13,18 +13,18 @@ DN_RANGE = (-1000.0, 20000.0)
 """DN that the model codes; samples outside are listed exactly."""
 
 
-def _to_dn(values: np.ndarray, scale: float, offset: float) -> np.ndarray:
+def to_dn(values: np.ndarray, scale: float, offset: float) -> np.ndarray:
     if (scale, offset) == (1.0, 0.0):
         return values.astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):  # labelled samples, replaced by the fill
         return (values.astype(np.float64) / scale - offset).astype(np.float32)
 
 
-def _values(dn: np.ndarray, header: Header) -> np.ndarray:
-    return _from_dn(dn, header.scale, header.offset, header.dtype, header.nodata)
+def values_of(dn: np.ndarray, header: Header) -> np.ndarray:
+    return from_dn(dn, header.scale, header.offset, header.dtype, header.nodata)
 
 
-def _from_dn(
+def from_dn(
     dn: np.ndarray, scale: float, offset: float, dtype: np.dtype, nodata: tuple[float, ...]
 ) -> np.ndarray:
     """Whole DN to the array's own values; what was measured never becomes nodata.
@@ -75,7 +75,7 @@ def _substitutes(
     return out
 
 
-def _possible(values: Sequence[float] | dict, dtype: np.dtype) -> tuple[float, ...]:
+def possible_values(values: Sequence[float] | dict, dtype: np.dtype) -> tuple[float, ...]:
     """Those of ``values`` that an array of ``dtype`` can hold, as it holds them; no NaN."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):  # too large for the dtype

@@ -11,11 +11,11 @@ from tec_zarr.cubes.dims import (
     TIME,
     X,
     Y,
-    _image_dims,
-    _kinds,
     counted,
+    dims_by_kind,
     find_dim,
     holds_tec,
+    image_dims,
     known_bands,
     names_along_bands,
     reflectance_names,
@@ -114,12 +114,12 @@ def comparable(
         They are no images, or differ in shape, bands, dates or coordinates.
     """
     for name, cube in zip(names, (original, decoded), strict=True):
-        if cube.dims != _image_dims(cube):
+        if cube.dims != image_dims(cube):
             raise UnsupportedArrayError(
                 f"{name} has dimensions {cube.dims}; a comparison needs (time, band, y, x), in "
                 "this order, time and band only where there are several"
             )
-    ours, theirs = ([dim is not None for dim in _kinds(cube)] for cube in (original, decoded))
+    ours, theirs = ([dim is not None for dim in dims_by_kind(cube)] for cube in (original, decoded))
     if original.shape != decoded.shape or ours != theirs:
         raise UnsupportedArrayError(
             f"{names[0]} has shape {original.shape} {original.dims}, {names[1]} has "

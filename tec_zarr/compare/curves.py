@@ -15,7 +15,7 @@ from tec_zarr.codec.decode import decode_chunk
 from tec_zarr.codec.encode import encode_chunk
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.compare import classical
-from tec_zarr.compare.tables import _card
+from tec_zarr.compare.tables import card_of
 from tec_zarr.sentinel2 import BANDS
 from tec_zarr.stores.info import Stored
 
@@ -31,7 +31,7 @@ QUALITIES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
 """Of TEC's curve."""
 
 
-def _rate_card(
+def rate_card(
     before: np.ndarray,
     bands: Sequence[str],
     table: pd.DataFrame,
@@ -62,7 +62,7 @@ def _rate_card(
         "" if len(curves) > 1 else " <code>pip install imagecodecs</code> adds classical codecs."
     )
     dot = " The dot is the store: the whole cube, with its metadata." if here else ""
-    return _card(
+    return card_of(
         "Against other codecs, on this cube",
         _rate_svg(curves, here),
         f"Measured now on the middle of the cube, {shape}: every byte counted, PSNR over all "

@@ -11,14 +11,7 @@ import xarray as xr
 
 from tec_zarr import metrics
 from tec_zarr.compare.align import comparable, in_dn, pair
-from tec_zarr.cubes.dims import (
-    BAND,
-    _transposed,
-    canonical_order,
-    find_dim,
-    reflectance_names,
-    word,
-)
+from tec_zarr.cubes.dims import BAND, canonical_order, find_dim, reflectance_names, transposed, word
 from tec_zarr.cubes.stacking import single_array
 from tec_zarr.sentinel2 import NORMALISED_DIFFERENCES, band_name
 
@@ -38,7 +31,7 @@ def error_table(
 
     a, b = pair(canonical_order(original), canonical_order(decoded))  # type: ignore[type-var]
     b = comparable(a, b)
-    names = _labels(a)
+    names = labels_of(a)
     reference, other = (dn.astype(np.float64) for dn in in_dn(a, b))
     differs = metrics.nodata_differs(reference, other)
     valid, other = np.isfinite(reference), metrics.without_gaps(reference, other)
@@ -77,14 +70,14 @@ def error_table(
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).astype(float)
 
 
-def _single(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:
+def single_cube(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:
     if isinstance(obj, xr.DataArray):
-        return _transposed(obj)
+        return transposed(obj)
     ordered = canonical_order(obj)
     return single_array(ordered, reflectance_names(ordered))
 
 
-def _labels(da: xr.DataArray) -> list[str]:
+def labels_of(da: xr.DataArray) -> list[str]:
     dim = find_dim(da, BAND)
     names = [str(da.name)] if dim is None else [word(b) for b in da[dim].values]
     try:

@@ -21,10 +21,10 @@ import xarray as xr
 
 from tec_zarr import metrics
 from tec_zarr.compare.align import comparable, in_dn, pair
-from tec_zarr.compare.curves import _rate_card
+from tec_zarr.compare.curves import rate_card
 from tec_zarr.compare.measures import error_table
-from tec_zarr.compare.pictures import MAX_DATES, _histograms, _maps, _pictures
-from tec_zarr.compare.tables import _card, _html_table, size
+from tec_zarr.compare.pictures import MAX_DATES, error_maps, histograms, make_pictures
+from tec_zarr.compare.tables import card_of, html_table, size
 from tec_zarr.cubes.dims import TIME, find_dim, names_along_bands, reflectance_names
 from tec_zarr.cubes.files import is_zarr, open_cube
 from tec_zarr.errors import LimitError, UnsupportedArrayError
@@ -127,13 +127,13 @@ def page(
     bands, dates = _canonical(names_along_bands(original)), _dates(original, len(before))
     shown = sorted({round(i) for i in np.linspace(0, len(dates) - 1, min(len(dates), MAX_DATES))})
     error = after - before
-    composites, pictures, window = _pictures(before, after, error, bands, dates, shown)
-    maps, cell = _maps(error, bands, dates, shown)
+    composites, pictures, window = make_pictures(before, after, error, bands, dates, shown)
+    maps, cell = error_maps(error, bands, dates, shown)
     data = {
         "composites": composites,
         "pictures": pictures,
         "maps": maps,
-        "errors": _histograms(error, bands),
+        "errors": histograms(error, bands),
         "chunks": None if stored is None else _chunks(stored, original.shape, dates),
     }
     return _filled(
@@ -144,7 +144,7 @@ def page(
         cell=cell,
         bands=_band_table(table),
         indices=_index_card(table),
-        rates=_rate_card(before, bands, table, original, stored),
+        rates=rate_card(before, bands, table, original, stored),
         chunks=_chunk_card(data["chunks"]),
         facts=_facts(original, stored, facts or {}),
         data=json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
@@ -240,7 +240,7 @@ def _band_table(table: pd.DataFrame) -> str:
         if not _is_index(row)
     ]  # fmt: skip
     head = ("band", "PSNR, dB", "SSIM", "mean error", "mean |error|", "largest")
-    return _html_table(head, rows)
+    return html_table(head, rows)
 
 
 def _index_card(table: pd.DataFrame) -> str:
@@ -257,8 +257,8 @@ def _index_card(table: pd.DataFrame) -> str:
     ]  # fmt: skip
     if not rows:
         return ""
-    made = _html_table(("index", "mean error", "mean |error|", "largest"), rows)
-    return _card(
+    made = html_table(("index", "mean error", "mean |error|", "largest"), rows)
+    return card_of(
         "Per index",
         made,
         "Normalised differences, in their own units (-1 to 1). The largest errors are where the "

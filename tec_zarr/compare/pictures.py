@@ -26,7 +26,7 @@ COMPOSITES = (
 """What the pictures show; composites with a missing band are left out."""
 
 
-def _pictures(
+def make_pictures(
     before: np.ndarray,
     after: np.ndarray,
     error: np.ndarray,
@@ -107,7 +107,7 @@ def _png(image: np.ndarray) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _maps(
+def error_maps(
     error: np.ndarray, bands: Sequence[str], dates: Sequence[str], shown: Sequence[int]
 ) -> tuple[dict[str, object], str]:
     """Root mean square errors in cells, one byte each, of all bands together and of each."""
@@ -150,7 +150,7 @@ def _mean(values: np.ndarray, axis: int) -> np.ndarray:
     return np.where(count, total / np.maximum(count, 1), np.nan)
 
 
-def _histograms(error: np.ndarray, bands: Sequence[str]) -> dict[str, object]:
+def histograms(error: np.ndarray, bands: Sequence[str]) -> dict[str, object]:
     shares, reaches, texts = [], [], []
     for part in (error, *np.moveaxis(error, 1, 0)):
         values = part[np.isfinite(part)]

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.compare.align import pair
-from tec_zarr.compare.measures import _labels, _single, error_table
+from tec_zarr.compare.measures import error_table, labels_of, single_cube
 from tec_zarr.cubes.dims import BAND, TIME, X, Y, canonical_order, find_dim
 from tec_zarr.cubes.nodata import nodata_values
 from tec_zarr.errors import UnsupportedArrayError
@@ -66,8 +66,8 @@ def preview(obj: xr.DataArray | xr.Dataset, time: int = 0) -> xr.DataArray:
     DataArray
         (y, x, rgb) uint8, nodata black: ``.plot.imshow()`` shows it.
     """
-    cube = _single(obj)
-    names = _labels(cube)
+    cube = single_cube(obj)
+    names = labels_of(cube)
     missing = [b for b in ("B04", "B03", "B02") if b not in names]
     if missing:
         raise UnsupportedArrayError(f"a true-colour picture needs {missing}; there are {names}")

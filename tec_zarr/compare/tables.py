@@ -93,7 +93,7 @@ def _is_number(value: object) -> bool:
     return True
 
 
-def _html_table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
     """First column of names, then numbers; the row "all" stands out."""
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
     for name, cells in rows:
@@ -103,7 +103,7 @@ def _html_table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) 
     return f"<table>{''.join(lines)}</table>"
 
 
-def _card(heading: str, content: str, note: str) -> str:
+def card_of(heading: str, content: str, note: str) -> str:
     return (
         f'<section class="card"><h2>{heading}</h2><div class="scroll">{content}</div>'
         f'<p class="soft" style="margin-top:8px">{note}</p></section>'

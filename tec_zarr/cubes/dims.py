@@ -305,7 +305,7 @@ def _why_none(ds: xr.Dataset) -> str:
     alone = variable_bands(ds.data_vars)
     for name, da in images.items():
         named = name in alone or known_bands(band_labels(da) or ["?"]) is not None
-        if named and da.dtype.name not in DTYPES and not _is_something_else(name, da):
+        if named and da.dtype.name not in DTYPES and not is_something_else(name, da):
             return (
                 f"{name!r} is {da.dtype}, TEC takes {', '.join(DTYPES)}: make it uint16 or int16 "
                 "if all its values fit (.astype, gdal_translate -ot), else float64 with scale=1"
@@ -313,7 +313,7 @@ def _why_none(ds: xr.Dataset) -> str:
     for name in counted(ds):
         da = ds[name]
         if strange := mixed_bands(da):
-            return _split_off(name, strange)
+            return split_off(name, strange)
         if band_labels(da) is None:
             count = da.sizes[find_dim(da, BAND)]
             return (
@@ -326,14 +326,14 @@ def _why_none(ds: xr.Dataset) -> str:
             f"none of {list(arrays)} can be Sentinel-2 reflectance: that is {', '.join(DTYPES)} "
             "with dimensions y and x"
         )
-    first = next((n for n in likely_meant if not _is_something_else(n, images[n])), likely_meant[0])
+    first = next((n for n in likely_meant if not is_something_else(n, images[n])), likely_meant[0])
     return (
         f"none of {likely_meant} looks like Sentinel-2 reflectance by its name or those of its "
         f"bands: name what is, such as variables=[{first!r}] (--variables {first})"
     )
 
 
-def _split_off(name: str, strange: list[str]) -> str:
+def split_off(name: str, strange: list[str]) -> str:
     """What to do about a band that is none."""
     return (
         f"{', '.join(map(repr, strange))} among the bands of {name!r} is no Sentinel-2 band, and "
@@ -390,10 +390,10 @@ def names_bands(name: Any, da: xr.DataArray, alone: bool) -> bool | None:
 def _could_be_reflectance(name: Any, da: xr.DataArray) -> bool:
     """By dtype and dimensions, and not marked or named as something else."""
     image = find_dim(da, Y) is not None and find_dim(da, X) is not None
-    return da.dtype.name in DTYPES and image and not _is_something_else(name, da)
+    return da.dtype.name in DTYPES and image and not is_something_else(name, da)
 
 
-def _is_something_else(name: Any, da: xr.DataArray) -> bool:
+def is_something_else(name: Any, da: xr.DataArray) -> bool:
     """Whether flags, CF or the name say that ``da`` is a class, mask, angle, elevation, ..."""
     if holds_tec(da):  # somebody said so before
         return False
@@ -408,11 +408,11 @@ def _is_something_else(name: Any, da: xr.DataArray) -> bool:
 def canonical_order(obj: XrObject) -> XrObject:
     """Images with dimensions (..., time, band, y, x), as TEC stores them."""
     if isinstance(obj, xr.DataArray):
-        return _transposed(obj)
-    return obj.map(_transposed, keep_attrs=True)
+        return transposed(obj)
+    return obj.map(transposed, keep_attrs=True)
 
 
-def _transposed(da: xr.DataArray) -> xr.DataArray:
+def transposed(da: xr.DataArray) -> xr.DataArray:
     dims = [find_dim(da, names) for names in (TIME, BAND, Y, X)]
     known = [d for d in dims if d is not None]
     if dims[2] is None or dims[3] is None or len(known) != da.ndim:
@@ -435,13 +435,13 @@ def same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.abs(after.astype(np.float64) - before) <= near
 
 
-def _image_dims(cube: xr.DataArray) -> tuple[str, ...] | None:
+def image_dims(cube: xr.DataArray) -> tuple[str, ...] | None:
     """Its dimensions in the order of TEC, None without y and x."""
-    kinds = _kinds(cube)
+    kinds = dims_by_kind(cube)
     return tuple(d for d in kinds if d is not None) if None not in kinds[2:] else None
 
 
-def _kinds(cube: xr.DataArray) -> list[str | None]:
+def dims_by_kind(cube: xr.DataArray) -> list[str | None]:
     return [find_dim(cube, names) for names in (TIME, BAND, Y, X)]
 
 

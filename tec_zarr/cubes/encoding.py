@@ -22,27 +22,27 @@ from tec_zarr.cubes.dims import (
     TIME,
     X,
     Y,
-    _is_something_else,
-    _split_off,
     band_labels,
     chosen_variables,
     find_dim,
     holds_tec,
+    is_something_else,
     known_bands,
     mixed_bands,
     selected_band,
+    split_off,
     variable_bands,
 )
-from tec_zarr.cubes.layout import _layout
+from tec_zarr.cubes.layout import layout
 from tec_zarr.cubes.nodata import nodata_values, unencoded
 from tec_zarr.cubes.packing import (
-    _AT_ONCE,
+    AT_ONCE,
     PACKING,
-    _cf_packing,
-    _fills,
-    _stored_packing,
     cf_line,
+    cf_packing,
+    fill_values,
     holds,
+    stored_packing,
     time_encoding,
 )
 from tec_zarr.errors import SecondGenerationWarning, SeparateBandsWarning, UnsupportedArrayError
@@ -162,8 +162,8 @@ def encoding(
         name, da = next(iter(obj.data_vars.items()))
         strange = mixed_bands(da) if bands is None else []
         if strange and variables is None:
-            raise UnsupportedArrayError(_split_off(str(name), strange))
-        if variables is None and not _is_something_else(name, da):
+            raise UnsupportedArrayError(split_off(str(name), strange))
+        if variables is None and not is_something_else(name, da):
             variables = [str(name)]
     reflectance = chosen_variables(obj, variables, bands)
     alone = variable_bands(obj.data_vars)
@@ -290,9 +290,9 @@ def _tec(
             "time and band only where there are several: rename or transpose it first"
         )
     _check_count(name, da, spec, order[1])
-    chunk, shard = _layout(name, da, order, chunks, shards and zarr_format == 3)
+    chunk, shard = layout(name, da, order, chunks, shards and zarr_format == 3)
     out: dict[str, Any] = {"chunks": chunk}
-    cf, packed = _cf_packing(da, spec)
+    cf, packed = cf_packing(da, spec)
     _check_unit(da, spec if cf else packed, cf)
     spec = replace(packed, nodata=(*packed.fill_values, *_stored_nodata(da, cf)))
     out |= cf
@@ -314,7 +314,7 @@ def _check_unit(da: xr.DataArray, spec: ChunkSpec, cf: Mapping[str, Any]) -> Non
     whole = bool(cf) and "scale_factor" not in cf
     if da.dtype.kind != "f" or da.chunks is not None or spec.max_error is not None or whole:
         return
-    some = da.values.reshape(-1)[:: max(1, da.size // _AT_ONCE) | 1]
+    some = da.values.reshape(-1)[:: max(1, da.size // AT_ONCE) | 1]
     check_unit(some, replace(spec, nodata=(*spec.fill_values, *unencoded(da))))
 
 
@@ -330,9 +330,9 @@ def _check_count(name: str, da: xr.DataArray, spec: ChunkSpec, band: str | None)
 
 def _stored_nodata(da: xr.DataArray, cf: Mapping[str, Any]) -> list[float]:
     """What ``da`` says is nodata, in the units in which it is stored with the packing ``cf``."""
-    if cf and cf != _stored_packing(da):  # integers made now: nothing but NaN was nodata
-        return _fills(cf)
-    found = [*_fills(cf), *nodata_values(da)]
+    if cf and cf != stored_packing(da):  # integers made now: nothing but NaN was nodata
+        return fill_values(cf)
+    found = [*fill_values(cf), *nodata_values(da)]
     line = unpacking(da)
     if not cf and line != (1, 0):  # floats made of integers, stored as floats
         found += [float(da.dtype.type(value * line[0] + line[1])) for value in found]
@@ -341,7 +341,7 @@ def _stored_nodata(da: xr.DataArray, cf: Mapping[str, Any]) -> list[float]:
 
 def unpacking(da: xr.DataArray) -> tuple[float, float]:
     """Factor and sum that made values of the integers that ``da`` was stored as; else 1 and 0."""
-    stored = _stored_packing(da)
+    stored = stored_packing(da)
     return (1, 0) if stored is None else cf_line(stored)
 
 
@@ -349,7 +349,7 @@ def _lossless_packing(da: xr.DataArray) -> dict[str, Any]:
     """CF keys of a variable that is stored without loss: integers with NaN stay integers."""
     if da.dtype.kind in "mM":
         return time_encoding(da)
-    stored = _stored_packing(da)
+    stored = stored_packing(da)
     whole = stored is not None and "scale_factor" not in stored and "add_offset" not in stored
     return stored if stored and whole and holds(da, stored, on_grid=True, slack=0) else {}
 
@@ -361,7 +361,7 @@ def _is_packed_right(da: xr.DataArray) -> bool:
         return True
     if cf_line(da.encoding) == (1, 0) and kept == da.dtype:
         return True
-    stored = _stored_packing(da)
+    stored = stored_packing(da)
     if stored is None:  # floats packed in floats stay as precise as they were, if they are floats
         return da.dtype.kind == "f" and ("scale_factor" in da.encoding or kept == da.dtype)
     return holds(da, stored, on_grid=True)

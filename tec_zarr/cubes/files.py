@@ -19,7 +19,7 @@ from tec_zarr.cubes.dims import (
     name_bands,
     stored_spec,
 )
-from tec_zarr.cubes.geotiff import _open_tiffs
+from tec_zarr.cubes.geotiff import open_tiffs
 from tec_zarr.cubes.layout import words_in_memory
 from tec_zarr.cubes.nodata import nodata_values
 from tec_zarr.errors import TecError, UnsupportedArrayError
@@ -86,7 +86,7 @@ def _open(path: Path) -> xr.Dataset:
     if suffix in _NETCDF:
         return _canonical(_open_netcdf(path))
     if suffix in _TIFF:
-        return _open_tiffs([path])
+        return open_tiffs([path])
     raise UnsupportedArrayError(
         f"{path} is not a Zarr store, NetCDF, GeoTIFF, folder of GeoTIFFs or .npz cube"
     )
@@ -95,7 +95,7 @@ def _open(path: Path) -> xr.Dataset:
 def _open_folder(path: Path) -> xr.Dataset:
     tiffs = _tiffs_in(path)
     if tiffs:
-        return _open_tiffs(tiffs)
+        return open_tiffs(tiffs)
     if is_zarr(path):
         return _canonical(xr.open_zarr(path, chunks={}, decode_coords="all"))
     below = sorted(p for p in path.rglob("*") if p.suffix.lower() in _TIFF)

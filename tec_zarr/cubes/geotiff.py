@@ -47,7 +47,7 @@ _DATE_IN_NAME = re.compile(
 )
 
 
-def _open_tiffs(paths: list[Path]) -> xr.Dataset:
+def open_tiffs(paths: list[Path]) -> xr.Dataset:
     try:
         import rioxarray
     except ImportError as error:

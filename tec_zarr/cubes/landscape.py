@@ -37,7 +37,7 @@ _SPECTRA: dict[str, Field] = {
 
 
 # Share of direct light that haze and shadow take per band: strongest in the blue.
-_SKY_LIGHT = np.array(
+SKY_LIGHT = np.array(
     (0.55, 0.48, 0.38, 0.30, 0.27, 0.25, 0.23, 0.22, 0.21, 0.20, 0.13, 0.10), np.float32
 )
 
@@ -67,7 +67,7 @@ _CROPS = (
 _CROP_SHARES = (0.30, 0.24, 0.20, 0.10, 0.08, 0.08)
 
 
-class _Landscape:
+class Landscape:
     """What stays where it is: relief, water, parcels, forest, roads, town."""
 
     def __init__(self, grid: int, seed: int) -> None:
@@ -76,27 +76,27 @@ class _Landscape:
         y, x = np.mgrid[:grid, :grid].astype(np.float32)
         river_line = _meander(rng, grid)
         to_river = _distance(y, x, river_line)
-        hills = _noise(rng, grid, 160, 5.2)
+        hills = noise(rng, grid, 160, 5.2)
         flood_plain = np.exp(-((to_river / 45) ** 2))
-        ridges = 1 - np.abs(_noise(rng, grid, 50, 4.8))
-        upland = _ramp(hills - 1.2 * flood_plain, 0.0, 1.1)
+        ridges = 1 - np.abs(noise(rng, grid, 50, 4.8))
+        upland = ramp(hills - 1.2 * flood_plain, 0.0, 1.1)
         height = 60 * hills * (1 - 0.6 * flood_plain) + upland * (
-            38 * ridges + 3 * _noise(rng, grid, 25, 4.4)
+            38 * ridges + 3 * noise(rng, grid, 25, 4.4)
         )
         self.slope_y, self.slope_x = (g / 10 for g in np.gradient(height.astype(np.float32)))
 
-        width = 3.0 + 1.0 * _noise(rng, grid, 120, 4.0)
-        self.river = _ramp(width - to_river, -0.6, 0.6)
-        self.gravel = _ramp(width + 2.2 + 1.8 * _noise(rng, grid, 14, 3.0) - to_river, -0.6, 0.6)
-        basins = _noise(rng, grid, 60, 4.0) - 0.5 * upland - 0.4 * flood_plain
-        self.pond = _ramp(basins - np.quantile(basins, 0.985), -0.04, 0.04)
+        width = 3.0 + 1.0 * noise(rng, grid, 120, 4.0)
+        self.river = ramp(width - to_river, -0.6, 0.6)
+        self.gravel = ramp(width + 2.2 + 1.8 * noise(rng, grid, 14, 3.0) - to_river, -0.6, 0.6)
+        basins = noise(rng, grid, 60, 4.0) - 0.5 * upland - 0.4 * flood_plain
+        self.pond = ramp(basins - np.quantile(basins, 0.985), -0.04, 0.04)
 
-        wood_edge = 0.5 * _noise(rng, grid, 70, 3.4) + 1.2 * upland - 0.65
-        self.forest = _ramp(wood_edge, -0.05, 0.05)
-        gallery = _ramp(width + 5 + 3 * _noise(rng, grid, 30, 3.0) - to_river, -1, 1)
+        wood_edge = 0.5 * noise(rng, grid, 70, 3.4) + 1.2 * upland - 0.65
+        self.forest = ramp(wood_edge, -0.05, 0.05)
+        gallery = ramp(width + 5 + 3 * noise(rng, grid, 30, 3.0) - to_river, -1, 1)
         self.forest = np.maximum(self.forest, gallery)
-        self.conifer = _ramp(_noise(rng, grid, 45, 2.6) + 0.8 * upland - 0.5, -0.25, 0.25)
-        self.crowns = _noise(rng, grid, 6, 2.0)
+        self.conifer = ramp(noise(rng, grid, 45, 2.6) + 0.8 * upland - 0.5, -0.25, 0.25)
+        self.crowns = noise(rng, grid, 6, 2.0)
 
         self.parcel, self.to_parcel_edge = _parcels(rng, y, x)
         count = int(self.parcel.max()) + 1
@@ -105,16 +105,16 @@ class _Landscape:
         self.parcel_gain = np.exp(rng.normal(0, 0.10, count)).astype(np.float32)
         self.parcel_soil = rng.beta(1.6, 1.6, count).astype(np.float32)
         self.parcel_vigour = np.clip(rng.normal(0.92, 0.10, count), 0.5, 1).astype(np.float32)
-        self.soil = _noise(rng, grid, 90, 2.6)
-        self.grain = _noise(rng, grid, 12, 2.0)
-        self.vigour = _noise(rng, grid, 35, 3.4)
-        self.rough = _ramp(upland - 0.3 + 0.2 * _noise(rng, grid, 50, 3.4), -0.06, 0.06)
+        self.soil = noise(rng, grid, 90, 2.6)
+        self.grain = noise(rng, grid, 12, 2.0)
+        self.vigour = noise(rng, grid, 35, 3.4)
+        self.rough = ramp(upland - 0.3 + 0.2 * noise(rng, grid, 50, 3.4), -0.06, 0.06)
 
         centre, roads = _roads(rng, grid, river_line)
         to_road = np.minimum.reduce([_distance(y, x, road) for road in roads])
-        self.road = _ramp(0.9 - to_road, -0.6, 0.4) * 0.8
+        self.road = ramp(0.9 - to_road, -0.6, 0.4) * 0.8
         town_radius = np.hypot(y - centre[0], x - centre[1]) / 26
-        self.town = _ramp(0.9 + 0.45 * _noise(rng, grid, 22, 2.4) - town_radius, -0.15, 0.15)
+        self.town = ramp(0.9 + 0.45 * noise(rng, grid, 22, 2.4) - town_radius, -0.15, 0.15)
         self.town *= 1 - np.maximum(self.gravel, self.pond)
         self.building, self.roof = _buildings(rng, y, x)
 
@@ -127,7 +127,7 @@ class _Landscape:
         surface *= 1 + 0.035 * self.grain
         self._grow(surface, day)
         surface *= self.parcel_gain[self.parcel]
-        margin = _ramp(0.9 - self.to_parcel_edge, -0.5, 0.5) * 0.55
+        margin = ramp(0.9 - self.to_parcel_edge, -0.5, 0.5) * 0.55
         _paint(surface, margin, self._meadow(day))
         _paint(
             surface, self.rough, self._meadow(day) * (1 + 0.06 * self.grain + 0.08 * self.vigour)
@@ -182,7 +182,7 @@ class _Landscape:
             1, np.hypot(self.slope_x, self.slope_y)
         )
         lit = np.clip(cosine / np.cos(zenith), 0.25, 1.8)[None]
-        return lit + _SKY_LIGHT[:, None, None] * (1 - lit) * 0.5
+        return lit + SKY_LIGHT[:, None, None] * (1 - lit) * 0.5
 
     def _build(self, surface: Field) -> None:
         kinds = ("asphalt", "concrete", "red roof", "metal roof")
@@ -191,7 +191,7 @@ class _Landscape:
             _paint(surface, here * 0.85, _SPECTRA[kind][:, None, None])
 
 
-def _noise(rng: np.random.Generator, grid: int, length: float, beta: float) -> Field:
+def noise(rng: np.random.Generator, grid: int, length: float, beta: float) -> Field:
     """Fractal noise of mean 0 and variance 1: power falls as f**-beta beyond 1/length px."""
     n = max(48, grid + min(grid, int(2 * length)))  # larger than shown: it must not look periodic
     fy, fx = np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None]
@@ -201,7 +201,7 @@ def _noise(rng: np.random.Generator, grid: int, length: float, beta: float) -> F
     return (field / field.std())[:grid, :grid].astype(np.float32)
 
 
-def _ramp(x: NDArray, low: float, high: float) -> Field:
+def ramp(x: NDArray, low: float, high: float) -> Field:
     """Smooth step from 0 at low to 1 at high."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return (t * t * (3 - 2 * t)).astype(np.float32)
@@ -257,8 +257,8 @@ def _parcels(rng: np.random.Generator, y: Field, x: Field) -> tuple[NDArray[np.i
     strips into parcels.
     """
     grid = len(y)
-    y = y + 3 * _noise(rng, grid, 90, 5.5)
-    x = x + 3 * _noise(rng, grid, 90, 5.5)
+    y = y + 3 * noise(rng, grid, 90, 5.5)
+    x = x + 3 * noise(rng, grid, 90, 5.5)
     block, block_edge = _voronoi(rng, y, x, spacing=78)
     count = int(block.max()) + 1
     angle = rng.uniform(0, np.pi, count)[block]

@@ -37,7 +37,7 @@ def words_in_memory(ds: xr.Dataset) -> xr.Dataset:
                       if v.chunks is not None and v.dtype == object})  # fmt: skip
 
 
-def _layout(
+def layout(
     name: str,
     da: xr.DataArray,
     order: list[str | None],

@@ -22,7 +22,7 @@ PACKING = ("dtype", "_FillValue", "missing_value", "scale_factor", "add_offset")
 """Keys of a variable's encoding that say which stored numbers its values are, by CF."""
 
 #: Samples of an array in memory that are looked at together, so that copies stay small.
-_AT_ONCE = 2**22
+AT_ONCE = 2**22
 
 #: Dask's layers of data that a store was opened to and that were cut or rechunked since.
 _AS_READ = re.compile(r"(original-)?open_\w+-.*|getitem-.*|rechunk-.*|transpose-.*")
@@ -69,19 +69,19 @@ def _below_microseconds(times: np.ndarray) -> bool:
     return bool((times != times.astype("M8[us]"))[~np.isnat(times)].any())
 
 
-def _fills(packing: Mapping[str, Any]) -> list[float]:
+def fill_values(packing: Mapping[str, Any]) -> list[float]:
     """Finite numbers that stand for nodata by CF."""
     return [v for v in declared(packing, np.dtype("f8"), keys=CF_KEYS) if math.isfinite(v)]
 
 
-def _cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], ChunkSpec]:
+def cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], ChunkSpec]:
     """CF keys that make integers of floats where that wraps nothing, and the codec's settings.
 
     With CF packing the codec sees the packed integers, without it the floats themselves.
     """
     if da.dtype.kind != "f":
         return {}, _in_stored_units(da, spec)
-    stored = _stored_packing(da)
+    stored = stored_packing(da)
     exact = _has_exact_band(spec)
     whole = stored is not None and cf_line(stored) == (1, 0)
     if stored and whole and spec.scale in (None, 1) and holds(da, stored, on_grid=True):
@@ -140,14 +140,14 @@ def _in_stored_units(da: xr.DataArray, spec: ChunkSpec) -> ChunkSpec:
     return replace(packed_spec(replace(spec, max_error=None), *line), max_error=spec.max_error)
 
 
-def _stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
+def stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
     """CF keys of the integers that xarray made floats of when it read ``da``, if it did."""
     stored = {k: da.encoding[k] for k in PACKING if da.encoding.get(k) is not None}
     if da.dtype.kind != "f" or np.dtype(stored.get("dtype", "f4")).kind not in "iu":
         return None
     if da.encoding.get("_Unsigned"):  # integers that are not what their dtype says
         return None
-    fills = _fills({k: stored.pop(k, ()) for k in CF_KEYS})
+    fills = fill_values({k: stored.pop(k, ()) for k in CF_KEYS})
     stored |= {"_FillValue": fills[0]} if fills else {}  # all of them are NaN by now
     if cf_line(stored) == (1, 0):
         stored = {k: v for k, v in stored.items() if k not in ("scale_factor", "add_offset")}
@@ -166,7 +166,7 @@ def holds(
     packing through arithmetic. Lazy data fit if they are as they were read, in the same packing.
     """
     if is_as_read(da):
-        fills, read = set(_fills(packing)), set(_fills(da.encoding))
+        fills, read = set(fill_values(packing)), set(fill_values(da.encoding))
         same = fills <= read and bool(fills) == bool(read)
         same &= cf_line(da.encoding) == cf_line(packing)
         return same and np.dtype(da.encoding.get("dtype", da.dtype)) == packing["dtype"]
@@ -196,7 +196,7 @@ def _fits(
 
 def _parts(da: xr.DataArray) -> Iterator[np.ndarray]:
     flat = da.values.reshape(-1)
-    return (flat[i : i + _AT_ONCE] for i in range(0, flat.size, _AT_ONCE))
+    return (flat[i : i + AT_ONCE] for i in range(0, flat.size, AT_ONCE))
 
 
 def _part_fits(
@@ -205,7 +205,7 @@ def _part_fits(
     known = values[~np.isnan(values)]
     factor, added = cf_line(packing)
     exact = (known.astype(np.float64) - added) / factor
-    whole, limits, fills = np.rint(exact), np.iinfo(packing["dtype"]), _fills(packing)
+    whole, limits, fills = np.rint(exact), np.iinfo(packing["dtype"]), fill_values(packing)
     slack = slack and slack + np.abs(exact) * np.finfo(values.dtype).eps
     return bool(
         (fills or known.size == values.size)

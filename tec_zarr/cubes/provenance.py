@@ -88,7 +88,7 @@ def _parameters(spec: ChunkSpec, factor: float) -> dict[str, Any]:
     bounds = spec.max_error
     if isinstance(bounds, NamedBounds):
         found = {} if ALL in bounds else found
-        found["max_error"] = _listing(bounds.scaled(1 / factor))
+        found["max_error"] = listing_of(bounds.scaled(1 / factor))
     elif bounds is not None:
         found = {"max_error": np.round(np.asarray(bounds) * factor, 9).tolist()}
     elif spec.psnr is not None:
@@ -98,5 +98,5 @@ def _parameters(spec: ChunkSpec, factor: float) -> dict[str, Any]:
     return {ATTRIBUTE: CONTAINER} | {f"{ATTRIBUTE}_{key}": value for key, value in found.items()}
 
 
-def _listing(values: Mapping[str, Any]) -> str:
+def listing_of(values: Mapping[str, Any]) -> str:
     return " ".join(f"{name}: {float(value):.9g}" for name, value in values.items())

@@ -13,7 +13,7 @@ import xarray as xr
 from tec_zarr.codec.decode import decode_chunk
 from tec_zarr.codec.encode import encode_chunk
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.cubes.dims import XrObject, _transposed, chosen_variables
+from tec_zarr.cubes.dims import XrObject, chosen_variables, transposed
 from tec_zarr.cubes.encoding import encoding, without_codecs
 from tec_zarr.cubes.packing import PACKING
 
@@ -126,7 +126,7 @@ def _plan(
 ) -> tuple[_Written, Any]:
     """How ``da`` is written, and its data as a Dask array of whole chunks."""
     settings = {k: v for k, v in options.items() if k != "variables"}
-    ordered = _transposed(without_codecs(da))
+    ordered = transposed(without_codecs(da))
     name = str(da.name) if da.name is not None else "cube"
     stored = encoding(ordered.to_dataset(name=name), variables=[name], quality=quality,
                       **settings)[name]  # fmt: skip
@@ -146,4 +146,4 @@ def _plan(
 def _simulated(da: xr.DataArray, quality: float, options: Mapping[str, Any]) -> xr.DataArray:
     written, lazy = _plan(da, quality, options)
     back = lazy.map_blocks(written.read_back, dtype=da.dtype)
-    return _transposed(da).copy(data=back).transpose(*da.dims)
+    return transposed(da).copy(data=back).transpose(*da.dims)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tec_zarr.cubes.landscape import _SKY_LIGHT, Field, _Landscape, _noise, _ramp
+from tec_zarr.cubes.landscape import SKY_LIGHT, Field, Landscape, noise, ramp
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import BANDS, L2A_BANDS, NODATA, band_names
 
@@ -106,7 +106,7 @@ def dataset(
         raise UnsupportedArrayError(f"B10 is not part of L2A; got bands {names}.")
 
     grid = -(-size // 6) * 6  # whole 60 m pixels
-    land = _Landscape(grid, seed)
+    land = Landscape(grid, seed)
     days = _days(dates, seed)
     reflectance = np.empty((dates, len(names), size, size), np.uint16)
     classes = np.empty((dates, size, size), np.uint8)
@@ -139,29 +139,29 @@ class _Sky:
     """Clouds, their shadows and haze on one date."""
 
     def __init__(self, grid: int, rng: np.random.Generator, cover: float | None, day: int) -> None:
-        shape = _noise(rng, grid, 60, 4.0)
-        towers = _noise(rng, grid, 14, 3.0)
+        shape = noise(rng, grid, 60, 4.0)
+        towers = noise(rng, grid, 14, 3.0)
         self.opacity = np.zeros((grid, grid), np.float32)
         self.shadow = np.zeros_like(self.opacity)
         if cover:
             edge = np.quantile(shape, 1 - cover)
-            self.opacity = _ramp(shape + 0.09 * towers - edge, -0.15, 0.65)
+            self.opacity = ramp(shape + 0.09 * towers - edge, -0.15, 0.65)
             reach = 18 + 8 * np.cos(2 * np.pi * (day - 355) / 365)
             # The sun stands in the south-south-east: shadows fall to the north-north-west.
             self.shadow = np.roll(self.opacity, (-int(reach), -int(reach * 0.4)), axis=(0, 1))
-            self.shadow = _ramp(self.shadow, 0.1, 0.7) * (1 - self.opacity)
+            self.shadow = ramp(self.shadow, 0.1, 0.7) * (1 - self.opacity)
         self.brightness = np.clip(0.95 + 0.14 * shape + 0.06 * towers, 0.4, 1.6)
         hazy = 0.0 if cover is None else max(0.0, rng.normal(0.010, 0.008))
-        self.haze = hazy * np.clip(1 + 0.5 * _noise(rng, grid, 200, 4.0), 0, 3)
+        self.haze = hazy * np.clip(1 + 0.5 * noise(rng, grid, 200, 4.0), 0, 3)
 
     def image(self, surface: Field, name: str) -> Field:
         """What the sensor sees of a band's surface, in DN."""
         k = L2A_BANDS.index(name)
-        light = 1 - self.shadow * (1 - _SKY_LIGHT[k]) * 0.85
-        seen = surface * light + 10_000 * self.haze * _SKY_LIGHT[k]
+        light = 1 - self.shadow * (1 - SKY_LIGHT[k]) * 0.85
+        seen = surface * light + 10_000 * self.haze * SKY_LIGHT[k]
         return seen + self.opacity * (_CLOUD[k] * self.brightness - seen)
 
-    def classify(self, land: _Landscape, surface: Field) -> NDArray[np.uint8]:
+    def classify(self, land: Landscape, surface: Field) -> NDArray[np.uint8]:
         """Scene classes at 20 m on the 10 m grid."""
         red, nir = surface[L2A_BANDS.index("B04")], surface[L2A_BANDS.index("B08")]
         opacity, shadow, water, ndvi = (

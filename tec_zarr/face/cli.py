@@ -13,8 +13,20 @@ from typing import Any
 
 import tec_zarr
 from tec_zarr.errors import TecError
-from tec_zarr.face.convert import _decode, _encode, _from_stac, _recompress, _transcode
-from tec_zarr.face.show import _demo, _info, _report, _train, _verify
+from tec_zarr.face.convert import (
+    decode_command,
+    encode_command,
+    from_stac_command,
+    recompress_command,
+    transcode_command,
+)
+from tec_zarr.face.show import (
+    demo_command,
+    info_command,
+    report_command,
+    train_command,
+    verify_command,
+)
 from tec_zarr.interrupted import Interrupted, signals_interrupt
 
 
@@ -75,12 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         target.add_argument("--psnr", type=float, help="dB that every chunk reaches")
         target.add_argument("--max-bytes", type=int, help="bytes that no chunk exceeds")
 
-    demo = command(_demo, "demo", "a cube through TEC and back, in numbers and a picture")
+    demo = command(demo_command, "demo", "a cube through TEC and back, in numbers and a picture")
     demo.add_argument("--input", type=Path, help="own Zarr, NetCDF, GeoTIFF(s) or .npz cube")
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results")
     coding(demo)
 
-    encode = command(_encode, "encode", "write a cube into a Zarr store with TEC")
+    encode = command(encode_command, "encode", "write a cube into a Zarr store with TEC")
     encode.add_argument("source", type=Path, metavar="IN")
     encode.add_argument("target", type=Path, metavar="OUT")
     encode.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
@@ -90,21 +102,21 @@ def _parser() -> argparse.ArgumentParser:
     coding(encode)
     targets(encode)
 
-    decode = command(_decode, "decode", "write a plain Zarr store or GeoTIFFs: the way out")
+    decode = command(decode_command, "decode", "write a plain Zarr store or GeoTIFFs: the way out")
     decode.add_argument("source", type=Path, metavar="IN")
     decode.add_argument("target", type=Path, metavar="OUT")
     decode.add_argument("--to", choices=("zarr", "geotiff"), default="zarr")
     decode.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
-    info = command(_info, "info", "what is inside a store or file")
+    info = command(info_command, "info", "what is inside a store or file")
     info.add_argument("path", type=Path, metavar="PATH")
 
-    verify = command(_verify, "verify", "errors of B against A, per band")
+    verify = command(verify_command, "verify", "errors of B against A, per band")
     verify.add_argument("a", type=Path, metavar="A")
     verify.add_argument("b", type=Path, metavar="B")
     named(verify)
 
-    page = command(_report, "report", "one HTML page about what was lost, to look at")
+    page = command(report_command, "report", "one HTML page about what was lost, to look at")
     page.add_argument("a", type=Path, metavar="A", help="the original")
     page.add_argument("b", type=Path, metavar="B", nargs="?",
                       help="a store made of it (default: made now, with TEC)")  # fmt: skip
@@ -113,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     coding(page)
     targets(page)
 
-    stac = command(_from_stac, "from-stac", "an area and a period of a STAC catalogue to TEC")
+    stac = command(
+        from_stac_command, "from-stac", "an area and a period of a STAC catalogue to TEC"
+    )
     stac.add_argument("target", type=Path, metavar="OUT")
     stac.add_argument("--bbox", type=float, nargs=4, required=True,
                       metavar=("WEST", "SOUTH", "EAST", "NORTH"), help="degrees")  # fmt: skip
@@ -131,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     stac.add_argument("--quality", type=float, default=4.0, help="1 (smallest) to 8 (finest)")
     stac.add_argument("--model", default="tec-s2", help="learned model (default: tec-s2)")
 
-    recompress = command(_recompress, "recompress", "a whole Zarr archive to TEC, resumable")
+    recompress = command(recompress_command, "recompress", "a whole Zarr archive to TEC, resumable")
     recompress.add_argument("source", metavar="SRC", help="path or URL of a Zarr store")
     recompress.add_argument("target", metavar="DST", help="path or URL; repeat to resume")
     recompress.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
@@ -149,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     coding(recompress)
     targets(recompress)
 
-    lower = command(_transcode, "transcode", "lower quality, or other format or shards")
+    lower = command(transcode_command, "transcode", "lower quality, or other format or shards")
     lower.add_argument("source", metavar="IN", help="path or URL of a Zarr store")
     lower.add_argument("target", type=Path, metavar="OUT")
     how = lower.add_argument_group("either a lower quality, or another format or shards")
@@ -162,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
                      "(default: as they are)")  # fmt: skip
     lower.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
-    train = command(_train, "train", "train the default model on data of your own")
+    train = command(train_command, "train", "train the default model on data of your own")
     train.add_argument("config", type=Path, metavar="CONFIG", help="TOML, see docs/training.md")
     return parser
 

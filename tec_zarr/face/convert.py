@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.face.output import _BAR_AFTER_SECONDS, _print_arrays, _settings, _to_zarr, _with_bar
+from tec_zarr.face.output import BAR_AFTER_SECONDS, print_arrays, settings_of, to_zarr, with_bar
 from tec_zarr.interrupted import replaced
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def _encode(arguments: argparse.Namespace) -> None:
+def encode_command(arguments: argparse.Namespace) -> None:
     """Write a cube into a Zarr store: reflectance with TEC, everything else lossless."""
     from tec_zarr.cubes.provenance import describe
     from tec_zarr.face.write import record
     from tec_zarr.stores.info import stored_arrays
 
     with _out(arguments) as target:
-        ds, settings = _settings(arguments.source, arguments, arguments.zarr_format)
-        _to_zarr(describe(ds, settings), target, encoding=settings,
+        ds, settings = settings_of(arguments.source, arguments, arguments.zarr_format)
+        to_zarr(describe(ds, settings), target, encoding=settings,
                  zarr_format=arguments.zarr_format)  # fmt: skip
         if arguments.max_error is not None:
             record(target)
-    _print_arrays(stored_arrays(arguments.target))
+    print_arrays(stored_arrays(arguments.target))
 
 
-def _transcode(arguments: argparse.Namespace) -> None:
+def transcode_command(arguments: argparse.Namespace) -> None:
     """Copy a store, cutting the chunks of its flexible arrays down to their first tokens, or moving
     those of all TEC arrays to the other Zarr format or to other shards, byte by byte.
 
@@ -46,16 +46,16 @@ def _transcode(arguments: argparse.Namespace) -> None:
 
     tokens = arguments.tokens
     tokens = tokens[0] if tokens and len(tokens) == 1 else tokens
-    bar = tqdm(desc="transcode", delay=_BAR_AFTER_SECONDS, leave=False, disable=None)
+    bar = tqdm(desc="transcode", delay=BAR_AFTER_SECONDS, leave=False, disable=None)
     with _out(arguments) as target, bar:
         transcode(
             arguments.source, target, tokens, zarr_format=arguments.zarr_format,
             shards=arguments.shards, progress=bar.update,
         )  # fmt: skip
-    _print_arrays(stored_arrays(arguments.target))
+    print_arrays(stored_arrays(arguments.target))
 
 
-def _decode(arguments: argparse.Namespace) -> None:
+def decode_command(arguments: argparse.Namespace) -> None:
     """Write what a TEC store decodes to as a plain Zarr store, or as one GeoTIFF per date.
 
     Bands that were stacked to encode them are variables again in a Zarr store.
@@ -70,16 +70,16 @@ def _decode(arguments: argparse.Namespace) -> None:
     with _out(arguments) as target:
         ds = decode(with_known_nodata(open_cube(arguments.source)))
         if arguments.to == "zarr":
-            _to_zarr(unstack_bands(ds), target)
+            to_zarr(unstack_bands(ds), target)
         else:
-            _with_bar("decode", lambda: files.extend(write_geotiffs(ds, target)))
+            with_bar("decode", lambda: files.extend(write_geotiffs(ds, target)))
             left = [str(n) for n, da in ds.data_vars.items() if da.ndim and not is_image(da)]
     print(f"wrote {f'{len(files)} GeoTIFFs to ' if files else ''}{arguments.target}")
     if left:
         print(f"not in GeoTIFFs, which hold images: {', '.join(left)}")
 
 
-def _recompress(arguments: argparse.Namespace) -> int:
+def recompress_command(arguments: argparse.Namespace) -> int:
     """Recompress a Zarr store: reflectance with TEC, everything else lossless.
 
     Repeat the command after an interruption: it goes on where it was. Exit status: 0 complete,
@@ -161,13 +161,13 @@ def _recompress(arguments: argparse.Namespace) -> int:
     return 0 if report.complete else 3
 
 
-def _from_stac(arguments: argparse.Namespace) -> None:
+def from_stac_command(arguments: argparse.Namespace) -> None:
     """Search, load, take off the +1000 DN offset, and write reflectance with TEC, SCL beside it."""
     from tec_zarr.stac.load import EARTH_SEARCH, from_stac
     from tec_zarr.stores.info import stored_arrays
 
     stores: list[xr.Dataset] = []
-    _with_bar("download and encode", lambda: stores.append(from_stac(
+    with_bar("download and encode", lambda: stores.append(from_stac(
         arguments.target, bbox=arguments.bbox, datetime=arguments.datetime,
         catalog=arguments.catalog or EARTH_SEARCH, collection=arguments.collection,
         bands=arguments.bands, resolution=arguments.resolution, crs=arguments.crs,
@@ -175,7 +175,7 @@ def _from_stac(arguments: argparse.Namespace) -> None:
         model=arguments.model, append_dates=arguments.append,
     )))  # fmt: skip
     print(f"{stores[0].attrs['history']}\n{stores[0].sizes['time']} dates in {arguments.target}\n")
-    _print_arrays(stored_arrays(arguments.target))
+    print_arrays(stored_arrays(arguments.target))
 
 
 def _out(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[Path]:

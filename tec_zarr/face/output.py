@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-_BAR_AFTER_SECONDS = 2
+BAR_AFTER_SECONDS = 2
 
 
-def _settings(source: Path, arguments: argparse.Namespace, zarr_format: int) -> tuple:
+def settings_of(source: Path, arguments: argparse.Namespace, zarr_format: int) -> tuple:
     """A cube ready to write, and its encoding by the arguments of ``coding`` and ``targets``."""
     from tec_zarr.cubes.encoding import decode, encoding
     from tec_zarr.cubes.files import open_cube
@@ -40,7 +40,7 @@ def _settings(source: Path, arguments: argparse.Namespace, zarr_format: int) -> 
     return decode(ds), settings
 
 
-def _print_arrays(arrays: list) -> None:
+def print_arrays(arrays: list) -> None:
     from tec_zarr.compare.tables import size, table
 
     columns = ("array", "shape", "chunks", "dtype", "raw", "stored", "ratio", "bits", "codec")
@@ -60,7 +60,7 @@ def _print_arrays(arrays: list) -> None:
         print("\n" + table(("array", "bound on", "max error asked", "measured on writing"), kept))
 
 
-def _to_zarr(ds: xr.Dataset, target: Path, **arguments: Any) -> None:
+def to_zarr(ds: xr.Dataset, target: Path, **arguments: Any) -> None:
     """Write chunk by chunk, with a bar over the Dask tasks."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -68,7 +68,7 @@ def _to_zarr(ds: xr.Dataset, target: Path, **arguments: Any) -> None:
     from dask.config import set as dask_settings
     from dask.system import CPU_COUNT
 
-    bar = tqdm(desc=target.name, delay=_BAR_AFTER_SECONDS, unit="task", leave=False, disable=None)
+    bar = tqdm(desc=target.name, delay=BAR_AFTER_SECONDS, unit="task", leave=False, disable=None)
 
     def start(dsk: dict, state: dict) -> None:
         bar.total = sum(len(state[k]) for k in ("ready", "waiting"))
@@ -79,12 +79,12 @@ def _to_zarr(ds: xr.Dataset, target: Path, **arguments: Any) -> None:
             ds.to_zarr(target, mode="w", **arguments)
 
 
-def _with_bar(label: str, work: Callable[[], object]) -> None:
+def with_bar(label: str, work: Callable[[], object]) -> None:
     """Run ``work``; after two seconds a line shows that it is still going, and how long."""
     done = threading.Event()
 
     def show() -> None:
-        if done.wait(_BAR_AFTER_SECONDS):
+        if done.wait(BAR_AFTER_SECONDS):
             return
         with tqdm(desc=label, bar_format="{desc}: {elapsed}", leave=False, disable=None) as bar:
             while not done.wait(0.2):

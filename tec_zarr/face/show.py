@@ -6,30 +6,30 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tec_zarr.face.output import _print_arrays, _settings, _to_zarr, _with_bar
+from tec_zarr.face.output import print_arrays, settings_of, to_zarr, with_bar
 
 
-def _demo(arguments: argparse.Namespace) -> None:
+def demo_command(arguments: argparse.Namespace) -> None:
     """Encode a cube, synthetic or your own, reopen it with xarray and report what was lost."""
     from tec_zarr.face.demo import run_demo
 
     text, picture = run_demo(
         arguments.out, source=arguments.input, quality=arguments.quality, model=arguments.model,
-        scale=arguments.scale, bands=arguments.bands, step=_with_bar,
+        scale=arguments.scale, bands=arguments.bands, step=with_bar,
     )  # fmt: skip
     print(text)
     print()
     print(f"picture: {picture or 'not drawn; pip install tec_zarr[plots]'}")
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def train_command(arguments: argparse.Namespace) -> None:
     """Run or resume a training, then write its weights and the plot of its log beside it."""
     from tec_zarr.training.run import run
 
     print(f"weights: {run(arguments.config)}")
 
 
-def _info(arguments: argparse.Namespace) -> None:
+def info_command(arguments: argparse.Namespace) -> None:
     """List the arrays of a store: codec, model, quality, size, ratio, and bounds that were asked
     for beside the largest errors that were measured. Decodes nothing. Of other files: the
     variables that `encode` would find."""
@@ -41,7 +41,7 @@ def _info(arguments: argparse.Namespace) -> None:
     if is_zarr(path):
         with readable(path):
             arrays = stored_arrays(path)
-        _print_arrays(arrays)
+        print_arrays(arrays)
         return
     said: list[str] = []
     ds = open_cube(path, said=said)
@@ -52,7 +52,7 @@ def _info(arguments: argparse.Namespace) -> None:
     print("\n".join([f"\n{size(sum(p.stat().st_size for p in files))} on disk, no Zarr", *said]))
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def verify_command(arguments: argparse.Namespace) -> int:
     """Compare the reflectance of two cubes, band by band, in DN.
 
     What B has lost counts as 0 DN. Exit status: 0, or 1 where nodata differs or the cubes cannot
@@ -67,8 +67,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     b = comparable(a, b, (arguments.a, arguments.b))
     both: list = []
     rows: list = []
-    _with_bar("read", lambda: both.extend(in_dn(a, b)))
-    _with_bar("compare", lambda: rows.extend(error_rows(both[0], both[1], names_along_bands(a))))
+    with_bar("read", lambda: both.extend(in_dn(a, b)))
+    with_bar("compare", lambda: rows.extend(error_rows(both[0], both[1], names_along_bands(a))))
     print(table(ERROR_COLUMNS, rows))
     difference = nodata_line(*both)
     if difference:
@@ -76,7 +76,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     return int(bool(difference))
 
 
-def _report(arguments: argparse.Namespace) -> None:
+def report_command(arguments: argparse.Namespace) -> None:
     """Write a page that needs no network: pictures, error maps, tables, other codecs, provenance.
 
     ``tec-zarr report A B --html page.html`` compares a store B with the original A;
@@ -91,7 +91,7 @@ def _report(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if b is None:
             b = Path(folder) / "report.zarr"
-            ds, settings = _settings(arguments.a, arguments, zarr_format=3)
-            _to_zarr(ds, b, encoding=settings, zarr_format=3)
-        _with_bar("report", lambda: write_page(target, arguments.a, b, facts, arguments.bands))
+            ds, settings = settings_of(arguments.a, arguments, zarr_format=3)
+            to_zarr(ds, b, encoding=settings, zarr_format=3)
+        with_bar("report", lambda: write_page(target, arguments.a, b, facts, arguments.bands))
     print(f"wrote {target}")

@@ -17,7 +17,7 @@ from tec_zarr.cubes.dims import canonical_order, names_along_bands
 from tec_zarr.cubes.encoding import UNNAMED
 from tec_zarr.cubes.encoding import encoding as store_encoding
 from tec_zarr.cubes.packing import PACKING, holds
-from tec_zarr.cubes.provenance import _listing, describe
+from tec_zarr.cubes.provenance import describe, listing_of
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.stores.chunks import tec_spec
 from tec_zarr.stores.info import ATTRIBUTE, kept_bounds
@@ -253,14 +253,14 @@ def record(
         factor = float(array.attrs.get("scale_factor", 1))  # type: ignore[arg-type]
         bounds = kept_bounds(array)
         if bounds:
-            found["max_error_measured"] = _listing(
+            found["max_error_measured"] = listing_of(
                 {b.name: b.error * (1 if b.is_index else factor) for b in bounds}
             )
         if original is not None and decoded is not None:
             before = original if isinstance(original, xr.DataArray) else original[name]
             reference, after = in_dn(before, decoded[name])
             rows = error_rows(reference, after, names_along_bands(before))
-            found["psnr_measured"] = _listing({str(row[0]): row[1] for row in rows[:-1]})
+            found["psnr_measured"] = listing_of({str(row[0]): row[1] for row in rows[:-1]})
         array.attrs.update({f"{ATTRIBUTE}_{key}": value for key, value in found.items()})
     if consolidated:
         with warnings.catch_warnings():

@@ -20,10 +20,10 @@ import xarray as xr
 from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, reflectance_names, word
 from tec_zarr.cubes.nodata import fits, nodata_values
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.inpaint.masks import DILATE, Mask, _Given, _resolve_mask
-from tec_zarr.inpaint.pixelwise import _fill_pixels, _How
+from tec_zarr.inpaint.masks import DILATE, Given, Mask, resolve_mask
+from tec_zarr.inpaint.pixelwise import How, fill_pixels
 from tec_zarr.inpaint.samples import COVERAGE
-from tec_zarr.inpaint.tiles import HALO, _fill_tiles
+from tec_zarr.inpaint.tiles import HALO, fill_tiles
 from tec_zarr.sentinel2 import NODATA
 
 if TYPE_CHECKING:
@@ -148,18 +148,18 @@ def inpaint_clouds(
         raise TecError(f"method is {method!r}, it must be one of {', '.join(METHODS)}")
     if model is not None and method != "tec-tt":
         raise TecError(f"model={model!r} goes with method='tec-tt', not with {method!r}")
-    how = _How(method, model, return_uncertainty, progress)
+    how = How(method, model, return_uncertainty, progress)
     given = mask(obj) if callable(mask) else mask
     if given is None and mask is not None:
         raise UnsupportedArrayError("the function given as mask= returned None, not a mask")
     if isinstance(obj, xr.Dataset):
         return _inpaint_dataset(obj, given, scl, dilate, how)
-    filled, half_width = _inpaint(obj, _resolve_mask(obj, given, scl, dilate), how)
+    filled, half_width = _inpaint(obj, resolve_mask(obj, given, scl, dilate), how)
     return (filled, half_width) if return_uncertainty else filled
 
 
 def _inpaint_dataset(
-    ds: xr.Dataset, mask: _Given | None, scl: xr.DataArray | None, dilate: int, how: _How
+    ds: xr.Dataset, mask: Given | None, scl: xr.DataArray | None, dilate: int, how: How
 ) -> Any:
     if mask is None and scl is None:
         scl = next((ds[n] for n in ds.data_vars if str(n).lower() == "scl"), None)
@@ -174,7 +174,7 @@ def _inpaint_dataset(
     for group in _alike(ds, names):
         first = ds[group[0]]
         if len(group) == 1:
-            covered = _resolve_mask(first, mask, scl, dilate)
+            covered = resolve_mask(first, mask, scl, dilate)
             filled[group[0]], wide[group[0]] = _inpaint(first, covered, how)
             continue
         cube = xr.Variable.concat([ds[n].variable for n in group], "band")
@@ -182,7 +182,7 @@ def _inpaint_dataset(
         stacked.encoding = first.encoding
         if stacked.chunks is not None:
             stacked = stacked.chunk(band=-1)
-        done, half_width = _inpaint(stacked, _resolve_mask(stacked, mask, scl, dilate), how)
+        done, half_width = _inpaint(stacked, resolve_mask(stacked, mask, scl, dilate), how)
         for n, name in enumerate(group):
             filled[name] = ds[name].copy(data=done.data[n])
             wide[name] = None if half_width is None else _like(ds[name], half_width.data[n])
@@ -202,7 +202,7 @@ def _alike(ds: xr.Dataset, names: Sequence[Any]) -> list[list[Any]]:
 
 
 def _inpaint(
-    da: xr.DataArray, covered: xr.DataArray, how: _How
+    da: xr.DataArray, covered: xr.DataArray, how: How
 ) -> tuple[xr.DataArray, xr.DataArray | None]:
     """Filled array, and its half widths where they are asked for."""
     time = cast(str, find_dim(da, TIME))
@@ -354,7 +354,7 @@ def _estimate(
     values: np.ndarray,
     hidden: np.ndarray,
     *,
-    how: _How,
+    how: How,
     axes: _Axes,
     moments: np.ndarray,
     nodata: tuple[float, ...],
@@ -374,11 +374,11 @@ def _estimate(
     pages = np.moveaxis(found, [a + 1 for a in axes if a is not None and a >= 0], _ranks(axes))
     if how.method in ("regression", "tec-tt"):
         cube, open_, cover = (_canonical(v, axes) for v in (values, clear, hidden))
-        _fill_tiles(cube, open_, cover, pages if axes[1] is not None else pages[:, :, None],
+        fill_tiles(cube, open_, cover, pages if axes[1] is not None else pages[:, :, None],
                     moments, how, bands)  # fmt: skip
     else:
         cube, open_, cover = (np.moveaxis(v, axes[0], 0) for v in (values, clear, hidden))
-        _fill_pixels(cube, open_, cover, np.moveaxis(found, axes[0] + 1, 1), moments, how)
+        fill_pixels(cube, open_, cover, np.moveaxis(found, axes[0] + 1, 1), moments, how)
     if how.uncertain:
         found[1][~hidden] = 0
     _warn_of_nothing(np.moveaxis(hidden, axes[0], 0), np.moveaxis(found[0], axes[0], 0), labels)

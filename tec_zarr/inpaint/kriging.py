@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tec_zarr.inpaint.samples import FEWEST, Field, Filled, Where, _some, covering_factor
+from tec_zarr.inpaint.samples import FEWEST, Field, Filled, Where, covering_factor, some_of
 
 KRIGED_FROM = 6
 """Dates, the nearest in time first, that one weighted mean looks at."""
@@ -32,18 +32,18 @@ own mean misses more than a few others tell. Holds 90 % of truths on 400 dates o
 series (4 seasonal dates, 6 to 12 in a row, 10 drawn of many)."""
 
 
-def _from_other_dates(cube: Field, clear: Where, date: int, moments: NDArray[np.float64]) -> Filled:
+def from_other_dates(cube: Field, clear: Where, date: int, moments: NDArray[np.float64]) -> Filled:
     """Estimate of a date that is not seen, or not enough to learn from."""
     unseen = clear.copy()
     unseen[date] = False
-    rules = _Rules.of(cube, unseen, date, moments)
+    rules = Rules.of(cube, unseen, date, moments)
     values = rules.estimate(cube, unseen, date)
     half_width = np.where(np.isfinite(values), rules.half_width(cube, unseen), np.float32(np.nan))
     return Filled(values, half_width)
 
 
 @dataclass(frozen=True)
-class _Rules:
+class Rules:
     """Rules that weight dates, and how much each is worth for one date.
 
     The rules are ordinary kriging in time with variograms of `EXPONENTS`, and the last date
@@ -71,7 +71,7 @@ class _Rules:
     worth: NDArray[np.float64]
 
     @classmethod
-    def of(cls, cube: Field, clear: Where, date: int, moments: NDArray[np.float64]) -> _Rules:
+    def of(cls, cube: Field, clear: Where, date: int, moments: NDArray[np.float64]) -> Rules:
         order = [int(d) for d in np.argsort(np.abs(moments - moments[date]), kind="stable")]
         near = [d for d in order if d != date and clear[d].any()]
         stamps = np.sort(moments[[date, *near[:KRIGED_FROM]]])
@@ -135,7 +135,7 @@ class _Rules:
         flat, open_ = cube.reshape(*cube.shape[:2], -1), clear.reshape(len(clear), -1)
         found = []
         for other in self.near[:COMPARED]:
-            pick = _some(np.flatnonzero(open_[other]), 4_000)
+            pick = some_of(np.flatnonzero(open_[other]), 4_000)
             rest = open_[:, pick]
             rest[other] = False
             truth, guess = flat[other][:, pick], self.estimate(flat[:, :, pick], rest, other)
@@ -153,7 +153,7 @@ def _squared_differences(cube: Field, clear: Where, dates: Sequence[int]) -> NDA
         for k, other in enumerate(dates[:i]):
             both = np.flatnonzero(open_[one] & open_[other])
             if len(both) >= FEWEST:
-                pick = _some(both, 2_000)
+                pick = some_of(both, 2_000)
                 difference = flat[one][:, pick] - flat[other][:, pick]
                 apart[i, k] = apart[k, i] = (difference.astype(np.float64) ** 2).mean()
     np.fill_diagonal(apart, 0)

@@ -18,10 +18,10 @@ DILATE = 8
 spreads of a cloud reaches one 8 x 8 block further."""
 
 
-_Given = xr.DataArray | np.ndarray
+Given = xr.DataArray | np.ndarray
 
 
-Mask = _Given | Callable[..., _Given]
+Mask = Given | Callable[..., Given]
 
 
 def cloud_mask(scl: xr.DataArray, dilate: int = DILATE) -> xr.DataArray:
@@ -78,8 +78,8 @@ def _grow(hidden: np.ndarray, axis: int, radius: int) -> np.ndarray:
     return np.moveaxis(high > count[..., np.maximum(index - radius, 0)], -1, axis)
 
 
-def _resolve_mask(
-    da: xr.DataArray, mask: _Given | None, scl: xr.DataArray | None, dilate: int
+def resolve_mask(
+    da: xr.DataArray, mask: Given | None, scl: xr.DataArray | None, dilate: int
 ) -> xr.DataArray:
     """Boolean mask with the dimensions of ``da``, size 1 along those that it does not have."""
     if find_dim(da, TIME) is None:

@@ -11,29 +11,29 @@ from tec_zarr.inpaint.samples import COVERAGE, FEWEST
 
 
 @dataclass(frozen=True)
-class _How:
+class How:
     method: str
     model: Any
     uncertain: bool
     progress: bool
 
 
-def _fill_pixels(
+def fill_pixels(
     cube: np.ndarray,
     clear: np.ndarray,
     hidden: np.ndarray,
     pages: np.ndarray,
     moments: np.ndarray,
-    how: _How,
+    how: How,
 ) -> None:
     """Write estimates of (T, ...) into ``pages`` (1 or 2, T, ...).
 
     How far an estimate is off is measured where the date is clear, on the pixels that can be
     estimated from other dates; for dates without any, on the others.
     """
-    before = _nearest_clear(clear)
+    before = nearest_clear(clear)
     last = len(cube) - 1
-    after = last - _nearest_clear(clear[::-1])[::-1]
+    after = last - nearest_clear(clear[::-1])[::-1]
     after[after > last] = -1
     none = np.full(cube.shape[1:], -1, np.int32)
     errors: dict[int, float] = {}
@@ -74,7 +74,7 @@ def _fill_pixels(
         pages[1, date] = np.where(known, errors.get(date, usual), np.nan)
 
 
-def _nearest_clear(clear: np.ndarray) -> np.ndarray:
+def nearest_clear(clear: np.ndarray) -> np.ndarray:
     """Index of the last clear date up to each date, -1 where there is none yet."""
     dates = np.arange(len(clear), dtype=np.int32).reshape(-1, *([1] * (clear.ndim - 1)))
     return np.maximum.accumulate(np.where(clear, dates, np.int32(-1)), axis=0)

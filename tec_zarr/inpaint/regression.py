@@ -23,16 +23,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tec_zarr.inpaint.kriging import _from_other_dates, _Rules
+from tec_zarr.inpaint.kriging import Rules, from_other_dates
 from tec_zarr.inpaint.samples import (
     FEWEST,
     Field,
     Filled,
     Refine,
     Where,
-    _some,
     covering_factor,
     held_squares,
+    some_of,
 )
 
 __all__ = ["fill_date"]
@@ -82,10 +82,10 @@ def fill_date(
     values, spread = _regressed(cube, clear, date, seen & ~held, held)
     near = seen & np.isfinite(values[0])
     if np.count_nonzero(near & held) < FEWEST // 4:
-        return _from_other_dates(cube, clear, date, moments)
+        return from_other_dates(cube, clear, date, moments)
     beyond = np.isnan(values)
     if beyond.any():
-        rules = _Rules.of(cube, clear, date, moments)
+        rules = Rules.of(cube, clear, date, moments)
         values = np.where(beyond, rules.estimate(cube, clear, date), values)
         spread = np.where(beyond, 2 * np.nanmean(spread, (1, 2), keepdims=True), spread)
     # What is held back says how far to trust what lies around a pixel, and how wide intervals are.
@@ -149,7 +149,7 @@ def _ranked(flat: Field, open_: Where, date: int, rows: Where) -> list[int]:
         cover = np.count_nonzero(open_[other] & hidden) / np.count_nonzero(hidden)
         if other == date or cover == 0 or len(both) < FEWEST:
             continue
-        both = _some(both, 1_500)
+        both = some_of(both, 1_500)
         x, y = flat[other][:, both], flat[date][:, both]
         x, y = (v - v.mean(1, keepdims=True) for v in (x, y))
         gram = x @ x.T
@@ -192,9 +192,9 @@ class _Regression:
         apart: NDArray[np.intp],
     ) -> None:
         self.references = list(references)
-        fit, test = _some(known, FIT_ON), _some(apart, TRY_ON)
+        fit, test = some_of(known, FIT_ON), some_of(apart, TRY_ON)
         if len(test) < FEWEST // 4:
-            test, fit = np.split(_some(known, FIT_ON), [len(known) // 5])
+            test, fit = np.split(some_of(known, FIT_ON), [len(known) // 5])
         x, y = self._spectra(flat, fit), flat[date][:, fit].T
         self.centre, self.width = x.mean(0), x.std(0) + 10
         z = (x - self.centre) / self.width

@@ -61,7 +61,7 @@ def covering_factor(ratios: Field) -> Field:
     return np.quantile(ratios, COVERAGE, axis=1).astype(np.float32)[:, None, None]
 
 
-def _some(index: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+def some_of(index: NDArray[np.intp], most: int) -> NDArray[np.intp]:
     """At most so many of ``index``, drawn evenly and always alike."""
     if len(index) <= most:
         return index

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tec_zarr.inpaint.pixelwise import _How, _nearest_clear
+from tec_zarr.inpaint.pixelwise import How, nearest_clear
 from tec_zarr.inpaint.regression import fill_date
 from tec_zarr.inpaint.samples import FEWEST, Filled, Refine, covering_factor, held_squares
 from tec_zarr.metrics import dn_per_unit
@@ -20,13 +20,13 @@ TILE, HALO = 256, 64
 blended over what they share."""
 
 
-def _fill_tiles(
+def fill_tiles(
     cube: np.ndarray,
     clear: np.ndarray,
     hidden: np.ndarray,
     pages: np.ndarray,
     moments: np.ndarray,
-    how: _How,
+    how: How,
     bands: tuple[str, ...] | None,
 ) -> None:
     """Write estimates of (T, C, H, W) into ``pages`` (1 or 2, T, C, H, W)."""
@@ -98,7 +98,7 @@ def _spans(size: int) -> Iterator[tuple[slice, np.ndarray]]:
 Filler = Callable[[np.ndarray, Sequence[int], np.ndarray], Iterator[tuple[int, Filled]]]
 
 
-def _filler(how: _How, bands: tuple[str, ...] | None) -> Filler:
+def _filler(how: How, bands: tuple[str, ...] | None) -> Filler:
     if how.model is not None:
         return partial(_published, model=_load(how.model), bands=bands, uncertain=how.uncertain)
     refine = None
@@ -141,7 +141,7 @@ def _published(
     visible = np.where(seen[:, None], part, np.float32(0))
     forwards = model.inpaint(visible, ~seen, bands)
     backwards = model.inpaint(visible[::-1], ~seen[::-1], bands)[::-1]
-    before, after = _nearest_clear(seen), _nearest_clear(seen[::-1])[::-1]
+    before, after = nearest_clear(seen), nearest_clear(seen[::-1])[::-1]
     for date in dates:
         none = np.inf
         past = np.where(before[date] < 0, none, moments[date] - moments[before[date]])

@@ -62,7 +62,7 @@ _PLUS2 = [(-2, 0), (2, 0), (0, -2), (0, 2)]
 _DIAGONAL1 = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
 
 
-_PLUS1 = [(-1, 0), (1, 0), (0, -1), (0, 1)]
+PLUS1 = [(-1, 0), (1, 0), (0, -1), (0, 1)]
 
 
 _KNIGHT = [(a, b) for a in (-2, -1, 1, 2) for b in (-2, -1, 1, 2) if abs(a) != abs(b)]
@@ -73,5 +73,5 @@ COARSE_PASSES: tuple[tuple[frozenset[tuple[int, int]], list[tuple[int, int]]], .
     (frozenset({(2, 2)}), _DIAGONAL2),
     (frozenset({(0, 2), (2, 0)}), _PLUS2),
     (frozenset({(1, 1), (1, 3), (3, 1), (3, 3)}), _DIAGONAL1),
-    (frozenset((r, c) for r in range(4) for c in range(4) if (r + c) % 2), _PLUS1 + _KNIGHT),
+    (frozenset((r, c) for r in range(4) for c in range(4) if (r + c) % 2), PLUS1 + _KNIGHT),
 )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 #: Qualities in a section's header are whole numbers of this part.
-_QUALITY_GRID = 4096
+QUALITY_GRID = 4096
 
 
 #: The spectral header is written for a quality that is lower than the last one by this: a basis
@@ -31,7 +31,7 @@ _SPREAD_OF_QUALITIES = [13 * n // 4 for n in range(LEVELS + 1)]
 
 
 @dataclass(frozen=True)
-class _Head:
+class Head:
     """A section's header: what it is predicted from, its spectral basis and its levels."""
 
     parsed: Parsed
@@ -39,7 +39,7 @@ class _Head:
     lowest_finer: int
 
 
-def _split(sizes: list[float], tried: list[bool]) -> int:
+def first_half(sizes: list[float], tried: list[bool]) -> int:
     """The last channel group of a level's first half: about half of the bits, if there are two."""
     there = [g for g, on in enumerate(tried) if on]
     total = np.cumsum([sizes[g] for g in there])
@@ -47,7 +47,7 @@ def _split(sizes: list[float], tried: list[bool]) -> int:
     return there[int(np.argmin(np.abs(ends - total[-1] / 2)))]
 
 
-def _qualities(quality: float, finer: tuple[int, int]) -> list[float]:
+def level_qualities(quality: float, finer: tuple[int, int]) -> list[float]:
     """Qualities of a date's levels, the lowest first; ``finer`` at the lowest and at the last."""
     levels = int(quality)
     low, high = finer
@@ -55,23 +55,23 @@ def _qualities(quality: float, finer: tuple[int, int]) -> list[float]:
     return [date_quality(quality - (levels - 1 - k), more) for k, more in enumerate(shares)]
 
 
-def read_head(data: bytes, date: int, shape: tuple[int, ...]) -> _Head:
+def read_head(data: bytes, date: int, shape: tuple[int, ...]) -> Head:
     if len(data) < 4:
         raise FormatError(f"the header of date {date} of a chunk has {len(data)} bytes")
-    quality = int.from_bytes(data[:2], "little") / _QUALITY_GRID
+    quality = int.from_bytes(data[:2], "little") / QUALITY_GRID
     if not 1 <= quality <= LEVELS:
         raise FormatError(f"date {date} of a chunk claims quality {quality:g}, of 1 to {LEVELS}")
     if data[2] > MOST_FINER:
         raise FormatError(f"date {date} of a chunk claims to be {data[2]} eighths finer")
-    return _Head(parse(data[3:], date, shape), quality, data[2])
+    return Head(parse(data[3:], date, shape), quality, data[2])
 
 
-def _spread_of(missing: Tensor, spectral: klt.Klt, step: float) -> np.ndarray:
+def spread_of(missing: Tensor, spectral: klt.Klt, step: float) -> np.ndarray:
     """Spreads of what a prediction leaves, (C, 64, P), in the components of a basis."""
     flat = missing.flatten(1)
     covariance = (flat @ flat.T / flat.shape[1]).numpy()
     basis = spectral.basis
-    return klt._spreads(np.einsum("ck,cd,dk->k", basis, covariance, basis), step)
+    return klt.quantised_spreads(np.einsum("ck,cd,dk->k", basis, covariance, basis), step)
 
 
 def _coarser(levels: int) -> int:
@@ -79,12 +79,12 @@ def _coarser(levels: int) -> int:
     return min(HEADER_COARSER, levels - 1)
 
 
-def _header_step(qualities: list[float]) -> float:
+def header_step(qualities: list[float]) -> float:
     """The step, in DN, that the spectral header is written for."""
     return float(step_size(qualities[-1] - _coarser(len(qualities))))
 
 
-def _write_spreads(
+def write_spreads(
     lowest: np.ndarray, spectral: klt.Klt, levels: int
 ) -> tuple[bytes, list[np.ndarray]]:
     """Spreads of the lowest level, and those of all levels as they are read."""
@@ -97,7 +97,7 @@ def _write_spreads(
     return bits.to_bytes(), _spreads_of(spectral, levels, values)
 
 
-def _read_spreads(data: bytes, spectral: klt.Klt, levels: int) -> list[np.ndarray]:
+def read_spreads(data: bytes, spectral: klt.Klt, levels: int) -> list[np.ndarray]:
     values, bits = None, klt.BitReader(data)
     if levels > 1:
         changes = [bits.get_signed(1) for _ in range(spectral.used)]
@@ -132,4 +132,4 @@ def _spreads_of(spectral: klt.Klt, levels: int, lowest: np.ndarray | None) -> li
 def _told(spread: np.ndarray, spectral: klt.Klt) -> np.ndarray:
     """As networks are told: components that carry nothing look like those that are not there."""
     shown = np.where(spread > klt.ACTIVE_SPREAD, spread, klt.SPREAD_LOW)
-    return klt._padded(shown, len(spectral.mean))
+    return klt.padded_spread(shown, len(spectral.mean))

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from tec_zarr.models.published import _only_decodes
+from tec_zarr.models.published import only_decodes
 
 
 class Encoded(NamedTuple):
@@ -117,5 +117,5 @@ class Entry:
     def newest(self) -> str:
         """Weights of new arrays; WeightsMismatchError where all that are here came with a store."""
         if not self.weights:
-            raise _only_decodes(self.name)
+            raise only_decodes(self.name)
         return self.weights[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tec_zarr.errors import WeightsMismatchError
 
 
-def _only_decodes(name: str) -> WeightsMismatchError:
+def only_decodes(name: str) -> WeightsMismatchError:
     family, _, rate = name.partition("/lambda-")
     how = (
         f"get the published ones, tec_zarr.terracodec.load({family!r}, {rate!r})"
@@ -80,7 +80,7 @@ PUBLISHED: dict[str, Published] = {
 """Published models by their names in the reference implementation."""
 
 
-def _how_to_get(name: str, rate: str) -> str:
+def how_to_get(name: str, rate: str) -> str:
     published = PUBLISHED[name]
     file = published.file(rate)
     return (

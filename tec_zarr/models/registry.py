@@ -25,15 +25,15 @@ import numpy as np
 from tec_zarr.errors import FormatError, TecError, UnknownModelError, WeightsMismatchError
 from tec_zarr.frame.frame import NAMED_MODEL
 from tec_zarr.models.protocol import Encoded, Entry, Model
-from tec_zarr.models.published import PUBLISHED, _how_to_get, _only_decodes
+from tec_zarr.models.published import PUBLISHED, how_to_get, only_decodes
 from tec_zarr.models.weights import (
-    _cached,
-    _hash_in_name,
-    _items,
-    _kept,
-    _released,
     cache_folder,
+    cached_files,
     embedded_weights,
+    hash_in_name,
+    index_items,
+    kept_hashes,
+    released_weights,
     weights_file,
 )
 
@@ -167,7 +167,7 @@ def get_model(name: str, weights: str | None = None) -> Model:
         The model is here, those weights are not, or the file was changed.
     """
     entry = find_model(name)
-    here = chain(entry.weights, _kept(name), embedded_weights(name))
+    here = chain(entry.weights, kept_hashes(name), embedded_weights(name))
     sha = next((w for w in here if w.startswith(weights or "")), None)
     if sha is None:
         raise WeightsMismatchError(
@@ -190,9 +190,9 @@ def get_encoder(name: str, weights: str) -> Model:
     WeightsMismatchError
         Also for weights that came with a store: they decode, and never encode.
     """
-    own = chain(find_model(name).weights, _kept(name))
+    own = chain(find_model(name).weights, kept_hashes(name))
     if weights not in own and weights in embedded_weights(name):
-        raise _only_decodes(name)
+        raise only_decodes(name)
     return get_model(name, weights)
 
 
@@ -207,7 +207,7 @@ def get_released(name: str, sha256: str) -> Model:
     WeightsMismatchError
         The index does not list them.
     """
-    if all(item["sha256"] != sha256 for item in _items()[name]["weights"]):
+    if all(item["sha256"] != sha256 for item in index_items()[name]["weights"]):
         raise WeightsMismatchError(
             f"weights are made for weights {sha256} of model {name!r}, which this tec_zarr does "
             "not know: pip install --upgrade tec_zarr"
@@ -217,7 +217,7 @@ def get_released(name: str, sha256: str) -> Model:
 
 @cache
 def _index() -> dict[str, Entry]:
-    return {name: _entry(name, item) for name, item in _items().items()}
+    return {name: _entry(name, item) for name, item in index_items().items()}
 
 
 def _entry(name: str, item: dict) -> Entry:
@@ -250,7 +250,7 @@ def _entry(name: str, item: dict) -> Entry:
                 ": delete it and get the store's weights again"
             ) from error
 
-    return Entry(name, item["id"], tuple(_released(name)), load, item.get("temporal", False),
+    return Entry(name, item["id"], tuple(released_weights(name)), load, item.get("temporal", False),
                  item.get("on_grids", False))  # fmt: skip
 
 
@@ -287,11 +287,11 @@ def cached_entry(name: str) -> Entry | None:
             f"name a published rate: '{family}/lambda-' and one of "
             f"{', '.join(PUBLISHED[family].rates)}."
         )
-    weights = tuple(map(_hash_in_name, _cached(family, tail)))
+    weights = tuple(map(hash_in_name, cached_files(family, tail)))
     if not weights and not any(embedded_weights(name)):
         raise UnknownModelError(
             f"The weights of {name} are not on this machine (looked in {cache_folder()}).\n"
-            + _how_to_get(family, tail)
+            + how_to_get(family, tail)
         )
 
     def open_codec(sha256: str) -> Model:

@@ -150,9 +150,11 @@ def _inherit(
     mean: np.ndarray, covariance: np.ndarray, basis: klt.Klt, step: float
 ) -> tuple[bytes, klt.Klt]:
     """Header of a date in the basis of another one."""
-    digits = klt._mean_digits(step)
+    digits = klt.mean_digits(step)
     whole = np.rint(mean / 2**digits).astype(int)
-    spread = klt._spreads(np.einsum("ck,cd,dk->k", basis.basis, covariance, basis.basis), step)
+    spread = klt.quantised_spreads(
+        np.einsum("ck,cd,dk->k", basis.basis, covariance, basis.basis), step
+    )
     live = np.flatnonzero(spread[: klt.MOST_COMPONENTS] > klt.ACTIVE_SPREAD)
     active = int(live[-1]) + 1 if len(live) else 0
     spread = np.maximum(spread[:active], klt.ACTIVE_SPREAD + 1)
@@ -163,7 +165,7 @@ def _inherit(
     bits.put(active, 5)
     for value, before in zip(spread, basis.spread, strict=False):
         bits.put_signed(int(before - value), 2)
-    padded = klt._padded(spread, len(mean))
+    padded = klt.padded_spread(spread, len(mean))
     return bits.to_bytes(), klt.Klt(whole * 2.0**digits, basis.basis, padded)
 
 
@@ -173,7 +175,7 @@ def read_spectral(
     if not inherited:
         return klt.read(data, count, step)
     basis = bases[inherited - 1]
-    digits = klt._mean_digits(step)
+    digits = klt.mean_digits(step)
     head = data[:_LONGEST_HEADER]
     bits = klt.BitReader(head)
     rice = max(6 - digits, 0)
@@ -185,7 +187,7 @@ def read_spectral(
     spread = np.array([before - bits.get_signed(2) for before in basis.spread[:active]], int)
     if active and not (spread.min() > klt.ACTIVE_SPREAD and spread.max() <= klt.SPREAD_HIGH):
         raise FormatError("a section's spectral spreads are out of range")
-    spectral = klt.Klt(mean, basis.basis, klt._padded(spread, count))
+    spectral = klt.Klt(mean, basis.basis, klt.padded_spread(spread, count))
     return spectral, data[len(head) - bits.left // 8 :]
 
 

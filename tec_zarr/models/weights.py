@@ -38,7 +38,7 @@ def weights_file(name: str, sha256: str) -> Path:
             f"where the weights of model {name!r} are is not known: it is neither built in nor "
             "published; whoever registers it keeps its weights"
         )
-    kept = _released(name).get(sha256) or cache_folder() / _file_name(name, sha256)
+    kept = released_weights(name).get(sha256) or cache_folder() / _file_name(name, sha256)
     embedded = embedded_folder() / kept.name
     return embedded if embedded.is_file() and not kept.is_file() else kept
 
@@ -51,7 +51,7 @@ def embedded_file(name: str, sha256: str) -> Path:
 def needed_weights(name: str, sha256: str) -> tuple[tuple[str, str], ...]:
     """(model, SHA-256) of everything that decoding with these weights takes, themselves first."""
     item: dict[str, Any] = next(
-        (w for w in _items().get(name, {}).get("weights", ()) if w["sha256"] == sha256), {}
+        (w for w in index_items().get(name, {}).get("weights", ()) if w["sha256"] == sha256), {}
     )
     others = (needed_weights(*pair) for pair in item.get("needs", {}).items())
     return ((name, sha256), *chain.from_iterable(others))
@@ -64,7 +64,7 @@ def _file_name(name: str, sha256: str) -> str:
 def _is_kept(name: str) -> bool:
     """Whether a model is one whose weights may lie in the user's cache."""
     family, _, rate = name.partition("/lambda-")
-    return name in _items() or rate in getattr(published.PUBLISHED.get(family), "rates", ())
+    return name in index_items() or rate in getattr(published.PUBLISHED.get(family), "rates", ())
 
 
 def embedded_weights(name: str) -> Iterator[str]:
@@ -72,7 +72,7 @@ def embedded_weights(name: str) -> Iterator[str]:
     return _hashes(name, embedded_folder())
 
 
-def _kept(name: str) -> Iterator[str]:
+def kept_hashes(name: str) -> Iterator[str]:
     """Hashes of a published model's weights in the user's cache."""
     return _hashes(name, cache_folder())
 
@@ -84,14 +84,14 @@ def _hashes(name: str, folder: Path) -> Iterator[str]:
 
 
 @cache
-def _items() -> dict[str, dict]:
+def index_items() -> dict[str, dict]:
     return json.loads((resources.files("tec_zarr.models") / "weights" / "index.json").read_text())
 
 
-def _released(name: str) -> dict[str, Path]:
+def released_weights(name: str) -> dict[str, Path]:
     """Weights in the package, by hash."""
     folder = Path(str(resources.files("tec_zarr.models") / "weights"))
-    return {w["sha256"]: folder / w["file"] for w in _items().get(name, {}).get("weights", ())}
+    return {w["sha256"]: folder / w["file"] for w in index_items().get(name, {}).get("weights", ())}
 
 
 def cache_folder() -> Path:
@@ -105,15 +105,15 @@ def embedded_folder() -> Path:
     return cache_folder() / "embedded"
 
 
-def _cached(name: str, rate: str) -> list[Path]:
+def cached_files(name: str, rate: str) -> list[Path]:
     files = cache_folder().glob(f"{name}--{rate}--*.safetensors")
     return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
 
 
-def _hash_in_name(file: Path) -> str:
+def hash_in_name(file: Path) -> str:
     return file.stem.rpartition("--")[2]
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tec_zarr.models.constants import (
-    _PLUS1,
     ACT_GRID,
     BLOCK,
     CHANNELS,
@@ -32,6 +31,7 @@ from tec_zarr.models.constants import (
     GROUPS,
     LEVELS,
     MEAN_GRID,
+    PLUS1,
     SCALE_OFFSET,
     SCALES,
     step_size,
@@ -212,7 +212,7 @@ class FineGroup(nn.Module):
         self.condition = Condition(hidden)
         self.second = IntConv(hidden, hidden, 3, ACT_GRID)
         self.anchors = IntConv(hidden, 2 * size, 1, ACT_GRID, zero=True)
-        self.neighbours = IntConv(size, hidden, 3, COMPAND_GRID, _taps(_PLUS1, 3))
+        self.neighbours = IntConv(size, hidden, 3, COMPAND_GRID, _taps(PLUS1, 3))
         self.third = IntConv(hidden, hidden, 1, ACT_GRID)
         self.others = IntConv(hidden, 2 * size, 1, ACT_GRID, zero=True)
 
@@ -436,10 +436,10 @@ def symbol_bits(residual: Tensor, scale: Tensor) -> Tensor:
     # Let a scale outside the table still feel the pull back into it.
     size = residual.abs()
     low, high = (size - 0.5) / sigma, (size + 0.5) / sigma
-    return -torch.log2(_upper(low) - _upper(high) + 1e-7)
+    return -torch.log2(upper(low) - upper(high) + 1e-7)
 
 
-def _upper(x: Tensor) -> Tensor:
+def upper(x: Tensor) -> Tensor:
     """Upper tail of the half Gauss, half Laplace mixture with unit variance."""
     gauss = 0.5 * torch.erfc(x * 0.7071067811865476)
     decay = 0.5 * torch.exp(-1.4142135623730951 * x.abs())

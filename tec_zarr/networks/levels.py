@@ -19,14 +19,14 @@ from tec_zarr.networks.references import CANDIDATES
 from tec_zarr.networks.series import TecTtS2
 
 #: Latents further than this from a prediction, in 1/16 step, are as good as nowhere.
-_OPEN = 1 << 20
+OPEN = 1 << 20
 
 
-_CHANNELS_OF = [slice(sum(GROUPS[:g]), sum(GROUPS[: g + 1])) for g in range(len(GROUPS))]
+CHANNELS_OF = [slice(sum(GROUPS[:g]), sum(GROUPS[: g + 1])) for g in range(len(GROUPS))]
 
 
 @dataclass(frozen=True)
-class _Level:
+class Level:
     """One quality of a date: its quantiser and side information."""
 
     quality: float
@@ -45,11 +45,11 @@ class Latents:
 
     def copy(self, group: int) -> tuple[np.ndarray, ...]:
         """Of a channel group, to go back to."""
-        return tuple(x[:, _CHANNELS_OF[group]].copy() for x in (self.low, self.high, self.value))
+        return tuple(x[:, CHANNELS_OF[group]].copy() for x in (self.low, self.high, self.value))
 
     def restore(self, group: int, before: tuple[np.ndarray, ...]) -> None:
         for x, old in zip((self.low, self.high, self.value), before, strict=True):
-            x[:, _CHANNELS_OF[group]] = old
+            x[:, CHANNELS_OF[group]] = old
 
     def residual(self, past: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """Difference from a prediction (P, 320), int32, both in 1/16 of ``steps``.
@@ -58,7 +58,7 @@ class Latents:
         """
         difference = self.value - past * steps
         units = (2 * difference + steps) // (2 * steps)
-        return np.where(self.coded, np.clip(units, -_OPEN, _OPEN), 0).astype(np.int32)
+        return np.where(self.coded, np.clip(units, -OPEN, OPEN), 0).astype(np.int32)
 
     def check(self) -> bytes:
         """Of all latents, one byte."""
@@ -66,21 +66,21 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class _Series:
+class Series:
     """A date as others see it: its picture after every step, and its basis."""
 
     pictures: list[Tensor]
     spectral: klt.Klt
 
 
-class _Predictions:
+class Predictions:
     """Predictions of a date (C, 64, P) after every step of those it refers to."""
 
     def __init__(
         self,
         temporal: TecTtS2,
         references: list[Reference],
-        done: dict[int, _Series],
+        done: dict[int, Series],
         count: int,
         places: int,
         steps: int,
@@ -101,28 +101,30 @@ class _Predictions:
         return self.kept[step]
 
 
-def _units(latents: np.ndarray) -> Tensor:
+def network_units(latents: np.ndarray) -> Tensor:
     """Latents of one date in 1/16 step as networks take them, (1, P, N) int32."""
     return torch.from_numpy(latents.astype(np.int32))[None]
 
 
-def _nearest(date: int, others: list[int]) -> list[int]:
+def nearest_dates(date: int, others: list[int]) -> list[int]:
     return sorted(others, key=lambda d: abs(d - date))[:CANDIDATES]
 
 
-def _last_users(uses: dict[int, list[int]]) -> dict[int, int]:
+def last_users(uses: dict[int, list[int]]) -> dict[int, int]:
     """Of every date that others use, in order of coding, the last one that does."""
     return {used: date for date, all_used in uses.items() for used in all_used}
 
 
-def _keep(done: dict[int, _Series], number: int, series: _Series, last: dict[int, int]) -> None:
+def keep_for_others(
+    done: dict[int, Series], number: int, series: Series, last: dict[int, int]
+) -> None:
     """Add a date for others, and let go of those that nobody will use any more."""
     done[number] = series
     for date in [d for d in done if last.get(d, number) == number]:
         del done[date]
 
 
-def _check(sections: list[bytes]) -> int:
+def checksum_of(sections: list[bytes]) -> int:
     crc = 0
     for section in sections:
         crc = FlexSection.from_bytes(section).check(crc)

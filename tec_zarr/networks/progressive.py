@@ -37,15 +37,15 @@ from tec_zarr.models.intervals import (
     contexts,
 )
 from tec_zarr.models.progressive_section import (
-    _QUALITY_GRID,
-    _Head,
-    _header_step,
-    _qualities,
-    _read_spreads,
-    _split,
-    _spread_of,
-    _write_spreads,
+    QUALITY_GRID,
+    Head,
+    first_half,
+    header_step,
+    level_qualities,
     read_head,
+    read_spreads,
+    spread_of,
+    write_spreads,
 )
 from tec_zarr.models.protocol import Encoded
 from tec_zarr.models.temporal_section import (
@@ -61,17 +61,17 @@ from tec_zarr.models.tokens import FlexSection
 from tec_zarr.networks.checks import HASH, Part, check, named_model, read
 from tec_zarr.networks.image import SILENT, WORTHWHILE, check_bands, context_of
 from tec_zarr.networks.levels import (
-    _CHANNELS_OF,
-    _OPEN,
+    CHANNELS_OF,
+    OPEN,
     Latents,
-    _check,
-    _keep,
-    _last_users,
-    _Level,
-    _nearest,
-    _Predictions,
-    _Series,
-    _units,
+    Level,
+    Predictions,
+    Series,
+    checksum_of,
+    keep_for_others,
+    last_users,
+    nearest_dates,
+    network_units,
 )
 from tec_zarr.networks.references import (
     choose_references,
@@ -130,12 +130,12 @@ class TecFlexS2:
         """
         del bands  # as in tec-s2
         check_bands(self.name, cube.shape)
-        quality = round(quality * _QUALITY_GRID) / _QUALITY_GRID  # as sections say
+        quality = round(quality * QUALITY_GRID) / QUALITY_GRID  # as sections say
         run = gop or len(cube)
         sections: list[bytes] = []
         for start in range(0, len(cube), run):
             sections += self._encode_run(cube[start : start + run], quality)
-        return Encoded(sections, _check(sections))
+        return Encoded(sections, checksum_of(sections))
 
     def decode(
         self,
@@ -155,7 +155,7 @@ class TecFlexS2:
         """
         del bands
         out = self.decode_dates(sections, shape, quality, range(len(sections)))
-        return out, _check(sections)
+        return out, checksum_of(sections)
 
     @torch.inference_mode()
     def decode_dates(
@@ -171,9 +171,9 @@ class TecFlexS2:
         heads = [read_head(part.head, date, shape) for date, part in enumerate(parts)]
         order = decoding_order([head.parsed for head in heads], dates)
         uses = {n: [r.date for r in heads[n].parsed.references] for n in order}
-        last = _last_users(uses)
+        last = last_users(uses)
         out = np.empty((len(dates), *shape[1:]), np.float32)
-        done: dict[int, _Series] = {}
+        done: dict[int, Series] = {}
         for number in order:
             given = [len(parts[date].groups) for date in uses[number]]
             if min(given, default=LEVELS * 2) < len(parts[number].groups):
@@ -182,7 +182,7 @@ class TecFlexS2:
             read = self._read(
                 heads[number], parts[number].groups, done, shape[1:], number in last, pixels
             )
-            _keep(done, number, read, last)
+            keep_for_others(done, number, read, last)
         return out
 
     # ---- one date
@@ -198,15 +198,15 @@ class TecFlexS2:
         order = coding_order(middle)
         # Where steps are large, more of a date is handed on to others.
         low, high = (finer_qualities(sizes, order) for sizes in ends)
-        done: dict[int, _Series] = {}
+        done: dict[int, Series] = {}
         sections: dict[int, bytes] = {}
-        uses = {date: _nearest(date, order[:place]) for place, date in enumerate(order)}
-        last = _last_users(uses)
+        uses = {date: nearest_dates(date, order[:place]) for place, date in enumerate(order)}
+        last = last_users(uses)
         for number in order:
             # Weights serve all steps: they are those of the middle one.
             known = {d: done[d].pictures[int(quality)] for d in uses[number]}
             finer = low[number], high[number]
-            step = float(step_size(_qualities(quality, finer)[int(quality) // 2]))
+            step = float(step_size(level_qualities(quality, finer)[int(quality) // 2]))
             references = choose_references(pictures[number], known, number, step)
             sections[number], written = self._write(
                 number,
@@ -218,7 +218,7 @@ class TecFlexS2:
                 done,
                 number in last,
             )
-            _keep(done, number, written, last)
+            keep_for_others(done, number, written, last)
         return [sections[number] for number in range(len(cube))]
 
     def _write(
@@ -229,26 +229,26 @@ class TecFlexS2:
         quality: float,
         finer: tuple[int, int],
         references: list[Reference],
-        done: dict[int, _Series],
+        done: dict[int, Series],
         needed: bool,
-    ) -> tuple[bytes, _Series]:
+    ) -> tuple[bytes, Series]:
         temporal = self.temporal
         rows, columns = (-(-n // BLOCK) for n in date.shape[1:])
-        predictions = _Predictions(
+        predictions = Predictions(
             self.temporal, references, done, len(date), rows * columns, 2 * int(quality)
         )
-        qualities = _qualities(quality, finer)
+        qualities = level_qualities(quality, finer)
         bases = [done[r.date].spectral for r in references]
-        coarse = _header_step(qualities)
+        coarse = header_step(qualities)
         mean = date.mean((1, 2), np.float64)
         missing = picture - predictions[-1] / PICTURE_GRID
         inherited, spectral_header, spectral = write_spectral(mean, missing, bases, coarse)
-        lowest = _spread_of(
+        lowest = spread_of(
             picture - predictions[0] / PICTURE_GRID, spectral, float(step_size(qualities[0]))
         )
-        spread_bytes, spreads = _write_spreads(lowest, spectral, len(qualities))
+        spread_bytes, spreads = write_spreads(lowest, spectral, len(qualities))
         head = len(references) | (inherited if references else OWN) << 2 | finer[1] << 4
-        data = struct.pack("<HBB", round(quality * _QUALITY_GRID), finer[0], head)
+        data = struct.pack("<HBB", round(quality * QUALITY_GRID), finer[0], head)
         data += write_references(references, number) + spectral_header + spread_bytes
         levels = self._levels(qualities, spectral, spreads)
         # Latents with the encoder's correction, which sees them as at the last step.
@@ -260,30 +260,30 @@ class TecFlexS2:
         wanted = np.rint((latents * GRID + past) * last.steps).astype(np.int64)
         groups = [part for k in range(len(levels)) for part in walk.write(k, wanted)]
         section = FlexSection(1, data, tuple(groups))
-        return section.to_bytes(), _Series(walk.pictures, spectral)
+        return section.to_bytes(), Series(walk.pictures, spectral)
 
     def _read(
         self,
-        head: _Head,
+        head: Head,
         groups: Sequence[bytes],
-        done: dict[int, _Series],
+        done: dict[int, Series],
         shape: tuple[int, ...],
         needed: bool,
         pixels: np.ndarray | None,
-    ) -> _Series:
+    ) -> Series:
         count, height, width = shape
         rows, columns = -(-height // BLOCK), -(-width // BLOCK)
         references = head.parsed.references
-        predictions = _Predictions(
+        predictions = Predictions(
             self.temporal, references, done, count, rows * columns, 2 * int(head.quality)
         )
-        qualities = _qualities(head.quality, (head.lowest_finer, head.parsed.finer))
+        qualities = level_qualities(head.quality, (head.lowest_finer, head.parsed.finer))
         bases = [done[r.date].spectral for r in references]
-        coarse = _header_step(qualities)
+        coarse = header_step(qualities)
         spectral, rest = read_spectral(
             head.parsed.rest, head.parsed.inherited, bases, count, coarse
         )
-        levels = self._levels(qualities, spectral, _read_spreads(rest, spectral, len(qualities)))
+        levels = self._levels(qualities, spectral, read_spreads(rest, spectral, len(qualities)))
         if len(groups) > 2 * len(levels):
             raise FormatError(f"a date of {len(levels)} qualities has {len(groups)} steps")
         walk = _Walk(self, levels, predictions, rows, columns, needed)
@@ -291,17 +291,17 @@ class TecFlexS2:
             walk.read(k, groups[2 * k : 2 * k + 2])
         if pixels is not None:
             walk.pixels(pixels)
-        return _Series(walk.pictures, spectral)
+        return Series(walk.pictures, spectral)
 
     def _levels(
         self, qualities: list[float], spectral: klt.Klt, spreads: list[np.ndarray]
-    ) -> list[_Level]:
+    ) -> list[Level]:
         out = []
         for quality, spread in zip(qualities, spreads, strict=True):
             # The basis is that of the last level throughout; networks are told the spreads.
             told = context_of(replace(spectral, spread=spread), quality)
             steps = self.temporal.predictor.steps(quality)[:, 0].numpy().astype(np.int64)
-            out.append(_Level(quality, steps, replace(told, spectral=spectral)))
+            out.append(Level(quality, steps, replace(told, spectral=spectral)))
         return out
 
 
@@ -311,8 +311,8 @@ class _Walk:
     def __init__(
         self,
         model: TecFlexS2,
-        levels: list[_Level],
-        predictions: _Predictions,
+        levels: list[Level],
+        predictions: Predictions,
         rows: int,
         columns: int,
         needed: bool,
@@ -334,12 +334,12 @@ class _Walk:
         """Both halves of a level, from latents (P, 320) int64 in 1/4096 DN."""
         level, state = self.levels[number], self.latents
         size = np.abs(wanted - self.past(2 * number) * level.steps) / (level.steps * GRID)
-        sizes = [size[:, channels] for channels in _CHANNELS_OF]
-        known = [bool(state.coded[channels].any()) for channels in _CHANNELS_OF]
+        sizes = [size[:, channels] for channels in CHANNELS_OF]
+        known = [bool(state.coded[channels].any()) for channels in CHANNELS_OF]
         tried = [known[g] or g == 0 or bool((part > SILENT).any()) for g, part in enumerate(sizes)]
         # A guess at the bits: which half a group is in has to be known before it is coded.
         guesses = [float(np.log2(1 + 2 * np.maximum(part - 0.5, 0)).sum()) for part in sizes]
-        split = _split(guesses, tried)
+        split = first_half(guesses, tried)
         worth = self.model.temporal.image.worth(level.quality, max(level.quality, LEAST_TRADE))
         halves = BitEncoder(), BitEncoder()
         mask, total, gain, sink = 0, 0.0, 0.0, BitEncoder()
@@ -356,7 +356,7 @@ class _Walk:
                 state.restore(group, before)
             else:
                 mask |= 1 << group
-                state.coded[_CHANNELS_OF[group]] = True
+                state.coded[CHANNELS_OF[group]] = True
                 total += bits
                 halves[group > split].extend(sink)
             gain, sink = 0.0, BitEncoder()
@@ -392,7 +392,7 @@ class _Walk:
         past = self.past(step)
         units = self.latents.residual(past, level.steps)
         prediction = self.predictions[step] if self.predictions.references else None
-        seen = Past(_units(past), self.rows, self.columns)
+        seen = Past(network_units(past), self.rows, self.columns)
         read = ReadDate(units, level.context, torch.empty(0), prediction, seen)
         self.model.temporal.pixels(read, level.quality, out)
 
@@ -404,7 +404,7 @@ class _Walk:
         past = self.past(2 * number)
         sizes = np.abs(self.latents.residual(past, self.levels[number].steps))
         self.around = contexts(sizes, self.rows)
-        seen = Past(_units(past), self.rows, self.columns)
+        seen = Past(network_units(past), self.rows, self.columns)
         end = max(g for g in range(split + 1) if coded[g])
         for step in self.entropy.steps(condition, self.rows, self.columns, tuple(coded), seen):
             yield step, past
@@ -413,7 +413,7 @@ class _Walk:
                 if halves == 1:
                     return
                 past = self.past(2 * number + 1)
-                seen.replace(_units(past))
+                seen.replace(network_units(past))
         self._note(2 * number + 1)
 
     def _note(self, step: int) -> None:
@@ -441,7 +441,7 @@ class _Walk:
     def _narrow(
         self,
         step: Step,
-        level: _Level,
+        level: Level,
         past: np.ndarray,
         coder: BitEncoder | BitDecoder,
         wanted: np.ndarray | None = None,
@@ -454,8 +454,8 @@ class _Walk:
         steps = np.broadcast_to(level.steps[step.channels], mean.shape)
         base = (mean + past[part]) * steps
         low, high = state.low[part], state.high[part]
-        begin = np.clip((low - base) // steps, -_OPEN, _OPEN)
-        end = np.clip((high - base) // steps, -_OPEN, _OPEN)
+        begin = np.clip((low - base) // steps, -OPEN, OPEN)
+        end = np.clip((high - base) // steps, -OPEN, OPEN)
         place = np.clip(0, begin, end)
         live = index >= self.silent
         cells = Cells(begin[live], end[live], index[live], self.around[part][live])
@@ -467,7 +467,7 @@ class _Walk:
         state.low[part], state.high[part] = low, high
         state.value[part] = base + place * steps
         units = mean + place
-        step.write_units(_units(units))
+        step.write_units(network_units(units))
         if wanted is None or worth is None:
             return 0.0
         exact = (wanted[part] / steps - past[part]) / GRID

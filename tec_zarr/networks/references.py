@@ -183,7 +183,7 @@ def finer_qualities(sizes: Sizes, order: list[int]) -> list[int]:
     return np.minimum(np.rint(FINER_STEPS * finer), MOST_FINER).astype(int).tolist()
 
 
-def _cost(
+def cost_of(
     section: bytes, decoded: Tensor, picture: Tensor, quality: float, trade: float
 ) -> float:
     """Bits, and squared error at what it costs to lower it by a finer quality."""

@@ -68,9 +68,9 @@ from tec_zarr.networks.image_net import overlap
 from tec_zarr.networks.references import (
     CANDIDATES,
     CLASS_OF,
-    _cost,
     choose_references,
     coding_order,
+    cost_of,
     estimated_sizes,
     finer_qualities,
     thinned,
@@ -306,7 +306,7 @@ class TecTtS2:
         spectral, _ = klt.read(header, len(date), step_size(quality))
         places = np.frombuffer(latents, "<i4").reshape(-1, sum(GROUPS))
         decoded = self.decoded_picture(places, spectral, None, quality)
-        cost = _cost(section, decoded, picture, quality, trade)
+        cost = cost_of(section, decoded, picture, quality, trade)
         return _Date(section, latents, decoded, spectral, cost)
 
     def _predicted(
@@ -343,7 +343,7 @@ class TecTtS2:
             + sink.finish()
         )
         after = self.decoded_picture(decoded, spectral, prediction, quality)
-        cost = _cost(section, after, picture, quality, trade)
+        cost = cost_of(section, after, picture, quality, trade)
         return _Date(section, checked(decoded), after, spectral, cost)
 
     def latents_of(self, picture: Tensor, context: Context, columns: int) -> Tensor:

@@ -43,15 +43,15 @@ COPY_BYTES = 32 * 2**20
 """Size of the regions in which other arrays are copied."""
 
 
-_DIMENSIONS = "_ARRAY_DIMENSIONS"
+DIMENSIONS = "_ARRAY_DIMENSIONS"
 
 
-def _describe(
+def describe_array(
     path: str, array: zarr.Array, sources: Mapping[str, zarr.Array], settings: Settings
 ) -> xr.DataArray:
     """The array's name, dimensions and bands, with nothing behind them."""
     shape, name = array.shape, path.rpartition("/")[2]
-    dims = _dimensions(array)
+    dims = dimensions(array)
     if dims is None and array.ndim == 4 and _is_called_reflectance(path, settings):
         dims = ("time", "band", "y", "x")
     dims = tuple(d or f"dim_{i}" for i, d in enumerate(dims or [None] * array.ndim))
@@ -74,17 +74,17 @@ def _is_called_reflectance(path: str, settings: Settings) -> bool:
     return name == "reflectance" or known_bands([name]) is not None
 
 
-def _dimensions(array: zarr.Array) -> Sequence[str | None] | None:
+def dimensions(array: zarr.Array) -> Sequence[str | None] | None:
     if array.metadata.zarr_format == 3:
         return array.metadata.dimension_names
-    return cast("Sequence[str | None] | None", array.attrs.get(_DIMENSIONS))
+    return cast("Sequence[str | None] | None", array.attrs.get(DIMENSIONS))
 
 
-def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[str]:
+def reflectance_array(sources: Mapping[str, zarr.Array], settings: Settings) -> set[str]:
     """Paths of the arrays to code."""
     if settings.variables is None:
         chosen = set()
-        found = {path: _describe(path, array, sources, settings)
+        found = {path: describe_array(path, array, sources, settings)
                  for path, array in sources.items() if array.ndim > 1}  # fmt: skip
         for group in {path.rpartition("/")[0] for path in found}:
             beside = {p: da for p, da in found.items() if p.rpartition("/")[0] == group}
@@ -118,7 +118,7 @@ def _reflectance(sources: Mapping[str, zarr.Array], settings: Settings) -> set[s
     return chosen
 
 
-def _tec_storage(
+def tec_storage(
     path: str, da: xr.DataArray, array: zarr.Array, settings: Settings
 ) -> dict[str, Any]:
     """Chunks, shards and codec of a reflectance array, as :func:`tec_zarr.encoding` has them."""
@@ -188,7 +188,7 @@ def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:
     return sides(CHUNK["space"])
 
 
-def _region(array: zarr.Array, da: xr.DataArray, made: zarr.Array) -> tuple[int, ...]:
+def region_of(array: zarr.Array, da: xr.DataArray, made: zarr.Array) -> tuple[int, ...]:
     """Of an array to code."""
     outer = made.shards or made.chunks
     return tuple(

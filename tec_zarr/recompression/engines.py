@@ -18,8 +18,14 @@ from dask.delayed import delayed
 from tec_zarr.errors import TargetError
 from tec_zarr.recompression.manifest import Done
 from tec_zarr.recompression.plan import Plan
-from tec_zarr.recompression.progress import Failure, _Observer
-from tec_zarr.recompression.region import _Job, _make, _read, _write, set_torch_threads
+from tec_zarr.recompression.progress import Failure, Observer
+from tec_zarr.recompression.region import (
+    Job,
+    make_region,
+    read_block,
+    set_torch_threads,
+    write_region,
+)
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -29,30 +35,30 @@ _WINDOW = 3
 """Tasks handed to a cluster for each of its threads: busy workers, and a small scheduler."""
 
 
-def _failure(job: _Job, error: Exception) -> Failure:
+def failure_of(job: Job, error: Exception) -> Failure:
     region = tuple((s.start, s.stop) for s in job.array.region_slices(job.number))
     message = f"{type(error).__name__}: {error}"
     return Failure(job.array.path, region, message, isinstance(error, TargetError))
 
 
-def _run_threads(
-    pending: Iterable[_Job], count: int, threads: int | None, retries: int, observer: _Observer
+def run_threads(
+    pending: Iterable[Job], count: int, threads: int | None, retries: int, observer: Observer
 ) -> None:
     """Dask's threaded scheduler."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = max(1, min(threads or cores or 1, count))
     each = max(1, (threads if threads > (cores or 1) else cores or 1) // threads)
 
-    def attempt(job: _Job) -> None:
+    def attempt(job: Job) -> None:
         for left in reversed(range(retries + 1)):
             if observer.stopped.is_set():
                 return
             try:
-                observer(_make(job))
+                observer(make_region(job))
                 return
             except Exception as error:
                 if not left or isinstance(error, TargetError):
-                    observer(_failure(job, error))
+                    observer(failure_of(job, error))
                     return
 
     tasks = [delayed(partial(attempt, job), name=f"recompress-{i}")()
@@ -71,13 +77,13 @@ def _run_threads(
         set_torch_threads(before)
 
 
-def _run_cluster(
+def run_cluster(
     client: Client,
     gpu: bool,
-    pending: Iterable[_Job],
+    pending: Iterable[Job],
     plan: Plan,
     retries: int,
-    observer: _Observer,
+    observer: Observer,
 ) -> None:
     """A distributed scheduler, with a bounded number of tasks at any time."""
     from distributed import as_completed
@@ -90,23 +96,23 @@ def _run_cluster(
     width = _WINDOW * sum(w["nthreads"] for a, w in workers.items() if a in able)
     models = {(a.spec.model, str(a.spec.weights_sha256)) for a in plan.arrays if a.spec}
     plugin = f"tec-zarr-{plan.config['config_sha256'][:12]}"
-    jobs: dict[Any, _Job] = {}
+    jobs: dict[Any, Job] = {}
 
-    def submit(job: _Job) -> Any:
+    def submit(job: Job) -> Any:
         tag = f"{time.monotonic_ns()}-{job.array.index}-{job.number}"
         common = {"retries": retries, "pure": False}
         if readers:
             block = client.submit(
-                partial(_read, job.array, job.array.region_slices(job.number)),
+                partial(read_block, job.array, job.array.region_slices(job.number)),
                 workers=readers, key=f"read-{tag}", **common,
             )  # fmt: skip
             future = client.submit(
-                partial(_write, job), block,
+                partial(write_region, job), block,
                 resources={"GPU": 1}, key=f"recompress-{tag}", **common,
             )  # fmt: skip
         else:
             future = client.submit(
-                partial(_make, job),
+                partial(make_region, job),
                 resources={"GPU": 1} if gpu else None, key=f"recompress-{tag}", **common,
             )  # fmt: skip
         jobs[future] = job
@@ -121,7 +127,7 @@ def _run_cluster(
             try:
                 outcome: Done | Failure = future.result()
             except Exception as error:
-                outcome = _failure(job, error)
+                outcome = failure_of(job, error)
             observer(outcome)
             if observer.stopped.is_set():
                 return

@@ -14,7 +14,7 @@ from zarr.storage import MemoryStore
 
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.recompression.plan import make_plan
-from tec_zarr.recompression.region import _read, _stored
+from tec_zarr.recompression.region import read_block, stored_objects
 from tec_zarr.recompression.settings import Settings
 from tec_zarr.stores.objects import open_source
 
@@ -80,10 +80,10 @@ def estimate(
             grid = array.chunk_slices(region)
             chunk = grid[len(grid) // 2]
             start = time.perf_counter()
-            array.template[chunk] = block = _read(array, chunk)
+            array.template[chunk] = block = read_block(array, chunk)
             spent += time.perf_counter() - start
             keys = array.keys(chunk)
-            size += sum(n for n, _ in _stored(array.template, keys).values())
+            size += sum(n for n, _ in stored_objects(array.template, keys).values())
             for key in keys:  # the next chunk starts with an empty shard again
                 sync(array.template.store.delete(key))
             samples += block.size

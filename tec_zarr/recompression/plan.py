@@ -28,13 +28,13 @@ from tec_zarr.cubes.nodata import number as _number
 from tec_zarr.cubes.times import Finer, finer
 from tec_zarr.errors import RecompressError
 from tec_zarr.recompression.arrays import (
-    _DIMENSIONS,
     COPY_BYTES,
-    _describe,
-    _dimensions,
-    _reflectance,
-    _region,
-    _tec_storage,
+    DIMENSIONS,
+    describe_array,
+    dimensions,
+    reflectance_array,
+    region_of,
+    tec_storage,
 )
 from tec_zarr.recompression.manifest import FOLDER
 from tec_zarr.recompression.settings import Settings
@@ -179,12 +179,12 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
             zarr.create_group(
                 template, path=path, zarr_format=settings.zarr_format, attributes=dict(node.attrs)
             )
-    chosen = _reflectance(sources, settings)
+    chosen = reflectance_array(sources, settings)
     arrays = []
     for index, (path, array) in enumerate(sources.items()):
-        described = _describe(path, array, sources, settings)
+        described = describe_array(path, array, sources, settings)
         storage = (
-            _tec_storage(path, described, array, settings)
+            tec_storage(path, described, array, settings)
             if path in chosen
             else copy_storage(array, settings.zarr_format)
         )
@@ -193,7 +193,7 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
         arrays.append(
             ArrayPlan(
                 index, path, array, elsewhere(made, target, path), made,
-                _region(array, described, made) if path in chosen else region_of_copy(array, made),
+                region_of(array, described, made) if path in chosen else region_of_copy(array, made),
                 tec_spec(made), times,
             )
         )  # fmt: skip
@@ -270,9 +270,9 @@ def create_array(
 ) -> zarr.Array:
     """An array like ``array`` in another format, chunks or codecs; without its data."""
     attrs: dict[str, Any] = dict(array.attrs)
-    dims = _dimensions(array)
+    dims = dimensions(array)
     fill, old = array.metadata.fill_value, array.metadata.zarr_format
-    attrs.pop(_DIMENSIONS, None)
+    attrs.pop(DIMENSIONS, None)
     extra: dict[str, Any] = {}
     plain = array.dtype.kind in "biufc"
     if old == 2 and array.dtype.kind == "b":
@@ -287,7 +287,7 @@ def create_array(
             attrs["_FillValue"] = FillValueCoder.encode(missing, array.dtype)
     else:
         if dims is not None or not array.ndim:
-            attrs[_DIMENSIONS] = [str(d or f"dim_{i}") for i, d in enumerate(dims or ())]
+            attrs[DIMENSIONS] = [str(d or f"dim_{i}") for i, d in enumerate(dims or ())]
         if old == 3:
             fill = _number(attrs.pop("_FillValue", None), array.dtype) if plain else None
     dtype = array.dtype.newbyteorder("=") if plain else array.metadata.dtype

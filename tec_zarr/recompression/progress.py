@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from tec_zarr.recompression.manifest import Done
 from tec_zarr.recompression.plan import Plan
-from tec_zarr.recompression.verify import _psnr
+from tec_zarr.recompression.verify import psnr_of
 
 LOG_SECONDS = 60.0
 """Time between two lines of the log."""
@@ -104,7 +104,7 @@ class RecompressReport:
         return {**asdict(self), "ratio": self.ratio, "bits_per_sample": self.bits_per_sample}
 
 
-class _Tally:
+class Tally:
     """Sums over finished regions."""
 
     def __init__(
@@ -136,16 +136,16 @@ class _Tally:
         return RecompressReport(
             finished == self.plan.regions, self.plan.regions, finished, resumed,
             tuple(self.failures), self.raw, self.stored, self.samples, self.verified,
-            _psnr(self.squared, self.compared), self.worst if self.compared else math.nan,
+            psnr_of(self.squared, self.compared), self.worst if self.compared else math.nan,
             seconds, self.seconds,
         )  # fmt: skip
 
 
-class _Observer:
+class Observer:
     """Counts outcomes, draws the bar, writes the log, and stops a run that cannot succeed."""
 
     def __init__(
-        self, tally: _Tally, resumed: int, workers: int, progress: bool, lost: threading.Event
+        self, tally: Tally, resumed: int, workers: int, progress: bool, lost: threading.Event
     ) -> None:
         self.stopped, self._lost = threading.Event(), lost
         self._tally, self._workers = tally, workers
@@ -157,7 +157,7 @@ class _Observer:
         )  # fmt: skip
         self._logger = threading.Thread(target=self._log_by_the_minute, daemon=True)
 
-    def __enter__(self) -> _Observer:
+    def __enter__(self) -> Observer:
         self._logger.start()
         return self
 
@@ -185,7 +185,7 @@ class _Observer:
             tally, elapsed = self._tally, time.monotonic() - self._began
             here = tally.finished - self._resumed
             left = tally.plan.regions - tally.finished
-            psnr = _psnr(tally.squared, tally.compared)
+            psnr = psnr_of(tally.squared, tally.compared)
             return {
                 "regions": tally.finished,
                 "of": tally.plan.regions,

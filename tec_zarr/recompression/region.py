@@ -18,14 +18,20 @@ from zarr.core.sync import sync
 from tec_zarr.errors import RecompressError, TargetError
 from tec_zarr.recompression.manifest import Done, Manifest
 from tec_zarr.recompression.plan import ArrayPlan
-from tec_zarr.recompression.verify import Verify, _inside, _missing, _values, _verify
+from tec_zarr.recompression.verify import (
+    Verify,
+    inside_source,
+    values_in,
+    verify_region,
+    where_missing,
+)
 
 _FATAL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
 """The target takes nothing more, whatever the region."""
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What a worker needs to make one region."""
 
     array: ArrayPlan
@@ -33,13 +39,13 @@ class _Job:
     verify: Verify
 
 
-def _make(job: _Job) -> Done:
+def make_region(job: Job) -> Done:
     start = time.perf_counter()
-    return _write(job, _read(job.array, job.array.region_slices(job.number)), start)
+    return write_region(job, read_block(job.array, job.array.region_slices(job.number)), start)
 
 
-def _read(array: ArrayPlan, region: tuple[slice, ...]) -> np.ndarray:
-    block = _values(array.source, region)
+def read_block(array: ArrayPlan, region: tuple[slice, ...]) -> np.ndarray:
+    block = values_in(array.source, region)
     if array.finer is not None:
         block = array.finer(block)
     path = array.source.store_path
@@ -51,15 +57,15 @@ def _read(array: ArrayPlan, region: tuple[slice, ...]) -> np.ndarray:
     return block
 
 
-def _write(job: _Job, block: np.ndarray, start: float | None = None) -> Done:
+def write_region(job: Job, block: np.ndarray, start: float | None = None) -> Done:
     start = time.perf_counter() if start is None else start
     array, region = job.array, job.array.region_slices(job.number)
     try:
         _writer(array, region, block)[region] = block
-        objects = _stored(array.target, array.keys(region))
-        checked = _verify(array, region, block, job.verify, job.number)
+        objects = stored_objects(array.target, array.keys(region))
+        checked = verify_region(array, region, block, job.verify, job.number)
         done = Done(
-            array.index, job.number, _crc(block), objects, block.nbytes, block.size, *checked,
+            array.index, job.number, crc_of(block), objects, block.nbytes, block.size, *checked,
             time.perf_counter() - start,
         )  # fmt: skip
         Manifest(array.target.store).mark(done)
@@ -80,8 +86,8 @@ def _writer(array: ArrayPlan, region: tuple[slice, ...], block: np.ndarray) -> z
     if array.spec is None or fill is None:
         return array.target
     for part in array.chunk_slices(region):
-        chunk = block[_inside(part, region)]
-        if _missing(chunk[:1, ..., :1], [fill]).all() and _missing(chunk, [fill]).all():
+        chunk = block[inside_source(part, region)]
+        if where_missing(chunk[:1, ..., :1], [fill]).all() and where_missing(chunk, [fill]).all():
             return array.target
     metadata: Any = array.target.metadata
     return zarr.Array(
@@ -89,7 +95,7 @@ def _writer(array: ArrayPlan, region: tuple[slice, ...], block: np.ndarray) -> z
     )
 
 
-def _stored(array: zarr.Array, keys: list[str]) -> dict[str, tuple[int, int]]:
+def stored_objects(array: zarr.Array, keys: list[str]) -> dict[str, tuple[int, int]]:
     """Length and CRC32 of the objects that are there."""
 
     async def collect() -> dict[str, tuple[int, int]]:
@@ -103,7 +109,7 @@ def _stored(array: zarr.Array, keys: list[str]) -> dict[str, tuple[int, int]]:
     return sync(collect())
 
 
-def _crc(block: np.ndarray) -> int:
+def crc_of(block: np.ndarray) -> int:
     if block.dtype.kind in "OT":
         return zlib.crc32(json.dumps(block.tolist()).encode())
     return zlib.crc32(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)

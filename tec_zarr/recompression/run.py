@@ -17,12 +17,12 @@ from zarr.storage import LocalStore, MemoryStore
 
 from tec_zarr.errors import RecompressError, UnsupportedArrayError
 from tec_zarr.models.registry import get_model
-from tec_zarr.recompression.engines import _failure, _run_cluster, _run_threads
+from tec_zarr.recompression.engines import failure_of, run_cluster, run_threads
 from tec_zarr.recompression.lock import Lock
 from tec_zarr.recompression.manifest import FOLDER, Done, Manifest
 from tec_zarr.recompression.plan import SOURCES_READ, ArrayPlan, Plan, make_plan, provenance
-from tec_zarr.recompression.progress import Failure, RecompressReport, _Observer, _Tally
-from tec_zarr.recompression.region import _crc, _Job, _read
+from tec_zarr.recompression.progress import Failure, Observer, RecompressReport, Tally
+from tec_zarr.recompression.region import Job, crc_of, read_block
 from tec_zarr.recompression.settings import Settings
 from tec_zarr.recompression.verify import Verify
 from tec_zarr.recompression.watch import changed, state_of
@@ -107,29 +107,29 @@ def recompress(
     manifest = Manifest(store)
     with _locked(manifest, plan) as lock:
         if lock is None:
-            return _Tally(plan).report(True, plan.regions, time.monotonic() - began)
+            return Tally(plan).report(True, plan.regions, time.monotonic() - began)
         finished = manifest.finished()
         _check_source(plan, _some(finished))
         if client is not None:
             _check_shared(client, manifest)
         resumed = len(finished)
 
-        def make() -> _Tally:
+        def make() -> Tally:
             """All regions that are not finished."""
-            tally = _Tally(plan, finished.values())
+            tally = Tally(plan, finished.values())
             pending = (
-                _Job(array, number, verify)
+                Job(array, number, verify)
                 for array in plan.arrays
                 for number in range(array.regions)
                 if (array.index, number) not in finished
             )
-            with _Observer(tally, len(finished), workers, progress, lock.lost) as observer:
+            with Observer(tally, len(finished), workers, progress, lock.lost) as observer:
                 if client is None:
                     for spec in filter(None, (array.spec for array in plan.arrays)):
                         get_model(spec.model, spec.weights_sha256)
-                    _run_threads(pending, plan.regions - len(finished), threads, retries, observer)
+                    run_threads(pending, plan.regions - len(finished), threads, retries, observer)
                 else:
-                    _run_cluster(client, gpu, pending, plan, retries, observer)
+                    run_cluster(client, gpu, pending, plan, retries, observer)
             return tally
 
         state = state_of(plan.arrays)
@@ -143,7 +143,7 @@ def recompress(
                 manifest.forget(array, number)
             finished = manifest.finished()
             failures = [*tally.failures, *(_moved(plan.arrays[i], number) for i, number in moved)]
-            tally = _Tally(plan, finished.values(), failures)
+            tally = Tally(plan, finished.values(), failures)
             if any(failure.fatal for failure in failures):
                 break
         lock.check()
@@ -264,7 +264,7 @@ def _check_source(plan: Plan, sources_read: Iterable[Sequence[int]]) -> None:
     for index, number, crc in sources_read:
         array = plan.arrays[index]
         region = array.region_slices(number)
-        if _crc(_read(array, region)) != crc:
+        if crc_of(read_block(array, region)) != crc:
             raise RecompressError(
                 f"the source has changed since this target was begun: {array.path or '/'} "
                 f"{[(s.start, s.stop) for s in region]} holds other values than then. Delete the "
@@ -296,7 +296,7 @@ def _publish(
 
 
 def _moved(array: ArrayPlan, number: int) -> Failure:
-    return _failure(_Job(array, number, "none"), RecompressError(
+    return failure_of(Job(array, number, "none"), RecompressError(
         "the source was written to while it was read: objects of this region have another size, "
         "ETag or time than before"
     ))  # fmt: skip

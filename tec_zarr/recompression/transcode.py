@@ -25,7 +25,7 @@ from tec_zarr.stores.objects import (
     read,
     write,
 )
-from tec_zarr.stores.transcode import _check_steps, _is_flexible, _quality, _whole, transcode_chunk
+from tec_zarr.stores.transcode import check_steps, is_flexible, quality_of, transcode_chunk, whole
 
 _TARGETS = ("psnr", "max_bytes")
 
@@ -88,7 +88,7 @@ def transcode(
         )
     if zarr_format not in (None, 2, 3):
         raise UnsupportedArrayError(f"zarr_format is {zarr_format!r}, it must be 2 or 3")
-    kept = TOKENS if tokens is None else _whole(tokens)
+    kept = TOKENS if tokens is None else whole(tokens)
     for path, array in lowered.items():
         if not moved:
             _check_array(path, array, kept)
@@ -122,12 +122,12 @@ def _check_array(path: str, array: zarr.Array, tokens: int | Sequence[int]) -> N
 
     spec = tec_spec(array)
     assert spec is not None
-    if not _is_flexible(spec.model, lambda: get_model(spec.model, spec.weights_sha256)):
+    if not is_flexible(spec.model, lambda: get_model(spec.model, spec.weights_sha256)):
         raise UnsupportedArrayError(
             f"array {path!r} is coded with {spec.model}, which has one quality for each encoding: "
             "only FlexTEC can be transcoded. Use tec-zarr recompress on the original data"
         )
-    _check_steps(spec.model, tokens)
+    check_steps(spec.model, tokens)
     check_tokens(tokens, array.chunks[0] if array.ndim == 4 else np.size(tokens))
 
 
@@ -148,12 +148,12 @@ def _relabelled(data: bytes, tokens: int | Sequence[int]) -> bytes:
         if isinstance(item, dict):
             settings = item.get("configuration", {}) if item.get("name") == "tec" else item
             if item.get("name") == "tec" or item.get("id") == "tec":
-                settings["quality"] = min(settings.get("quality", 4.0), _quality(tokens))
+                settings["quality"] = min(settings.get("quality", 4.0), quality_of(tokens))
                 settings.update({target: None for target in _TARGETS if target in settings})
                 changed = True
             label = f"{ATTRIBUTE}_quality"
             if label in item:
-                item[label] = min(item[label], _quality(tokens))
+                item[label] = min(item[label], quality_of(tokens))
                 # What was measured or asked for then no longer holds.
                 for name in ("psnr", "max_bytes", "psnr_measured"):
                     item.pop(f"{ATTRIBUTE}_{name}", None)

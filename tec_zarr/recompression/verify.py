@@ -24,7 +24,7 @@ MIN_PSNR = 20.0
 """Verified samples below this many dB are not a coarse quality but a defect."""
 
 
-def _values(array: zarr.Array, region: tuple[slice, ...]) -> np.ndarray:
+def values_in(array: zarr.Array, region: tuple[slice, ...]) -> np.ndarray:
     """Part of an array in its own dtype, in the machine's byte order.
 
     Zarr returns the value of an array without dimensions as a scalar, and NumPy gives a text
@@ -34,13 +34,13 @@ def _values(array: zarr.Array, region: tuple[slice, ...]) -> np.ndarray:
     return np.asarray(array[region]).astype(dtype, copy=False)
 
 
-def _inside(part: tuple[slice, ...], region: tuple[slice, ...]) -> tuple[Any, ...]:
+def inside_source(part: tuple[slice, ...], region: tuple[slice, ...]) -> tuple[Any, ...]:
     """Where a part of a region lies in it; the dots make it an array also without dimensions."""
     return *(slice(p.start - r.start, p.stop - r.start)
              for p, r in zip(part, region, strict=True)), ...  # fmt: skip
 
 
-def _verify(
+def verify_region(
     array: ArrayPlan, region: tuple[slice, ...], block: np.ndarray, verify: Verify, number: int
 ) -> tuple[int, float, int, float]:
     """Samples verified, squared error (DN), samples in it, largest error (DN)."""
@@ -50,7 +50,7 @@ def _verify(
         parts = parts[at : at + 1]
     verified, squared, compared, worst = 0, 0.0, 0, 0.0
     for part in parts:
-        reference, decoded = block[_inside(part, region)], _values(array.target, part)
+        reference, decoded = block[inside_source(part, region)], values_in(array.target, part)
         verified += reference.size
         if array.spec is None:
             if not _equal(reference, decoded):
@@ -60,9 +60,9 @@ def _verify(
         squared += errors.squared
         compared += errors.compared
         worst = max(worst, errors.largest)
-    if _psnr(squared, compared) < MIN_PSNR:
+    if psnr_of(squared, compared) < MIN_PSNR:
         raise VerificationError(
-            f"the PSNR of what was read back is {_psnr(squared, compared):.1f} dB"
+            f"the PSNR of what was read back is {psnr_of(squared, compared):.1f} dB"
         )
     return verified, squared, compared, worst
 
@@ -81,7 +81,7 @@ def _dn_errors(
 ) -> _Errors:
     """Compare one chunk of reflectance; nodata and bounds have to hold without exception."""
     nodata = [*spec.fill_values, *(() if fill is None else (fill,))]
-    missing, lost = (_missing(a, nodata) for a in (reference, decoded))
+    missing, lost = (where_missing(a, nodata) for a in (reference, decoded))
     if not np.array_equal(missing, lost) or not _equal(reference[missing], decoded[missing]):
         raise VerificationError("nodata was not kept where it was")
     before, after = reference.astype(np.float64), decoded.astype(np.float64)
@@ -104,7 +104,7 @@ def _dn_errors(
     return _Errors(float(clipped @ clipped), missing.size - int(missing.sum()), largest / scale)
 
 
-def _missing(values: np.ndarray, nodata: Iterable[float]) -> np.ndarray:
+def where_missing(values: np.ndarray, nodata: Iterable[float]) -> np.ndarray:
     """Where there is nodata or NaN."""
     floats = values.dtype.kind == "f"
     missing = np.isnan(values) if floats else np.zeros(values.shape, bool)
@@ -118,7 +118,7 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _psnr(squared: float, count: int) -> float:
+def psnr_of(squared: float, count: int) -> float:
     if not count:
         return math.nan
     return math.inf if squared == 0 else 10 * math.log10(PEAK**2 * count / squared)

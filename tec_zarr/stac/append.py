@@ -23,7 +23,7 @@ _NOT_SAID = {"f": np.nan, "O": "", "T": "", "U": ""}
 
 
 @contextmanager
-def _without_zarr_notes() -> Iterator[None]:
+def without_zarr_notes() -> Iterator[None]:
     """Strings and consolidated metadata have no specification in v3 yet: nothing to act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have a Zarr V3 specification")
@@ -31,7 +31,7 @@ def _without_zarr_notes() -> Iterator[None]:
         yield
 
 
-@_without_zarr_notes()
+@without_zarr_notes()
 def write(
     cube: xr.Dataset, out: str | Path, *, quality: float = 4.0, model: str = "tec-s2"
 ) -> None:
@@ -65,7 +65,7 @@ def write(
     _commit(out, cube)
 
 
-@_without_zarr_notes()
+@without_zarr_notes()
 def append(cube: xr.Dataset, out: str | Path) -> int:
     """Append the dates of a canonical cube that are later than those of a store of `write`.
 

@@ -17,7 +17,7 @@ import xarray as xr
 
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.sentinel2 import NODATA, band_names
-from tec_zarr.stac.append import _without_zarr_notes, append, write
+from tec_zarr.stac.append import append, without_zarr_notes, write
 from tec_zarr.stac.canonical import prepare, sort_layers
 from tec_zarr.stac.offset import SAME_PASS, item_record
 
@@ -39,7 +39,7 @@ _ALL_BANDS = "all-bands"
 _PROJECTION = "https://stac-extensions.github.io/projection/v1.1.0/schema.json"
 
 
-@_without_zarr_notes()
+@without_zarr_notes()
 def from_stac(
     out: str | Path,
     *,

@@ -65,8 +65,8 @@ def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> by
     """
     frame = read_frame(data)
     _check_model(frame.header)
-    tokens = _whole(tokens)
-    _check_steps(name_of_model(frame.header), tokens)
+    tokens = whole(tokens)
+    check_steps(name_of_model(frame.header), tokens)
 
     def shorter(
         sections: list[bytes], shape: tuple[int, int, int, int], kept: list[int]
@@ -105,7 +105,7 @@ def preview_chunk(data: bytes | memoryview, tokens: int = 2) -> np.ndarray:
     """
     frame = read_frame(data)
     _check_model(frame.header)
-    count = _whole(tokens)
+    count = whole(tokens)
     if not isinstance(count, int) or not 1 <= count < TOKENS:
         raise UnsupportedArrayError(f"a preview shows 1 to {TOKENS - 1} tokens, not {count}")
     if name_of_model(frame.header) == _STEPPED:
@@ -118,7 +118,7 @@ def preview_chunk(data: bytes | memoryview, tokens: int = 2) -> np.ndarray:
     return decode_chunk(coarse)
 
 
-def _whole(tokens: Any) -> int | list[int]:
+def whole(tokens: Any) -> int | list[int]:
     """Tokens as Python's integers, whoever made them."""
     try:
         return whole_number(tokens) if np.ndim(tokens) == 0 else [whole_number(k) for k in tokens]
@@ -128,7 +128,7 @@ def _whole(tokens: Any) -> int | list[int]:
         ) from None
 
 
-def _check_steps(model: str, tokens: int | Sequence[int]) -> None:
+def check_steps(model: str, tokens: int | Sequence[int]) -> None:
     if model == _STEPPED and not isinstance(tokens, int):
         raise UnsupportedArrayError(
             f"{_STEPPED} cuts all dates of a chunk to one number of steps, because they are "
@@ -137,14 +137,14 @@ def _check_steps(model: str, tokens: int | Sequence[int]) -> None:
 
 
 def _check_model(header: Header) -> None:
-    if not _is_flexible(name_of_model(header), lambda: model_of(header)):
+    if not is_flexible(name_of_model(header), lambda: model_of(header)):
         raise UnsupportedArrayError(
             f"a chunk of model {name_of_model(header)!r} has one quality, that of its encoding: "
             "only FlexTEC chunks can be transcoded. Decode and encode it again, at a further loss"
         )
 
 
-def _is_flexible(name: str, model: Callable[[], object]) -> bool:
+def is_flexible(name: str, model: Callable[[], object]) -> bool:
     """Whether a model is FlexTEC; published ones are known without their weights."""
     published = models_published.PUBLISHED.get(name.partition("/")[0])
     if published is not None:
@@ -181,12 +181,12 @@ def _lowered(
         crc = chained_checksum(crc, coded.latents_crc)
     before = [s for s in frame.sections if s.kind in (SectionKind.MASK, SectionKind.EXACT)]
     after = [s for s in frame.sections[len(before) :] if s.kind is not SectionKind.LATENTS]
-    quality = min(header.quality, _quality(kept))
+    quality = min(header.quality, quality_of(kept))
     return write_frame(
         replace(header, latents_crc=crc, quality=quality), [*before, *latents, *after]
     )
 
 
-def _quality(tokens: int | Sequence[int]) -> float:
+def quality_of(tokens: int | Sequence[int]) -> float:
     """Quality of the codec's scale, which starts at two tokens."""
     return max(1.0, (tokens if isinstance(tokens, int) else max(tokens)) / 2)

@@ -24,7 +24,7 @@ SCALE_MIN, SCALE_MAX, SCALE_LEVELS, MEAN_LEVELS = 0.01, 256.0, 256, 100
 """Grid of the reference's bottleneck: log-spaced scales, 100 fractional means."""
 
 
-_EPSILON = 1e-6  # of the layer normalisations
+EPSILON = 1e-6  # of the layer normalisations
 
 
 def verysoftplus(x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class _ScaleShiftBuffers(TableBuffers):
         return -upper(-self.lower_bound_zero(position))
 
 
-class _Bottleneck(nn.Module):
+class Bottleneck(nn.Module):
     """Codes ``x - round(mean)`` with a Gaussian at ``mean - round(mean)``."""
 
     def __init__(self) -> None:
@@ -149,10 +149,10 @@ class _Block(nn.Module):
         if causal_tokens is not None:
             mask = torch.ones(causal_tokens, causal_tokens, dtype=torch.bool).triu(1)
             self.register_buffer("look_ahead_mask", mask)
-        self.norm1a = nn.LayerNorm(width, eps=_EPSILON)
-        self.norm1b = nn.LayerNorm(width, eps=_EPSILON)
-        self.norm2a = nn.LayerNorm(width, eps=_EPSILON)
-        self.norm2b = nn.LayerNorm(width, eps=_EPSILON)
+        self.norm1a = nn.LayerNorm(width, eps=EPSILON)
+        self.norm1b = nn.LayerNorm(width, eps=EPSILON)
+        self.norm2a = nn.LayerNorm(width, eps=EPSILON)
+        self.norm2b = nn.LayerNorm(width, eps=EPSILON)
         self.self_attention = _Attention(width, heads)
         self.cross_attention = _Attention(width, heads)
         self.mlp1 = _MLP(width, 4)
@@ -166,7 +166,7 @@ class _Block(nn.Module):
         x = x + self.cross_attention.attend(seen, *self.cross_attention.keys_values(seen))
         return x + self.mlp2(self.norm2b(x))
 
-    def decode(self, x: Tensor, cache: _BlockCache) -> Tensor:
+    def decode(self, x: Tensor, cache: BlockCache) -> Tensor:
         seen = self.norm1a(x)
         keys, values = cache.extend(*self.self_attention.keys_values(seen))
         x = x + self.self_attention.attend(seen, keys, values, causal=True)
@@ -176,7 +176,7 @@ class _Block(nn.Module):
 
 
 @dataclass
-class _BlockCache:
+class BlockCache:
     """Keys and values of one decoder block: the context's and those of the tokens so far."""
 
     context: tuple[Tensor, Tensor]
@@ -190,7 +190,7 @@ class _BlockCache:
         return self.own
 
 
-class _Stack(nn.Module):
+class Stack(nn.Module):
     def __init__(self, layers: int, width: int, heads: int, causal: int | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleDict(
@@ -207,7 +207,7 @@ class _Stack(nn.Module):
         return x
 
 
-class _Position(nn.Module):
+class Position(nn.Module):
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
         self._pos = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
@@ -216,13 +216,13 @@ class _Position(nn.Module):
         return self._pos[:, start:stop]
 
 
-class _StartSymbol(nn.Module):
+class StartSymbol(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.sym = nn.Parameter(torch.rand(channels) * 6 - 3)
 
 
-class _ChannelConstant(nn.Module):
+class ChannelConstant(nn.Module):
     """Learned stand-in for the date before the first one: a constant per channel."""
 
     def __init__(self, channels: int) -> None:
@@ -237,7 +237,7 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def _head(width: int, channels: int) -> nn.Sequential:
+def head_of(width: int, channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, width),
         nn.LeakyReLU(),
@@ -257,7 +257,7 @@ class _ResidualBlock(nn.Module):
         return x + F.leaky_relu(self.conv2(F.leaky_relu(self.conv1(x))))
 
 
-class _Dequantizer(nn.Module):
+class Dequantizer(nn.Module):
     """Latents for synthesis: the quantised ones plus a function of the decoder's features."""
 
     def __init__(self, channels: int, width: int) -> None:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tec_zarr.errors import TecError, WeightsMismatchError
 from tec_zarr.models.published import PUBLISHED
-from tec_zarr.models.weights import _sha256
+from tec_zarr.models.weights import sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-_CLASSES = {
+CLASSES = {
     "fp": ("tec_zarr.terracodec.fp", "FactorizedPrior"),
     "elic": ("tec_zarr.terracodec.elic", "ELIC"),
     "tt": ("tec_zarr.terracodec.tt", "TemporalTransformer"),
@@ -42,7 +42,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> str:
     """
     from safetensors.torch import save_file
 
-    classes = {cls: architecture for architecture, (_, cls) in _CLASSES.items()}
+    classes = {cls: architecture for architecture, (_, cls) in CLASSES.items()}
     architecture = classes.get(type(module).__name__)
     if architecture is None:
         raise TecError(
@@ -62,7 +62,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> str:
     metadata = {"architecture": architecture, "config": config}
     state = {key: value.contiguous() for key, value in module.state_dict().items()}
     save_file(state, path, {_METADATA: json.dumps(metadata, sort_keys=True)})
-    return _sha256(Path(path))
+    return sha256_of(Path(path))
 
 
 def first_not_finite(module: nn.Module) -> str | None:
@@ -70,7 +70,7 @@ def first_not_finite(module: nn.Module) -> str | None:
     return next((n for n, p in module.named_parameters() if not p.isfinite().all()), None)
 
 
-def _read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     import torch
 
     try:
@@ -99,12 +99,12 @@ def _read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
     return state, None
 
 
-def _config_of(state: dict[str, Tensor], source: Path, name: str) -> dict[str, Any]:
+def config_of(state: dict[str, Tensor], source: Path, name: str) -> dict[str, Any]:
     architecture = PUBLISHED[name].architecture
     if architecture in ("fp", "elic"):
         for key in list(state):
             state[key.removeprefix("model.")] = state.pop(key)
-    module, cls = _CLASSES[architecture]
+    module, cls = CLASSES[architecture]
     try:
         return dict(getattr(importlib.import_module(module), cls).config_of(state))
     except (KeyError, IndexError) as error:
@@ -114,10 +114,10 @@ def _config_of(state: dict[str, Tensor], source: Path, name: str) -> dict[str, A
         ) from error
 
 
-def _build(
+def build_module(
     architecture: str, config: dict[str, Any], state: dict[str, Tensor], source: Path
 ) -> nn.Module:
-    cls = _CLASSES[architecture][1]
+    cls = CLASSES[architecture][1]
     try:
         module = _without_weights(architecture, config)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
@@ -154,7 +154,7 @@ def _without_weights(architecture: str, config: dict[str, Any]) -> nn.Module:
     """A module of the architecture that takes no memory."""
     import torch
 
-    module, cls = _CLASSES[architecture]
+    module, cls = CLASSES[architecture]
     with torch.device("meta"):
         made: nn.Module = getattr(importlib.import_module(module), cls)(**config)
     return made
@@ -173,8 +173,8 @@ def _fill_tables(module: nn.Module) -> None:
                 setattr(part, name, getattr(part, name).new_empty(0))
 
 
-def _read(file: Path) -> nn.Module:
-    state, metadata = _read_state(file)
+def read_module(file: Path) -> nn.Module:
+    state, metadata = read_state(file)
     if metadata is None:
         raise TecError(f"{file} was not written by tec_zarr; load it with its path.")
-    return _build(metadata["architecture"], metadata["config"], state, file)
+    return build_module(metadata["architecture"], metadata["config"], state, file)

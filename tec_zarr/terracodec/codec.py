@@ -23,7 +23,7 @@ from tec_zarr.errors import FormatError, TecError, UnsupportedArrayError
 from tec_zarr.models.protocol import Encoded
 from tec_zarr.models.tokens import TOKENS, FlexSection, check_tokens, cut
 from tec_zarr.sentinel2 import band_names
-from tec_zarr.terracodec.coders import _CODERS, _FlexCoder, _Series
+from tec_zarr.terracodec.coders import CODERS, FlexCoder, Series
 from tec_zarr.terracodec.exact import exact
 from tec_zarr.terracodec.inpainting import predict_hidden
 from tec_zarr.terracodec.statistics import STATISTICS, destandardise, standardise
@@ -83,7 +83,7 @@ class FamilyModel:
         # A copy of its own, so that the caller's, twice as large, can go.
         self.module = exact(module) if isinstance(module, TemporalTransformer) else module
         self.context_tokens = context_tokens
-        self._coder = _CODERS[type(module)](self.module)
+        self._coder = CODERS[type(module)](self.module)
         config: Any = module.config
         self._count = int(config["bands"])
 
@@ -214,7 +214,7 @@ class FamilyModel:
 
     def _series(
         self, sections: Sequence[bytes], shape: Sequence[int], shown: int = TOKENS
-    ) -> _Series:
+    ) -> Series:
         height, width = (n + -n % self._coder.multiple for n in shape[-2:])
         if shown < TOKENS:
             self._check_flexible()
@@ -224,7 +224,7 @@ class FamilyModel:
     @property
     def flexible(self) -> bool:
         """Whether streams can be truncated: FlexTEC."""
-        return isinstance(self._coder, _FlexCoder)
+        return isinstance(self._coder, FlexCoder)
 
     def truncate(self, sections: Sequence[bytes], tokens: int | Sequence[int]) -> Encoded:
         """Lower the quality of a FlexTEC stream by cutting it, without any network.

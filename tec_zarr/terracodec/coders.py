@@ -139,7 +139,7 @@ class _BottleneckCoder:
 
 
 @dataclass
-class _Series:
+class Series:
     """Decoded dates of one cube: what the synthesis takes, and the checksum of the latents."""
 
     inputs: list[tuple[Tensor, ...]]
@@ -162,8 +162,8 @@ class _FPCoder:
             crc = _crc(symbols, crc)
         return Encoded(sections, crc)
 
-    def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
-        series = _Series([])
+    def decode(self, sections: Sequence[bytes], height: int, width: int) -> Series:
+        series = Series([])
         for data in sections:
             port = _Reader(data)
             symbols, y_hat = self._bottleneck.code(port, None, height // 16, width // 16)
@@ -227,8 +227,8 @@ class _ELICCoder:
             sections.append(port.to_bytes())
         return Encoded(sections, crc)
 
-    def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
-        series = _Series([])
+    def decode(self, sections: Sequence[bytes], height: int, width: int) -> Series:
+        series = Series([])
         for data in sections:
             port = _LedgerReader(data)
             y_hat, series.crc = self._date(port, None, height // 16, width // 16, series.crc)
@@ -341,9 +341,9 @@ class _TTCoder:
                 contexts.push(date.latent())
         return Encoded(sections, crc)
 
-    def decode(self, sections: Sequence[bytes], height: int, width: int) -> _Series:
+    def decode(self, sections: Sequence[bytes], height: int, width: int) -> Series:
         contexts = self.module.contexts()
-        series = _Series([])
+        series = Series([])
         for t, data in enumerate(sections):
             port = _Reader(data)
             date = _Windows(contexts.model, contexts.joint(), None, height // 16, width // 16)
@@ -356,7 +356,7 @@ class _TTCoder:
         return series
 
 
-class _FlexCoder(_TTCoder):
+class FlexCoder(_TTCoder):
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
         qualities, context = options["tokens"], options["context_tokens"]
         contexts = self.module.contexts()
@@ -391,10 +391,10 @@ class _FlexCoder(_TTCoder):
 
     def decode(
         self, sections: Sequence[bytes], height: int, width: int, shown: int = TOKENS
-    ) -> _Series:
+    ) -> Series:
         """Decode; with `shown` tokens of each date only, mask tokens stand for the others."""
         contexts = self.module.contexts()
-        series = _Series([])
+        series = Series([])
         for t, data in enumerate(sections):
             section = FlexSection.from_bytes(data)
             joint = contexts.joint()
@@ -429,9 +429,9 @@ class _FlexCoder(_TTCoder):
         return masked(date.tokens, model.mask_token), masked(date.features, model.z_cur_mask_token)
 
 
-_CODERS: dict[type[nn.Module], type] = {
+CODERS: dict[type[nn.Module], type] = {
     FactorizedPrior: _FPCoder,
     ELIC: _ELICCoder,
     TemporalTransformer: _TTCoder,
-    FlexTEC: _FlexCoder,
+    FlexTEC: FlexCoder,
 }

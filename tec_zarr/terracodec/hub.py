@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from tec_zarr import config
 from tec_zarr.errors import UnknownModelError, WeightsMismatchError
 from tec_zarr.interrupted import hidden_folder
-from tec_zarr.models.published import PUBLISHED, _how_to_get
-from tec_zarr.models.weights import _cached, _hash_in_name, _sha256, cache_folder
-from tec_zarr.terracodec.checkpoints import _build, _config_of, _read, _read_state, save
+from tec_zarr.models.published import PUBLISHED, how_to_get
+from tec_zarr.models.weights import cache_folder, cached_files, hash_in_name, sha256_of
+from tec_zarr.terracodec.checkpoints import build_module, config_of, read_module, read_state, save
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,7 +70,7 @@ def load(
         Wrong hash, missing or unexpected keys, wrong shapes, wrong number of bands, weights that
         are not finite, a file of the cache that was changed.
     """
-    return _read(_find(name, compression, path, sha256)[0])
+    return read_module(_find(name, compression, path, sha256)[0])
 
 
 def load_codec(
@@ -106,7 +106,7 @@ def load_codec(
 
     file, found = _find(name, compression, path, sha256)
     rate = "" if compression is None else f"/lambda-{_rate(name, compression)}"
-    module = _read(file).to(pick_device())
+    module = read_module(file).to(pick_device())
     model = FamilyModel(module, name + rate, found, context_tokens)
     register_model(model.name, lambda: model, model.weights_sha256)
     return model
@@ -126,7 +126,7 @@ def open_cached(file: Path, name: str, sha256: str) -> FamilyModel:
     from tec_zarr.terracodec.codec import FamilyModel
 
     family, _, rate = name.partition("/lambda-")
-    module = _read(_unchanged(file, family, rate))
+    module = read_module(_unchanged(file, family, rate))
     return FamilyModel(module.to(pick_device()), name, sha256)
 
 
@@ -144,24 +144,24 @@ def _find(
         source = Path(path)
         if not source.is_file():
             raise UnknownModelError(
-                f"No checkpoint at {source}.\n" + _how_to_get(name, rate or _middle_rate(name))
+                f"No checkpoint at {source}.\n" + how_to_get(name, rate or _middle_rate(name))
             )
     else:
         assert rate is not None
         file = _chosen(name, rate, sha256)
         if file is not None:
-            return _unchanged(file, name, rate), _hash_in_name(file)
+            return _unchanged(file, name, rate), hash_in_name(file)
         source = _download(name, rate)
     return _convert(source, name, rate, sha256)
 
 
 def _chosen(name: str, rate: str, sha256: str | None) -> Path | None:
     """The file of the cache that is meant; never one of several that only their age tells apart."""
-    files = _cached(name, rate)
+    files = cached_files(name, rate)
     if sha256 is not None:
-        return next((file for file in files if _hash_in_name(file) == sha256.lower()), None)
+        return next((file for file in files if hash_in_name(file) == sha256.lower()), None)
     if len(files) > 1:
-        hashes = "".join(f"\n    {_hash_in_name(file)}" for file in files)
+        hashes = "".join(f"\n    {hash_in_name(file)}" for file in files)
         raise UnknownModelError(
             f"{cache_folder()} holds different weights of {name}, lambda {rate}, those kept last "
             f"first:{hashes}\nSay which with sha256= or path=, or delete the others."
@@ -171,9 +171,9 @@ def _chosen(name: str, rate: str, sha256: str | None) -> Path | None:
 
 def _unchanged(file: Path, name: str, rate: str) -> Path:
     """A file of the cache that still has the hash it is named by."""
-    if _sha256(file) != _hash_in_name(file):
+    if sha256_of(file) != hash_in_name(file):
         raise WeightsMismatchError(
-            f"{file} was changed since it was written: delete it.\n" + _how_to_get(name, rate)
+            f"{file} was changed since it was written: delete it.\n" + how_to_get(name, rate)
         )
     return file
 
@@ -199,11 +199,11 @@ def _download(name: str, rate: str) -> Path:
         hub = importlib.import_module("huggingface_hub")
         return Path(hub.hf_hub_download(published.repository, published.file(rate)))
     except Exception as error:  # the hub raises many types, its HTTP library more
-        kept = ", ".join(map(_hash_in_name, _cached(name, rate)))
+        kept = ", ".join(map(hash_in_name, cached_files(name, rate)))
         raise UnknownModelError(
             (f"The cache holds {kept} of {name}, not the SHA-256 asked for.\n" if kept else "") +
             f"{published.file(rate)} could not be downloaded from {published.repository} "
-            f"({type(error).__name__}: {error}).\n" + _how_to_get(name, rate)
+            f"({type(error).__name__}: {error}).\n" + how_to_get(name, rate)
         ) from error
 
 
@@ -211,7 +211,7 @@ def _convert(
     source: Path, name: str, rate: str | None, sha256: str | None
 ) -> tuple[Path, str]:
     """Check a checkpoint and put it into the cache as safetensors, unless it is from there."""
-    state, metadata = _read_state(source)
+    state, metadata = read_state(source)
     if metadata is not None:
         if metadata["architecture"] != PUBLISHED[name].architecture:
             raise WeightsMismatchError(
@@ -220,17 +220,17 @@ def _convert(
             )
         config = metadata["config"]
     else:
-        config = _config_of(state, source, name)
+        config = config_of(state, source, name)
     if config.get("bands") != PUBLISHED[name].bands:
         raise WeightsMismatchError(
             f"{source} is a model of {config.get('bands')} bands, {name} has "
             f"{PUBLISHED[name].bands}: load it under the name that fits, or pick another file."
         )
-    given = _sha256(source)
+    given = sha256_of(source)
     if metadata is not None and rate is None:
         _check_hash(source, sha256, given)
         return source, given
-    module = _build(PUBLISHED[name].architecture, config, state, source)
+    module = build_module(PUBLISHED[name].architecture, config, state, source)
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     # A folder of its own: other threads and processes may be converting too.

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 
 from tec_zarr.models.tokens import TOKENS
 from tec_zarr.terracodec.blocks import (
-    _EPSILON,
-    _BlockCache,
-    _Bottleneck,
-    _ChannelConstant,
-    _Dequantizer,
-    _head,
-    _Position,
-    _Stack,
-    _StartSymbol,
+    EPSILON,
+    BlockCache,
+    Bottleneck,
+    ChannelConstant,
+    Dequantizer,
+    Position,
+    Stack,
+    StartSymbol,
+    head_of,
 )
 from tec_zarr.terracodec.layers import (
     round_ste,
@@ -123,23 +123,23 @@ class EntropyTransformer(nn.Module):
         self.repack = flexible
         self.channels = channels
         self.width = width
-        self.bottleneck = _Bottleneck()
-        self.encoder_sep = _Stack(depths[0], width, heads)
-        self.encoder_joint = _Stack(depths[1], width, heads)
-        self.decoder = _Stack(depths[2], width, heads, causal=TOKENS)
-        self.learned_zero = _StartSymbol(channels)
+        self.bottleneck = Bottleneck()
+        self.encoder_sep = Stack(depths[0], width, heads)
+        self.encoder_joint = Stack(depths[1], width, heads)
+        self.decoder = Stack(depths[2], width, heads, causal=TOKENS)
+        self.learned_zero = StartSymbol(channels)
         if flexible:
             self.mask_token = nn.Parameter(torch.rand(channels) * 2 - 1)
             self.z_cur_mask_token = nn.Parameter(torch.rand(width) * 2 - 1)
         cells = CONTEXT_WINDOW**2
-        self.enc_position_sep = _Position(cells, width)
-        self.enc_position_joint = _Position(cells * self.CONTEXT, width)
-        self.dec_position = _Position(TOKENS, width)
-        self.post_embedding_layernorm = nn.LayerNorm(width, eps=_EPSILON)
+        self.enc_position_sep = Position(cells, width)
+        self.enc_position_joint = Position(cells * self.CONTEXT, width)
+        self.dec_position = Position(TOKENS, width)
+        self.post_embedding_layernorm = nn.LayerNorm(width, eps=EPSILON)
         self.encoder_embedding = nn.Linear(channels, width)
         self.decoder_embedding = nn.Linear(channels, width)
-        self.mean_head = _head(width, channels)
-        self.scale_head = _head(width, channels)
+        self.mean_head = head_of(width, channels)
+        self.scale_head = head_of(width, channels)
 
     def tokens(self, latent: Tensor) -> Tensor:
         """Windows to predict, (B * blocks, 16, C), of latents (B, C, h, w)."""
@@ -171,7 +171,7 @@ class EntropyTransformer(nn.Module):
         return torch.cat([start, tokens[:, :-1]], dim=1)
 
 
-def _in_batches(stack: _Stack, x: Tensor) -> Tensor:
+def _in_batches(stack: Stack, x: Tensor) -> Tensor:
     """``stack(x)``, written over x where no gradient is wanted.
 
     Block by block and, within each, some windows at a time: a block's weights are read once for
@@ -202,7 +202,7 @@ class TokenDecoder:
         self._model = model
         self._windows = windows
         self._caches = [
-            _BlockCache(block.cross_attention.keys_values(joint)) for block in model.decoder.blocks
+            BlockCache(block.cross_attention.keys_values(joint)) for block in model.decoder.blocks
         ]
         self._done = 0
 
@@ -273,8 +273,8 @@ class _Pipeline(nn.Module):
         self.transform = transform
         self.entropy_model = entropy_model
         width = entropy_model.width
-        self._temporal_pad_token_maker = _ChannelConstant(entropy_model.channels)
-        self._dequantizer = _Dequantizer(entropy_model.channels, width)
+        self._temporal_pad_token_maker = ChannelConstant(entropy_model.channels)
+        self._dequantizer = Dequantizer(entropy_model.channels, width)
 
 
 class TemporalTransformer(nn.Module):

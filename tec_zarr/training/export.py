@@ -19,7 +19,7 @@ from tec_zarr.models.constants import SCALE_OFFSET, SCALES
 from tec_zarr.networks import files, series
 from tec_zarr.networks.files import save_image
 from tec_zarr.networks.image import load
-from tec_zarr.networks.image_net import S2Net, _upper
+from tec_zarr.networks.image_net import S2Net, upper
 from tec_zarr.networks.series_net import TemporalNet
 from tec_zarr.training.data import Window
 
@@ -39,8 +39,8 @@ def density_tables() -> np.ndarray:
             continue
         reach = int(min(max(3, np.ceil(6 * sigma)), REACH))
         size = torch.arange(0, reach + 1, dtype=torch.float64)
-        half = (_upper((size - 0.5) / sigma) - _upper((size + 0.5) / sigma)).numpy()
-        half[-1] += float(_upper((size[-1] + 0.5) / sigma))
+        half = (upper((size - 0.5) / sigma) - upper((size + 0.5) / sigma)).numpy()
+        half[-1] += float(upper((size[-1] + 0.5) / sigma))
         out[index, REACH - reach : REACH + reach + 1] = integer_table(
             np.concatenate([half[:0:-1], half])
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.training.configs import TemporalConfig
-from tec_zarr.training.data import BANDS, BANDS_10M, _fill_nodata, read_npz
+from tec_zarr.training.data import BANDS, BANDS_10M, fill_nodata, read_npz
 
 if TYPE_CHECKING:
     from tec_zarr.training.configs import FamilyConfig
@@ -50,7 +50,7 @@ def read_series(
             continue
         good = []
         for date in cube:
-            filled, valid = _fill_nodata(date, present)
+            filled, valid = fill_nodata(date, present)
             if valid.mean() >= 0.9:
                 good.append(np.where(present[:, None, None], filled, 0).astype(np.uint16))
         if len(good) >= fewest:

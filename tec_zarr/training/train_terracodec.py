@@ -210,7 +210,7 @@ def build(config: FamilyConfig) -> nn.Module:
         )
     if config.start:
         return hub.load(config.model, path=config.start)
-    module, name = checkpoints._CLASSES[config.architecture]
+    module, name = checkpoints.CLASSES[config.architecture]
     cls = getattr(importlib.import_module(module), name)
     try:
         return cls(published.PUBLISHED[config.model].bands, **config.network)

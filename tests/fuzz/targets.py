@@ -364,7 +364,7 @@ def released_weights() -> list[tuple[str, dict[str, np.ndarray]]]:
     return [
         (name, load_file(file))
         for name in registry._index()
-        for file in models_weights._released(name).values()
+        for file in models_weights.released_weights(name).values()
     ]
 
 
