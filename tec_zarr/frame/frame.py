@@ -227,7 +227,7 @@ def write_frame(header: Header, sections: Sequence[Section]) -> bytes:
             f"the header of a chunk of shape {header.shape} takes {len(body)} bytes, more than "
             f"tec_zarr.config.MAX_HEADER_BYTES = {config.MAX_HEADER_BYTES}: use smaller chunks"
         )
-    head = MAGIC + bytes([VERSION]) + _varint(len(body)) + body
+    head = MAGIC + bytes([VERSION]) + write_varint(len(body)) + body
     head += struct.pack("<I", zlib.crc32(head))
     return head + b"".join(s.data for s in sections)
 
@@ -306,15 +306,6 @@ def read_header(data: bytes | memoryview) -> Header:
     return _parse_fields(cursor)
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 class _Cursor:
     """Reads little-endian fields from a buffer and never past its end."""
 
@@ -374,7 +365,7 @@ def _header_fields(h: Header) -> bytes:
     if code == _EXPLICIT_BANDS:
         assert h.bands is not None
         out.append(bytes([len(h.bands), *map(_BAND_IDS.index, h.bands)]))
-    out.extend(map(_varint, h.shape))
+    out.extend(map(write_varint, h.shape))
     if flags & _HAS_NODATA:
         values = np.array(h.nodata, dtype=h.dtype.newbyteorder("<"))
         out.append(bytes([len(values)]) + values.tobytes())
@@ -383,7 +374,7 @@ def _header_fields(h: Header) -> bytes:
     if h.bounds is not None:
         out.append(struct.pack(f"<{len(h.bounds)}H", *h.bounds))
     if h.parameters:
-        out.append(_varint(len(h.parameters)) + h.parameters)
+        out.append(write_varint(len(h.parameters)) + h.parameters)
     if h.errors is not None:
         out.append(bytes([len(h.indices)]))
         for index in h.indices:
@@ -396,9 +387,9 @@ def _header_fields(h: Header) -> bytes:
 def _section_table(sections: Iterable[Section]) -> Iterable[bytes]:
     for kind, run in groupby(sections, key=lambda s: s.kind):
         members = list(run)
-        yield _varint(kind | len(members) << 3)
+        yield write_varint(kind | len(members) << 3)
         for s in members:
-            yield _varint(len(s.data)) + struct.pack("<I", zlib.crc32(s.data))
+            yield write_varint(len(s.data)) + struct.pack("<I", zlib.crc32(s.data))
 
 
 def _checked_header(data: memoryview) -> tuple[_Cursor, int]:

@@ -1,8 +1,9 @@
-"""Latents from components and pictures, in the whole numbers of :mod:`tec_zarr.terracodec.exact`.
+"""Pixels to latents and back: analysis, synthesis, and the overlap of blocks between them.
 
-The same function as the analysis of :meth:`~tec_zarr.networks.image_net.S2Net.analyse`, which is
-for training. Decoding does not need it to be exact, but then the same pixels give the same bytes on
-every machine, so that stores can be compared by hash, and int8 products are faster than float32.
+The analysis runs in the whole numbers of :mod:`tec_zarr.terracodec.exact`: the same function as the
+analysis of :meth:`~tec_zarr.networks.image_net.S2Net.analyse`, which is for training. Decoding does
+not need it to be exact, but then the same pixels give the same bytes on every machine, so that
+stores can be compared by hash, and int8 products are faster than float32.
 """
 
 from __future__ import annotations

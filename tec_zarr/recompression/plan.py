@@ -193,7 +193,9 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
         arrays.append(
             ArrayPlan(
                 index, path, array, elsewhere(made, target, path), made,
-                region_of(array, described, made) if path in chosen else region_of_copy(array, made),
+                region_of(array, described, made)
+                if path in chosen
+                else region_of_copy(array, made),
                 tec_spec(made), times,
             )
         )  # fmt: skip
