@@ -20,7 +20,7 @@ MULTIPLE = 7.0
 of its neighbourhood. On the training cubes this takes less than 1 % of the bytes from
 ``FULL_QUALITY`` on; ``docs/when-not-to-use.md`` has the numbers."""
 
-COARSEST_MULTIPLE = 11.0
+COARSEST_MULTIPLE = 10.0
 """The same at quality 1, where a whole chunk has a few hundred bytes."""
 
 FULL_QUALITY = 3.0
