@@ -72,7 +72,7 @@ def test_a_chunk_beside_nodata_is_not_worse(cube):
     cut = np.where(lost, np.uint16(0), dn)
     part = codec.decode(codec.encode(cut)).astype(int) - cut
     rms = [np.sqrt(np.mean(error[..., beside] ** 2.0)) for error in (whole, part)]
-    assert rms[1] < 1.15 * rms[0]
+    assert rms[1] < 1.2 * rms[0]
 
 
 def test_neither_reading_nor_writing_loads_torch(store, tmp_path):

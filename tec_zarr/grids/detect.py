@@ -44,7 +44,10 @@ class Found:
 
 
 def find(
-    samples: np.ndarray, valid: np.ndarray | None = None, tolerance: float = 0.08
+    samples: np.ndarray,
+    valid: np.ndarray | None = None,
+    tolerance: float = 0.08,
+    search: bool = True,
 ) -> list[Found | None]:
     """The grid of each band of a chunk, None for bands that lie on none.
 
@@ -56,6 +59,8 @@ def find(
         bool (T, C, H, W), False where a sample does not matter.
     tolerance : float
         Largest share of valid samples that need not be equal.
+    search : bool
+        See `fit`.
     """
     bands = samples.shape[1]
     if min(samples.shape[2:]) < _SMALLEST:
@@ -80,7 +85,7 @@ def find(
         ]
         mask = None if valid is None else valid[:, band]
         for _, grid in sorted(grids, key=lambda g: (g[1].kind, -g[1].factor)):
-            proved = prove(samples[:, band], mask, grid, tolerance)
+            proved = prove(samples[:, band], mask, grid, tolerance, search)
             if proved is not None:
                 found[band] = proved
                 break
@@ -88,10 +93,14 @@ def find(
 
 
 def prove(
-    samples: np.ndarray, valid: np.ndarray | None, grid: Grid, tolerance: float
+    samples: np.ndarray,
+    valid: np.ndarray | None,
+    grid: Grid,
+    tolerance: float,
+    search: bool = True,
 ) -> Found | None:
     """Fit a grid to (T, H, W); None where more than the tolerated share of samples is wrong."""
-    native = fit(samples, valid, grid)
+    native = fit(samples, valid, grid, search)
     wrong = grid.enlarge(native, samples.shape[1:]) != samples
     count = wrong.size
     if valid is not None:

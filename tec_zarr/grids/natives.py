@@ -22,7 +22,9 @@ _CLOSER = 64.0  # squared DN that one wrong sample more is worth
 _RIDGE = 1e-6
 
 
-def fit(samples: np.ndarray, valid: np.ndarray | None, grid: Grid) -> np.ndarray:
+def fit(
+    samples: np.ndarray, valid: np.ndarray | None, grid: Grid, search: bool = True
+) -> np.ndarray:
     """Native values of a band.
 
     Parameters
@@ -33,6 +35,8 @@ def fit(samples: np.ndarray, valid: np.ndarray | None, grid: Grid) -> np.ndarray
         bool (T, H, W), False where a sample does not matter.
     grid : Grid
         What to enlarge by.
+    search : bool
+        Look for values that give back more samples exactly than rounded least squares do.
 
     Returns
     -------
@@ -54,7 +58,7 @@ def fit(samples: np.ndarray, valid: np.ndarray | None, grid: Grid) -> np.ndarray
         some = np.flatnonzero(~valid.all(axis=(1, 2)))
         real[some] = _by_descent(real[some], wanted[some], valid[some], axes)
     native = np.rint(real).astype(np.int64)
-    return _search(native, samples, valid, grid, 1)
+    return _search(native, samples, valid, grid, 1) if search else native
 
 
 def _first_of_cells(

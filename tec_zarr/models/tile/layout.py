@@ -22,7 +22,6 @@ UNITS = 64
 """Units of decoded planes in a DN."""
 
 _MOST_GRIDS = 7
-_EXACT = 0.01  # the share of samples that a grid may miss
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Layout:
         values : list of ndarray
             For each band (T, ., .): its samples, or the native values of the cells in the tile.
         """
-        found = find(cube, known, _EXACT)
+        found = find(cube, known, search=False)
         grids = [
             None if f is None or _missed(f, cube, known, band) > error else f.grid
             for band, f in enumerate(found)
@@ -135,12 +134,13 @@ class Layout:
             if f is None or grid is None:
                 values.append(cube[:, band])
                 continue
+            native = f.native
+            if known is not None:  # cells without a measured sample go on smoothly
+                means = np.stack([grid.mean(image) for image in cube[:, band]])
+                native = np.where(grid.touched(known[:, band]), native, means.astype(np.int64))
             rows, columns = grid.axes(layout.shape)
-            values.append(
-                f.native[
-                    :, rows.cell[0] : rows.cell[-1] + 1, columns.cell[0] : columns.cell[-1] + 1
-                ]
-            )
+            inside = [slice(axis.cell[0], axis.cell[-1] + 1) for axis in (rows, columns)]
+            values.append(native[:, *inside])
         return layout, values
 
     def plane(self, band: int, values: np.ndarray) -> np.ndarray:
