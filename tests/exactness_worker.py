@@ -25,7 +25,8 @@ from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.entropy import gaussian_tables, range_coder
 from tec_zarr.frame.frame import SectionKind, read_frame
 from tec_zarr.models.constants import BLOCK, GROUPS
-from tec_zarr.models.registry import get_model
+from tec_zarr.models.registry import find_model, get_model
+from tec_zarr.native import core
 from tec_zarr.networks import image
 from tec_zarr.terracodec import hub
 from tec_zarr.terracodec.ledger import LedgerReader
@@ -85,6 +86,14 @@ class Recorder:
             self.continuous.append(values.ravel().copy())
             return floor(reader, values)
 
+        walk = core.Walk.decode
+
+        def walked(state, data):
+            values, indexes = walk(state, data)
+            self._see(indexes, values)
+            return values, indexes
+
+        core.Walk.decode = walked
         range_coder.SymbolDecoder.get = s2_get
         image.LatentCoder.decode = s2_decode
         range_coder.BitDecoder.code = flex_decide
@@ -118,7 +127,7 @@ def batched_walk(frame: bytes) -> tuple[str, int]:
     """Walk the dates of a tec-s2 frame together and alone: hash and number of the equal indexes."""
     parsed = read_frame(frame)
     _, bands, height, width = parsed.header.shape4
-    model = get_model("tec-s2")
+    model = get_model("tec-s2", "029756bd")
     decoded = [
         model.decode_latents(section, (bands, height, width), parsed.header.quality)
         for section in parsed.payloads(SectionKind.LATENTS)
@@ -150,7 +159,9 @@ def main(folder: Path, name: str, threads: int) -> None:
         hub.load_codec(published, path=folder / f"{kind}.safetensors")
     written = folder / name
     written.mkdir(exist_ok=True)
-    specs = [("tec-s2", quality, ChunkSpec(quality=quality)) for quality in QUALITIES]
+    older = find_model("tec-s2").weights[1]
+    specs = [("by-scale", quality, ChunkSpec(quality=quality)) for quality in QUALITIES]
+    specs += [("tec-s2", q, ChunkSpec(quality=q, weights_sha256=older)) for q in QUALITIES]
     specs += [("tec-tt-s2", q, ChunkSpec(model="tec-tt-s2", quality=q)) for q in QUALITIES]
     specs += [("tec-flex-s2", q, ChunkSpec(model="tec-flex-s2", quality=q)) for q in QUALITIES[1:]]
     specs.append(("bounded", 5, ChunkSpec(max_error=5)))

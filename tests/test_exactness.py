@@ -87,15 +87,15 @@ def test_latents_are_identical_under_every_setting(results):
             latents = item["latents"], item.get("walk", "")
             assert latents == agreed.setdefault(frame, latents), (name, item["model"])
     everywhere = results["default"]["found"].values()
-    assert len({item["model"] for item in everywhere}) == 8
+    assert len({item["model"] for item in everywhere}) == 9
     assert all(item["indexes"] > 500 for item in everywhere if item["model"] != "bounded")
 
 
 def test_the_embedded_models_and_bounds_write_the_same_bytes_under_every_setting(results):
     frames = results["default"]["frames"]
-    embedded = ("tec-s2", "tec-tt-s2", "tec-flex-s2", "bounded")
+    embedded = ("by-scale", "tec-s2", "tec-tt-s2", "tec-flex-s2", "bounded")
     first = {k: v for k, v in frames.items() if k.split(".")[1] in embedded}
-    assert len(first) == 18
+    assert len(first) == 24
     for name, result in results.items():
         for key, frame in first.items():
             assert result["frames"][key] == frame, (name, key)
@@ -108,7 +108,7 @@ def test_pixels_are_the_same_or_differ_by_one_at_most(results, capsys):
         for frame, item in result["found"].items():
             pixels = result["arrays"][frame].astype(np.int64)
             difference = np.abs(pixels - first.setdefault(frame, pixels))
-            if item["model"] in ("bounded", "tec-s2"):  # whole numbers throughout
+            if item["model"] in ("bounded", "by-scale", "tec-s2"):  # whole numbers throughout
                 assert difference.max() == item["batch"] == 0, name
             assert item["batch"] <= 1, (name, item["model"])
             # bf16 was asked for by the user: float32 syntheses obey, latents do not.
@@ -139,7 +139,7 @@ DEVICES = [pytest.param("cuda", marks=gpu), "cpu"]
 @pytest.mark.parametrize("device", DEVICES)
 @torch.inference_mode()
 def test_the_default_models_entropy_networks_are_the_same_on_a_device(device, monkeypatch):
-    model = get_model("tec-s2")
+    model = get_model("tec-s2", "029756bd")
     shape = (12, 96, 72)
     cube = synthetic.cube(dates=1, size=96, seed=2).values[:, :, :, :72].astype(np.float32)
     (section,) = model.encode(cube, 6.0, None).sections
@@ -233,7 +233,7 @@ def test_one_table_index_off_by_one_in_the_decoder_raises(place, small, monkeypa
             yield step
 
     monkeypatch.setattr(IntegerModel, "steps", wrong)
-    monkeypatch.setattr(get_model("tec-s2").coder, "compiled", None)
+    monkeypatch.setattr(get_model("tec-s2", "029756bd").coder, "compiled", None)
     with pytest.raises(TecError):
         decode_chunk(frame)
     assert seen > place
@@ -265,7 +265,7 @@ def test_every_flipped_bit_of_a_frame_of_the_default_model_raises(small):
 
 def test_symbols_damaged_before_any_checksum_never_decode_to_other_latents(small):
     # A section that was already damaged when its CRC32 was taken: the latents' checksum is left.
-    model, cube = get_model("tec-s2"), small.astype(np.float32)
+    model, cube = get_model("tec-s2", "029756bd"), small.astype(np.float32)
     (section,), crc = model.encode(cube, 6.0, None)
     good, _ = model.decode([section], cube.shape, 6.0, None)
     _, start = spectral_header(section, 3, 6.0)
@@ -286,7 +286,7 @@ def test_symbols_damaged_before_any_checksum_never_decode_to_other_latents(small
 
 def test_weights_that_are_not_the_encoders_raise(small, tmp_path, monkeypatch):
     frame = encode_chunk(small, ChunkSpec(quality=6))
-    model = get_model("tec-s2")
+    model = get_model("tec-s2", "029756bd")
     other = image.load(weights_file("tec-s2", model.weights_sha256))
     module = other.net.fine[1].anchors
     weight, exponent, bias = module.integers()

@@ -413,7 +413,7 @@ def untrained(monkeypatch):
     from tec_zarr.networks.series_net import TemporalNet
 
     torch.manual_seed(0)
-    image = get_model("tec-s2")
+    image = get_model("tec-s2", "029756bd")
     net = TemporalNet()
     net.start_from(image.net)
     masked = masked_series.MaskedModel(TecTtS2(image, net, image.coder.tables, "0" * 64))

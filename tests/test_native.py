@@ -27,7 +27,7 @@ INSTRUCTIONS = ["", "avx2"]
 
 @pytest.fixture(scope="module")
 def model():
-    return get_model("tec-s2")
+    return get_model("tec-s2", "029756bd")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tec_zarr.terracodec import exact
 
 @pytest.fixture(scope="module")
 def model():
-    return get_model("tec-s2")
+    return get_model("tec-s2", "029756bd")
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_pixels_with_a_repeated_eigenvalue_give_the_same_bytes_with_any_solver(m
     for band in range(4):  # the same somewhere else: bands of equal variance, not correlated
         row, column = 16 * (band // 2), 16 * (band % 2)
         cube[0, band, row : row + 16, column : column + 16] += one
-    model = get_model("tec-s2")
+    model = get_model("tec-s2", "029756bd")
     expected = model.encode(cube, 5.0, None).sections
     monkeypatch.setattr(np.linalg, "eigh", another_solver(1))
     assert model.encode(cube, 5.0, None).sections == expected

@@ -18,7 +18,7 @@ from tec_zarr.networks import levels
     [((12, 40, 24), 4.0), ((3, 17, 50), 7.3), ((14, 16, 24), 5.0), ((2, 8, 8), 7.0)],
 )
 def test_a_decoder_written_from_the_documentation_finds_the_same_latents(shape, quality):
-    model = get_model("tec-s2")
+    model = get_model("tec-s2", "029756bd")
     bands, height, width = shape
     cube = synthetic.cube(dates=2, size=64, seed=8, nodata_edge=False).values
     cube = cube.reshape(1, 24, 64, 64)  # two dates as so many bands
@@ -36,7 +36,7 @@ def test_a_decoder_written_from_the_documentation_finds_the_same_latents(shape, 
     [((12, 40, 24), 4.0), ((3, 17, 50), 7.3), ((14, 16, 24), 1.0), ((1, 5, 8), 6.0)],
 )
 def test_a_decoder_written_from_the_documentation_finds_the_same_pixels(shape, quality):
-    model = get_model("tec-s2")
+    model = get_model("tec-s2", "029756bd")
     bands, height, width = shape
     cube = synthetic.cube(dates=2, size=64, seed=9, nodata_edge=False).values
     part = cube.reshape(1, 24, 64, 64)[:, :bands, :height, :width].astype(np.float32)
@@ -53,7 +53,7 @@ def test_a_decoder_written_from_the_documentation_finds_the_same_pixels(shape, q
 
 @pytest.mark.parametrize("kind", ["noise", "spike"])
 def test_also_for_what_no_satellite_sees(kind):
-    model = get_model("tec-s2")
+    model = get_model("tec-s2", "029756bd")
     rng = np.random.default_rng(1)
     cube = np.full((1, 2, 16, 16), 3000, np.float32)
     if kind == "noise":

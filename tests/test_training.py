@@ -233,7 +233,7 @@ def test_counted_decisions_take_fewer_bits_than_what_the_networks_say(series_fol
 
 
 def test_temporal_training_starts_with_the_image_models_networks():
-    frozen = get_model("tec-s2").net
+    frozen = get_model("tec-s2", "029756bd").net
     net = train_series.thawed(frozen, S2Net())
     for name, module in frozen.named_modules():
         if isinstance(module, IntConv):
