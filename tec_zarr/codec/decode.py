@@ -42,7 +42,7 @@ def decode_chunk(
     data : bytes-like
         One frame.
     expected_shape : tuple of int, optional
-        Shape that the caller expects. If the frame has another one, it is refused unread.
+        Shape that the caller expects. A frame of another shape is refused before it is decoded.
     dates : sequence of int, optional
         Dates to decode from a chunk (time, band, y, x), counted from 0. The embedded models
         decode only these dates, once this process has decoded one whole chunk with the same
