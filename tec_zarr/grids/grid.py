@@ -43,10 +43,10 @@ class Axis:
     cells : int
         Native values along the axis.
     first, second : ndarray
-        int64 (size,): the two native values that a sample lies between; the same one where it has
-        only one.
+        int64 (size,): the two native values between which a sample lies. They are the same if
+        only one has a part in the sample.
     weight : ndarray
-        int64 (size,): what the second one counts, of `unit`.
+        int64 (size,): weight of the second native value, out of `unit`.
     cell : ndarray
         int64 (size,): the cell that a sample lies in.
     unit : int
@@ -194,7 +194,7 @@ def _blend(plane: np.ndarray, axis: Axis, along: int) -> np.ndarray:
 def _gathered(
     plane: np.ndarray, axis: Axis, along: int, reduce: np.ufunc, start: float
 ) -> np.ndarray:
-    """What `reduce` makes of the samples that each native value has a part in."""
+    """Reduce, for each native value, the samples that it has a part in."""
     moved = np.moveaxis(plane, along, 0)
     out = np.full((axis.cells, *moved.shape[1:]), start, plane.dtype)
     for cell, parts in ((axis.first, axis.weight < axis.unit), (axis.second, axis.weight > 0)):

@@ -1,8 +1,8 @@
-"""Encoder only: the whole native values that give back as many samples as possible.
+"""Finds whole native values whose enlargement gives back most samples. Encoder only.
 
-Least squares first: the normal equations of the enlargement are tridiagonal along each axis. Then
-the solution is rounded, and native values next to samples that are still wrong are moved by one
-where fewer samples are wrong then: single values, and, where every sample counts, blocks of four.
+First, least squares: the normal equations of the enlargement are tridiagonal along each axis. Then
+the solution is rounded. Native values next to samples that are still wrong are moved by one if that
+makes fewer samples wrong: single values and, if every sample counts, blocks of four.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RIDGE = 1e-6
 
 
 def fit(samples: np.ndarray, valid: np.ndarray | None, grid: Grid) -> np.ndarray:
-    """Native values of a band.
+    """Return the native values of a band.
 
     Parameters
     ----------
@@ -32,12 +32,12 @@ def fit(samples: np.ndarray, valid: np.ndarray | None, grid: Grid) -> np.ndarray
     valid : ndarray or None
         bool (T, H, W), False where a sample does not matter.
     grid : Grid
-        What to enlarge by.
+        The grid of the band.
 
     Returns
     -------
     ndarray
-        int64 (T, h, w), DN: `Grid.enlarge` of it gives back the samples, or most of them.
+        int64 (T, h, w), DN. `Grid.enlarge` makes the samples of them, or most of the samples.
     """
     shape = samples.shape[-2:]
     axes = grid.axes(shape)
@@ -60,7 +60,7 @@ def fit(samples: np.ndarray, valid: np.ndarray | None, grid: Grid) -> np.ndarray
 def _first_of_cells(
     samples: np.ndarray, valid: np.ndarray | None, axes: tuple[Axis, Axis]
 ) -> np.ndarray:
-    """The largest valid value of each cell (of a cell without any: 0)."""
+    """Return the largest valid value of each cell; 0 for a cell without valid values."""
     rows, columns = axes
     lowest = np.iinfo(np.int64).min
     plane = samples.astype(np.int64)
