@@ -1,8 +1,8 @@
 """Calls models: as one batch for chunks of several threads if the model is on a GPU.
 
 Zarr passes chunks one by one, on several threads. A GPU is fast only with many chunks at a time.
-So the first chunk waits until the device is free, and two milliseconds at least, for others of its
-kind (same model, shape, quality and bands). Then one thread codes all of them.
+So the first chunk waits two milliseconds, and then until the device is free. Meanwhile others of
+its kind (same model, shape, quality and bands) join it. Then one thread codes all of them.
 A model on the CPU is called directly, because a batch gains nothing there.
 
 ``model_slots`` limits how many models run at once in this process. Before a fork all slots are
@@ -28,7 +28,7 @@ LARGEST = 64
 """Most chunks in one batch."""
 
 WAIT_SECONDS = 0.002
-"""How long the first chunk of a batch waits for others."""
+"""Time that the first chunk of a batch waits for others, in seconds."""
 
 _SLOTS = config.MAX_CONCURRENT_CHUNKS
 

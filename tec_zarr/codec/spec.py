@@ -153,7 +153,7 @@ class ChunkSpec:
 
     @property
     def is_lossless(self) -> bool:
-        """Whether every value is decoded bit for bit."""
+        """True if every value is decoded bit for bit."""
         if isinstance(self.max_error, Mapping):
             return self.max_error.get(ALL) == 0 and not any(self.max_error.values())
         return self.max_error is not None and not np.any(self.max_error)

@@ -90,7 +90,7 @@ def find(
 def prove(
     samples: np.ndarray, valid: np.ndarray | None, grid: Grid, tolerance: float
 ) -> Found | None:
-    """Fit a grid to (T, H, W); None where more than the tolerated share of samples is wrong."""
+    """Fit a grid to (T, H, W); return None if more than the tolerated share of samples is wrong."""
     native = fit(samples, valid, grid)
     wrong = grid.enlarge(native, samples.shape[1:]) != samples
     count = wrong.size

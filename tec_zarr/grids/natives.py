@@ -149,14 +149,14 @@ def _solve(lines: np.ndarray, axis: Axis) -> np.ndarray:
 
 
 class _Windows:
-    """For each run of `span` native values along an axis, the samples that they have a part in.
+    """The samples that each run of `span` native values along an axis has a part in.
 
     Attributes
     ----------
     samples : ndarray
         int64 (runs, length), positions of the samples.
     weights : ndarray
-        int64 (runs, span, length), what each of the values counts there.
+        int64 (runs, span, length), weights of the native values in the samples.
     """
 
     def __init__(self, axis: Axis, span: int) -> None:
@@ -174,7 +174,10 @@ class _Windows:
 
 
 def _moves(span: int) -> np.ndarray:
-    """Steps of -1, 0 and 1 of a block of native values, int64 (moves, span^2): none first."""
+    """Return all moves of a block of native values by -1, 0 and 1, int64 (moves, span^2).
+
+    The first one moves nothing.
+    """
     moves = np.indices((3,) * span**2).reshape(span**2, -1).T - 1
     order = np.argsort(np.abs(moves).sum(axis=1), kind="stable")
     return moves[order].astype(np.int64)
@@ -183,9 +186,9 @@ def _moves(span: int) -> np.ndarray:
 def refine(
     native: np.ndarray, samples: np.ndarray, valid: np.ndarray | None, grid: Grid
 ) -> np.ndarray:
-    """What :func:`fit` found, with still fewer samples wrong: blocks of native values are moved.
+    """Move blocks of native values of :func:`fit` so that fewer samples are wrong.
 
-    Takes three times as long as the fit; worth it where every wrong sample has to be corrected.
+    This takes three times as long as the fit. It pays if every wrong sample has to be corrected.
     """
     if grid.kind == Kind.REPEATED or grid.factor > _BLOCKS:
         return native
@@ -195,7 +198,7 @@ def refine(
 def _search(
     native: np.ndarray, samples: np.ndarray, valid: np.ndarray | None, grid: Grid, span: int
 ) -> np.ndarray:
-    """Move blocks of native values (written over) by one where fewer samples are wrong then."""
+    """Move blocks of native values by one, in place, if that makes fewer samples wrong."""
     shape = samples.shape[-2:]
     axes = grid.axes(shape)
     if min(a.cells for a in axes) < span:
@@ -214,7 +217,7 @@ def _search(
 
 
 def _batches(colour: np.ndarray, colours: int) -> Iterator[np.ndarray]:
-    """Positions of one colour at a time, not too many."""
+    """Yield positions of one colour at a time, at most ``_BATCH`` of them."""
     for number in range(colours):
         chosen = np.flatnonzero(colour == number)
         for start in range(0, len(chosen), _BATCH):
@@ -230,7 +233,7 @@ def _improve(
     windows: list[_Windows],
     moves: np.ndarray,
 ) -> bool:
-    """Try every move of every block around a wrong sample; whether any was worth it."""
+    """Try all moves of all blocks around wrong samples; return whether any made an improvement."""
     area = axes[0].unit * axes[1].unit
     tall, wide = windows
     span = tall.weights.shape[1]
@@ -244,7 +247,7 @@ def _improve(
             found[t, row, np.minimum(column, found.shape[2] - 1)] = True
     better = False
     t, y, x = np.nonzero(found)
-    apart = span + 1  # blocks so far apart share no sample
+    apart = span + 1  # blocks at this distance share no sample
     colour = y % apart * apart + x % apart
     for chosen in _batches(colour, apart**2):
         date, row, column = t[chosen], y[chosen], x[chosen]
@@ -263,7 +266,7 @@ def _improve(
         matters = np.any(weight > 0, axis=1, keepdims=True)
         if valid is not None:
             matters &= valid[at].reshape(len(chosen), 1, -1)
-        # Fewer wrong samples; if as many, closer ones.
+        # The cost counts wrong samples, and prefers closer ones among equal counts.
         cost = (bad * matters).sum(axis=2) + (far * matters).sum(axis=2) / _CLOSER
         best = np.argmin(cost, axis=1)
         if not best.any():

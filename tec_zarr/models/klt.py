@@ -24,7 +24,7 @@ ACTIVE_SPREAD = -20
 #: Most components that the networks take, and most bands that the header can count.
 MOST_COMPONENTS, MOST_BANDS = 12, 31
 #: Largest size of a header in bytes (31 means and 12 spreads of 56 bits, 294 angles of 17). Only
-#: this part of a section is converted to an integer: each bit read costs time by its length.
+#: this part of a section becomes one integer, because reading a bit takes time by its length.
 _LONGEST_HEADER = 1024
 
 #: Eigenvalues whose difference is below this share of the largest one count as equal. Parts of

@@ -112,9 +112,9 @@ class Layout:
         cube : ndarray of int32, (T, C, h, w)
             DN.
         known : ndarray of bool or None
-            Samples that were measured.
+            True for measured samples. None: all were measured.
         error : float
-            Largest root mean square, DN, by which a grid may miss a band's samples.
+            Largest RMS error, in DN, of a band's samples on a grid.
 
         Returns
         -------
