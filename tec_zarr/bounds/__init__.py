@@ -1,1 +1,1 @@
-"""Max_error: what was asked for, and the layer that keeps it."""
+"""``max_error``: resolves the requested bounds, and codes residuals so that they are kept."""

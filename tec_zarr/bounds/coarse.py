@@ -1,11 +1,11 @@
-"""Planes of the bound layer that are coded on the grid that they were enlarged from.
+"""Codes planes of the bound layer on the coarser grid that they were enlarged from.
 
-Native values within the bound of the samples are enough: a sample is a mean of native values with
-weights that add up to one, rounded by `floor(x + 1/2)`; if every native value is off by a whole
-number of at most `b`, the mean is off by at most `b`, and so is what it is rounded to. Where a mean
-is of values that count alike (a factor of 2), it is nearly always off by less, so that the native
-values get a little more than the bound. Samples that then miss it, and those that the encoder's
-native values did not give back, are corrected.
+It is enough to code the native values within the bound of the samples. A sample is a mean of
+native values with weights that add up to one, rounded by `floor(x + 1/2)`. If every native value
+is off by a whole number of at most `b`, the mean and its rounded value are off by at most `b`.
+If the weights are similar (a factor of 2), the mean is nearly always off by less. Then native
+values may be off by a little more than the bound. Two kinds of samples are corrected afterwards:
+those that exceed the bound, and those that do not follow from the encoder's native values.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tec_zarr.grids import MAX_FACTOR, Grid, Kind, find, refine
 _INT32 = 1 << 31
 _LARGEST = 2.0**32  # whole numbers below it, summed over a cell, are exact in float64
 _SLACKS = 16
-_SLACK = 5  # of 32 parts of the bound, by which native values may be farther off
-_CLOSE = (0.0, 0.0625)  # to a half, of the means of the first classes of corrections
+_SLACK = 5  # native values may exceed the bound by this many parts of 32
+_CLOSE = (0.0, 0.0625)  # largest distance of the mean to a half, for all classes but the last
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Native:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded plane for those after it: as samples and, if it has one, on its grid."""
+    """A decoded plane that later planes refer to: its samples, and its native values if any."""
 
     fine: Reference
     grid: Grid | None = None
     coarse: Reference | None = None
 
     def seen(self, same: bool, wide: bool) -> Decoded:
-        """The plane as another one sees it: by way of an earlier date, or its pixels alone."""
+        """Return the plane with the flags ``same`` and ``wide`` of :class:`Reference` set."""
         some = (self.fine, self.coarse)
         fine, coarse = (
             r and Reference(r.values, r.spread if wide else None, same, wide) for r in some
@@ -60,14 +60,14 @@ class Decoded:
         return Decoded(fine, self.grid, coarse)
 
     def without_spread(self) -> Decoded:
-        """The plane for those that do not look at its neighbourhoods."""
+        """Return the plane without its spread, for planes that do not use its neighbourhoods."""
         some = (self.fine, self.coarse)
         fine, coarse = (r and Reference(r.values, None, r.same, r.wide) for r in some)
         assert fine is not None
         return Decoded(fine, self.grid, coarse)
 
     def on(self, grid: Grid) -> Reference:
-        """The plane on a grid: its own native values, or means over the cells."""
+        """Return the plane on a grid: its native values if it has this grid, else cell means."""
         if self.coarse is not None and self.grid == grid:
             return self.coarse
         fine = self.fine
@@ -82,9 +82,9 @@ def _mean(grid: Grid, plane: np.ndarray) -> np.ndarray:
 def natives_of(
     original: np.ndarray, valid: np.ndarray | None, lossless: Sequence[bool]
 ) -> list[Native | None]:
-    """Encoder only: the grids of bands (T, C, H, W) that are worth it.
+    """Find the grids of bands (T, C, H, W) that are worth it; None for other bands. Encoder only.
 
-    Bands of exactly repeated pixels are left out: merging rows and columns does as well.
+    Bands of exactly repeated pixels get None, because merging rows and columns does as well.
     """
     out: list[Native | None] = []
     for band, found in enumerate(find(original, valid)):
@@ -128,7 +128,10 @@ def plane_on_grid(
     target: np.ndarray | None,
     native: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, Reference]:
-    """Code native values and corrections: samples, their spread, and what is on the grid."""
+    """Code native values and corrections.
+
+    Returns the samples, their spread, and the native values as a reference on the grid.
+    """
     there = None if mask is None else grid.touched(mask)
     small = [r.on(grid) for r in references]
     tight = bound if isinstance(bound, int) else grid.smallest(bound)
@@ -144,7 +147,10 @@ def plane_on_grid(
 
 
 def _slack(grid: Grid) -> int:
-    """Encoder only. With a factor above 2 some samples hang on one native value alone."""
+    """Return the slack of a grid. Encoder only.
+
+    With a factor above 2 some samples depend on one native value alone, so there is no slack.
+    """
     return _SLACK if grid.kind == Kind.BILINEAR and grid.factor == 2 else 0
 
 
@@ -158,7 +164,7 @@ def _corrected(
     limits: tuple[int, int],
     target: np.ndarray | None,
 ) -> np.ndarray:
-    """Code what is still missing after enlargement: nearly always nothing."""
+    """Code the corrections of enlarged samples; nearly always there are none."""
     chosen: slice | np.ndarray = slice(None)
     if mask is not None:
         chosen = np.flatnonzero(mask.ravel())
@@ -188,7 +194,7 @@ def _corrected(
 
 
 def _closeness(grid: Grid, native: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """How far the mean of native values is from being rounded otherwise, 0 to 1/2: (H, W)."""
+    """Return the distance of each mean to where its rounding changes, 0 to 1/2, (H, W)."""
     rows, columns = grid.axes(shape)
     area = rows.unit * columns.unit
     rest = (grid.scaled(native, shape) + area // 2) % area

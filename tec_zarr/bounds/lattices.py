@@ -1,4 +1,4 @@
-"""Passes over a plane, and what is known around each sample when its turn comes."""
+"""The passes in which a plane is coded, and the decoded values around the samples of a pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOP_SPACING = 64
 SPREAD_UNIT = 256  # spreads are stored in 1/256 DN
 
 
-_BAND_PIXELS = 2048  # whose regressors are there at once
+_BAND_PIXELS = 2048  # number of pixels whose regressors are computed at once
 
 
 _NEAREST = {
@@ -24,7 +24,7 @@ _NEAREST = {
 
 
 def _own_offsets(kind: int, radius2: int) -> tuple[tuple[int, int], ...]:
-    """Decoded neighbours of a pass beyond the nearest four, nearest first."""
+    """Return offsets of decoded neighbours of a pass beyond the nearest four, nearest first."""
     known = {1: ((1, 1),), 2: ((0, 1), (1, 0)), 3: ((0, 1), (1, 0), (1, 1))}[kind]
     found = [
         (dy, dx)
@@ -43,7 +43,7 @@ _AROUND = (
     *((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)),
     *((-2, 0), (0, -2), (0, 2), (2, 0), (-2, -1), (-2, 1), (-1, -2), (-1, 2)),
     *((1, -2), (1, 2), (2, -1), (2, 1), (-2, -2), (-2, 2), (2, -2), (2, 2)),
-)  # of a reference, nearest first
+)  # offsets of neighbours in a reference, nearest first
 
 
 Pass = tuple[int, int, int, int]
@@ -59,11 +59,11 @@ class Reference:
     values : ndarray
         int32 (H, W), DN.
     spread : ndarray or None
-        float64 (H, W), how wrong its own prediction was, 1/256 DN.
+        float64 (H, W), the error of its own prediction, 1/256 DN.
     same : bool
-        It shows the same quantity (a reconstruction or an earlier date of this band).
+        True if it shows the same quantity (a reconstruction or an earlier date of this band).
     wide : bool
-        Its neighbours are regressors too, not the pixel alone.
+        True if the neighbours of a pixel are regressors too, not the pixel alone.
     """
 
     values: np.ndarray
@@ -82,7 +82,10 @@ class _Lattices:
         self._padded: dict[tuple[int, int], np.ndarray] = {}
 
     def at(self, dy: int, dx: int, rows: slice) -> np.ndarray | None:
-        """Values ``dy``, ``dx`` half spacings away, float64 (n,); None where none exist."""
+        """Return the values ``dy``, ``dx`` half spacings away, float64 (n,).
+
+        None if the plane has no row or no column there.
+        """
         half = self._spacing // 2
         y, x = self._row + dy * half, self._column + dx * half
         up, first = divmod(y, self._spacing) if self._spacing > 1 else (y, 0)
@@ -105,11 +108,11 @@ class _Lattices:
         return view.astype(np.float64).ravel()
 
     def near(self, offsets: Iterable[tuple[int, int]], rows: slice) -> list[np.ndarray]:
-        """Those of :meth:`at` that exist."""
+        """Return the arrays of :meth:`at` for those ``offsets`` that exist."""
         return [v for v in (self.at(*o, rows) for o in offsets) if v is not None]
 
     def mean4(self, kind: int, rows: slice) -> np.ndarray | None:
-        """Four times the mean of the nearest decoded neighbours, rounded down."""
+        """Return four times the mean of the nearest decoded neighbours, rounded down."""
         found = self.near(_NEAREST[kind], rows)
         if not found:
             return None
@@ -123,7 +126,10 @@ def _lattice_shape(shape: tuple[int, ...], pass_: Pass) -> tuple[int, int]:
 
 
 def _replicated(lattice: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """``lattice`` with two edge pixels more on each side, and more below and on the right."""
+    """Replicate the edges of ``lattice`` by two pixels on each side.
+
+    ``rows`` and ``columns`` more are added at the bottom and on the right.
+    """
     height, width = lattice.shape
     out = np.empty((height + 4 + rows, width + 4 + columns), lattice.dtype)
     inner = out[:, 2 : 2 + width]
@@ -153,11 +159,12 @@ def passes(height: int, width: int) -> list[Pass]:
 
 
 def quarter(four: np.ndarray) -> np.ndarray:
+    """Divide whole numbers by four, rounding halves up."""
     return np.floor((four + 2.0) * 0.25)
 
 
 def summed(arrays: list[np.ndarray]) -> np.ndarray:
-    """Sum in the order given (that of ``np.sum`` over an axis is not promised)."""
+    """Sum in the order given. NumPy does not promise the order of ``np.sum`` over an axis."""
     total = arrays[0]
     for array in arrays[1:]:
         total = total + array
@@ -165,7 +172,7 @@ def summed(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 class Surroundings:
-    """What is decoded around the pixels of a pass, some of its rows at a time."""
+    """Computes the regressors of a pass from decoded values, some of its rows at a time."""
 
     def __init__(
         self,
@@ -198,7 +205,7 @@ class Surroundings:
             yield rows, slice(rows.start * width, rows.stop * width)
 
     def whole(self, some: Callable[[slice], list[np.ndarray]]) -> list[np.ndarray]:
-        """What ``some`` says of rows, for all pixels of the pass."""
+        """Apply ``some`` to all rows; return its arrays for all pixels of the pass."""
         out: list[np.ndarray] = []
         for rows, pixels in self.bands():
             found = some(rows)
@@ -208,24 +215,27 @@ class Surroundings:
         return out
 
     def level(self, rows: slice) -> tuple[np.ndarray, bool]:
-        """Four times the value expected before regression, (n,); whether neighbours say so."""
+        """Return four times the value expected before regression, (n,).
+
+        The second value is True if it comes from decoded neighbours.
+        """
         level = self._own.mean4(self._kind, rows) if self._kind else None
         if level is not None:
             return level, True
         return np.full((rows.stop - rows.start) * self.shape[1], 4.0 * self._middle), False
 
     def start(self, rows: slice) -> list[np.ndarray]:
-        """What :meth:`level` says, for :meth:`whole`."""
+        """Return the array of :meth:`level` in a list, for :meth:`whole`."""
         return [self.level(rows)[0]]
 
     def activity(self, rows: slice) -> list[np.ndarray]:
-        """Regressors of the spread, 1/256 DN, each (n,) and >= 0."""
+        """Return regressors of the spread, 1/256 DN, each (n,) and >= 0."""
         level, anchored = self.level(rows)
         if not anchored:
             return []
         fine = self._spacing <= 32
         mean = self._errors.mean4(self._kind, rows)
-        assert mean is not None  # where values are, spreads are
+        assert mean is not None  # spreads exist wherever values do
         activity = [mean * 0.25]
         far = self._errors.near(_FARTHER[self._kind][:8], rows)
         if far:
@@ -247,7 +257,7 @@ class Surroundings:
         return activity
 
     def columns(self, rows: slice) -> list[np.ndarray]:
-        """Regressors, most useful first, each (n,)."""
+        """Return regressors of the values, most useful first, each (n,)."""
         level, anchored = self.level(rows)
         fine = self._spacing <= 32 and anchored
         offset = 4.0 * self._middle
@@ -273,7 +283,10 @@ class Surroundings:
         return first + own + third + second
 
     def _own_columns(self, rows: slice, level: np.ndarray, count: int | None) -> list[np.ndarray]:
-        """How far decoded neighbours are from the level, nearest first; all but one of the four."""
+        """Return the differences of decoded neighbours to the level, nearest first.
+
+        One of the nearest four is left out, because the level is their mean.
+        """
         near = self._own.near(_NEAREST[self._kind], rows)[:-1]
         if self._spacing <= 32 and (count is None or len(near) < count):
             near += self._own.near(_FARTHER[self._kind], rows)
@@ -281,7 +294,7 @@ class Surroundings:
 
     @staticmethod
     def _centre(lattices: _Lattices, rows: slice) -> np.ndarray:
-        """Four times what stands at the pixels themselves."""
+        """Return four times the values at the pixels themselves."""
         centre = lattices.at(0, 0, rows)
         assert centre is not None
         centre *= 4.0
@@ -289,7 +302,7 @@ class Surroundings:
 
 
 def _apart(values: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """``4 * values - level``, in place."""
+    """Return ``4 * values - level``, computed in place."""
     values *= 4.0
     values -= level
     return values

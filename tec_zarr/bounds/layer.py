@@ -1,8 +1,8 @@
-"""The residual layer behind ``max_error``: every valid pixel within its bound, 0 being lossless.
+"""Codes an array so that every valid pixel stays within its bound; the layer behind ``max_error``.
 
-:func:`encode` codes what a reconstruction (the *base*) misses, or, without a base, the array
-itself; :func:`decode` undoes it. How a plane is predicted and coded is in
-:mod:`tec_zarr.bounds.planes`; the byte layout and the guarantee are in ``docs/error-bounds.md``.
+:func:`encode` codes the difference to a reconstruction (the *base*) or, without a base, the array
+itself. :func:`decode` reverses it. A bound of 0 is lossless. :mod:`tec_zarr.bounds.planes`
+predicts and codes a plane. ``docs/error-bounds.md`` specifies the bytes and the guarantee.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArr
 
 _HEADER = struct.Struct("<BII")
 _VERSION = 2
-_WIDE = 3  # earlier bands whose neighbourhoods are regressors, not the pixel alone
-_WORTH_MERGING = 0.9  # of the pixels; above, repeated rows and columns are not looked at
+_WIDE = 3  # number of earlier bands whose neighbourhoods are regressors, not the pixel alone
+_WORTH_MERGING = 0.9  # rows and columns are merged if at most this share of pixels is left
 _INT32 = 1 << 31
-_MAPPED = (1 << 32) - 1  # in the checksum, for a band with a bound for each pixel
+_MAPPED = (1 << 32) - 1  # stands in the checksum for a band with a bound for each pixel
 
 Bounds = Sequence[int | np.ndarray] | np.ndarray
 """Largest absolute error of each band, DN: an integer, or integers (T, H, W)."""
@@ -42,20 +42,21 @@ def encode(
     valid: np.ndarray | None,
     bounds: Bounds,
 ) -> bytes:
-    """Code an array so that :func:`decode` is within ``bounds`` at every valid pixel.
+    """Code an array so that :func:`decode` returns it within ``bounds`` at every valid pixel.
 
     Parameters
     ----------
     original : ndarray
         int32 (T, C, H, W), DN.
     base : ndarray or None
-        int32 (T, C, H, W), DN: a reconstruction that the decoder has too, bit for bit. With None
-        the section stands alone.
+        int32 (T, C, H, W), DN. A reconstruction that the decoder has too, bit for bit. None: the
+        section codes the array itself.
     valid : ndarray or None
-        bool (T, C, H, W); False where the value does not matter (nodata, padding).
+        bool (T, C, H, W). False for samples whose value does not matter (nodata, padding).
     bounds : sequence of int or ndarray
         Largest allowed absolute error of each band, DN, (C,); 0 is lossless. A band may have an
-        integer array (T, H, W) instead: a bound for each pixel, which the decoder has too.
+        integer array (T, H, W) instead, with a bound for each pixel. The decoder needs the same
+        bounds.
 
     Returns
     -------
@@ -64,9 +65,9 @@ def encode(
     Raises
     ------
     UnsupportedArrayError
-        For shapes that do not agree, and for bounds that are negative or not whole DN.
+        Shapes do not agree, or bounds are negative or not whole DN.
     TecError
-        If what the decoder will return were not within the bounds: every section is checked.
+        The decoder would exceed the bounds. Every section is checked for this.
     """
     original = np.asarray(original)
     limits = _checked(original.shape, base, valid, bounds)
@@ -97,7 +98,7 @@ def decode(
     shape: tuple[int, int, int, int],
     bounds: Bounds,
 ) -> np.ndarray:
-    """Decode what :func:`encode` wrote, given the same base, validity, shape and bounds.
+    """Decode a section of :func:`encode`, given the same base, validity, shape and bounds.
 
     Parameters
     ----------
@@ -116,10 +117,10 @@ def decode(
     Raises
     ------
     FormatError
-        For bytes that are not a bound section.
+        The bytes are not a bound section.
     ChecksumError
-        For damaged bytes, for a base, validity, shape or bounds other than those of the encoder,
-        and for a decoded array other than the encoder's.
+        The bytes are damaged, the base, validity, shape or bounds are not those of the encoder,
+        or the decoded array is not the encoder's.
     """
     limits = _checked(shape, base, valid, bounds)
     data = bytes(data)
@@ -135,7 +136,7 @@ def decode(
             "the base, validity, shape or bounds are not those of the encoder"
         )
     try:
-        with np.errstate(all="ignore"):  # forged weights may overflow; the checksum tells
+        with np.errstate(all="ignore"):  # forged weights may overflow; the checksum finds it
             decoded = _walk(SymbolDecoder(payload), shape, base, valid, limits, None)
     except TecError:
         raise
@@ -191,7 +192,7 @@ def _checksum(
     bounds: list[int | np.ndarray],
     payload: bytes,
 ) -> int:
-    """CRC-32 of the payload and of everything that has to be the same at both ends."""
+    """Return the CRC-32 of the payload and of all that encoder and decoder must share."""
     numbers = [b if isinstance(b, int) else _MAPPED for b in bounds]
     crc = zlib.crc32(
         struct.pack(
@@ -220,7 +221,7 @@ def _walk(
     bounds: list[int | np.ndarray],
     original: np.ndarray | None,
 ) -> np.ndarray:
-    """Code every plane, encoding when ``original`` is given; returns the decoded int32 array."""
+    """Encode every plane of ``original``, or decode if it is None; return the decoded array."""
     dates, bands = shape[:2]
     decoded = np.empty(shape, "<i4")
     planes = PlaneCoder(coder)
@@ -257,7 +258,7 @@ def _walk(
                 date,
             )
             decoded[date, band] = found.fine.values
-            # Spreads take more memory than all else: kept only for planes that look at them.
+            # Spreads take most memory, so they are kept only if a later plane uses them.
             seen = date + 1 < dates or any(position in later for later in wide[position + 1 :])
             done[band] = found if seen else found.without_spread()
         previous = done
@@ -271,7 +272,11 @@ def _plan(
     valid: np.ndarray | None,
     bounds: list[int | np.ndarray],
 ) -> tuple[list[int], list[list[int]], list[Native | None]]:
-    """Code the order of the bands, which earlier ones each looks at closely, and their grids."""
+    """Code the plan of all bands.
+
+    Returns the order of the bands; for each of them the positions of earlier bands whose
+    neighbourhoods it uses; and the grids.
+    """
     order, alike = list(range(count)), np.zeros((count, count))
     known: list[Native | None] = [None] * count
     if original is not None:
@@ -297,10 +302,10 @@ def _plan(
 def _detail_order(
     original: np.ndarray, valid: np.ndarray | None, natives: list[Native | None]
 ) -> tuple[list[int], np.ndarray]:
-    """Encoder only: the order of the bands, and how alike the details of two bands are.
+    """Return the order of the bands, and how alike the details of two bands are. Encoder only.
 
-    Bands with most detail come first, but enlarged ones after the others: means over blocks
-    predict them better than they predict what is inside a block.
+    Bands with most detail come first. Enlarged bands come after the others: means of the others
+    over blocks predict them, but they do not predict the detail within a block.
     """
     x = original.astype(np.float32)
     detail = (
@@ -335,7 +340,7 @@ def _plane(
     native: Native | None,
     date: int,
 ) -> Decoded:
-    """Code one plane, on the coarser grid that it was enlarged from if there is one."""
+    """Code one plane, on the coarser grid that it was enlarged from if it has one."""
     known = None
     if target is not None:
         chosen = target if mask is None else target[mask]
@@ -387,7 +392,7 @@ def _plane(
         return reduce.reduceat(reduce.reduceat(plane, rows, axis=0), columns, axis=1)
 
     def mean(plane: np.ndarray) -> np.ndarray:
-        # Whole numbers whose sums float64 holds: the order of a reduction is not promised.
+        # float64 holds the sums of these whole numbers exactly, so their order does not matter.
         return np.floor(shrink(np.floor(np.minimum(plane, 2.0**32)), np.add) / area)
 
     small = [
@@ -428,7 +433,7 @@ def _limits(coder: SymbolCoder, known: tuple[int, int] | None) -> tuple[int, int
 
 
 def _starts(coder: SymbolCoder, starts: np.ndarray | None, length: int) -> np.ndarray:
-    """Code which rows (or columns) start a run of equal ones, as changes of run length."""
+    """Code the first rows (or columns) of runs of equal ones, as changes of run length."""
     count = 1 + coder.number(None if starts is None else len(starts) - 1, length)
     changes = scale = None
     if starts is not None:
@@ -443,10 +448,13 @@ def _starts(coder: SymbolCoder, starts: np.ndarray | None, length: int) -> np.nd
 
 
 def _repeats(target: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Encoder only: first rows and first columns of runs of equal ones, where that is worth it."""
+    """Return the first rows and columns of runs of equal ones. Encoder only.
+
+    None if merging them would save few pixels.
+    """
     rows = _run_starts(target, mask)
-    # Columns are compared after rows were merged: where pixels are invalid, two that were never
-    # in the same row or column may meet in a block, and have to be equal as well.
+    # Columns are compared after rows were merged. With invalid pixels, two pixels of different
+    # rows and columns may fall into one block, and they have to be equal too.
     merged, known = target[rows], None
     if mask is not None:
         merged = np.maximum.reduceat(np.where(mask, target, -np.inf), rows, axis=0)

@@ -1,17 +1,17 @@
-"""One plane (a band of a date) coded within a bound, from everything decoded before it.
+"""Codes one plane (a band of a date) within a bound, predicted from all that was decoded before.
 
-The plane is visited in interlaced passes: a coarse lattice first, then three passes for each
-halving of its spacing. A pixel is predicted by least squares from decoded pixels on both sides of
-it and from reference planes (earlier bands, the previous date, a model's reconstruction). The
-decoder knows all the regressors, so the weights travel in the whitened coordinates of their Gram
-matrix, where one rounding step fits every coefficient and most of them round to zero.
+The plane is coded in interlaced passes: first a coarse lattice, then three passes for each halving
+of its spacing. A pixel is predicted by least squares from decoded pixels on both sides of it and
+from reference planes (earlier bands, the previous date, a model's reconstruction). The encoder
+sends the weights. Both sides know the Gram matrix of the regressors, so the weights are sent in
+its whitened coordinates: there one rounding step fits all of them, and most round to zero.
 
-Everything that decides what a decoder reads is exact: regressors, Gram matrices and predictions
-are integers that float64 holds without rounding (so the order of a matrix product cannot matter),
-and the factorisation uses only elementwise additions, multiplications, divisions and square roots.
+All that affects how a decoder reads the bytes is exact. Regressors, Gram matrices and predictions
+are integers that float64 holds without rounding, so the order of a matrix product does not matter.
+The factorisation uses only elementwise additions, multiplications, divisions and square roots.
 
-Regressors are many, so they are made for some rows of a pass at a time, once for the Gram matrix
-and once more for the predictions: in the processor's cache that costs no more than keeping them.
+There are many regressors. They are computed for some rows of a pass at a time, once for the Gram
+matrix and again for the predictions. In the processor's cache that costs no more than keeping them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tec_zarr.entropy.residual_tables import (
 _WEIGHT_BITS = 18
 _WEIGHT_LIMIT = float(1 << 23)
 _SPREAD_WEIGHTS = np.array([0, 1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128, 181]) / 64.0
-_FEW = 128  # valid pixels in a pass, below which spreads are not modelled
+_FEW = 128  # spreads are modelled in passes of at least this many valid pixels
 _TRUST = 16.0  # largest weight of a pixel in a fit
 _SKIP, _RAW = SHAPES, SHAPES + 1
 _MODES = SHAPES + 2
@@ -51,10 +51,10 @@ _MODES = SHAPES + 2
 
 @dataclass(frozen=True)
 class _Quantiser:
-    """Steps of the residuals: one for the plane, or one for each pixel."""
+    """Quantiser steps of the residuals: one for the plane, or one for each pixel."""
 
-    step: float | np.ndarray  # DN; an array goes pixel by pixel with what is quantised
-    unit: float  # the smallest step of the plane, to which the scale indexes refer
+    step: float | np.ndarray  # DN; an array has one step for each quantised pixel
+    unit: float  # the smallest step of the plane; scale indexes refer to it
 
     @classmethod
     def of(cls, bound: int | np.ndarray) -> _Quantiser:
@@ -62,23 +62,23 @@ class _Quantiser:
         return cls(step, float(np.min(step)))
 
     def at(self, where: tuple[slice, slice] | np.ndarray | None) -> _Quantiser:
-        """The steps at some of the pixels, in one dimension."""
+        """Return the steps at some of the pixels, in one dimension."""
         if where is None or not isinstance(self.step, np.ndarray):
             return self
         return _Quantiser(self.step[where].ravel(), self.unit)
 
     @property
     def half(self) -> float | np.ndarray:
-        """The bound itself."""
+        """The bound: half of ``step - 1``."""
         return 0.5 * (self.step - 1.0)
 
     @property
     def thresholds(self) -> np.ndarray:
-        """Between scale indexes, for expected sizes over ``step / unit``, in 1/256 DN."""
+        """Thresholds between scale indexes, for expected sizes over ``step / unit``, 1/256 DN."""
         return scale_thresholds(self.unit * SPREAD_UNIT)
 
     def groups(self, count: int) -> Iterator[tuple[float, slice | np.ndarray, int]]:
-        """Yield (step, which pixels, how many), for each distinct step in rising order."""
+        """Yield (step, its pixels, their number) for each distinct step, in rising order."""
         if not isinstance(self.step, np.ndarray):
             yield self.step, slice(None), count
             return
@@ -88,7 +88,7 @@ class _Quantiser:
 
 
 def _exact_limit(count: int) -> float:
-    """Largest magnitude of which ``count`` squares add up exactly in float64."""
+    """Return the largest magnitude of which ``count`` squares add up exactly in float64."""
     return float(1 << min((53 - max(count, 1).bit_length()) // 2, 20)) - 1.0
 
 
@@ -98,10 +98,10 @@ def _trust(
     count: int,
     step: float | np.ndarray,
 ) -> np.ndarray | None:
-    """Weights 1 .. 16 of the pixels of a pass in the fit: what looks quiet counts more.
+    """Return weights 1 .. 16 of the pixels of a pass in the fit; quiet pixels get larger ones.
 
-    Least squares would otherwise serve the few pixels with the largest residuals, and bits are
-    spent on the logarithm of residuals.
+    Without weights, least squares would serve the few pixels with the largest residuals. But the
+    bits of a residual grow with its logarithm only.
     """
     if count < _FEW or not activity:
         return None
@@ -112,7 +112,7 @@ def _trust(
 
 
 def _cholesky(gram: np.ndarray) -> np.ndarray:
-    """Lower triangular factor, elementwise and in a fixed order (LAPACK's order is not)."""
+    """Return the lower triangular factor, elementwise in a fixed order (LAPACK's order varies)."""
     work = gram.copy()
     factor = np.zeros_like(work)
     for j in range(len(work)):
@@ -141,7 +141,7 @@ def _with_ridge(gram: np.ndarray, count: int) -> np.ndarray:
 
 
 class PlaneCoder:
-    """Codes planes one after another; keeps what earlier planes teach about later ones."""
+    """Codes planes one after another; learns the sizes of weights from earlier planes."""
 
     def __init__(self, coder: SymbolCoder) -> None:
         self._coder = coder
@@ -156,18 +156,19 @@ class PlaneCoder:
         limits: tuple[int, int],
         target: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Encode ``target`` or, when it is None, decode.
+        """Encode ``target``, or decode a plane if it is None.
 
         Parameters
         ----------
         shape : (int, int)
             Height and width.
         valid : ndarray or None
-            bool (H, W); pixels that are False cost nothing and decode to a prediction.
+            bool (H, W). Pixels that are False cost no bytes and decode to a prediction.
         references : list of Reference
             Decoded planes of this shape, most useful first.
         bound : int or ndarray
-            Largest allowed error, DN; of every pixel or of each, float64 integers (H, W).
+            Largest allowed error, DN. One for the plane, or one for each pixel: float64 integers
+            (H, W).
         limits : (int, int)
             Smallest and largest valid value of the plane, DN.
         target : ndarray or None
@@ -215,7 +216,7 @@ class PlaneCoder:
         pass_: Pass,
         wanted: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Code one pass; returns its decoded values and spreads, each float64 (n,)."""
+        """Code one pass; return its decoded values and spreads, each float64 (n,)."""
         low, high = limits
         predicted = given.whole(given.start)[0]
         count = len(predicted) if used is None else len(used)
@@ -270,7 +271,10 @@ class PlaneCoder:
         predicted: np.ndarray,
         wanted: np.ndarray | None,
     ) -> None:
-        """Code the weights of a pass; corrects four times the prediction in place."""
+        """Code the weights of a pass, and add the regression to ``predicted`` in place.
+
+        ``predicted`` holds four times the prediction.
+        """
         limit = _exact_limit(count)
         trust = _trust(activity, used, count, step)
         narrow = limit if trust is None else float(limit // _TRUST)
@@ -326,7 +330,7 @@ class PlaneCoder:
             predicted[pixels] += np.floor((weights @ every) * 2.0**-_WEIGHT_BITS + 0.5)
 
     def _weights(self, quantised: np.ndarray | None, keep: int, pass_: Pass) -> np.ndarray:
-        """Code whitened weights; their sizes are learnt from the same pass of earlier planes."""
+        """Code whitened weights. Their sizes are learnt from the same pass of earlier planes."""
         key = (pass_[0], pass_[1])
         learnt = self._weight_size.get(key, np.zeros(0))
         sizes = np.full(keep, 1.0)
@@ -348,7 +352,7 @@ class PlaneCoder:
         quantiser: _Quantiser,
         limits: tuple[float, float],
     ) -> tuple[int, np.ndarray | None, np.ndarray | None]:
-        """Code how large residuals are; returns (mode, expected size, scale indexes)."""
+        """Code the parameters of residual sizes; return (mode, expected sizes, scale indexes)."""
         mode = floor = parts = None
         if steps is not None:
             mode, floor, parts = _choose_spread(steps, activity, quantiser, limits)
@@ -389,7 +393,7 @@ def _choose_spread(
     quantiser: _Quantiser,
     limits: tuple[float, float],
 ) -> tuple[int, int, np.ndarray]:
-    """Encoder only: fit the expected size of residuals, and pick the cheapest mode."""
+    """Fit the expected sizes of residuals, and choose the cheapest mode. Encoder only."""
     none = np.zeros(len(activity), np.int64)
     step = quantiser.step
     if not steps.any():

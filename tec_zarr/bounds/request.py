@@ -1,9 +1,9 @@
-"""What ``max_error`` asks for: largest errors of bands, and of normalised differences of two.
+"""Resolves ``max_error`` into largest errors of bands and of normalised differences (indices).
 
-An index ``I = (a - b) / (a + b)`` of decoded bands differs from the original one by exactly
-``2 (b da - a db) / ((a + b) (a + b + da + db))``, so that it stays within a bound if the errors
-``da`` and ``db`` of the two bands stay within integers that depend on the pixel. Those are rounded
-down to a few levels, one for each block of 4 x 4 pixels, and travel with the chunk.
+An index ``I = (a - b) / (a + b)`` of decoded bands differs from the original index by exactly
+``2 (b da - a db) / ((a + b) (a + b + da + db))``. So the index stays within a bound if the errors
+``da`` and ``db`` of the two bands stay within integers that depend on the pixel. These integers are
+rounded down to one of a few levels for each block of 4 x 4 pixels. The chunk stores the levels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tec_zarr.frame.frame import IndexBound, mapped_bands
 from tec_zarr.sentinel2 import NORMALISED_DIFFERENCES, UnknownBandError, band_name
 
 ALL = "all"
-"""Key of ``max_error`` that stands for every band."""
+"""Key of ``max_error`` that means every band."""
 
 PAIR = "nd:"
 """Prefix of a normalised difference without a name, as in ``nd:B08,B04``."""
@@ -31,13 +31,13 @@ BLOCK = 4
 """Side, in pixels, of the blocks that share a bound."""
 
 LEVELS = np.unique([0, *(int(quarter_octave(i)) for i in range(64))])
-"""Bounds that a block may have, DN: whole parts of quarter octaves, up to 55,109."""
+"""Bounds that a block can have, DN: quarter octaves rounded down to whole DN, up to 55,109."""
 
-_SMALLEST_SHARE = 0.5  # a decoded band of an index is at least this part of the original
+_SMALLEST_SHARE = 0.5  # a decoded band of an index is at least this share of the original
 
 
 class NamedBounds(dict):
-    """Bounds by name: those of a mapping, checked, with canonical names. Not to be changed."""
+    """Checked bounds by canonical name. It is hashable, so it must not be changed."""
 
     def __init__(self, bounds: Mapping[str, float]) -> None:
         if not bounds:
@@ -66,7 +66,7 @@ class NamedBounds(dict):
         return NamedBounds, (dict(self),)
 
     def scaled(self, factor: float) -> NamedBounds:
-        """The same bounds for bands in other units; an index has none."""
+        """Return the bounds for bands in units of ``factor``; an index has no unit."""
         return NamedBounds(
             {k: v if index_bands(k) else round(v / factor, 6) for k, v in self.items()}
         )
@@ -74,14 +74,14 @@ class NamedBounds(dict):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a chunk has to keep to.
+    """The bounds of all bands and indices of a chunk.
 
     Attributes
     ----------
     bands : tuple of float
-        Largest absolute error of each band, in the units of the array; infinity for none.
+        Largest absolute error of each band, in the units of the array. Infinity: no bound.
     indices : tuple of IndexBound
-        Largest errors of indices.
+        Bounds of indices.
     """
 
     bands: tuple[float, ...]
@@ -89,17 +89,20 @@ class Limits:
 
     @property
     def mapped(self) -> list[int]:
-        """Bands of some index, in rising order; their bounds differ from block to block."""
+        """Bands that occur in an index, rising. Their bounds differ from block to block."""
         return mapped_bands(self.indices)
 
     @property
     def free(self) -> list[int]:
-        """Bands that no bound names."""
+        """Bands without a bound, which the model codes."""
         return [c for c, v in enumerate(self.bands) if math.isinf(v) and c not in self.mapped]
 
 
 def index_bands(name: str) -> tuple[str, str] | None:
-    """Bands (first, second) of an index by its canonical name; None for names of bands."""
+    """Return the bands (first, second) of an index, from its canonical name.
+
+    None if the name is not that of an index.
+    """
     if name.startswith(PAIR):
         first, second = name.removeprefix(PAIR).split(",")
         return first, second
@@ -107,7 +110,7 @@ def index_bands(name: str) -> tuple[str, str] | None:
 
 
 def index_name(first: str, second: str) -> str:
-    """Name of the normalised difference of two bands, ``nd:...`` if it has no other."""
+    """Return the usual name of the normalised difference of two bands, or else ``nd:...``."""
     names = (n for n, pair in NORMALISED_DIFFERENCES.items() if pair == (first, second))
     return next(names, f"{PAIR}{first},{second}")
 
@@ -117,21 +120,22 @@ def resolve(
     count: int,
     bands: Sequence[str] | None,
 ) -> Limits:
-    """Bounds of each band and index of a chunk.
+    """Resolve ``max_error`` into the bounds of each band and index of a chunk.
 
     Parameters
     ----------
     max_error : mapping, number or sequence of numbers
         As in :class:`tec_zarr.codec.spec.ChunkSpec`.
     count : int
-        Bands of the chunk.
+        Number of bands of the chunk.
     bands : sequence of str or None
-        Their canonical names, None where they are not known.
+        Canonical names of the bands. None: unknown.
 
     Raises
     ------
     UnsupportedArrayError
-        Names without ``bands``, names of bands that are not there, a wrong number of bounds.
+        ``max_error`` has names but ``bands`` is None, it names bands that the chunk lacks, or it
+        has a wrong number of bounds.
     """
     if not isinstance(max_error, Mapping):
         if np.size(max_error) not in (1, count):
@@ -171,26 +175,27 @@ def exceeded(
     known: np.ndarray,
     shift: float,
 ) -> tuple[np.ndarray, tuple[IndexBound, ...]]:
-    """Which samples break a bound, and how far each index is off.
+    """Find the samples that exceed a bound, and the largest error of each index.
 
     Parameters
     ----------
     limits : Limits
-        What was asked for.
+        The bounds.
     original, decoded : ndarray
-        (T, C, H, W), in the units of the array; floating-point ones may miss a bound of a band
-        by their last place.
+        (T, C, H, W), in the units of the array. Floats may exceed the bound of a band by their
+        last place.
     known : ndarray
         bool (T, C, H, W), False for nodata.
     shift : float
-        Offset that the values carry, in their units: indices are those without it.
+        Offset of the values, in their units. It is subtracted before indices are computed.
 
     Returns
     -------
     wrong : ndarray
-        bool (T, C, H, W): both bands where it is an index that is too far off.
+        bool (T, C, H, W), True for samples that exceed a bound. If an index exceeds its bound,
+        the samples of both of its bands are True.
     indices : tuple of IndexBound
-        Those of ``limits``, with the largest error of each.
+        The indices of ``limits``, with the largest error of each.
     """
     allowed = np.array(limits.bands)[:, None, None]
     before, after = (np.where(known, x, x.dtype.type(0)) for x in (original, decoded))
@@ -210,27 +215,32 @@ def exceeded(
 
 
 def bits_of(samples: np.ndarray) -> np.ndarray:
-    """Samples as unsigned integers of their bits: zeros have a sign, NaNs a payload."""
+    """Return the bits of samples as unsigned integers.
+
+    They tell apart zeros of either sign, and NaNs of different payloads.
+    """
     return samples.view(f"u{samples.dtype.itemsize}")
 
 
 def index_errors(
     bound: IndexBound, original: np.ndarray, decoded: np.ndarray, known: np.ndarray
 ) -> np.ndarray:
-    """How far an index of decoded bands is from that of the original ones.
+    """Return the absolute error of an index of decoded bands.
 
     Parameters
     ----------
+    bound : IndexBound
+        The index.
     original, decoded : ndarray
-        float64 (T, C, H, W), without any offset; the unit does not matter.
+        float64 (T, C, H, W), without any offset, in any unit.
     known : ndarray
         bool (T, C, H, W), False for nodata.
 
     Returns
     -------
     ndarray
-        float64 (T, H, W). 0 where a band is nodata, or where the original has no index because
-        its bands add up to 0; infinity where only the decoded bands have none.
+        float64 (T, H, W). 0 if a band is nodata, or if the original bands add up to 0 and so have
+        no index. Infinity if only the decoded bands have no index.
     """
     first, second = bound.first, bound.second
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -252,31 +262,31 @@ def block_levels(
     caps: Sequence[int],
     precision: float,
 ) -> np.ndarray:
-    """Encoder only: the level of each block and band that keeps every index within its bound.
+    """Choose the level of each block and band that keeps every index in its bound. Encoder only.
 
-    Both bands of an index get the same relative error, which costs least; then each band gets
-    what the rounding of the others left.
+    First, both bands of an index get the same relative error, because that costs least. Then each
+    band gets the error that remains after the bounds of the others were rounded down.
 
     Parameters
     ----------
     dn : ndarray
         float64 (T, C, H, W), without any offset.
     taken : ndarray
-        float64 (T, C, H, W), error that rounding to whole DN has made already.
+        float64 (T, C, H, W), the error that rounding to whole DN has made.
     known, measured : ndarray
-        bool (T, C, H, W): samples that are no nodata, and those of them that the bound layer
-        codes; the others are exact.
+        bool (T, C, H, W). ``known`` is False for nodata. ``measured`` is True for samples that
+        the bound layer codes; other samples are exact.
     limits : Limits
-        With at least one index.
+        It has at least one index.
     caps : sequence of int
-        Largest error of each band, DN, whatever the indices allow.
+        Largest error of each band, DN, even if the indices allow more.
     precision : float
         Relative precision of the array's dtype, 0 for integers.
 
     Returns
     -------
     ndarray
-        int32 (T, bands of `Limits.mapped`, blocks down, blocks across), indexes of `LEVELS`.
+        int32 (T, bands of `Limits.mapped`, blocks down, blocks across), positions in `LEVELS`.
     """
     mapped = limits.mapped
     shape = (len(dn), *dn.shape[2:])
@@ -294,7 +304,7 @@ def block_levels(
         errors[band] = np.where(measured[:, band], allowed + taken[:, band], 0)
 
     def room(band: int, left: bool) -> np.ndarray:
-        """Error that the indices allow a band: its share, or what the other bands have left."""
+        """Return the error that the indices allow a band: its share, or what others have left."""
         smallest = np.full(shape, np.inf)
         for index in limits.indices:
             if band not in (index.first, index.second):
@@ -322,7 +332,7 @@ def block_levels(
 
 
 def block_bounds(levels: np.ndarray, cap: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Bounds of the pixels of one band, from the levels of its blocks.
+    """Return the bounds of the pixels of one band, from the levels of its blocks.
 
     Parameters
     ----------
@@ -346,7 +356,7 @@ def block_bounds(levels: np.ndarray, cap: int, shape: tuple[int, ...]) -> np.nda
 
 
 def blocks_with(measured: np.ndarray) -> np.ndarray:
-    """Blocks that hold a measured sample: bool (T, C, H, W) to (T, C, blocks down, across)."""
+    """Return True for blocks that hold a measured sample, bool (T, C, blocks down, across)."""
     return ~_block_minimum(~measured)
 
 

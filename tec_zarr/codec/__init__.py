@@ -1,1 +1,1 @@
-"""One chunk to bytes and back, and the two adapters."""
+"""Encodes one chunk to one frame and decodes it, and adapts both to Zarr v3 and numcodecs."""

@@ -1,9 +1,12 @@
-"""Chunks that several threads bring at once, coded as one batch where the model is on a device.
+"""Calls models: as one batch for chunks of several threads if the model is on a GPU.
 
-Zarr hands chunks over one by one, on as many threads as it may have, and a GPU is made for many at
-a time. So the first chunk waits two milliseconds for others of its kind (same model, shape,
-quality and bands), and for as long as the device is busy; then one thread codes all of them.
-A model on the CPU is called directly: there a batch gains nothing.
+Zarr passes chunks one by one, on several threads. A GPU is fast only with many chunks at a time.
+So the first chunk waits two milliseconds, and then until the device is free. Meanwhile others of
+its kind (same model, shape, quality and bands) join it. Then one thread codes all of them.
+A model on the CPU is called directly, because a batch gains nothing there.
+
+``model_slots`` limits how many models run at once in this process. Before a fork all slots are
+taken, so that no thread is inside a model while the process forks.
 """
 
 from __future__ import annotations
@@ -22,10 +25,10 @@ from tec_zarr import config
 from tec_zarr.models.protocol import Encoded, Model
 
 LARGEST = 64
-"""Chunks in one batch, at most."""
+"""Most chunks in one batch."""
 
 WAIT_SECONDS = 0.002
-"""How long the first chunk of a batch waits for others."""
+"""Time that the first chunk of a batch waits for others, in seconds."""
 
 _SLOTS = config.MAX_CONCURRENT_CHUNKS
 
@@ -35,10 +38,10 @@ _forking = threading.Lock()
 
 
 class BatchModel(Model, Protocol):
-    """A model that may be on another device than the CPU, and codes many chunks there at once.
+    """A model that can run on a GPU and codes many chunks there at once.
 
-    ``device`` is ``"cpu"`` or another name, such as ``"cuda"``. The bytes of a chunk do not
-    depend on what is coded with it.
+    ``device`` is ``"cpu"`` or the name of another device, such as ``"cuda"``. The bytes of a
+    chunk do not depend on the other chunks of its batch.
     """
 
     device: str
@@ -59,7 +62,7 @@ class BatchModel(Model, Protocol):
 
 
 def on_device(model: Model) -> bool:
-    """Whether the model is anywhere but on the CPU, and takes batches."""
+    """Return whether the model runs on another device than the CPU, and so takes batches."""
     return getattr(model, "device", "cpu") != "cpu"
 
 
@@ -70,7 +73,7 @@ def encode(
     bands: tuple[str, ...] | None,
     slot: AbstractContextManager[Any],
 ) -> Encoded:
-    """Do what ``model.encode`` does, in a batch where there is one.
+    """Call ``model.encode``, or ``model.encode_batch`` for several chunks if it is on a device.
 
     Parameters
     ----------
@@ -102,7 +105,15 @@ def decode(
     bands: tuple[str, ...] | None,
     slot: AbstractContextManager[Any],
 ) -> tuple[np.ndarray, int]:
-    """Do what ``model.decode`` does, in a batch where there is one. Parameters: as there."""
+    """Call ``model.decode``, or ``model.decode_batch`` for several chunks if it is on a device.
+
+    Parameters
+    ----------
+    model, sections, shape, quality, bands
+        See :class:`~tec_zarr.models.protocol.Model`.
+    slot : context manager
+        Held while the model runs.
+    """
 
     def alone(sections: list[bytes]) -> tuple[np.ndarray, int]:
         with slot:
@@ -127,7 +138,7 @@ class _Batch:
 
 
 class _State:
-    """Open batches of this process, and whose turn it is on the device."""
+    """Open batches of this process, and the lock of the thread that uses the device."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -140,7 +151,7 @@ _state = _State()
 
 def _forget() -> None:
     global _state
-    _state = _State()  # in a forked child nobody is left to finish a batch
+    _state = _State()  # the threads that would finish a batch do not exist in a forked child
 
 
 if hasattr(os, "register_at_fork"):
@@ -169,8 +180,8 @@ def _gather(
     else:
         batch.done.wait()
     if batch.results is None:
-        # Something in the batch failed, or all of it was too much for the device's memory: each
-        # chunk for itself has its own result, or its own error.
+        # A chunk of the batch failed, or the batch did not fit into the device's memory. Each
+        # chunk is coded alone, and gets its own result or its own error.
         with state.device:
             return alone(item)
     return batch.results[place]
@@ -179,7 +190,7 @@ def _gather(
 def _run(
     state: _State, kind: Hashable, batch: _Batch, together: Callable[[list[Any]], list[Any]]
 ) -> None:
-    with contextlib.suppress(Exception):  # what failed is tried again chunk by chunk
+    with contextlib.suppress(Exception):  # each thread then codes its chunk alone
         batch.full.wait(WAIT_SECONDS)
         with state.device:
             with state.lock:
@@ -190,13 +201,17 @@ def _run(
 
 
 def _wait_for_models() -> None:
-    """Before a fork: a thread inside BLAS or torch would leave their locks taken in the child."""
+    """Wait before a fork until no model runs, and let none start.
+
+    If a thread were inside BLAS or torch, their locks would stay taken in the child.
+    """
     _forking.acquire()
     for _ in range(_SLOTS):
         model_slots.acquire()
 
 
 def _go_on() -> None:
+    """Let models run again after a fork."""
     for _ in range(_SLOTS):
         model_slots.release()
     _forking.release()

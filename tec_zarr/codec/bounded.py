@@ -1,4 +1,4 @@
-"""Chunks with ``max_error``: the bound layer's share of a frame, and the errors that are left."""
+"""Encodes and decodes chunks with ``max_error``: the part of a frame that the bound layer codes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from tec_zarr.frame.frame import NO_BOUND, Header, Section, SectionKind, default
 from tec_zarr.frame.mask import Mask, list_exactly
 
 BOUND_RANGE = (-(2.0**24), 2.0**24)
-"""DN that the bound layer codes."""
+"""Lowest and highest DN that the bound layer codes; samples outside are listed exactly."""
 
 
 def code_bounded(part: Part, limits: Limits) -> Coded:
-    """Code by the bound layer; samples that it cannot hold to a bound are listed exactly.
+    """Encode a chunk with the bound layer.
 
-    Bands that no bound names are coded by the model.
+    Samples that would exceed their bound are listed exactly. The model codes the bands that have
+    no bound.
     """
     part = replace(part, mask=_bit_for_bit(part.mask, part.samples, limits))
     samples, mask, scale = part.samples, part.mask, part.scale
@@ -41,13 +42,13 @@ def code_bounded(part: Part, limits: Limits) -> Coded:
     held = [c for c in range(samples.shape[1]) if c not in free]
     rest = at_quality(part.of(free), part.spec.quality) if free else None
     measured, known = part.measured, part.known
-    with np.errstate(over="ignore", under="ignore"):  # of samples that are listed
+    with np.errstate(over="ignore", under="ignore"):  # samples that are listed exactly may do both
         values = np.where(known, samples, 0).astype(np.float64) / scale - part.spec.offset
     dn = np.where(measured, np.rint(values), 0)
-    # What rounding floats to whole DN already takes of the bound.
+    # Rounding floats to whole DN uses up this much of the bound.
     taken = np.where(measured, np.abs(values - dn), 0)
     allowed = np.array(limits.bands)[:, None, None]
-    with np.errstate(over="ignore"):  # a bound beyond all numbers is the largest there is
+    with np.errstate(over="ignore"):  # a bound that overflows becomes the largest one
         room = np.floor(allowed[:, 0, 0] / scale - taken.max(axis=(0, 2, 3)) + 1e-3)
     bounds = np.clip(room, 0, NO_BOUND - 1).astype(np.int64).tolist()
     bounds = [NO_BOUND if c in free else b for c, b in enumerate(bounds)]
@@ -56,8 +57,9 @@ def code_bounded(part: Part, limits: Limits) -> Coded:
         precision = float(np.finfo(samples.dtype).eps) if samples.dtype.kind == "f" else 0.0
         levels = block_levels(values, taken, known, measured, limits, bounds, precision)
     dn = dn.astype(np.int32)
-    # Tighter, or new samples would miss in each attempt. Without loss what misses is always the
-    # same, so that the last attempt has nothing to list.
+    # Each attempt is tighter than the one before; otherwise new samples could miss each time.
+    # The last two attempts are lossless. They miss the same samples, and the first of them lists
+    # these, so the last one misses none.
     for less in (0, 1, 2, NO_BOUND, NO_BOUND):
         bounds = [b if b == NO_BOUND and c in limits.mapped + free else max(b - less, 0)
                   for c, b in enumerate(bounds)]  # fmt: skip
@@ -99,7 +101,10 @@ def code_bounded(part: Part, limits: Limits) -> Coded:
 
 
 def _bit_for_bit(mask: Mask | None, samples: np.ndarray, limits: Limits) -> Mask | None:
-    """``mask`` with negative zeros and NaNs of other bits on their own where nothing may change."""
+    """Return ``mask`` that keeps all bits of lossless bands.
+
+    Negative zeros, and NaNs of which ``mask`` would restore other bits, are listed exactly.
+    """
     lossless = np.array(limits.bands)[:, None, None] == 0
     if mask is None or samples.dtype.kind != "f" or not lossless.any():
         return mask
@@ -109,7 +114,7 @@ def _bit_for_bit(mask: Mask | None, samples: np.ndarray, limits: Limits) -> Mask
 
 
 def _packed_levels(levels: np.ndarray, measured: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Bytes of the map of bounds, and the map as the decoder will have it."""
+    """Return the bytes of the map of bounds, and the map that the decoder will read from them."""
     with_samples, lossless = blocks_with(measured), (0,) * levels.shape[1]
     data = layer.encode(levels, None, with_samples, lossless)
     return data, layer.decode(data, None, with_samples, levels.shape, lossless)
@@ -122,7 +127,10 @@ def _steps(
     levels: np.ndarray | None,
     shape: tuple[int, ...],
 ) -> list[int | np.ndarray]:
-    """Bounds of the bands in the bound layer, as it takes them."""
+    """Return the argument ``steps`` of the bound layer: one bound per held band.
+
+    A bound is a whole number, or an array if it differs between blocks.
+    """
     return [
         bounds[band]
         if levels is None or band not in mapped
@@ -134,7 +142,10 @@ def _steps(
 def _largest_errors(
     samples: np.ndarray, decoded: np.ndarray, measured: np.ndarray
 ) -> np.ndarray:
-    """Largest error of each band as a frame can hold it, float64 (C,): float32 is rounded up."""
+    """Return the largest error of each band, float64 (C,).
+
+    A frame stores the errors of float32 samples as float32, so these are rounded up to float32.
+    """
     before, after = (np.where(measured, x, 0).astype(np.float64) for x in (samples, decoded))
     errors = np.abs(after - before).max(axis=(0, 2, 3))
     if samples.dtype != np.float32:
@@ -147,16 +158,17 @@ def _largest_errors(
 def within_bounds(
     spec: ChunkSpec, original: np.ndarray, decoded: np.ndarray, known: np.ndarray
 ) -> bool:
-    """Whether decoded chunks keep the ``max_error`` of ``spec``.
+    """Return whether decoded chunks keep the ``max_error`` of ``spec``.
 
     Parameters
     ----------
     spec : ChunkSpec
-        With a ``max_error``.
+        It has a ``max_error``.
     original, decoded : ndarray
-        Of one shape and dtype, with axes as :func:`encode_chunk` takes them and all bands.
+        Arrays of one shape and dtype, with all bands and with axes that
+        :func:`~tec_zarr.codec.encode.encode_chunk` takes.
     known : ndarray
-        bool, of the same shape: False for nodata, NaN and infinities.
+        bool, of the same shape. False for nodata, NaN and infinities.
     """
     assert spec.max_error is not None
     axes, bands = name_axes(original.shape, None if spec.bands is None else tuple(spec.bands))
@@ -171,7 +183,19 @@ def within_bounds(
 def bound_layer(
     header: Header, residuals: bytes, packed: bytes, mask: Mask | None
 ) -> np.ndarray:
-    """Decode the bands of the bound layer: int32 (T, bands, H, W), DN."""
+    """Decode the bands of the bound layer; return DN, int32 (T, bands, H, W).
+
+    Parameters
+    ----------
+    header : Header
+        It has ``bounds``.
+    residuals : bytes
+        Payload of the section ``BOUND``.
+    packed : bytes
+        Payload of the section ``BOUND_MAP``; empty if the header has no ``indices``.
+    mask : Mask, optional
+        Labels of the chunk. None: everything was measured.
+    """
     assert header.bounds is not None
     t, _, h, w = header.shape4
     bounded, mapped = header.bounded, mapped_bands(header.indices)

@@ -1,4 +1,4 @@
-"""A frame to the chunk that it holds; :mod:`tec_zarr.codec.encode` backwards."""
+"""Decodes a frame to its chunk: the steps of :mod:`tec_zarr.codec.encode` in reverse."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ def decode_chunk(
     expected_shape: tuple[int, ...] | None = None,
     dates: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Decode what :func:`encode_chunk` wrote.
+    """Decode a frame that :func:`~tec_zarr.codec.encode.encode_chunk` wrote.
 
     Parameters
     ----------
     data : bytes-like
         One frame.
     expected_shape : tuple of int, optional
-        Shape that the caller knows; another one in the frame is an error before any work.
+        Shape that the caller expects. A frame of another shape is refused before it is decoded.
     dates : sequence of int, optional
-        Of a chunk (time, band, y, x): the dates wanted, from 0. The embedded models then make no
-        other date's pixels, once this process has verified the latents' checksum of a whole
-        chunk with the same weights; it stands for all dates of a chunk. (That of the bytes is
-        verified always.)
+        Dates to decode from a chunk (time, band, y, x), counted from 0. The embedded models
+        decode only these dates, once this process has decoded one whole chunk with the same
+        weights: the checksum of the latents covers all dates of a chunk, so only a whole chunk
+        can verify it. The checksum of the bytes is verified every time.
 
     Returns
     -------
     ndarray
-        Shape, dtype, byte order and memory order of the array that was encoded; with ``dates``
-        only those, in that order.
+        It has the shape, dtype, byte order and memory order of the array that was encoded. With
+        ``dates`` it has these dates only, in the order given.
 
     Raises
     ------
     FormatError, ChecksumError, VersionError
-        Damaged or newer bytes. Never returns pixels then.
+        The bytes are damaged, or a newer version wrote them. No pixels are returned.
     UnknownModelError, WeightsMismatchError
         The model or its weights are not installed.
     LimitError
@@ -91,14 +91,14 @@ def decode_chunk(
 
 
 _verified: set[bytes] = set()
-"""Weights of whose latents this process has found a checksum right."""
+"""Weights with which this process has decoded a whole chunk and found its latents intact."""
 
 
 def decode_samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
-    """Samples of a frame, of all or some dates: (T, C, H, W) in native byte order."""
+    """Return the samples of a frame, for all dates or some: (T, C, H, W) in native byte order."""
     header = frame.header
     if dates is not None and len(dates) == header.shape4[0] and dates == sorted(set(dates)):
-        dates = None  # all of them
+        dates = None  # these are all dates
     if dates is not None and (header.bounded or header.weights not in _verified):
         return decode_samples(frame)[dates]
     native = header.dtype.newbyteorder("=")
@@ -114,7 +114,7 @@ def decode_samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
         raise FormatError("TEC frame damaged: bounds without a bound layer, or the reverse")
     free = [c for c in range(header.shape4[1]) if c not in bounded]
     coded = coded_tiles(header.shape4, mask_of_bands(mask, free)) if free else iter(())
-    tiles = list(islice(coded, len(latents) + 1))  # each has a section at least
+    tiles = list(islice(coded, len(latents) + 1))  # each tile has at least one section
     if len(latents) != sum(len(dates) for _, dates in tiles):
         raise FormatError(
             f"TEC frame damaged: {len(latents)} latent sections for a chunk of shape "
@@ -130,7 +130,7 @@ def decode_samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
         del latents[: len(there)]
         latents_crc = chained_checksum(latents_crc, crc)
         values = values_of(cube, header)
-        if values.shape == samples.shape:  # all of it at once
+        if values.shape == samples.shape:  # one tile that is the whole chunk
             samples = values
         else:
             samples[:, :, *tile][np.ix_(wanted, free)] = values
@@ -167,7 +167,10 @@ def _decode_tile(
     bands: Sequence[int],
     dates: list[int] | None,
 ) -> tuple[np.ndarray, int]:
-    """DN and checksum of a tile of ``shape``; with ``dates``, those alone and no checksum."""
+    """Return the DN of a tile of ``shape`` and the checksum of its latents.
+
+    With ``dates`` only these are decoded, and the checksum is 0.
+    """
     model = model_of(header)
     names = None if header.bands is None else tuple(header.bands[c] for c in bands)
     try:
@@ -175,7 +178,8 @@ def _decode_tile(
             with model_slots:
                 some = cast("DateModel", model)
                 return some.decode_dates(sections, shape, header.quality, dates), 0
-        # DN as they stand: a model that has whole ones need not make floats of them.
+        # The array holds DN as uint16. A model that produces whole DN returns them without a
+        # detour over floats.
         whole = cast("WholeModel", model).decode_whole if hasattr(model, "decode_whole") else None
         plain = header.dtype.newbyteorder("=") == np.uint16
         if whole and plain and (header.scale, header.offset) == (1.0, 0.0):
@@ -196,7 +200,10 @@ def _decode_tile(
 
 
 def model_of(header: Header) -> Model:
-    """The loaded model of a frame; WeightsMismatchError where its weights are not here."""
+    """Return the model of a frame, loaded.
+
+    Raises WeightsMismatchError if its weights are not installed.
+    """
     name = name_of_model(header)
     try:
         return get_model(name, header.weights.hex())
@@ -205,5 +212,5 @@ def model_of(header: Header) -> Model:
 
 
 def name_of_model(header: Header) -> str:
-    """Name of the model that a frame was written with."""
+    """Return the name of the model that coded a frame."""
     return header.model_name or name_of(header.model_id)

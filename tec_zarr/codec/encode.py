@@ -1,9 +1,15 @@
-"""One chunk of an array to bytes and back: the one way, whoever calls.
+"""Encodes one chunk of an array to one frame. Every caller encodes through :func:`encode_chunk`.
 
-Encoding: label what must stay exact (:mod:`tec_zarr.frame.mask`), convert to DN, continue the
-measured pixels into the rest (:mod:`tec_zarr.codec.fill`), let the model code tiles of at most 512
-x 512 pixels, list what it missed by far (:mod:`tec_zarr.codec.points`), put everything into a
-checked frame (:mod:`tec_zarr.frame.frame`). Decoding is the same walk backwards.
+The steps:
+
+1. Label the samples that must stay exact (:mod:`tec_zarr.frame.mask`).
+2. Convert the others to DN (:mod:`tec_zarr.codec.values`).
+3. Fill the gaps from the measured pixels around them (:mod:`tec_zarr.codec.fill`).
+4. Let the model code tiles of at most 512 x 512 pixels (:mod:`tec_zarr.codec.part`).
+5. List the samples that the model missed by far (:mod:`tec_zarr.codec.points`).
+6. Write all sections into a frame with checksums (:mod:`tec_zarr.frame.frame`).
+
+:mod:`tec_zarr.codec.decode` does the reverse.
 """
 
 from __future__ import annotations
@@ -44,7 +50,7 @@ from tec_zarr.frame.frame import (
 from tec_zarr.frame.mask import find_mask, pack_mask
 
 _LEAST_DN = 2.0
-"""Where most values are less and no whole numbers, somebody called reflectance DN."""
+"""If most values are below this many DN and not whole, they are not in DN."""
 
 
 def encode_chunk(
@@ -60,8 +66,7 @@ def encode_chunk(
     spec : ChunkSpec, optional
         Default: the default model at quality 4.
     padding : sequence of float
-        Further values to treat as nodata, such as the fill value of a Zarr array, with which
-        it pads its edge chunks.
+        Further values to treat as nodata. Zarr pads edge chunks with the fill value of the array.
 
     Returns
     -------
@@ -71,15 +76,17 @@ def encode_chunk(
     Raises
     ------
     UnsupportedArrayError
-        Dtype, dimensions or band count that the codec does not take.
+        The codec does not take this dtype, rank or number of bands.
+    LimitError
+        The chunk is larger than :mod:`tec_zarr.config` allows.
 
     Warns
     -----
     SecondGenerationWarning
-        When the chunk holds pixels that this process decoded from TEC before.
+        The chunk holds pixels that this process decoded from TEC before.
     UnsuitedDataWarning
-        When the model would keep the chunk badly at any quality: classes, more than 12 bands. Or
-        when chunk after chunk is padding for the most part.
+        The model would keep the chunk badly at any quality, because it holds classes or more than
+        12 bands. Or many chunks in a row are mostly padding.
     """
     spec = ChunkSpec() if spec is None else spec
     check_array(array.dtype, array.ndim)
@@ -147,7 +154,7 @@ def encode_chunk(
         return write_frame(header, sections + coded.sections)
 
     def with_points(coded: Coded) -> bytes:
-        # Published models are the business of others: their bytes stay those of the reference.
+        # The bytes of a published model stay those of its reference implementation.
         if entry.number == NAMED_MODEL:
             return frame(coded)
         return frame(replace(coded, sections=coded.sections + _points(part, frame(coded))))
@@ -162,7 +169,10 @@ def encode_chunk(
 
 
 def _points(part: Part, frame: bytes) -> list[Section]:
-    """Samples that the model missed by far, exactly: a section, or none where there are none."""
+    """Return a section with the exact values of samples that the model missed by far.
+
+    The list is empty if there are no such samples.
+    """
     parsed = read_frame(frame)
     if not parsed.payloads(SectionKind.LATENTS):
         return []
@@ -173,7 +183,7 @@ def _points(part: Part, frame: bytes) -> list[Section]:
     if part.mask is not None or bounded:
         coded = part.measured
         coded[:, bounded] = False
-    with np.errstate(invalid="ignore", over="ignore"):  # of what the model does not code
+    with np.errstate(invalid="ignore", over="ignore"):  # samples not coded by the model
         errors = np.abs(np.subtract(after, before, out=after), out=after)
     if coded is not None:
         errors[~coded] = 0
@@ -184,8 +194,9 @@ def _points(part: Part, frame: bytes) -> list[Section]:
 def check_layout(shape: Sequence[int], chunk: Sequence[int], spec: ChunkSpec) -> None:
     """Raise UnsupportedArrayError unless an array of these chunks can be encoded with ``spec``.
 
-    So that a codec that xarray kept from another array, of which bands were selected or whose
-    dimensions were turned, is refused when the array is created, and not with its first chunk.
+    xarray keeps the codec of an array of which bands are selected or whose dimensions are
+    transposed, and the codec may not fit the result. This check refuses it when the new array is
+    created, before its first chunk is written.
     """
     axes, bands = name_axes(tuple(chunk), None if spec.bands is None else tuple(spec.bands))
     if spec.max_error is not None:
@@ -201,15 +212,16 @@ def check_layout(shape: Sequence[int], chunk: Sequence[int], spec: ChunkSpec) ->
 
 
 def check_unit(samples: np.ndarray, spec: ChunkSpec) -> None:
-    """Refuse floats that are plainly not in the unit that ``spec`` says, before they are rounded.
+    """Raise UnsupportedArrayError if floats are plainly not in the unit that ``spec`` says.
 
-    Nodata and fills such as 1e20 may be among ``samples``; they say nothing about the unit.
+    ``samples`` may hold nodata and fill values such as 1e20. They are left out, because they say
+    nothing about the unit.
     """
     values = metrics.measurable(samples)
     values = values[~np.isin(values, spec.fill_values)]
     values = values[:: max(1, values.size // 2**16)]
     distinct, counts = np.unique(values, return_counts=True)
-    if distinct.size > 1 and counts.max() > values.size / 4:  # a fill that nobody named
+    if distinct.size > 1 and counts.max() > values.size / 4:  # unnamed nodata
         values = values[values != distinct[counts.argmax()]]
     if not values.size:
         return

@@ -1,9 +1,10 @@
-"""What the network sees where nothing was measured: a continuation of the neighbours.
+"""Fills gaps in a chunk for the model, by continuing the measured pixels into them.
 
-A transform code spreads the error of a block over all of its pixels. A cliff beside nodata would
-be coded at the expense of the measured pixels, and so would a flat patch: half a block of texture
-has half the amplitude, and more of it is quantised away. So the first pixels beyond an edge mirror
-the measured side, and fade into a smooth surface where no block reaches back across the edge.
+A transform code spreads the error of a block over all of its pixels. A sharp step at the edge of
+nodata takes bits away from the measured pixels of its block. A flat patch does harm too: half a
+block of texture has half the amplitude, and more of it is quantised away. So the first pixels
+beyond an edge mirror the measured side. Farther out, where no block reaches back across the edge,
+they fade into a smooth surface.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Iterator
 import numpy as np
 
 MIRROR_REACH = 12
-"""Pixels from the edge to where the mirror image has faded out; 8 x 8 blocks overlap."""
+"""Pixels from the edge to where the mirror image has faded out. More than 8: blocks overlap."""
 
 MIRROR_FULL = 4
-"""Pixels from the edge to where it begins to fade."""
+"""Pixels from the edge to where the mirror image begins to fade."""
 
 _FAR = 1 << 14
 
@@ -27,14 +28,15 @@ def fill_unknown(cube: np.ndarray, known: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     cube : ndarray of float32, (T, C, H, W)
-        Values where ``known``; anything elsewhere. At least one known sample per date.
+        Values where ``known``, anything elsewhere. Each date has at least one known sample.
     known : ndarray of bool, (T, C, H, W)
-        What may be used and stays as it is.
+        True for samples that stay as they are and that the others are filled from.
 
     Returns
     -------
     ndarray of float32, (T, C, H, W)
-        Finite everywhere. A band that a date lacks altogether is the mean of its other bands.
+        Finite everywhere. If a date has no known sample of a band, the band is the mean of the
+        date's other bands.
     """
     cube = np.where(known, cube, np.float32(0))
     for image, mask in zip(cube, known, strict=True):
@@ -47,7 +49,10 @@ def fill_unknown(cube: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _distinct(mask: np.ndarray) -> Iterator[tuple[slice | int, np.ndarray]]:
-    """Bands of (C, H, W) that share a mask with holes; usually one mask for all of them."""
+    """Yield groups of bands that share a mask with gaps, and the mask (H, W).
+
+    Usually all bands share one mask.
+    """
     if (mask == mask[:1]).all():
         groups: list[tuple[slice, np.ndarray]] = [(slice(None), mask[0])]
     else:
@@ -75,7 +80,7 @@ def _fill_planes(planes: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _pull_push(planes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Averages over ever larger squares, interpolated back (Gortler et al. 1996, pull-push)."""
+    """Fill gaps with averages over ever larger squares (pull-push, Gortler et al. 1996)."""
     if known.all():
         return planes
     n, h, w = planes.shape
@@ -92,7 +97,7 @@ def _pull_push(planes: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _double(x: np.ndarray, axis: int) -> np.ndarray:
-    """Twice the samples along ``axis``, interpolated linearly between cell centres."""
+    """Double the samples along ``axis`` by linear interpolation between cell centres."""
     x = np.moveaxis(x, axis, 0)
     padded = np.concatenate([x[:1], x, x[-1:]])
     out = np.empty((2 * len(x), *x.shape[1:]), np.float32)
@@ -102,7 +107,7 @@ def _double(x: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _nearest(known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, column and distance of the nearest known pixel, within the reach of the mirror.
+    """Return row, column and distance of the nearest known pixel, within the reach of the mirror.
 
     Jump flooding (Rong and Tan 2006): pixels pass their nearest known pixel on to neighbours
     8, 4, 2 and 1 pixels away.
@@ -125,4 +130,5 @@ def _nearest(known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _shifted(size: int, by: int) -> slice:
+    """Return the part of an axis that stays inside when it is shifted by ``by`` pixels."""
     return slice(min(max(by, 0), size), max(size + min(by, 0), 0))

@@ -20,7 +20,8 @@ class TEC(ChunkSpec, Codec):
 
     Takes the arguments of :class:`tec_zarr.codec.spec.ChunkSpec`. Use it as the ``compressors``
     of a Zarr format 2 array, or as its first filter with ``compressors=None``. Set ``nodata`` to
-    the array's fill value if that is not 0: format 2 does not tell a codec what it pads with.
+    the array's fill value if that is not 0, because format 2 does not tell a codec the value that
+    it pads edge chunks with.
 
     Examples
     --------
@@ -38,13 +39,14 @@ class TEC(ChunkSpec, Codec):
         return encode_chunk(np.asarray(buf), self)
 
     def decode(self, buf: Any, out: Any = None) -> Any:
-        """Decode a frame, in any buffer; needs nothing but the bytes.
+        """Decode a frame in any buffer; the settings of this codec are not used.
 
         Returns
         -------
         ndarray
-            Shape, dtype, byte order and memory order of what was encoded. ``out`` if given: an
-            array of this dtype, or a buffer for the bytes of such an array.
+            It has the shape, dtype, byte order and memory order of the array that was encoded.
+            If ``out`` is given (an array of this dtype, or a buffer for the bytes of such an
+            array), it is filled and returned.
         """
         array = decode_chunk(ensure_ndarray(buf).tobytes())
         if out is None:
@@ -56,5 +58,5 @@ class TEC(ChunkSpec, Codec):
         return out
 
     def get_config(self) -> dict[str, Any]:
-        """JSON configuration, as it stands in ``.zarray``."""
+        """Return the JSON configuration that ``.zarray`` stores."""
         return {"id": self.codec_id, **self.to_config()}

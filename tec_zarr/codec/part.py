@@ -1,4 +1,4 @@
-"""A chunk on its way to a frame, and the model's share of it at one quality."""
+"""A chunk with all that its encoding needs, and how the model encodes it at one quality."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from tec_zarr.models.registry import GridModel, find_model, get_encoder
 
 @dataclass(frozen=True)
 class Part:
-    """What every way of coding a chunk starts from; ``samples`` (T, C, H, W) in native order."""
+    """A chunk, or some of its bands, to be encoded: samples, labels, units and settings.
+
+    ``samples`` is (T, C, H, W) in native byte order; ``dtype`` is that of the array.
+    """
 
     samples: np.ndarray
     mask: Mask | None
@@ -36,16 +39,16 @@ class Part:
 
     @property
     def measured(self) -> np.ndarray:
-        """Samples that the model or the bound layer codes, bool (T, C, H, W)."""
+        """True for samples that the model or the bound layer codes, bool (T, C, H, W)."""
         return np.ones(self.samples.shape, bool) if self.mask is None else self.mask.labels == 0
 
     @property
     def known(self) -> np.ndarray:
-        """Samples that are no nodata, no NaN and not infinite, bool (T, C, H, W)."""
+        """True for samples that are finite and not nodata, bool (T, C, H, W)."""
         return np.isfinite(self.samples) & ~np.isin(self.samples, self.nodata)
 
     def of(self, bands: Sequence[int]) -> Part:
-        """Some of the bands."""
+        """Return the part that holds ``bands`` only."""
         return replace(
             self,
             samples=self.samples[:, bands],
@@ -54,13 +57,13 @@ class Part:
         )
 
     def values(self, dn: np.ndarray) -> np.ndarray:
-        """The array's own values of decoded DN."""
+        """Convert decoded DN to values of the array."""
         return from_dn(dn, self.scale, self.spec.offset, self.dtype, self.nodata)
 
 
 @dataclass(frozen=True)
 class Coded:
-    """A chunk's coded sections and what the header has to say of them."""
+    """The coded sections of a chunk, and the fields of the header that describe them."""
 
     sections: list[Section]
     mask: Mask | None
@@ -72,6 +75,7 @@ class Coded:
 
 
 def at_quality(part: Part, quality: float) -> Coded:
+    """Encode a chunk with its model at one quality, tile by tile."""
     spec, mask = part.spec, part.mask
     quality = round(quality * QUALITY_STEPS) / QUALITY_STEPS
     sections: list[Section] = []
@@ -100,7 +104,7 @@ def at_quality(part: Part, quality: float) -> Coded:
 
 
 def _check_work(part: Part) -> None:
-    """Refuse before anything is coded what decoders would refuse."""
+    """Raise LimitError before encoding if the frame would have more sections than decoders take."""
     count = sum(len(dates) for _, dates in coded_tiles(part.samples.shape, part.mask))
     if count > config.MAX_LATENT_SECTIONS:
         raise LimitError(

@@ -1,8 +1,9 @@
-"""Samples that the model misses by far, listed exactly: ships, fires, roofs.
+"""Lists exactly the samples that the model misses by far, such as ships, fires and roofs.
 
-A transform code shares its bits by energy. A target of one pixel in one band has little of it, so
-the model flattens it, whatever its height. The encoder decodes what it coded and lists the samples
-that stand out: their values are in the frame, the decoder writes them over the model's.
+A transform code distributes its bits by energy. A target of one pixel in one band has little
+energy, so the model flattens it, whatever its height. The encoder therefore decodes its own output
+and writes the samples with the largest errors into the frame. The decoder writes these values over
+those of the model.
 """
 
 from __future__ import annotations
@@ -16,52 +17,54 @@ from tec_zarr.frame.frame import write_varint
 from tec_zarr.frame.mask import shuffled, squeeze, unshuffled, unsqueeze
 
 MULTIPLE = 7.0
-"""A sample stands out when its error exceeds this multiple of the chunk's RMS error, and of that
-of its neighbourhood. On the training cubes this takes less than 1 % of the bytes from
-``FULL_QUALITY`` on; ``docs/when-not-to-use.md`` has the numbers."""
+"""From ``FULL_QUALITY`` on, a sample is listed if its error exceeds this multiple of the RMS error
+of the chunk, and of the RMS error of its neighbourhood. On the training cubes the lists then take
+less than 1 % of the bytes; ``docs/when-not-to-use.md`` has the numbers."""
 
 COARSEST_MULTIPLE = 10.0
-"""The same at quality 1, where a whole chunk has a few hundred bytes."""
+"""The same multiple at quality 1. It is larger, because a chunk has only a few hundred bytes."""
 
 FULL_QUALITY = 3.0
+"""``MULTIPLE`` applies from this quality on. At lower qualities the multiple is larger."""
 
 _LEAST_RMS = 1.0
-"""DN: rounding alone makes errors of half a DN."""
+"""Least RMS error assumed, in DN. Rounding alone makes errors of half a DN."""
 
 _REACH, _OWN = 4, 1
-"""The neighbourhood of a sample: 9 x 9 pixels of its band without the 3 x 3 in the middle, on to
-which a target spreads."""
+"""The neighbourhood of a sample: 9 x 9 pixels of its band without the 3 x 3 in the middle. A target
+spreads over the 3 x 3."""
 
 _ROUNDS = 4
-"""The RMS is taken again without what stands out, as often as that finds more, but not oftener."""
+"""Most rounds of the search. Each round leaves the samples found so far out of the RMS error. The
+search ends when a round finds no more samples."""
 
 
 def multiple(quality: float) -> float:
-    """How many times the RMS an error must have at this quality."""
+    """Return the multiple of the RMS error from which on a sample is listed at this quality."""
     coarse = max(FULL_QUALITY - quality, 0.0) / (FULL_QUALITY - 1.0)
     return MULTIPLE + coarse * (COARSEST_MULTIPLE - MULTIPLE)
 
 
 def find_points(errors: np.ndarray, coded: np.ndarray | None, quality: float) -> np.ndarray:
-    """Samples that stand out of the errors around them.
+    """Find the samples whose errors are much larger than the errors around them.
 
     Parameters
     ----------
     errors : ndarray of float32, (T, C, H, W)
         Absolute errors in DN, 0 where the model codes nothing.
     coded : ndarray of bool, (T, C, H, W), optional
-        What the model codes. None: everything.
+        True for samples that the model codes. None: all of them.
     quality : float
         1 to 8.
 
     Returns
     -------
     ndarray of int64, (n,)
-        Places in the order (time, y, x, band), rising.
+        Flat indices in the order (time, y, x, band), rising.
     """
     t, c, h, w = errors.shape
     count = errors.size if coded is None else int(np.count_nonzero(coded))
-    # Squared a date at a time: another chunk of float64 is a lot.
+    # One date at a time, because the squares of a whole chunk take much memory.
     energy = math.fsum(float(np.vdot(date, date)) for date in errors.reshape(t, -1))
     factor = multiple(quality)
     places = np.zeros(0, np.int64)
@@ -81,7 +84,7 @@ def find_points(errors: np.ndarray, coded: np.ndarray | None, quality: float) ->
 def _beyond_neighbours(
     errors: np.ndarray, coded: np.ndarray | None, places: np.ndarray, factor: float
 ) -> np.ndarray:
-    """Whether the errors at ``places`` exceed so many times those around them, bool (n,)."""
+    """Return whether the errors at ``places`` exceed ``factor`` times the RMS around them, (n,)."""
     date, band, row, column = np.unravel_index(places, errors.shape)
     height, width = errors.shape[2:]
     energy, count = np.zeros(len(places)), np.zeros(len(places))
@@ -97,12 +100,12 @@ def _beyond_neighbours(
 
 
 def pack_points(places: np.ndarray, samples: np.ndarray) -> bytes:
-    """Serialise rising ``places``, in the order (time, y, x, band), with the values of ``samples``.
+    """Serialise ``places`` and the values of ``samples`` there.
 
     Parameters
     ----------
     places : ndarray of int64, (n,)
-        As from :func:`find_points`.
+        Flat indices in the order (time, y, x, band), rising, from :func:`find_points`.
     samples : ndarray, (T, C, H, W)
         The chunk.
     """
@@ -113,12 +116,12 @@ def pack_points(places: np.ndarray, samples: np.ndarray) -> bytes:
 
 
 def restore_points(packed: bytes, samples: np.ndarray) -> None:
-    """Write what :func:`pack_points` listed into decoded ``samples`` (T, C, H, W), in place.
+    """Write the values that :func:`pack_points` stored into ``samples`` (T, C, H, W), in place.
 
     Raises
     ------
     FormatError
-        The section contradicts the shape or itself.
+        The section is damaged, or it does not fit the shape.
     """
     (count,), start = _varints(packed, 0, 1)
     if not 0 < count <= samples.size:
@@ -133,14 +136,17 @@ def restore_points(packed: bytes, samples: np.ndarray) -> None:
 
 
 def _at(places: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """Index of ``places`` into an array of ``shape`` (T, C, H, W)."""
+    """Return the index of ``places`` into an array of ``shape`` (T, C, H, W)."""
     t, c, h, w = shape
     date, y, x, band = np.unravel_index(places, (t, h, w, c))
     return date, band, y, x
 
 
 def _varints(data: bytes, start: int, count: int) -> tuple[np.ndarray, int]:
-    """``count`` varints of at most five bytes from ``start``, int64, and where they end."""
+    """Read ``count`` varints of at most five bytes from ``start``.
+
+    Returns the numbers, int64, and the offset behind the last of them.
+    """
     read = np.frombuffer(data, np.uint8, offset=start, count=min(len(data) - start, 5 * count))
     ends = np.flatnonzero(read < 0x80)[:count]
     if len(ends) < count:

@@ -1,13 +1,15 @@
-"""Notice pixels that go through a lossy codec a second time.
+"""Warns when decoded pixels are encoded a second time.
 
-Zarr decodes, merges and re-encodes a whole chunk when only a part of it is written (a region
-or an append that does not end at a chunk boundary), and ``open_zarr(...).to_zarr(...)`` encodes
-decoded data again. Neither tells the codec. But the pixels nobody touched are exactly those
-that were just decoded, and over a stretch of a row that does not happen by chance: so
-fingerprints of some stretches of the chunks decoded last are kept. The pixels themselves say where
-a stretch lies, so that a crop, some of the bands, another order of dates or a mirrored image still
-has the same ones. What changes values (another packing, resampling) or turns rows into columns
-goes unnoticed, and so do pieces that are narrower than a stretch or have few pixels.
+Zarr decodes, merges and re-encodes a whole chunk when only a part of it is written (a region or an
+append that does not end at a chunk boundary). ``open_zarr(...).to_zarr(...)`` encodes decoded data
+again. The codec is told neither. But the untouched pixels of a chunk equal those that were just
+decoded, and a stretch of a row does not repeat by chance. So this module keeps fingerprints of
+stretches of the chunks that were decoded last.
+
+The pixels themselves determine the middle of a stretch. So a crop, a choice of bands, another
+order of dates or a mirrored image has the same stretches. Three kinds of re-encoding go unnoticed:
+with changed values (another packing, resampling), with rows turned into columns, and of pieces
+that are narrower than a stretch or have few pixels.
 """
 
 from __future__ import annotations
@@ -22,32 +24,34 @@ import numpy as np
 from tec_zarr.errors import SecondGenerationWarning
 
 _EVERY_ROW = 4
-"""Rows from one whose stretches are remembered to the next; all rows of a chunk to encode are
-looked through."""
+"""Of a decoded chunk, the stretches of every fourth row are kept. Of a chunk to encode, those of
+all rows are looked up."""
 
 _REACH = 16
-"""Pixels of a stretch to either side of its middle."""
+"""Pixels of a stretch on each side of its middle."""
 
 _RARITY = 2**9
-"""One pixel in so many is the middle of a stretch."""
+"""One pixel in this many is the middle of a stretch."""
 
 _MIN_DISTINCT = 16
-"""Shorter or flatter stretches of a row may come back unchanged by chance."""
+"""Least number of different values in a stretch. Flatter stretches may repeat by chance."""
 
 _KEPT_SEGMENTS = 2**16
+"""Most stretches that are kept, and about the most that are taken from one chunk."""
 
 _decoded: OrderedDict[int, None] = OrderedDict()
 _waiting: deque[np.ndarray] = deque()
-"""Stretches (n, 33) of chunks whose fingerprints nobody has asked for yet, the oldest first."""
+"""Stretches (n, 33) of decoded chunks, the oldest first. Their fingerprints are computed only when
+a chunk is encoded."""
 
 _waiting_segments = 0
-"""How many they are: a sum over many small chunks would be taken at every one of them."""
+"""Number of stretches in ``_waiting``. It is kept, so that no chunk has to add them all up."""
 
 _lock = threading.Lock()
 
 
 def _new_lock() -> None:
-    """After a fork: the thread that held the lock is not there to give it back."""
+    """Replace the lock after a fork: the thread that held it does not exist in the child."""
     global _lock
     _lock = threading.Lock()
 
@@ -57,7 +61,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def remember_decoded(samples: np.ndarray) -> None:
-    """Keep fingerprints of a decoded chunk (T, C, H, W), to be taken when one is encoded."""
+    """Keep stretches of a decoded chunk (T, C, H, W), to recognise it when it is encoded."""
     global _waiting_segments
     segments = _segments(samples[:, :, ::_EVERY_ROW])
     if not len(segments):  # narrower than a stretch, or flat
@@ -79,7 +83,7 @@ def forget_decoded() -> None:
 
 
 def warn_if_decoded_before(samples: np.ndarray) -> None:
-    """Warn when a chunk (T, C, H, W) to encode has pixels that this process decoded."""
+    """Warn if a chunk (T, C, H, W) to encode has pixels that this process decoded before."""
     global _waiting_segments
     if not _decoded and not _waiting:
         return
@@ -106,32 +110,38 @@ def warn_if_decoded_before(samples: np.ndarray) -> None:
 
 
 def _segments(samples: np.ndarray) -> np.ndarray:
-    """Stretches (n, 33) of rows of (T, C, H, W): their middles are chosen by what is there."""
+    """Return stretches (n, 33) of rows of (T, C, H, W).
+
+    A pixel and its two neighbours determine whether it is the middle of a stretch.
+    """
     width = samples.shape[-1]
     if width <= 2 * _REACH:
         return np.zeros((0, 2 * _REACH + 1), samples.dtype)
     rows = samples.reshape(-1, width)  # a copy where rows are left out
     bits = _low_bits(rows)
-    # A pixel and what its neighbours have in common: the same from the left and from the right.
+    # The hash of a pixel and its two neighbours is the same for the mirrored row.
     hashed = bits[:, 1:-1] * np.uint16(40503) + (bits[:, :-2] + bits[:, 2:]) * np.uint16(25717)
     chosen = hashed[:, _REACH - 1 : width - _REACH - 1] < 2**16 // _RARITY
     row, left = np.nonzero(chosen)
-    few = slice(None, None, 1 + len(row) // _KEPT_SEGMENTS)  # flat ground repeats itself
+    few = slice(None, None, 1 + len(row) // _KEPT_SEGMENTS)  # flat ground would give too many
     windows = np.lib.stride_tricks.sliding_window_view(rows, 2 * _REACH + 1, axis=1)
     return windows[row[few], left[few]]
 
 
 def _low_bits(samples: np.ndarray) -> np.ndarray:
-    """uint16 of the same shape that tells most values apart."""
+    """Return a uint16 hash of each sample that differs between most values."""
     bits = np.ascontiguousarray(samples).view(f"u{samples.dtype.itemsize}")
-    while bits.dtype.itemsize > 2:  # the lower bits of few floats are anything but 0
+    while bits.dtype.itemsize > 2:  # the low bits of most floats are 0
         half = 4 * bits.dtype.itemsize
         bits = (bits ^ (bits >> half)).astype(f"u{bits.dtype.itemsize // 2}")
     return bits
 
 
 def _fingerprints(segments: np.ndarray) -> list[int]:
-    """Hashes of the stretches with enough different values, the same for a mirrored one."""
+    """Return hashes of the stretches with enough different values.
+
+    A mirrored stretch has the same hash.
+    """
     with np.errstate(invalid="ignore"):  # infinities
         distinct = 1 + np.count_nonzero(np.diff(np.sort(segments, axis=1), axis=1) > 0, axis=1)
     some = segments[distinct >= _MIN_DISTINCT]

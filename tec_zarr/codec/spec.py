@@ -1,4 +1,4 @@
-"""How chunks are encoded: the settings that both codecs and every other way in share."""
+"""The settings of an encoder, which every caller of it shares, and the checks on them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_NODATA = 16
 
 @dataclass(frozen=True)
 class ChunkSpec:
-    """How chunks are encoded; decoding needs none of it.
+    """The settings with which chunks are encoded. Decoding does not use them.
 
     Parameters
     ----------
@@ -42,43 +42,45 @@ class ChunkSpec:
     quality : float
         1 (smallest) to 8 (finest), continuous, the same scale for every model.
     bands : sequence of str, optional
-        Sentinel-2 names along the band axis, in its order. A chunk of 12 bands needs none
-        (L2A, B01 ... B12), nor does one of dates and 13 bands (L1C). Twelve dates of one band,
-        (12, y, x), do need the band's name: they would be taken for twelve bands.
+        Sentinel-2 names along the band axis, in its order. Chunks of 12 bands (L2A, B01 ... B12)
+        and chunks of dates and 13 bands (L1C) need no names. Twelve dates of one band, (12, y, x),
+        need the name of the band, because they would be taken for twelve bands.
     nodata : number or sequence of numbers, optional
-        Values that mean "nothing measured": kept exactly, never shown to the network, never
-        the result of decoding a measured sample. NaN always is. None: no such value.
+        Values that mean "nothing measured". They are kept exactly, and the model does not see
+        them. A measured sample is never decoded to such a value. NaN is always nodata. None: no
+        value but NaN.
     scale : float, optional
         ``value = (DN + offset) * scale``. None: 1 for integers, 1e-4 (reflectance) for floats.
     offset : float
-        DN that the values carry on top, 1000 for products of baseline 04.00 and later whose
+        DN that were added to the values: 1000 for products of baseline 04.00 and later whose
         offset was not removed.
     weights_sha256 : str, optional
-        Weights to use. None: the newest of the model; filled in at once, so that the
-        configuration names them.
+        SHA-256 of the weights to use. None: those of the newest weights of the model, filled in
+        at once so that the configuration of the codec names them.
     max_error : number, sequence of numbers or mapping, optional
         Largest absolute error of every measured sample, in the units of the array, for all bands
-        or one for each; 0 is lossless. For floating-point arrays the bound holds up to the last
-        place of the dtype; 0 is bit for bit. A mapping has bounds by name: of bands, of all of
-        them (``"all"``), of normalised differences by their usual names (``"ndvi"``, ``"ndwi"``,
-        see `tec_zarr.sentinel2.NORMALISED_DIFFERENCES`) or as ``"nd:B08,B04"``; a band that
-        nothing names is coded at ``quality``. The others are coded by the bound layer
-        (``docs/error-bounds.md``), whatever ``quality`` says.
+        or one for each. 0 is lossless, for floating-point arrays bit for bit. Other bounds of
+        floating-point arrays hold up to the last place of the dtype. A mapping has bounds by
+        name: of bands, of all bands (``"all"``), of normalised differences by their usual names
+        (``"ndvi"``, ``"ndwi"``, see `tec_zarr.sentinel2.NORMALISED_DIFFERENCES`) or as
+        ``"nd:B08,B04"``. A band without a bound is coded at ``quality``. The bound layer codes
+        the other bands (``docs/error-bounds.md``); ``quality`` does not affect them.
     psnr : float, optional
-        Reach this PSNR (dB, peak 10,000 DN, over the measured samples of the chunk, clipped to
-        0 .. 10,000 DN) with the lowest quality that does, instead of ``quality``.
+        Use the lowest quality that reaches this PSNR (dB, peak 10,000 DN, over the measured
+        samples of the chunk, clipped to 0 .. 10,000 DN), instead of ``quality``.
     max_bytes : int, optional
-        Take the highest quality whose frame has no more bytes, instead of ``quality``.
+        Use the highest quality whose frame has at most this many bytes, instead of ``quality``.
     gop : int, optional
-        For temporal models: dates refer to one another only within runs of this many ("group of
-        pictures"), so that fewer have to be decoded for one. None: within the whole chunk.
+        For temporal models: dates refer to one another only within runs of this many dates
+        ("group of pictures"). Short runs let a reader decode one date with fewer others. None:
+        the whole chunk is one run.
 
     Raises
     ------
     UnsupportedArrayError
-        An argument out of its range.
+        An argument is out of its range.
     UnknownModelError
-        No such model, and no weights given.
+        There is no such model, and no weights are given.
     """
 
     model: str = "tec-s2"
@@ -119,7 +121,7 @@ class ChunkSpec:
         if isinstance(max_error, Mapping):
             max_error = NamedBounds(max_error)
             given.remove("max_error")
-            if bands is not None:  # say at once which of them are not there
+            if bands is not None:  # refuse names of bands that are not in ``bands``
                 resolve(max_error, len(bands), bands)
         for name in given:
             values = np.atleast_1d(np.asarray(targets[name], np.float64))
@@ -145,20 +147,20 @@ class ChunkSpec:
 
     @property
     def fill_values(self) -> tuple[float, ...]:
-        """``nodata`` as a tuple, without NaN and infinities, which are kept exactly anyway."""
+        """``nodata`` as a tuple without NaN and infinities, which are always kept exactly."""
         nodata = () if self.nodata is None else tuple(np.atleast_1d(self.nodata).tolist())
         return tuple(dict.fromkeys(v for v in nodata if math.isfinite(v)))
 
     @property
     def is_lossless(self) -> bool:
-        """Whether every value comes back bit for bit."""
+        """True if every value is decoded bit for bit."""
         if isinstance(self.max_error, Mapping):
             return self.max_error.get(ALL) == 0 and not any(self.max_error.values())
         return self.max_error is not None and not np.any(self.max_error)
 
     @classmethod
     def from_config(cls, configuration: dict[str, Any]) -> Self:
-        """Rebuild from :meth:`to_config`; says what to do about keys of a newer tec_zarr."""
+        """Rebuild from :meth:`to_config`. Keys of a newer tec_zarr raise an error that says so."""
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(configuration) - known)
         if unknown:
@@ -169,12 +171,15 @@ class ChunkSpec:
         return cls(**configuration)
 
     def to_config(self) -> dict[str, Any]:
-        """JSON configuration: the same for every scene, so that stores can be concatenated."""
+        """Return the JSON configuration.
+
+        It does not depend on the scene, so that stores can be concatenated.
+        """
         return json.loads(json.dumps({f.name: getattr(self, f.name) for f in fields(ChunkSpec)}))
 
 
 def check_gop(spec: ChunkSpec) -> Entry:
-    """Model of ``spec``; refuses a ``gop`` that it would ignore."""
+    """Return the registry's entry of the model; refuse a ``gop`` that the model would ignore."""
     entry = find_model(spec.model)
     if spec.gop is not None and not entry.temporal:
         raise UnsupportedArrayError(
@@ -185,7 +190,7 @@ def check_gop(spec: ChunkSpec) -> Entry:
 
 
 def _check_types(spec: ChunkSpec) -> None:
-    """Refuse what JSON can hold and no argument can be: metadata may come from a stranger."""
+    """Refuse arguments of a wrong type: metadata from a stranger can hold any JSON."""
     for name, expected, fits in (
         ("model", "a name", lambda v: isinstance(v, str)),
         ("quality", "a number", _is_number),

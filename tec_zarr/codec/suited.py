@@ -1,4 +1,4 @@
-"""Notice data that the models were not made for, before it is lost without a word."""
+"""Warns about data that the models were not made for and would lose without an error."""
 
 from __future__ import annotations
 
@@ -10,41 +10,47 @@ import numpy as np
 from tec_zarr.errors import UnsuitedDataWarning
 
 MAX_COMPONENTS = 12
-"""Combinations of bands that the embedded models code; what lies outside them is lost."""
+"""Number of band combinations that the embedded models code. The rest of the signal is lost."""
 
 _LOOKED_AT = 2**15
-"""Samples that are looked at, and the fewest of them that say anything."""
+"""About how many samples of a chunk are examined."""
 _FEWEST = 2**9
+"""Least number of pairs of neighbours that allow a verdict."""
 
 _MOST_CLASSES = 24
+"""Samples with more different values than this are no classes."""
 _SAME_AS_NEIGHBOUR = 0.5
-"""Classes come in patches. Dark water also has few different values, but noise breaks it up."""
+"""Least share of pairs of neighbours with the same value that makes samples classes. Dark water
+also has few different values, but noise breaks up its patches."""
 
 _THIN = 1 / 4
+"""Largest share of a chunk that holds data in a chunk that counts as padded."""
 _LEAST_PIXELS = 2**10
+"""Smaller chunks never count as padded."""
 _THIN_IN_A_ROW = 16
-"""So many chunks of which so little is used. A cube ends in such chunks, but others lie between."""
+"""Number of padded chunks in a row that raises the warning. Chunks at the edge of a cube are padded
+too, but full chunks lie between them."""
 
 _thin = 0
-"""How many were encoded in a row."""
+"""Number of padded chunks that were encoded since the last full one."""
 
 
 def warn_if_unsuited(samples: np.ndarray, coded: np.ndarray | None, bands: int) -> None:
-    """Warn of a chunk that a lossy model would keep badly.
+    """Warn about a chunk that a lossy model would keep badly.
 
     Parameters
     ----------
     samples : ndarray, (T, C, H, W)
         The chunk.
     coded : ndarray of bool, (T, C, H, W), optional
-        What the model codes. None: everything.
+        True for samples that the model codes. None: all of them.
     bands : int
-        How many bands an embedded model codes.
+        Number of bands that an embedded model codes; 0 if another model codes the chunk.
 
     Warns
     -----
     UnsuitedDataWarning
-        More than ``MAX_COMPONENTS`` bands, or values that look like classes.
+        There are more than ``MAX_COMPONENTS`` bands, or the values look like classes.
     """
     if bands > MAX_COMPONENTS:
         _warn(
@@ -62,20 +68,21 @@ def warn_if_unsuited(samples: np.ndarray, coded: np.ndarray | None, bands: int) 
 
 
 def warn_if_padded(labels: np.ndarray | None) -> None:
-    """Warn where chunk after chunk holds data in one corner only: it takes hours.
+    """Warn when many chunks in a row hold data in one corner only.
 
-    A cube whose dimensions were turned, saved with the shards that it was read with, is cut into
-    thousands of such chunks. Zarr does not show a codec inside shards the array that it is for.
+    A cube whose dimensions were transposed, saved with the shards that it was read with, is cut
+    into thousands of such chunks, and encoding them takes hours. Inside shards a codec is not told
+    the shape of the array, so it cannot refuse them at the start.
 
     Parameters
     ----------
     labels : ndarray, (T, C, H, W), optional
-        0 where there are data. None: everywhere.
+        0 for samples that hold data. None: all samples do.
 
     Warns
     -----
     UnsuitedDataWarning
-        At most a quarter of the pixels and bands of each of 16 chunks, one after another, is used.
+        Each of 16 chunks in a row holds data in at most a quarter of its pixels and bands.
     """
     global _thin
     used = 1.0
@@ -96,6 +103,7 @@ def warn_if_padded(labels: np.ndarray | None) -> None:
 
 
 def _look_like_classes(samples: np.ndarray, coded: np.ndarray | None) -> bool:
+    """Return whether samples have few different values, in patches."""
     rows = samples.reshape(-1, samples.shape[-1])
     step = -(-samples.size // _LOOKED_AT)
     rows = rows[::step]

@@ -1,4 +1,4 @@
-"""Tiles of a chunk, the names of its axes, and what stands in a frame once for all tiles."""
+"""Divides a chunk into tiles, names its axes, and handles parts of a frame that tiles share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tec_zarr.frame.mask import Mask
 from tec_zarr.sentinel2 import L1C_BANDS, L2A_BANDS
 
 TILE = 512
-"""Longest side, in pixels, of what a model sees at once."""
+"""Longest side of a tile, in pixels. A model codes one tile at a time."""
 
 
 KEPT_CODEC = (
@@ -24,7 +24,10 @@ KEPT_CODEC = (
 
 
 def mask_of_bands(mask: Mask | None, bands: Sequence[int]) -> Mask | None:
-    """Labels of some of the bands; without the values, which go by all of them."""
+    """Return the labels of some of the bands.
+
+    The listed values are left out, because their order depends on all bands.
+    """
     if mask is None or len(bands) == mask.labels.shape[1]:
         return mask
     return Mask(mask.labels[:, bands], mask.values, mask.listed[:0])
@@ -33,7 +36,7 @@ def mask_of_bands(mask: Mask | None, bands: Sequence[int]) -> Mask | None:
 def name_axes(
     shape: tuple[int, ...], bands: tuple[str, ...] | None
 ) -> tuple[Axes, tuple[str, ...] | None]:
-    """What the axes are, and the bands along the band axis where they are known."""
+    """Return the axes of a chunk, and the names along its band axis if they are known."""
     if len(shape) == 2:
         axes = Axes.YX
     elif len(shape) == 4:
@@ -57,7 +60,10 @@ def name_axes(
 def coded_tiles(
     shape: tuple[int, int, int, int], mask: Mask | None
 ) -> Iterator[tuple[tuple[slice, slice], Sequence[int]]]:
-    """Tiles row by row, with the dates that the model codes in each; tiles without any, not."""
+    """Yield tiles row by row, each with the dates that the model codes in it.
+
+    Tiles in which the model codes no date are left out.
+    """
     t, _, h, w = shape
     if mask is not None and mask.labels.all():
         return
@@ -72,19 +78,22 @@ def coded_tiles(
 
 
 def _cuts(size: int) -> Iterator[slice]:
-    """Nearly equal parts of at most ``TILE`` pixels, starting at multiples of 8."""
+    """Yield nearly equal parts of at most ``TILE`` pixels that start at multiples of 8."""
     parts = -(-size // TILE)
     step = 8 * -(-size // (8 * parts))
     return (slice(i, min(i + step, size)) for i in range(0, size, step))
 
 
 def chained_checksum(crc: int, tile_crc: int) -> int:
-    """Checksum over the tiles' checksums, so that one number stands for all of them."""
+    """Add the checksum of a tile to ``crc``, the checksum over those of the tiles before it."""
     return zlib.crc32(tile_crc.to_bytes(4, "little"), crc)
 
 
 def single_payload(payloads: list[bytes], kind: SectionKind) -> bytes:
-    """The payload of a kind that a frame has once or not at all; empty without."""
+    """Return the one payload of a kind, or no bytes if there is none.
+
+    Raises FormatError if there are several.
+    """
     if len(payloads) > 1:
         raise FormatError(f"TEC frame damaged: {len(payloads)} sections of kind {kind.name}")
     return payloads[0] if payloads else b""

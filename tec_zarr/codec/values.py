@@ -1,4 +1,4 @@
-"""Values of an array to DN and back; nodata stays apart from what was measured."""
+"""Converts values of an array to DN and back. No measured sample becomes nodata."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ import numpy as np
 from tec_zarr.frame.frame import Header
 
 DN_RANGE = (-1000.0, 20000.0)
-"""DN that the model codes; samples outside are listed exactly."""
+"""Lowest and highest DN that the model codes; samples outside are listed exactly."""
 
 
 def to_dn(values: np.ndarray, scale: float, offset: float) -> np.ndarray:
+    """Convert values of an array to DN, float32."""
     if (scale, offset) == (1.0, 0.0):
         return values.astype(np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):  # labelled samples, replaced by the fill
+    with np.errstate(invalid="ignore", over="ignore"):  # labelled samples, which are filled later
         return (values.astype(np.float64) / scale - offset).astype(np.float32)
 
 
 def values_of(dn: np.ndarray, header: Header) -> np.ndarray:
+    """Convert DN to values of the array that a frame describes. ``dn`` may be overwritten."""
     return from_dn(dn, header.scale, header.offset, header.dtype, header.nodata)
 
 
 def from_dn(
     dn: np.ndarray, scale: float, offset: float, dtype: np.dtype, nodata: tuple[float, ...]
 ) -> np.ndarray:
-    """Whole DN to the array's own values; what was measured never becomes nodata.
+    """Convert DN to values of the array, none of which is nodata.
 
-    ``dn`` is written over; if it is of uint16, it holds these values already but for nodata.
+    ``dn`` may be overwritten. If it is uint16, the array is uint16 too and holds DN; only values
+    that equal nodata are changed then.
     """
     native = dtype.newbyteorder("=")
     if dn.dtype == np.uint16:
         return _kept_apart(dn, native, scale, nodata)
     values = np.rint(dn, out=dn if dn.dtype.kind == "f" else None)
-    with np.errstate(over="ignore", invalid="ignore"):  # a forged scale, a stranger's weights
+    with np.errstate(over="ignore", invalid="ignore"):  # scale or weights may be forged
         if (scale, offset) != (1.0, 0.0):
             values = (values.astype(np.float64) + offset) * scale
         if native.kind in "iu":
@@ -49,7 +52,7 @@ def from_dn(
 def _kept_apart(
     values: np.ndarray, native: np.dtype, scale: float, nodata: tuple[float, ...]
 ) -> np.ndarray:
-    """Move values (written over) that are nodata to the nearest that are not."""
+    """Replace values that equal nodata by the nearest that does not, in place."""
     for wrong, right in _substitutes(native, scale, nodata).items():
         values[values == wrong] = right
     return values
@@ -58,17 +61,17 @@ def _kept_apart(
 def _substitutes(
     native: np.dtype, scale: float, nodata: tuple[float, ...]
 ) -> dict[float, float]:
-    """Nearest value that is not nodata, for each nodata value, the upper one first."""
+    """Map each nodata value to the nearest value that is not nodata; of two, the upper one."""
     whole = native.kind in "iu"
     limits = np.iinfo(native) if whole else np.finfo(native)
     out = {}
     for value in nodata:
         step: float = 1
-        if not whole:  # the last value has no neighbour above it, so no spacing of its own
+        if not whole:  # the spacing of the largest value is undefined
             largest = np.nextafter(limits.max, native.type(0))
-            unit = scale if scale < float(limits.max) / 1024 else 0.0  # forged, beyond the dtype
+            unit = scale if scale < float(limits.max) / 1024 else 0.0  # 0 for a forged scale
             step = max(unit, float(np.spacing(min(native.type(abs(value)), largest))))
-        # Two steps may round to one float, so twice as many as there are values to avoid.
+        # Two steps may round to the same float. So there are twice as many steps as nodata values.
         near = (value + sign * k * step for k in range(1, 2 * len(nodata) + 2) for sign in (1, -1))
         inside = (v for v in near if float(limits.min) <= v <= float(limits.max))
         out[value] = next(v for v in inside if native.type(v) not in nodata)
@@ -76,7 +79,7 @@ def _substitutes(
 
 
 def possible_values(values: Sequence[float] | dict, dtype: np.dtype) -> tuple[float, ...]:
-    """Those of ``values`` that an array of ``dtype`` can hold, as it holds them; no NaN."""
+    """Return those of ``values`` that ``dtype`` can hold, rounded to it; without NaN."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):  # too large for the dtype
             held = [dtype.type(float(v)).item() for v in values]

@@ -31,12 +31,12 @@ class TECCodec(ChunkSpec, ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
     """TerraCodec for arrays of Sentinel-2 digital numbers or reflectance.
 
     Takes the arguments of :class:`tec_zarr.codec.spec.ChunkSpec`. Use it as the ``serializer`` of
-    a Zarr v3 array, with ``compressors=None``: frames are already compressed and checked.
+    a Zarr v3 array, with ``compressors=None``, because frames are compressed and have checksums.
 
     Notes
     -----
-    There are no ``_encode_sync`` and ``_decode_sync``: with them Zarr's fused pipeline would
-    bypass a batched ``encode``.
+    ``_encode_sync`` and ``_decode_sync`` are left out on purpose: with them Zarr's fused pipeline
+    would bypass a batched ``encode``.
     """
 
     is_fixed_size = False
@@ -54,22 +54,25 @@ class TECCodec(ChunkSpec, ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
         return cls.from_config(configuration)
 
     def to_dict(self) -> dict[str, Any]:
-        """Metadata of an array: ``{"name": "tec", "configuration": {...}}``."""
+        """Return the metadata of an array: ``{"name": "tec", "configuration": {...}}``."""
         return {"name": NAME, "configuration": self.to_config()}
 
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
-        """Refuse arrays that cannot be encoded, when they are created."""
+        """Raise UnsupportedArrayError for an array that cannot be encoded, when it is created."""
         check_array(dtype.to_native_dtype(), len(shape))
         check_layout(shape, chunk_grid.chunk_shape, self)
 
     def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
-        """Refuse arrays that cannot be encoded; shards call this and not ``validate``."""
+        """Raise UnsupportedArrayError for an array that cannot be encoded.
+
+        Shards call this instead of ``validate``.
+        """
         check_array(array_spec.dtype.to_native_dtype(), array_spec.ndim)
         check_layout(array_spec.shape, array_spec.shape, self)
         return self
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Not known before encoding."""
+        """Raise NotImplementedError: the size is unknown before encoding."""
         raise NotImplementedError
 
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
@@ -86,7 +89,7 @@ class TECCodec(ChunkSpec, ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
     async def _decode_partial_single(
         self, byte_getter: ByteGetter, selection: SelectorTuple, chunk_spec: ArraySpec
     ) -> NDBuffer | None:
-        """Part of a chunk: all of its bytes are read, only the selected dates are decoded."""
+        """Return a part of a chunk. All of its bytes are read; only selected dates are decoded."""
         data = await byte_getter.get(prototype=chunk_spec.prototype)
         if data is None:
             return None

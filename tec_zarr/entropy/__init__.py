@@ -1,1 +1,1 @@
-"""One range coder and its tables."""
+"""Entropy coding: range coders of symbols, and the probability tables that they use."""

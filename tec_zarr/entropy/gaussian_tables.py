@@ -1,8 +1,8 @@
-"""Entropy coding of integer symbols with integer tables chosen by an index.
+"""Codes integers with Gaussian probability tables that are the same on every machine.
 
-Gaussian tables are derived from one table of the normal distribution by integer arithmetic
-alone, and that table by correctly rounded decimal arithmetic: they are the same on every
-machine by construction. Symbols go through constriction's range coder, grouped by table.
+One table of the normal distribution is computed by correctly rounded decimal arithmetic. All
+Gaussian tables are derived from it by integer arithmetic alone. Symbols are grouped by table and
+coded by constriction's range coder.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ __all__ = [
 Symbols = npt.NDArray[np.int64]
 
 SCALE_LEVELS = 256
-"""Log-spaced scales 0.01 ... 256.01: level k is 0.01 * 25601 ** (k / 255)."""
+"""Number of log-spaced scales from 0.01 to 256.01: level k is 0.01 * 25601 ** (k / 255)."""
 
 MEAN_STEPS = 200
 """Means between -1/2 and 1/2 are multiples of 1/200, numbered from 0."""
 
 _ESCAPE_WIDTHS = 40
-"""Escaped symbols lie less than 2**40 beyond their table: more than any latent."""
+"""Escaped symbols may lie up to 2**40 beyond their table, which is farther than any latent."""
 
 _CDF_BITS = 32
 _STEPS_PER_SIGMA = 256
@@ -49,7 +49,7 @@ _SIGMAS = 8
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Frequencies of the symbols ``first``, ``first + 1``, ... and, last, of the escape.
+    """Frequencies of the symbols ``first``, ``first + 1``, ... and of the escape, which is last.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Table:
 
     @classmethod
     def from_frequencies(cls, first: int, frequencies: npt.NDArray[np.int64]) -> Table:
-        """Build a table from integer frequencies, the escape's last."""
+        """Build a table from integer frequencies; that of the escape is the last."""
         weights = frequencies.astype(np.float64)
         model = constriction.stream.model.Categorical(weights, perfect=False)
         return cls(first, len(frequencies) - 1, model)
@@ -74,7 +74,7 @@ class Table:
 
 @functools.cache
 def normal_cdf() -> npt.NDArray[np.int64]:
-    """Standard normal distribution at k / 256 for k = 0 ... 2048, in units of 2**-32."""
+    """Return the standard normal distribution at k / 256, k = 0 ... 2048, in units of 2**-32."""
     with localcontext() as context:
         context.prec = 40
         # pi to 40 digits; every operation below is correctly rounded, hence portable.
@@ -96,15 +96,15 @@ def normal_cdf() -> npt.NDArray[np.int64]:
 
 @functools.cache
 def _scales() -> list[int]:
-    """The 256 scales in units of 2**-20."""
+    """Return the 256 scales in units of 2**-20."""
     return [int((scale * 2**20).to_integral_value()) for scale in _log_spaced(range(SCALE_LEVELS))]
 
 
 @functools.cache
 def scale_edges() -> npt.NDArray[np.float64]:
-    """Scales halfway (in their logarithm) between neighbouring levels, ascending, shape (255,).
+    """Return the scales halfway (in their logarithm) between levels, ascending, shape (255,).
 
-    ``numpy.searchsorted`` of a scale in them is its level.
+    ``numpy.searchsorted`` of a scale in them is the level of the scale.
     """
     halves = (Decimal(2 * k + 1) / 2 for k in range(SCALE_LEVELS - 1))
     return np.array([float(scale) for scale in _log_spaced(halves)])
@@ -118,23 +118,23 @@ def _log_spaced(levels: Iterable[int | Decimal]) -> list[Decimal]:
 
 
 def gaussian_table_ids(scale_level: Symbols, mean_step: Symbols) -> Symbols:
-    """Number of the Gaussian table for a scale level (0-255) and a mean step (0-200)."""
+    """Return the numbers of Gaussian tables, from scale levels (0-255) and mean steps (0-200)."""
     return scale_level * (MEAN_STEPS + 1) + mean_step
 
 
 @functools.cache
 def gaussian_table(table_id: int) -> Table:
-    """Gaussian of one of 256 scales and 201 means, integrated over unit bins.
+    """Return the Gaussian of one of 256 scales and 201 means, integrated over unit bins.
 
     Parameters
     ----------
     table_id : int
-        As from `gaussian_table_ids`.
+        Number from `gaussian_table_ids`.
 
     Returns
     -------
     Table
-        Of all symbols within six standard deviations.
+        It holds all symbols within six standard deviations.
     """
     level, mean_step = divmod(table_id, MEAN_STEPS + 1)
     scale = _scales()[level]
@@ -189,18 +189,19 @@ class SymbolEncoder:
             self._coder.encode(beyond >> shift & (1 << bits) - 1, _uniform(1 << bits))
 
     def to_bytes(self) -> bytes:
-        """The stream so far: little-endian words of 32 bits."""
+        """Return the stream so far, in little-endian words of 32 bits."""
         return self._coder.get_compressed().astype("<u4").tobytes()
 
     def to_shortest(self) -> bytes:
-        """The stream so far in the fewest bytes, see
-        :func:`tec_zarr.entropy.range_coder.shortest`.
+        """Return the stream so far in the fewest bytes.
+
+        See :func:`tec_zarr.entropy.range_coder.shortest`.
         """
         return shortest(self._coder)
 
 
 class SymbolDecoder:
-    """Decodes the stream of a `SymbolEncoder`, asked for the same ids in the same order.
+    """Decodes the stream of a `SymbolEncoder`. It needs the same ids in the same order.
 
     Parameters
     ----------
@@ -209,7 +210,7 @@ class SymbolDecoder:
     Raises
     ------
     FormatError
-        If `data` is no such stream.
+        `data` is not such a stream.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -251,7 +252,7 @@ class SymbolDecoder:
 
 
 def _groups(ids: Symbols) -> tuple[Symbols, Symbols]:
-    """Stable order by id, and where each id's run starts (and the last one ends)."""
+    """Return the stable order by id, and the start of the run of each id, then the last end."""
     order = np.argsort(ids, kind="stable")
     (breaks,) = np.nonzero(np.diff(ids[order]))
     return order, np.concatenate([[0], breaks + 1, [ids.size]]) if ids.size else np.zeros(1, int)

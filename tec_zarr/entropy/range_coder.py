@@ -1,10 +1,9 @@
-"""Range coding of integer symbols under stored integer tables.
+"""Codes integer symbols and binary decisions with a range coder.
 
-The coder is constriction's range coder (32-bit words, 64-bit state, 24-bit probabilities); the
-tables are 16-bit integer frequencies that travel with a model's weights, so nothing here depends
-on floating point.  :class:`ReferenceDecoder` is the same decoder in a page of plain Python: the
-executable specification of the byte stream, and the way to read an archive where no constriction
-wheel exists.
+The coder is constriction's range coder (32-bit words, 64-bit state, 24-bit probabilities). The
+tables of symbols are 16-bit integer frequencies that are part of a model's weights, so the streams
+do not depend on floating point. :class:`ReferenceDecoder` is the same decoder in plain Python. It
+specifies the byte stream, and reads archives on machines for which there is no constriction wheel.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _BERNOULLI = constriction and constriction.stream.model.Bernoulli(perfect=False)
 
 
 class _Source(Protocol):
-    """What hands out symbols in order: constriction's decoder or the reference."""
+    """A decoder that returns symbols in order: constriction's or the reference."""
 
     def take(self, tables: Tables, index: int, count: int) -> np.ndarray: ...
 
@@ -78,7 +77,7 @@ class ReferenceDecoder:
         return np.array([self._symbol(cumulative) for _ in range(count)], np.int32)
 
     def decision(self, chance: int) -> bool:
-        """A decision that is a one with ``chance`` in 1/65536."""
+        """Decode a decision that is a one with ``chance`` in 1/65536."""
         zero = ((1 << TABLE_BITS) - chance) * ((1 << CODER_BITS) - 2) >> TABLE_BITS
         return bool(self._symbol(np.array([0, zero + 1, 1 << CODER_BITS])))
 
@@ -89,7 +88,7 @@ class ReferenceDecoder:
 
 
 class SymbolEncoder:
-    """Collects symbols pass by pass; within a call they are coded in order of their table."""
+    """Encodes symbols call by call. Within a call they are coded in the order of their tables."""
 
     def __init__(self, tables: Tables):
         self.tables = tables
@@ -120,14 +119,14 @@ class SymbolEncoder:
 
 
 def words_of(data: bytes) -> bytes:
-    """``data``, which is to be whole 32-bit words, or FormatError."""
+    """Return ``data``. Raises FormatError unless it consists of whole 32-bit words."""
     if len(data) % 4:
         raise FormatError(f"{len(data)} entropy-coded bytes are not whole 32-bit words")
     return data
 
 
 class SymbolDecoder:
-    """Mirror of :class:`SymbolEncoder`."""
+    """Decodes the stream of a :class:`SymbolEncoder`."""
 
     def __init__(self, tables: Tables, data: bytes, reference: bool = False):
         words = np.frombuffer(words_of(data), "<u4").astype(np.uint32)
@@ -136,9 +135,9 @@ class SymbolDecoder:
         self.source: _Source = ReferenceDecoder(words) if slow else _FastDecoder(words)
 
     def get(self, index: np.ndarray) -> np.ndarray:
-        """Symbols (int32) of 1-D table indexes (uint8), in the order given.
+        """Decode symbols (int32) of 1-D table indexes (uint8), in the order given.
 
-        Zero where the table codes nothing.
+        Symbols of tables that code nothing are 0.
 
         Raises
         ------
@@ -146,8 +145,8 @@ class SymbolDecoder:
             The bytes are not a stream of these tables.
         """
         tables, out = self.tables, np.zeros(len(index), np.int32)
-        # Most of a picture's symbols may be of tables that code nothing: leave them out of the
-        # sorting, unless they are few.
+        # Often most symbols belong to tables that code nothing. Sorting without them is faster,
+        # unless they are few.
         live = index >= tables.silent
         count = np.count_nonzero(live)
         if 2 * count > len(index):
@@ -178,11 +177,11 @@ class SymbolDecoder:
 
 
 def shortest(encoder: Any) -> bytes:
-    """The fewest bytes that, with zeros after them, are what a range encoder has encoded.
+    """Return the stream of a range encoder in the fewest bytes.
 
-    Big-endian words are one long number, and any number of the encoder's last interval will do:
-    the one with most zeros at its end is taken and these are cut off. :func:`whole_words` is the
-    way back.
+    The stream in big-endian words is one long number, and any number in the encoder's last
+    interval decodes to the same symbols. The number with most zero bytes at its end is taken, and
+    these are cut off. :func:`whole_words` appends them again.
     """
     before, (low, size) = encoder.pos()
     words = np.zeros(before + 2, ">u4")
@@ -198,37 +197,40 @@ def shortest(encoder: Any) -> bytes:
 
 
 def whole_words(data: bytes) -> np.ndarray:
-    """Words (uint32) of what :func:`shortest` wrote, and two zeros that a decoder looks at."""
+    """Return the words (uint32) of a stream from :func:`shortest`.
+
+    Two zero words follow, because a decoder reads ahead.
+    """
     return np.frombuffer(data + bytes(8 + -len(data) % 4), ">u4").astype(np.uint32)
 
 
 class BitEncoder:
-    """Collects decisions, each with the chance of a one in 1/65536."""
+    """Collects binary decisions, each with the chance of a one in 1/65536, and encodes them."""
 
     def __init__(self) -> None:
         self.ones: list[np.ndarray] = []
         self.chances: list[np.ndarray] = []
 
     def code(self, chance: np.ndarray, ones: np.ndarray | None) -> np.ndarray:
-        """Code 1-D bool ``ones`` with int ``chance`` (1 to 65535); returns them."""
+        """Append 1-D bool ``ones`` with int ``chance`` (1 to 65535); return ``ones``."""
         assert ones is not None
         self.ones.append(ones)
         self.chances.append(chance)
         return ones
 
     def extend(self, other: BitEncoder) -> None:
-        """Code what another one has collected."""
+        """Append the decisions that another encoder has collected."""
         self.ones += other.ones
         self.chances += other.chances
 
     @property
     def bits(self) -> float:
-        """What the decisions take."""
+        """Bits that the collected decisions take, by their chances."""
         chances = [np.where(o, c, 65536 - c) for o, c in zip(self.ones, self.chances, strict=True)]
         return float(-np.log2(np.concatenate([*chances, [65536]]) / 65536).sum())
 
     def finish(self) -> bytes:
-        """The coded bytes, as :func:`shortest` makes them."""
+        """Return the coded bytes, cut by :func:`shortest`."""
         ones = np.concatenate([*self.ones, np.zeros(0, bool)]).astype(np.int32)
         if not len(ones):
             return b""
@@ -239,7 +241,7 @@ class BitEncoder:
 
 
 class BitDecoder:
-    """Mirror of :class:`BitEncoder`; ``reference`` decodes with plain Python integers."""
+    """Decodes the stream of a :class:`BitEncoder`; ``reference`` uses plain Python integers."""
 
     def __init__(self, data: bytes, reference: bool = False):
         words = whole_words(data)
@@ -248,7 +250,9 @@ class BitDecoder:
         self.fast: Any = None if slow else constriction.stream.queue.RangeDecoder(words)
 
     def code(self, chance: np.ndarray, ones: np.ndarray | None = None) -> np.ndarray:
-        """Bool decisions of 1-D int ``chance``; ``ones`` is what an encoder would be given.
+        """Decode bool decisions of 1-D int ``chance``. ``ones`` is ignored.
+
+        The signature is that of :meth:`BitEncoder.code`, so that one function can do both.
 
         Raises
         ------

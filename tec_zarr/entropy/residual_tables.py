@@ -1,10 +1,10 @@
-"""Probability tables for residuals, the same bits on every machine, and the coder that uses them.
+"""Codes residuals with probability tables that are the same bits on every machine.
 
-A table is named by a shape (how heavy the tails are) and a scale index (how large residuals are
-expected to be, in quarter octaves of the mean magnitude). The tables are computed, not stored:
-only with additions, multiplications, divisions and square roots of float64 taken one element at
-a time, which IEEE 754 rounds identically everywhere, and with sums taken in a fixed order.
-Nothing here calls ``exp`` or ``pow`` of a mathematics library, whose last bit may differ.
+A table is chosen by a shape (how heavy the tails are) and a scale index (how large residuals are
+expected to be, in quarter octaves of the mean magnitude). The tables are computed, not stored.
+Only additions, multiplications, divisions and square roots of float64, element by element, and
+sums in a fixed order are used: IEEE 754 rounds these identically everywhere. ``exp`` and ``pow``
+of a mathematics library are avoided, because their last bit may differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUARTER_OCTAVES = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429
 SHAPES = 4
 """Generalised normal densities exp(-|x/a|**b) with b = 1 (Laplace), 0.75, 1.5 and 2 (normal)."""
 _FIRST = -44  # the smallest mean magnitude is 2 ** (_FIRST / 4) quantiser steps
-_TABLES = 59  # per shape: up to 2 ** 3.5; larger scales send their low bits as they are
+_TABLES = 59  # per shape, up to 2 ** 3.5; symbols of larger scales send their low bits uncoded
 SCALES = _TABLES + 4 * 34
 """Number of scale indexes: enough for residuals of any int32 array."""
 _SUBSAMPLES = 4
@@ -52,7 +52,7 @@ def scale_thresholds(step: float) -> np.ndarray:
 
 
 def _exp_negative(x: np.ndarray) -> np.ndarray:
-    """exp(-x) for x >= 0, by range reduction and a Taylor polynomial, element by element."""
+    """Return exp(-x) for x >= 0, by range reduction and a Taylor polynomial, element by element."""
     x = np.minimum(x, 40.0)
     whole = np.floor(x * 1.4426950408889634)
     rest = x - whole * 0.6931471805599453
@@ -72,7 +72,7 @@ def _density(x: np.ndarray, shape: int) -> np.ndarray:
 
 
 def _bins(width: float, limit: int, shape: int) -> np.ndarray:
-    """Weights of the symbols 0..limit under a density of this width (not normalised)."""
+    """Return the weights of the symbols 0..limit under a density of this width, not normalised."""
     points = (
         np.arange(limit + 1)[None, :] * _SUBSAMPLES
         + np.arange(_SUBSAMPLES)[:, None]
@@ -94,7 +94,7 @@ def _mean_magnitude(weights: np.ndarray) -> float:
 
 @cache
 def table_limit(scale: int) -> int:
-    """Largest magnitude that the table of this scale index codes without an escape."""
+    """Return the largest magnitude that the table of this scale index codes without an escape."""
     return min(127, 6 + int(12 * quarter_octave(_FIRST + scale)))
 
 
@@ -112,7 +112,7 @@ def frequencies(shape: int, scale: int) -> np.ndarray:
     Returns
     -------
     ndarray
-        float64 integers, symbols -limit .. limit and then the escape.
+        float64 integers: the weights of the symbols -limit .. limit, then of the escape.
     """
     mean = quarter_octave(_FIRST + scale)
     limit = table_limit(scale)
@@ -146,10 +146,10 @@ def _model(shape: int, scale: int) -> constriction.stream.model.Categorical:
 
 @cache
 def code_lengths(shape: int) -> np.ndarray:
-    """Return the bits of each magnitude, float64 (SCALES, 129); for choices of the encoder only.
+    """Return the bits of each magnitude, float64 (SCALES, 129). Only the encoder uses them.
 
-    The last column is the escape, with an estimate of what follows it. Magnitudes are those left
-    after the low bits that a large scale sends as they are.
+    The last column is the escape, with an estimate of the bits that follow it. A large scale sends
+    low bits uncoded; its magnitudes are those without these bits.
     """
     bits = np.empty((SCALES, 129))
     for scale in range(_TABLES):
@@ -168,13 +168,13 @@ def _shift(scale: int) -> int:
 
 
 SHIFTS = np.array([_shift(i) for i in range(SCALES)], np.int64)
-"""Low bits that a scale index sends as they are, int64 (SCALES,)."""
+"""Number of low bits that each scale index sends uncoded, int64 (SCALES,)."""
 
 
 class SymbolCoder(Protocol):
-    """What both directions share, so that one walk through a plane encodes and decodes it.
+    """The methods that encoder and decoder share, so that one function encodes and decodes.
 
-    Each method takes what the encoder knows (None when decoding) and returns it.
+    Each method takes the values that the encoder knows, or None when decoding, and returns them.
     """
 
     def number(self, value: int | None, size: int) -> int:
@@ -256,7 +256,7 @@ class SymbolEncoder:
 
 
 class SymbolDecoder:
-    """Reads what :class:`SymbolEncoder` wrote."""
+    """Reads symbols that :class:`SymbolEncoder` wrote; see :class:`SymbolCoder`."""
 
     def __init__(self, data: bytes) -> None:
         if len(data) % 4:

@@ -1,4 +1,4 @@
-"""Integer tables of frequencies that symbols are coded with."""
+"""Integer frequency tables of symbols, for :mod:`tec_zarr.entropy.range_coder`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 
 from tec_zarr.errors import FormatError
 
-#: Frequencies of a table sum to 2**16; the coder works with 24-bit probabilities.
+#: Frequencies of a table sum to 2**16.
 TABLE_BITS = 16
 
 
+#: The coder works with 24-bit probabilities.
 CODER_BITS = 24
 
 
-#: A symbol at either end of its table is followed by how far beyond it lies.
+#: After a symbol at either end of its table, the distance beyond the end follows in 16 bits.
 ESCAPE_BITS = 16
 
 
@@ -27,14 +28,14 @@ class Tables:
     ----------
     frequencies : (N, 2 R + 1) integer array
         Row i holds the frequencies of the symbols ``-r_i .. r_i`` around its centre column, at
-        least 1 each, zero beyond; every row sums to 2**16.  The two end symbols of a row are
-        escapes.  A row with only its centre says that the symbol is always zero: such symbols are
-        not coded.  These rows come first.
+        least 1 each, and zeros beyond. Every row sums to 2**16. The two end symbols of a row are
+        escapes. In a row with only its centre the symbol is always zero and is not coded; these
+        rows come first.
 
     Raises
     ------
     FormatError
-        Other numbers than these.
+        The frequencies break one of these rules.
     """
 
     def __init__(self, frequencies: np.ndarray):
@@ -51,21 +52,21 @@ class Tables:
         centre = frequencies.shape[1] // 2
         distance = np.abs(np.arange(-centre, centre + 1))
         self.reach = np.where(frequencies != 0, distance, 0).max(1).astype(np.int32)
-        # Weights may come from a stranger: decoders divide by frequencies and look for symbols
-        # on both sides of the centre.
+        # Weights may come from a stranger. A decoder divides by frequencies, and it looks for
+        # symbols on both sides of the centre.
         inside = distance <= self.reach[:, None]
         if (frequencies[inside] < 1).any():
             raise FormatError("a probability table has a symbol of frequency below 1 in its range")
         self.rows = [
             row[centre - r : centre + r + 1] for row, r in zip(frequencies, self.reach, strict=True)
         ]
-        #: How many tables code nothing; they come first.
+        #: Number of tables that code nothing; they come first.
         self.silent = int((self.reach == 0).sum())
         if self.reach[: self.silent].any():
             raise FormatError("a probability table that codes nothing follows one that does")
 
     def cumulative(self, index: int) -> np.ndarray:
-        """24-bit cumulative frequencies of the coder: each symbol also gets one unit of its own."""
+        """Return the coder's 24-bit cumulative frequencies. Each symbol gets one unit on top."""
         row = self.rows[index]
         left = np.concatenate([[0], np.cumsum(row)[:-1]])
         scaled = left * ((1 << CODER_BITS) - len(row)) >> TABLE_BITS
@@ -73,12 +74,12 @@ class Tables:
 
     @cached_property
     def coded(self) -> np.ndarray:
-        """Which tables code anything, bool (N,)."""
+        """True for tables that code symbols, bool (N,)."""
         return self.reach > 0
 
     @cached_property
     def bits(self) -> np.ndarray:
-        """Bits (N, 2 R + 1) float64 of symbols ``-R .. R``; escapes cost 16 more."""
+        """Bits of the symbols ``-R .. R``, float64 (N, 2 R + 1); escapes cost 16 more."""
         width = int(self.reach.max())
         out = np.full((len(self.rows), 2 * width + 1), np.inf)
         for i, (row, reach) in enumerate(zip(self.rows, self.reach, strict=True)):
@@ -92,7 +93,7 @@ class Tables:
 
     @cached_property
     def models(self) -> list:
-        """constriction's models, in row order; None where nothing is coded."""
+        """constriction's models, in row order; None for tables that code nothing."""
         return [
             constriction.stream.model.Categorical(row / (1 << TABLE_BITS), perfect=False)
             if len(row) > 1
@@ -102,7 +103,7 @@ class Tables:
 
 
 def integer_table(probabilities: np.ndarray) -> np.ndarray:
-    """Frequencies that sum to 2**16, every symbol at least one, from probabilities of any sum."""
+    """Round probabilities of any sum to frequencies of at least 1 that sum to 2**16."""
     total = 1 << TABLE_BITS
     scaled = probabilities / probabilities.sum() * (total - len(probabilities))
     out = np.floor(scaled).astype(np.int64) + 1

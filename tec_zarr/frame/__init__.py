@@ -1,1 +1,1 @@
-"""The bytes of a chunk."""
+"""The byte format of an encoded chunk: frames and masks."""

@@ -1,8 +1,8 @@
-"""The byte format of one encoded chunk: a frame of a header and checked sections.
+"""Writes and reads a frame: the bytes of one encoded chunk, a header and sections with checksums.
 
-``docs/format.md`` is the specification; this module is its only implementation. Nothing here
-knows about pixels or models. Readers check every length against the bytes that are really
-there, and every size against :mod:`tec_zarr.config`, before anything is allocated.
+``docs/format.md`` is the specification; this module is its only implementation. It does not
+interpret pixels or models. Before it allocates memory, the reader checks every length against the
+bytes that are there, and every size against :mod:`tec_zarr.config`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ QUALITY_STEPS = 4096
 
 WEIGHTS_PREFIX_BYTES = 8
 NAMED_MODEL = 0
-"""Model id of a model that has no registered number: its name follows."""
+"""Model id of a model that has no registered number. The header then holds the model's name."""
 
 NO_BOUND = 0xFFFF
-"""Bound of a band that has none of its own."""
+"""Stored in place of the bound of a band that has no bound of its own."""
 
 _DTYPES = ("u2", "i2", "f4", "f8")
 _BAND_LISTS: dict[int, tuple[str, ...] | None] = {0: None, 1: L2A_BANDS, 2: L1C_BANDS}
@@ -43,7 +43,7 @@ _BIG_ENDIAN, _FORTRAN, _RESERVED = 0x20, 0x40, 0x80
 
 
 class Axes(enum.IntEnum):
-    """What the axes of the chunk are; a missing axis has length 1."""
+    """Meaning of the axes of a chunk; a missing axis has length 1."""
 
     TCYX = 0
     CYX = 1
@@ -56,14 +56,14 @@ class Axes(enum.IntEnum):
         return (4, 3, 3, 2)[self]
 
     def to_4d(self, shape: Sequence[int]) -> tuple[int, int, int, int]:
-        """Shape as (time, band, y, x)."""
+        """Return the shape as (time, band, y, x)."""
         t = shape[0] if self in (Axes.TCYX, Axes.TYX) else 1
         c = shape[-3] if self in (Axes.TCYX, Axes.CYX) else 1
         return t, c, shape[-2], shape[-1]
 
 
 class SectionKind(enum.IntEnum):
-    """What a section holds."""
+    """Kind of the content of a section."""
 
     MASK = 1
     EXACT = 2
@@ -79,7 +79,7 @@ _CODED = (SectionKind.LATENTS, SectionKind.LEDGER, SectionKind.BOUND, SectionKin
 
 @dataclass(frozen=True)
 class Section:
-    """One checked part of a frame."""
+    """One part of a frame; it has a checksum of its own."""
 
     kind: SectionKind
     data: bytes
@@ -94,7 +94,7 @@ class IndexBound:
     first, second : int
         Positions of the bands along the band axis.
     bound : float
-        Largest absolute error that was asked for.
+        Largest absolute error that the user allowed.
     error : float
         Largest absolute error that the encoder measured.
     """
@@ -106,13 +106,13 @@ class IndexBound:
 
 
 def mapped_bands(indices: Iterable[IndexBound]) -> list[int]:
-    """Bands of some index, in rising order: their bounds differ from block to block."""
+    """Return the bands that occur in an index, rising. Their bounds differ from block to block."""
     return sorted({band for index in indices for band in (index.first, index.second)})
 
 
 @dataclass(frozen=True)
 class Header:
-    """All that a decoder knows before it reads the first section.
+    """The header of a frame.
 
     Attributes
     ----------
@@ -127,28 +127,28 @@ class Header:
     axes : Axes
         Meaning of the axes of ``shape``.
     shape : tuple of int
-        Shape of the chunk as the array's owner sees it.
+        Shape of the chunk in the user's array.
     dtype : numpy.dtype
         uint16, int16, float32 or float64, with its byte order.
     fortran : bool
         Whether the chunk is laid out column-major in memory.
     bands : tuple of str or None
-        Sentinel-2 names along the band axis; None when they are not known.
+        Sentinel-2 names along the band axis. None: unknown.
     nodata : tuple of float
-        Values that mean "nothing measured"; a decoded sample never equals one by accident.
+        Values that mean "nothing measured". A measured sample is never decoded to one of them.
     scale, offset : float
         ``value = (DN + offset) * scale``.
     bounds : tuple of int or None
-        Largest absolute error per band in DN, when a bound layer is there. ``NO_BOUND`` for a
-        band that has none of its own: those of `indices` are in the bound layer all the same,
-        the others are coded by the model.
+        Largest absolute error of each band in DN, if the frame has a bound layer.
+        ``NO_BOUND`` for a band that has no bound of its own. The bound layer codes it if it
+        occurs in `indices`; otherwise the model codes it.
     errors : tuple of float or None
         Largest absolute error that the encoder measured in each band of the bound layer, in the
-        units of the array, and NaN in the others. None in frames that do not say.
+        units of the array. NaN in other bands. None in frames without measured errors.
     indices : tuple of IndexBound
-        Bounds and errors of indices.
+        Bounds and errors of normalised differences.
     parameters : bytes
-        Extension for later models; empty so far.
+        Reserved for later models; empty.
     latents_crc : int
         CRC32 of the decoded latents, see ``docs/format.md``.
     """
@@ -178,7 +178,7 @@ class Header:
 
     @property
     def bounded(self) -> list[int]:
-        """Bands of the bound layer."""
+        """Positions of the bands that the bound layer codes."""
         if self.bounds is None:
             return []
         every = range(len(self.bounds))
@@ -190,19 +190,19 @@ class Header:
 
 @dataclass(frozen=True)
 class Frame:
-    """A parsed frame whose checksums held."""
+    """A parsed frame; all checksums were verified."""
 
     header: Header
     sections: tuple[Section, ...]
     header_bytes: int
 
     def payloads(self, kind: SectionKind) -> list[bytes]:
-        """Sections of one kind, in order."""
+        """Return the bytes of all sections of one kind, in order."""
         return [s.data for s in self.sections if s.kind is kind]
 
 
 def default_scale(dtype: np.dtype) -> float:
-    """Units of the values when nobody says: integers are DN, floats reflectance."""
+    """Return the scale of a dtype if none is given: integers are DN, floats are reflectance."""
     return 1 / DN_PER_REFLECTANCE if dtype.kind == "f" else 1.0
 
 
@@ -212,9 +212,10 @@ def write_frame(header: Header, sections: Sequence[Section]) -> bytes:
     Parameters
     ----------
     header : Header
-        What the decoder has to know.
+        The header.
     sections : sequence of Section
-        In the order of the format: mask, exact, latents, ledger, bound, points.
+        The sections, in the order of the format: mask, exact, latents, ledger, bound map, bound,
+        points.
 
     Returns
     -------
@@ -233,7 +234,7 @@ def write_frame(header: Header, sections: Sequence[Section]) -> bytes:
 
 
 def read_frame(data: bytes | memoryview) -> Frame:
-    """Parse a frame and check all of its bytes.
+    """Parse a frame and verify the checksums of all of its bytes.
 
     Parameters
     ----------
@@ -248,13 +249,13 @@ def read_frame(data: bytes | memoryview) -> Frame:
     Raises
     ------
     FormatError
-        Not a frame, cut short, or against the rules of the format.
+        The bytes are not a frame, are cut short, or break a rule of the format.
     VersionError
-        A format version or a feature newer than this package.
+        The frame has a format version or a feature newer than this package.
     ChecksumError
-        Bytes changed since they were written.
+        The bytes changed since they were written.
     LimitError
-        Larger than :mod:`tec_zarr.config` allows.
+        The frame is larger than :mod:`tec_zarr.config` allows.
     """
     cursor, header_bytes = _checked_header(memoryview(data).cast("B"))
     header = _parse_fields(cursor)
@@ -295,12 +296,12 @@ def read_frame(data: bytes | memoryview) -> Frame:
 
 
 def read_header(data: bytes | memoryview) -> Header:
-    """Parse the header of a frame from its first bytes, without the sections.
+    """Parse the header of a frame from its first bytes; the sections need not be there.
 
     Raises
     ------
     FormatError, VersionError, ChecksumError, LimitError
-        As :func:`read_frame`; FormatError also if more bytes are needed.
+        As :func:`read_frame`. FormatError also if the bytes end within the header.
     """
     cursor, _ = _checked_header(memoryview(data).cast("B"))
     return _parse_fields(cursor)
@@ -393,7 +394,7 @@ def _section_table(sections: Iterable[Section]) -> Iterable[bytes]:
 
 
 def _checked_header(data: memoryview) -> tuple[_Cursor, int]:
-    """Cursor over the header's body after its checksum held, and the header's full length."""
+    """Verify the checksum of a header; return a cursor over its body, and its full length."""
     cursor = _Cursor(data)
     start = cursor.take(len(MAGIC) + 1)
     if start[:-1] != MAGIC:
@@ -485,11 +486,11 @@ def _parse_fields(c: _Cursor) -> Header:
 
 
 def _with_errors(c: _Cursor, header: Header) -> Header:
-    """Parse what was measured; it stands behind everything else because older frames end there."""
+    """Parse the measured errors. They come last, because frames without them end before."""
     if header.bounds is None:
         raise FormatError("TEC frame damaged: measured errors without bounds")
     n_bands, dtype = len(header.bounds), _error_dtype(header.dtype)
-    # Which bands have an error follows from the indices, so those come first.
+    # The indices come before the errors, because they determine which bands have an error.
     indices = tuple(IndexBound(*c.unpack("BBdd")) for _ in range(c.byte()))
     header = replace(header, errors=(math.nan,) * n_bands, indices=indices)
     if any(max(i.first, i.second) >= n_bands or i.first == i.second for i in indices):
@@ -503,7 +504,7 @@ def _with_errors(c: _Cursor, header: Header) -> Header:
 
 
 def _error_dtype(dtype: np.dtype) -> np.dtype:
-    """In what the errors of an array are written: exact for integers."""
+    """Return the dtype in which a frame stores the errors of an array; exact for integers."""
     return np.dtype("<u2") if dtype.kind in "iu" else dtype.newbyteorder("<")
 
 
@@ -532,7 +533,7 @@ def _parse_table(c: _Cursor) -> list[tuple[SectionKind, int, int]]:
                 f"TEC frame with a section of kind {kind}, which this tec_zarr does not know: "
                 "pip install --upgrade tec_zarr"
             )
-        if count * 5 > c.left:  # a row takes at least five bytes
+        if count * 5 > c.left:  # an entry takes at least five bytes
             raise FormatError(f"TEC frame damaged: {count} sections in {c.left} bytes of table")
         table += [(SectionKind(kind), c.varint(), *c.unpack("I")) for _ in range(count)]
     return table
@@ -546,7 +547,7 @@ def _ascii(raw: bytes) -> str:
 
 
 def write_varint(value: int) -> bytes:
-    """Unsigned integer in groups of 7 bits, lowest first."""
+    """Serialise an unsigned integer in groups of 7 bits, the lowest first."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -556,7 +557,7 @@ def write_varint(value: int) -> bytes:
 
 
 def read_varint(data: bytes, start: int) -> tuple[int, int]:
-    """Read an unsigned integer at `start`; return it and the position after it."""
+    """Read an unsigned integer at `start`; return it and the offset behind it."""
     value = 0
     for shift in range(0, 63, 7):
         if start >= len(data):

@@ -1,9 +1,14 @@
-"""Which samples the model does not code, and their exact values.
+"""Stores which samples of a chunk the model does not code, and their exact values.
 
-Every sample of a chunk has a label: 0 the model codes it, k the k-th value of a short table
-(nodata values, NaN, a constant), the label after the table: the value is listed on its own
-(saturated, negative or otherwise outside what the model is made for). What the network sees
-instead of labelled samples is made in :mod:`tec_zarr.codec.fill`.
+Every sample has a label:
+
+- 0: the model or the bound layer codes the sample.
+- k, from 1 to the length n of a short table: the sample is the k-th value of the table (nodata
+  values, NaN, a constant).
+- n + 1: the value is listed on its own, because it is outside the range of the model (saturated
+  or far below 0).
+
+For the model, :mod:`tec_zarr.codec.fill` replaces labelled samples.
 """
 
 from __future__ import annotations
@@ -20,27 +25,27 @@ from tec_zarr.errors import FormatError, LimitError
 from tec_zarr.frame.frame import read_varint, write_varint
 
 MAX_VALUES = 32
-"""Longest table of a mask."""
+"""Largest number of values in the table of a mask."""
 
 _BLOCK = 2**20
-"""Samples restored at once: comparisons of labels take memory of their own."""
+"""Number of samples restored at once. It limits the memory that comparisons of labels take."""
 
 _PLAIN, _DEFLATED = 0, 1
 _DATE_CLEAR, _DATE_UNIFORM, _DATE_SHARED, _DATE_PER_BAND, _DATE_AS_BEFORE = range(5)
 _DATES_AS_BEFORE = 5
 
 _SHORT_RUN = 8
-"""So many dates that equal one another are listed one by one."""
+"""Runs of at most this many equal dates are stored date by date."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Labels of a chunk and the values behind them.
+    """Labels of a chunk, and the exact values of its labelled samples.
 
     Attributes
     ----------
     labels : ndarray of uint8, (T, C, H, W)
-        0 where the model codes the sample.
+        0 for samples that the model or the bound layer codes.
     values : ndarray, (n,)
         Table: label k stands for ``values[k - 1]``. Dtype of the array.
     listed : ndarray, (m,)
@@ -68,7 +73,7 @@ class Mask:
 def find_mask(
     samples: np.ndarray, nodata: tuple[float, ...], low: float, high: float
 ) -> Mask | None:
-    """Label what the model shall not see.
+    """Label the samples that the model must not see.
 
     Parameters
     ----------
@@ -77,12 +82,12 @@ def find_mask(
     nodata : tuple of float
         Values that mean "nothing measured".
     low, high : float
-        Range of the model, in the units of ``samples``; what lies outside is listed exactly.
+        Range of the model, in the units of ``samples``. Samples outside are listed exactly.
 
     Returns
     -------
     Mask or None
-        None when the model codes every sample.
+        None if no sample is labelled.
     """
     labels = np.zeros(samples.shape, np.uint8)
     table: list[np.generic] = []
@@ -109,7 +114,7 @@ def find_mask(
 
 
 def list_exactly(mask: Mask | None, samples: np.ndarray, which: np.ndarray) -> Mask:
-    """``mask`` with the samples at ``which``, bool (T, C, H, W), listed on their own as well."""
+    """Return ``mask`` in which the samples at ``which``, bool (T, C, H, W), are listed too."""
     if mask is None:
         labels, values = np.zeros(samples.shape, np.uint8), np.zeros(0, samples.dtype)
     else:
@@ -119,7 +124,7 @@ def list_exactly(mask: Mask | None, samples: np.ndarray, which: np.ndarray) -> M
 
 
 def pack_mask(mask: Mask) -> tuple[bytes, bytes]:
-    """Serialise to the payloads of the mask section and of the exact section (may be empty)."""
+    """Serialise a mask to the payloads of the sections MASK and EXACT; EXACT may be empty."""
     modes = bytearray()
     planes: list[np.ndarray] = []
     before: np.ndarray | None = None
@@ -144,7 +149,7 @@ def pack_mask(mask: Mask) -> tuple[bytes, bytes]:
 
 
 def _runs(labels: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Dates of ``labels`` with how many of them follow one another; short runs date by date."""
+    """Yield (labels of a date, number of equal dates); short runs are yielded date by date."""
     changes = [i for i in range(1, len(labels)) if not np.array_equal(labels[i], labels[i - 1])]
     for start, end in pairwise([0, *changes, len(labels)]):
         if end - start > _SHORT_RUN:
@@ -156,14 +161,14 @@ def _runs(labels: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
 def unpack_mask(
     packed: bytes, exact: bytes, shape: tuple[int, int, int, int], dtype: np.dtype
 ) -> Mask:
-    """Parse what :func:`pack_mask` wrote.
+    """Parse the payloads that :func:`pack_mask` wrote.
 
     Raises
     ------
     FormatError
-        The sections contradict the shape or one another.
+        The sections are damaged, or they do not fit the shape or one another.
     LimitError
-        They inflate to more than ``tec_zarr.config.MAX_MASK_BYTES``.
+        The sections inflate to more than ``tec_zarr.config.MAX_MASK_BYTES``.
     """
     t, c, h, w = shape
     dtype = dtype.newbyteorder("=")
@@ -201,7 +206,10 @@ def unpack_mask(
 
 
 def _read_dates(packed: bytes, at: int, t: int) -> tuple[list[tuple[int, int, int]], int]:
-    """Mode, label and number of dates of each entry from ``at`` on, and where the planes begin."""
+    """Read (mode, label, number of dates) of each entry from ``at`` on.
+
+    Returns the entries and the offset of the planes behind them.
+    """
     dates: list[tuple[int, int, int]] = []
     left = t
     while left:
@@ -233,12 +241,12 @@ def _check_size(what: str, size: int, shape: tuple[int, ...]) -> None:
 
 
 def _depth(n_values: int) -> int:
-    """Bits of a label."""
+    """Return the number of bits of a label."""
     return (n_values + 1).bit_length()
 
 
 def _pack_planes(labels: np.ndarray, depth: int) -> bytes:
-    """Labels (N, H, W) to bits: each row as its difference (XOR) to the row above it."""
+    """Pack labels (N, H, W) into bits, each row as its XOR with the row above it."""
     rows = labels.copy()
     rows[:, 1:] ^= labels[:, :-1]
     flat = rows.reshape(len(rows), 1, -1)
@@ -247,6 +255,7 @@ def _pack_planes(labels: np.ndarray, depth: int) -> bytes:
 
 
 def _unpack_planes(bits: bytes, shape: tuple[int, int, int], depth: int) -> np.ndarray:
+    """Reverse :func:`_pack_planes`."""
     n, h, w = shape
     packed = np.frombuffer(bits, np.uint8).reshape(n, depth, -(-h * w // 8))
     labels = np.zeros(shape, np.uint8)
@@ -261,12 +270,13 @@ def _little(values: np.ndarray) -> np.ndarray:
 
 
 def shuffled(values: np.ndarray) -> bytes:
-    """All lowest bytes, then all next bytes, ..., of the values: compresses better."""
+    """Return all lowest bytes of the values, then all next bytes, ..., which deflate better."""
     raw = np.frombuffer(_little(values).tobytes(), np.uint8)
     return raw.reshape(-1, values.dtype.itemsize).T.tobytes()
 
 
 def unshuffled(raw: bytes, dtype: np.dtype) -> np.ndarray:
+    """Reverse :func:`shuffled`."""
     columns = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1)
     values = np.empty(columns.shape[1], dtype.newbyteorder("<"))
     values.view(np.uint8).reshape(-1, dtype.itemsize)[:] = columns.T
@@ -274,7 +284,7 @@ def unshuffled(raw: bytes, dtype: np.dtype) -> np.ndarray:
 
 
 def squeeze(raw: bytes) -> bytes:
-    """Deflate where that is shorter; nothing stays nothing."""
+    """Deflate bytes if that makes them shorter. No bytes stay no bytes."""
     deflated = zlib.compress(raw, 9)
     if not raw:
         return b""
@@ -284,7 +294,7 @@ def squeeze(raw: bytes) -> bytes:
 
 
 def unsqueeze(packed: bytes, size: int) -> bytes:
-    """Inverse of :func:`squeeze`; never makes more than ``size`` bytes."""
+    """Reverse :func:`squeeze`. Raises FormatError unless the result has ``size`` bytes."""
     method, body = packed[:1], packed[1:]
     if not size and not packed:
         return b""

@@ -1,10 +1,10 @@
-"""Encoder only: which grid each band of a chunk lies on, proved by fitting it.
+"""Finds the grid of each band of a chunk, and proves it by fitting it. Encoder only.
 
-Along an axis an enlarged band has marks that depend on the sample's place within its cell.
+Along an axis an enlarged band has marks that depend on the place of a sample within its cell.
 Repeated samples are equal within a cell. Bilinear samples have no second difference between two
-cell centres but for what rounding makes of it (for a factor of 2: no third difference from the
-last sample of a cell to the first of the second next). A few lines of each band are enough to rule
-out nearly every factor and phase; what is left is fitted.
+cell centres, apart from rounding (for a factor of 2: no third difference from the last sample of a
+cell to the first of the second next). A few lines of each band are enough to rule out nearly every
+factor and phase. The others are fitted.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy as np
 from tec_zarr.grids.grid import MAX_FACTOR, Grid, Kind
 from tec_zarr.grids.natives import fit
 
-_LINES = 24  # of each band and date, for a first look
+_LINES = 24  # number of lines of each band and date in which marks are counted
 _DATES = 3
-_SEEN = 0.9  # of the marks, for a grid to be fitted
-_MOVING = 0.05  # of neighbours that differ, or there is nothing to see
-_SMALLEST = 16  # samples along an axis
+_SEEN = 0.9  # least share of marks for a grid to be fitted
+_MOVING = 0.05  # least share of neighbours that differ; with fewer, marks prove nothing
+_SMALLEST = 16  # least number of samples along an axis
 _LEVELS = 3  # equal neighbours, and second and third differences of no more than rounding
 
 
 @dataclass(frozen=True)
 class Found:
-    """A band's grid, and what lies on it.
+    """The grid of a band, and its native values.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Found:
     native : ndarray
         int64 (T, h, w), DN.
     wrong : float
-        Share of the valid samples that the enlarged native values are not equal to.
+        Share of the valid samples that differ from the enlarged native values.
     """
 
     grid: Grid
@@ -49,7 +49,7 @@ def find(
     tolerance: float = 0.08,
     search: bool = True,
 ) -> list[Found | None]:
-    """The grid of each band of a chunk, None for bands that lie on none.
+    """Find the grid of each band of a chunk; None for bands without a grid.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def prove(
     tolerance: float,
     search: bool = True,
 ) -> Found | None:
-    """Fit a grid to (T, H, W); None where more than the tolerated share of samples is wrong."""
+    """Fit a grid to (T, H, W); return None if more than the tolerated share of samples is wrong."""
     native = fit(samples, valid, grid, search)
     wrong = grid.enlarge(native, samples.shape[1:]) != samples
     count = wrong.size
@@ -110,9 +110,10 @@ def prove(
 
 
 def _marks(samples: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
-    """How often a mark is at each place along the last axis: (C, levels, 2, W), seen and looked at.
+    """Count marks at each place along the last axis: (C, levels, 2, W).
 
-    Place `i` of level `n` stands for the difference of order `n + 1` that begins at sample `i`.
+    The third axis has the number of marks, then the number of samples examined. Place `i` of level
+    `n` is the difference of order `n + 1` that begins at sample `i`.
     """
     dates, bands, height, width = samples.shape
     date = np.unique(np.linspace(0, dates - 1, min(dates, _DATES)).astype(int))
@@ -135,7 +136,7 @@ def _marks(samples: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
 
 @cache
 def _places(kind: Kind, factor: int, size: int) -> tuple[int, np.ndarray]:
-    """Level and, for each phase, the places (phase, size) where a grid leaves a mark."""
+    """Return the level and, for each phase, the places (phase, size) where a grid leaves marks."""
     start = np.arange(size) - np.arange(factor)[:, None]
     if kind == Kind.REPEATED:
         return 0, (start // factor == (start + 1) // factor).astype(float)
@@ -147,7 +148,7 @@ def _places(kind: Kind, factor: int, size: int) -> tuple[int, np.ndarray]:
 
 
 def _possible(marks: np.ndarray) -> dict[tuple[Kind, int], tuple[float, int]]:
-    """Kinds and factors that the marks (levels, 2, W) allow, with their share and phase."""
+    """Return the kinds and factors that marks (levels, 2, W) allow, with their share and phase."""
     size = marks.shape[-1]
     equal, looked = marks[0].sum(axis=1)
     if not looked or equal > (1 - _MOVING) * looked:

@@ -1,19 +1,19 @@
-"""Where the samples of an enlarged band came from, and the enlargement in whole numbers.
+"""The grid of an enlarged band, and the enlargement in whole numbers.
 
-A *grid* says that a plane of samples is a plane of native values on a coarser grid, enlarged by a
-whole factor `k`. Cells of `k` x `k` samples belong to one native value each; cells at the edges of
-the plane may be cut. Along an axis with the phase `p`, sample `i` lies in the cell
-`floor((i - p) / k)`: the first whole cell starts at sample `p`.
+A *grid* says how a plane of samples was enlarged from native values by a whole factor `k`. Each
+native value has a cell of `k` x `k` samples. Cells at the edges of the plane may be cut. Along an
+axis with the phase `p`, sample `i` lies in the cell `floor((i - p) / k)`: the first whole cell
+starts at sample `p`.
 
 - **Repeated**: a sample has the value of its cell.
 - **Bilinear**, pixel centres aligned: let `a = 2 (i - p) + 1 - k`. Sample `i` lies between the
   cells `j = floor(a / 2k)` and `j + 1`, with the weights `2k - r` and `r`, where `r = a - 2k j`.
-  Where `r = 0`, the second cell has no part in it. Over rows and columns the weights are
-  multiplied, and a sample is `floor((S + 2k^2) / 4k^2)`, where `S` is the weighted sum of four
-  native values: `floor(x + 1/2)`.
+  If `r = 0`, the second cell has no part in it. The weights of rows and columns are multiplied. A
+  sample is `floor((S + 2k^2) / 4k^2)`, where `S` is the weighted sum of four native values; this
+  rounds their mean by `floor(x + 1/2)`.
 
-The native plane holds every cell that has a part in a sample, so that a bilinear one may hold a
-cell beyond each edge.
+The native plane holds every cell that has a part in a sample. So a bilinear one may hold a cell
+beyond each edge.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_FACTOR = 8
 
 
 class Kind(IntEnum):
-    """How native values became samples."""
+    """The method by which native values were enlarged to samples."""
 
     REPEATED = 0
     BILINEAR = 1
@@ -43,10 +43,10 @@ class Axis:
     cells : int
         Native values along the axis.
     first, second : ndarray
-        int64 (size,): the two native values that a sample lies between; the same one where it has
-        only one.
+        int64 (size,): the two native values between which a sample lies. They are the same if
+        only one has a part in the sample.
     weight : ndarray
-        int64 (size,): what the second one counts, of `unit`.
+        int64 (size,): weight of the second native value, out of `unit`.
     cell : ndarray
         int64 (size,): the cell that a sample lies in.
     unit : int
@@ -194,7 +194,7 @@ def _blend(plane: np.ndarray, axis: Axis, along: int) -> np.ndarray:
 def _gathered(
     plane: np.ndarray, axis: Axis, along: int, reduce: np.ufunc, start: float
 ) -> np.ndarray:
-    """What `reduce` makes of the samples that each native value has a part in."""
+    """Reduce, for each native value, the samples that it has a part in."""
     moved = np.moveaxis(plane, along, 0)
     out = np.full((axis.cells, *moved.shape[1:]), start, plane.dtype)
     for cell, parts in ((axis.first, axis.weight < axis.unit), (axis.second, axis.weight > 0)):

@@ -1,8 +1,8 @@
-"""Encoder only: the whole native values that give back as many samples as possible.
+"""Finds whole native values whose enlargement gives back most samples. Encoder only.
 
-Least squares first: the normal equations of the enlargement are tridiagonal along each axis. Then
-the solution is rounded, and native values next to samples that are still wrong are moved by one
-where fewer samples are wrong then: single values, and, where every sample counts, blocks of four.
+First, least squares: the normal equations of the enlargement are tridiagonal along each axis. Then
+the solution is rounded. Native values next to samples that are still wrong are moved by one if that
+makes fewer samples wrong: single values and, if every sample counts, blocks of four.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RIDGE = 1e-6
 def fit(
     samples: np.ndarray, valid: np.ndarray | None, grid: Grid, search: bool = True
 ) -> np.ndarray:
-    """Native values of a band.
+    """Return the native values of a band.
 
     Parameters
     ----------
@@ -34,14 +34,14 @@ def fit(
     valid : ndarray or None
         bool (T, H, W), False where a sample does not matter.
     grid : Grid
-        What to enlarge by.
+        The grid of the band.
     search : bool
         Look for values that give back more samples exactly than rounded least squares do.
 
     Returns
     -------
     ndarray
-        int64 (T, h, w), DN: `Grid.enlarge` of it gives back the samples, or most of them.
+        int64 (T, h, w), DN. `Grid.enlarge` makes the samples of them, or most of the samples.
     """
     shape = samples.shape[-2:]
     axes = grid.axes(shape)
@@ -64,7 +64,7 @@ def fit(
 def _first_of_cells(
     samples: np.ndarray, valid: np.ndarray | None, axes: tuple[Axis, Axis]
 ) -> np.ndarray:
-    """The largest valid value of each cell (of a cell without any: 0)."""
+    """Return the largest valid value of each cell; 0 for a cell without valid values."""
     rows, columns = axes
     lowest = np.iinfo(np.int64).min
     plane = samples.astype(np.int64)
@@ -153,14 +153,14 @@ def _solve(lines: np.ndarray, axis: Axis) -> np.ndarray:
 
 
 class _Windows:
-    """For each run of `span` native values along an axis, the samples that they have a part in.
+    """The samples that each run of `span` native values along an axis has a part in.
 
     Attributes
     ----------
     samples : ndarray
         int64 (runs, length), positions of the samples.
     weights : ndarray
-        int64 (runs, span, length), what each of the values counts there.
+        int64 (runs, span, length), weights of the native values in the samples.
     """
 
     def __init__(self, axis: Axis, span: int) -> None:
@@ -178,7 +178,10 @@ class _Windows:
 
 
 def _moves(span: int) -> np.ndarray:
-    """Steps of -1, 0 and 1 of a block of native values, int64 (moves, span^2): none first."""
+    """Return all moves of a block of native values by -1, 0 and 1, int64 (moves, span^2).
+
+    The first one moves nothing.
+    """
     moves = np.indices((3,) * span**2).reshape(span**2, -1).T - 1
     order = np.argsort(np.abs(moves).sum(axis=1), kind="stable")
     return moves[order].astype(np.int64)
@@ -187,9 +190,9 @@ def _moves(span: int) -> np.ndarray:
 def refine(
     native: np.ndarray, samples: np.ndarray, valid: np.ndarray | None, grid: Grid
 ) -> np.ndarray:
-    """What :func:`fit` found, with still fewer samples wrong: blocks of native values are moved.
+    """Move blocks of native values of :func:`fit` so that fewer samples are wrong.
 
-    Takes three times as long as the fit; worth it where every wrong sample has to be corrected.
+    This takes three times as long as the fit. It pays if every wrong sample has to be corrected.
     """
     if grid.kind == Kind.REPEATED or grid.factor > _BLOCKS:
         return native
@@ -199,7 +202,7 @@ def refine(
 def _search(
     native: np.ndarray, samples: np.ndarray, valid: np.ndarray | None, grid: Grid, span: int
 ) -> np.ndarray:
-    """Move blocks of native values (written over) by one where fewer samples are wrong then."""
+    """Move blocks of native values by one, in place, if that makes fewer samples wrong."""
     shape = samples.shape[-2:]
     axes = grid.axes(shape)
     if min(a.cells for a in axes) < span:
@@ -218,7 +221,7 @@ def _search(
 
 
 def _batches(colour: np.ndarray, colours: int) -> Iterator[np.ndarray]:
-    """Positions of one colour at a time, not too many."""
+    """Yield positions of one colour at a time, at most ``_BATCH`` of them."""
     for number in range(colours):
         chosen = np.flatnonzero(colour == number)
         for start in range(0, len(chosen), _BATCH):
@@ -234,7 +237,7 @@ def _improve(
     windows: list[_Windows],
     moves: np.ndarray,
 ) -> bool:
-    """Try every move of every block around a wrong sample; whether any was worth it."""
+    """Try all moves of all blocks around wrong samples; return whether any made an improvement."""
     area = axes[0].unit * axes[1].unit
     tall, wide = windows
     span = tall.weights.shape[1]
@@ -248,7 +251,7 @@ def _improve(
             found[t, row, np.minimum(column, found.shape[2] - 1)] = True
     better = False
     t, y, x = np.nonzero(found)
-    apart = span + 1  # blocks so far apart share no sample
+    apart = span + 1  # blocks at this distance share no sample
     colour = y % apart * apart + x % apart
     for chosen in _batches(colour, apart**2):
         date, row, column = t[chosen], y[chosen], x[chosen]
@@ -267,7 +270,7 @@ def _improve(
         matters = np.any(weight > 0, axis=1, keepdims=True)
         if valid is not None:
             matters &= valid[at].reshape(len(chosen), 1, -1)
-        # Fewer wrong samples; if as many, closer ones.
+        # The cost counts wrong samples, and prefers closer ones among equal counts.
         cost = (bad * matters).sum(axis=2) + (far * matters).sum(axis=2) / _CLOSER
         best = np.argmin(cost, axis=1)
         if not best.any():

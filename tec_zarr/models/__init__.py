@@ -1,1 +1,1 @@
-"""Which models there are, their weights and the formats of their sections; no torch."""
+"""The registry of models, their weights, and the formats of their sections; without torch."""

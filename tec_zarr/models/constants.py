@@ -1,4 +1,4 @@
-"""Numbers that the formats of the embedded models fix."""
+"""Constants that the formats of the embedded models fix."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCALES = 52
 SCALE_OFFSET = 3.25
 
 
-#: Means live on a grid of 1/16 step: exact in float32, fine enough to cost nothing.
+#: Means are multiples of 1/16 step. They are exact in float32, and the rounding costs no bits.
 MEAN_GRID = 16.0
 
 
@@ -42,17 +42,16 @@ ACT_GRID = 16.0
 COMPAND_GRID = 32.0
 
 
-#: Spectral spread of a tile, log2 in quarter octaves, as the coder transmits it.
+#: Lowest and highest spectral spread of a tile that the coder transmits, in quarter octaves.
 COND_LOW, COND_HIGH = -16, 47
 
 
 def step_size(quality: Tensor | float) -> Tensor | float:
-    """Base quantiser step in DN: 2400 at quality 1, 48 at quality 8, geometric in between."""
+    """Return the base quantiser step in DN: 2400 at quality 1, 48 at 8, geometric in between."""
     return 2400.0 * 50.0 ** (-(quality - 1.0) / 7.0)
 
 
-#: Order in which group 0 is decoded: positions (row mod 4, column mod 4), coarse to fine, each pass
-#: with the decoded neighbours it may look at.
+#: Offsets (rows, columns) of decoded neighbours that the passes below use.
 _DIAGONAL2 = [(-2, -2), (-2, 2), (2, -2), (2, 2)]
 
 
@@ -68,6 +67,8 @@ PLUS1 = [(-1, 0), (1, 0), (0, -1), (0, 1)]
 _KNIGHT = [(a, b) for a in (-2, -1, 1, 2) for b in (-2, -1, 1, 2) if abs(a) != abs(b)]
 
 
+#: Passes in which channel group 0 is decoded, coarse to fine. Each has its positions (row mod 4,
+#: column mod 4) and the offsets of the decoded neighbours that it uses.
 COARSE_PASSES: tuple[tuple[frozenset[tuple[int, int]], list[tuple[int, int]]], ...] = (
     (frozenset({(0, 0)}), []),
     (frozenset({(2, 2)}), _DIAGONAL2),

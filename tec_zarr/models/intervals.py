@@ -1,15 +1,16 @@
-"""Latents that are narrowed down level by level, in integers: what makes a stream cuttable.
+"""Codes latents level by level in integers, so that a stream can be cut at any level.
 
-A latent's quantiser cell at one quality is cut into the cells of the next one, and only the cut is
-coded: with the probabilities that the entropy networks give at that quality, conditional on what
-is known.  By the chain rule of entropy this costs what coding the finer cell at once would, as far
-as the networks know as much (nested quantisation, as in Lu et al. 2021, "Progressive neural image
-compression with nested quantization and latent ordering", but with cells that follow the
-prediction of each level instead of one lattice).
+The quantiser cell of a latent at one quality is divided into the cells of the next quality. Only
+the choice among these is coded, with the probabilities that the entropy networks give at that
+quality, conditional on the known cell. By the chain rule of entropy this costs as much as coding
+the finer cell at once, if the networks know as much. This is nested quantisation (Lu et al. 2021,
+"Progressive neural image compression with nested quantization and latent ordering"), but cells
+follow the prediction of each level instead of one lattice.
 
-Cells are half-open intervals in 1/4096 DN, the unit of a sixteenth of a quantiser step of a whole
-number of 1/256 DN.  Around the predicted mean lies a cell that is wider the less a larger latent is
-expected (rate-distortion optimised quantisation, without a choice), then cells of one step.
+Cells are half-open intervals in units of 1/4096 DN: quantiser steps are multiples of 1/256 DN, and
+positions are sixteenths of a step. The middle cell lies around the predicted mean. It is wider if
+larger latents are less probable, as in rate-distortion optimised quantisation. The other cells are
+one step wide.
 """
 
 from __future__ import annotations
@@ -22,39 +23,40 @@ from tec_zarr.entropy.range_coder import BitDecoder, BitEncoder
 from tec_zarr.entropy.tables import Tables
 from tec_zarr.errors import FormatError
 
-#: Positions in a step.
+#: Number of positions in a step.
 GRID = 16
-#: Bounds of latents of which nothing is known.
+#: Bounds of unknown latents are this far from 0.
 FAR = 1 << 56
-#: A cell is not cut so near to its end (in sixteenths of the new step): the sliver is not worth it.
+#: Cells are not cut nearer to their ends than this, in sixteenths of the new step.
 SLIVER = 5
-#: Half the width of the middle cell: half a step, and a sixteenth of a step more for so many bits
-#: that the next cell costs over it; at most so much.
+#: Half the width of the middle cell, in sixteenths of a step, is 8, plus 1 for every ``ZONE_BITS``
+#: bits that the next cell costs more, but at most ``WIDEST_ZONE``.
 ZONE_BITS, WIDEST_ZONE = 0.6, 20
-#: Steps to each side of the mean that tables know.
+#: Tables reach this many steps to each side of the mean.
 REACH = 24
 _TOTAL_BITS = 24
 _CHANCE_BITS = 16
 _MOST_CHANCE = (1 << _CHANCE_BITS) - 1
-#: Cells away from the middle that are counted one by one.
+#: Up to this many cells away from the middle, there is a decision for each cell.
 _COUNTED = 24
-#: Decisions: the middle cell, of a latent of which nothing is known, of one that may lie on both
-#: sides of it, or on one side only; which side; whether a latent lies no further out.
+#: Kinds of decisions. OPEN, BETWEEN, BESIDE: is it the middle cell? OPEN is for unknown latents,
+#: BETWEEN for latents that can be on both sides of it, BESIDE for those that can be on one side
+#: only. SIDE: is it above the middle cell? OUTWARDS: is it this cell, and none farther out?
 OPEN, BETWEEN, BESIDE, SIDE, OUTWARDS = range(5)
 KINDS = 5
-#: Chances that can be told apart, evenly in log odds; and contexts.
+#: Number of classes of chances, spaced evenly in log odds, and number of contexts.
 CLASSES, CONTEXTS = 64, 6
 _ODDS = 9.0
-#: Sums of the neighbours' sizes, in 1/16 step, that contexts after the first begin with.
+#: Contexts after the first begin at these sums of the neighbours' sizes, in 1/16 step.
 _CONTEXT_STARTS = (4, 12, 32, 80, 200)
 
 
 def make_tables(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
-    """Cumulative frequencies and middle cells, from the tables of whole symbols.
+    """Return cumulative frequencies and middle cells, from the tables of whole symbols.
 
-    Between the half-integers where whole symbols say what lies beyond, the logarithm of the
-    probability of being further out is interpolated: a density that is exponential piece by piece.
-    Tables that code nothing get the spread that the ones after them suggest.
+    The tables of whole symbols give the probability of lying beyond each half-integer. Its
+    logarithm is interpolated in between, so that the density is piecewise exponential. Tables that
+    code nothing get a spread extrapolated from the tables after them.
 
     Returns
     -------
@@ -104,11 +106,11 @@ class Cells:
     Attributes
     ----------
     low, high : int64
-        Bounds of what is known.
+        Bounds of the known cells.
     index : uint8
-        Table of each.
+        Table of each latent.
     context : uint8
-        What is known of the neighbours, see :func:`contexts`.
+        Context of each latent, from its neighbours, see :func:`contexts`.
     """
 
     low: np.ndarray
@@ -123,18 +125,19 @@ class IntervalTables:
     Parameters
     ----------
     cumulative, zones : ndarray
-        As from :func:`make_tables`.
+        From :func:`make_tables`.
     chances : (KINDS, CLASSES, CONTEXTS) int array
-        Chance of a decision, in 1/65536, for what the tables say and what the neighbours say.
+        Chance of a decision, in 1/65536, by its kind, the class of the tables' chance, and the
+        context.
 
     Raises
     ------
     FormatError
-        Other numbers than these.
+        The numbers are out of their ranges.
     """
 
     def __init__(self, cumulative: np.ndarray, zones: np.ndarray, chances: np.ndarray):
-        # Weights may come from a stranger.
+        # Weights may come from a stranger, so their ranges are checked.
         if not (
             (cumulative[:, 0] == 0).all()
             and (cumulative[:, -1] == 1 << _TOTAL_BITS).all()
@@ -150,7 +153,7 @@ class IntervalTables:
         self.chances = chances.astype(np.int64)
         self.classes = np.searchsorted(class_starts(), np.arange(1 << _CHANCE_BITS), "right")
         self.middle = cumulative.shape[1] // 2
-        # Twice the position of every cell of a sixteenth, times its frequency, added up.
+        # Cumulative sums of twice the centre of each sixteenth, times its frequency.
         twice = 2 * np.arange(-self.middle, self.middle) + 1
         moments = np.cumsum(np.diff(self.cumulative, axis=1) * twice, axis=1)
         self.moments = np.pad(moments, ((0, 0), (1, 0)))
@@ -160,11 +163,14 @@ class IntervalTables:
         return table.ravel()[index.astype(np.int64) * table.shape[1] + clipped]
 
     def mass(self, index: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Frequencies of what lies between two places, of 2**24."""
+        """Return the frequencies of latents between two places, out of 2**24."""
         return self._at(self.cumulative, index, high) - self._at(self.cumulative, index, low)
 
     def centre(self, cells: Cells) -> np.ndarray:
-        """Expected place of latents in their cells; the middle where tables do not reach."""
+        """Return the expected places of latents in their cells.
+
+        It is the middle of a cell that the tables do not reach.
+        """
         low, high = cells.low, cells.high
         mass = self.mass(cells.index, low, high)
         moment = self._at(self.moments, cells.index, high) - self._at(
@@ -181,25 +187,27 @@ class IntervalTables:
         context: np.ndarray,
         ones: np.ndarray | None,
     ) -> np.ndarray:
-        """Code decisions of which the tables say ``chance``, in 1/65536."""
+        """Code decisions to which the tables give ``chance``, in 1/65536."""
         return coder.code(self.chances[kind, self.classes[chance], context], ones)
 
     def narrow(
         self, cells: Cells, coder: BitEncoder | BitDecoder, wanted: np.ndarray | None
     ) -> Cells:
-        """Cut cells; which new one it is goes through ``coder``.
+        """Divide cells, and code with ``coder`` in which of the new cells each latent lies.
 
         Parameters
         ----------
         cells : Cells
-            As known.
+            The known cells.
+        coder : BitEncoder or BitDecoder
+            It codes the decisions.
         wanted : int64 ndarray, optional
-            Places, which an encoder knows.
+            Places of the latents, if encoding.
 
         Returns
         -------
         Cells
-            The new ones; bounds that were not moved are those of ``cells``.
+            The new cells. Bounds that did not move are those of ``cells``.
         """
         index = cells.index
         zone = self.zones[index]
@@ -230,7 +238,7 @@ class IntervalTables:
             kinds = np.broadcast_to(kind, at.shape)
             return self.decide(coder, kinds, chance, cells.context[at], ones)
 
-        # The middle cell or not.
+        # Is it the middle cell?
         (at,) = np.nonzero((first < last) & (first <= 0) & (last >= 0))
         none = np.zeros(len(at), np.int64)
         wide = (first[at] < -_COUNTED) & (last[at] > _COUNTED)
@@ -238,7 +246,7 @@ class IntervalTables:
         part, whole = mass(at, none, none), mass(at, first[at], last[at])
         inside = decide(at, kind, part, whole, goal if goal is None else goal[at] == 0)
         cell[at[inside]] = 0
-        # Which side of it.
+        # On which side of the middle cell is it?
         side = np.where(first > 0, 1, np.where(last < 0, -1, 0))
         out = at[~inside]
         side[out] = np.where(first[out] == 0, 1, np.where(last[out] == 0, -1, 0))
@@ -248,7 +256,7 @@ class IntervalTables:
         up = decide(out, SIDE, above, above + below, goal if goal is None else goal[out] > 0)
         side[out] = np.where(up, 1, -1)
         side[at[inside]] = 0
-        # How far out.
+        # How many cells from the middle is it?
         (at,) = np.nonzero((side != 0) & (first < last))
         near = np.where(side > 0, np.maximum(first, 1), np.minimum(last, -1))
         far = np.where(side > 0, last, first)
@@ -273,16 +281,16 @@ class IntervalTables:
 
 
 def class_starts() -> np.ndarray:
-    """The chances, in 1/65536, that classes after the first begin with."""
+    """Return the chances, in 1/65536, at which the classes after the first begin."""
     odds = np.linspace(-_ODDS, _ODDS, CLASSES + 1)[1:-1]
     return np.rint(65536 / (1 + np.exp(-odds))).astype(np.int64)
 
 
 def contexts(sizes: np.ndarray, rows: int) -> np.ndarray:
-    """What latents' neighbours say, uint8 (P, N) like ``sizes``: their own, in 1/16 step.
+    """Return the contexts of latents, uint8 (P, N), from ``sizes`` (P, N) in 1/16 step.
 
-    Eight neighbours count, those across a side twice, and the latent itself not: whatever is known
-    of them before the level, so that it does not matter which of them come first.
+    A context sums the sizes of the eight neighbours; those across a side count twice. The sizes are
+    those known before the level, so the order in which latents are coded does not matter.
     """
     grid = np.minimum(sizes, 255).reshape(rows, -1, sizes.shape[1])
     padded = np.pad(grid, ((1, 1), (1, 1), (0, 0)))
@@ -292,18 +300,18 @@ def contexts(sizes: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _edge_below(number: np.ndarray, zone: np.ndarray) -> np.ndarray:
-    """Where a cell begins: the middle one is number 0."""
+    """Return where a cell begins. The middle cell is number 0."""
     return np.where(number > 0, zone + GRID * (number - 1), GRID * number - zone)
 
 
 def _cell_of(place: np.ndarray, zone: np.ndarray) -> np.ndarray:
-    """The number of the cell that a place lies in."""
+    """Return the number of the cell in which a place lies."""
     out = (np.abs(place) - zone - (place < 0)) // GRID + 1
     return np.where(place < 0, -1, 1) * np.maximum(out, 0)
 
 
 def _golomb(coder: BitEncoder | BitDecoder, count: int, values: np.ndarray | None) -> np.ndarray:
-    """Exponential Golomb code of numbers >= 0, in decisions of one bit each."""
+    """Code numbers >= 0 in the exponential Golomb code, in decisions of one bit each."""
     half = 1 << _CHANCE_BITS - 1
     plus = None if values is None else values + 1
     size = np.zeros(count, np.int64)

@@ -1,8 +1,8 @@
-"""The spectral side of a ``tec-s2`` section: a tile's own KLT, in a few dozen bytes.
+"""Writes and reads the spectral header of a ``tec-s2`` section: the KLT of a tile.
 
-The basis is sent as Givens angles, so whatever is read back is orthonormal: coarse angles cost a
-little decorrelation, never fidelity.  Column j gets as many bits as its spread over the quantiser
-step needs, and columns whose spread the step swallows get none.
+The header has a few dozen bytes. The basis is sent as Givens angles, so the decoded basis is
+always orthonormal: coarse angles cost a little decorrelation, but no fidelity. The bits of column
+j depend on its spread over the quantiser step. Columns with a negligible spread get no bits.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ import numpy as np
 from tec_zarr import native
 from tec_zarr.errors import FormatError
 
-#: Quarter octaves of component spread over quantiser step that can be told apart.
+#: Lowest and highest spread of a component over the quantiser step, in quarter octaves.
 SPREAD_LOW, SPREAD_HIGH = -24, 47
-#: A component at or below this spread (1/32 step) carries nothing, not even in its block means,
-#: which spread up to eight times as far: its basis vector is not sent.
+#: A component at or below this spread (1/32 step) codes nothing, and its basis vector is not sent.
+#: Block means spread up to eight times as far, but even they are quantised to 0.
 ACTIVE_SPREAD = -20
-#: What the networks take, and what the header can count.
+#: Most components that the networks take, and most bands that the header can count.
 MOST_COMPONENTS, MOST_BANDS = 12, 31
-#: Bytes that a header cannot exceed (31 means and 12 spreads of 56 bits, 294 angles of 17): one
-#: long integer of a whole section would make each of its bits as dear as the section is long.
+#: Largest size of a header in bytes (31 means and 12 spreads of 56 bits, 294 angles of 17). Only
+#: this part of a section becomes one integer, because reading a bit takes time by its length.
 _LONGEST_HEADER = 1024
 
-#: Eigenvalues nearer to each other than this share of the largest one are the same, and parts of
-#: unit vectors below this size are what a solver rounds.
+#: Eigenvalues whose difference is below this share of the largest one count as equal. Parts of
+#: unit vectors below the second number count as rounding errors of the solver.
 _ALIKE, _NOISE = 1e-10, 1e-9
 
 
 class BitWriter:
+    """Writes bits, the highest of a byte first."""
+
     def __init__(self) -> None:
         self.value, self.length = 0, 0
 
@@ -41,7 +43,7 @@ class BitWriter:
         self.length += bits
 
     def put_signed(self, value: int, rice: int) -> None:
-        """Rice code of the zigzag of ``value``; at most 32 + 24 bits."""
+        """Write the Rice code of the zigzag of ``value``; at most 32 + 24 bits."""
         mapped = 2 * value if value >= 0 else -2 * value - 1
         high = mapped >> rice
         if high < 24:
@@ -57,6 +59,8 @@ class BitWriter:
 
 
 class BitReader:
+    """Reads the bits of a :class:`BitWriter`."""
+
     def __init__(self, data: bytes):
         self.value = int.from_bytes(data, "big")
         self.left = 8 * len(data)
@@ -77,8 +81,16 @@ class BitReader:
 
 @dataclass(frozen=True)
 class Klt:
-    """Mean (C,) DN, basis (C, C) with components in columns, spread (C,) int quarter octaves over
-    the step.
+    """The spectral transform of a tile.
+
+    Attributes
+    ----------
+    mean : ndarray
+        (C,), DN.
+    basis : ndarray
+        (C, C), orthonormal, components in columns.
+    spread : ndarray
+        int (C,), standard deviations of the components over the step, in quarter octaves.
     """
 
     mean: np.ndarray
@@ -87,7 +99,7 @@ class Klt:
 
     @property
     def used(self) -> int:
-        """How many leading components carry anything; at least one."""
+        """Number of leading components that are coded; at least one."""
         return max(int((self.spread[:MOST_COMPONENTS] > ACTIVE_SPREAD).sum()), 1)
 
 
@@ -96,17 +108,21 @@ def _angle_bits(spread: int) -> int:
 
 
 def mean_digits(step: float) -> int:
-    """log2 of the unit of means: what they are off by is an error of every pixel, so 1/32 step."""
+    """Return log2 of the unit of means, which is about 1/32 step.
+
+    The unit is small, because the rounding of a mean is an error of every pixel.
+    """
     return max(math.floor(math.log2(step / 32)), 0)
 
 
 def quantised_spreads(values: np.ndarray, step: float) -> np.ndarray:
+    """Return the spreads of variances over the step, in quarter octaves."""
     ratio = np.log2(np.sqrt(np.maximum(values, 1e-6)) / step)
     return np.clip(np.rint(4 * ratio), SPREAD_LOW, SPREAD_HIGH).astype(int)
 
 
 def rotate(matrix: np.ndarray, row: int, angle: float) -> None:
-    """In place: mix rows ``row - 1`` and ``row``; :func:`_basis` turns the other way."""
+    """Rotate rows ``row - 1`` and ``row`` in place; :func:`rotated` rotates the other way."""
     cosine, sine = math.cos(angle), math.sin(angle)
     upper, lower = matrix[row - 1].copy(), matrix[row].copy()
     matrix[row - 1] = cosine * upper + sine * lower
@@ -115,7 +131,10 @@ def rotate(matrix: np.ndarray, row: int, angle: float) -> None:
 
 @lru_cache(maxsize=64)
 def rotations(count: int, active: int) -> list[tuple[int, int, bool]]:
-    """(column, row, whole turn?) of each angle, in order.  The last column never has one."""
+    """Return (column, row, whether it takes a whole turn) of each angle, in order.
+
+    The last column has no angles.
+    """
     return [
         (column, row, row == count - 1)
         for column in range(min(active, count - 1))
@@ -124,13 +143,17 @@ def rotations(count: int, active: int) -> list[tuple[int, int, bool]]:
 
 
 def rotated(count: int, angles: list[tuple[int, float]]) -> np.ndarray:
-    """Orthonormal (C, C) basis of rotations, on a 2**-24 grid so that libm's last digit is gone."""
+    """Return the orthonormal basis (C, C) of rotations.
+
+    Entries are rounded to multiples of 2**-24, so that the last bits of a machine's sines do not
+    matter.
+    """
     if native.library() and angles:
         back = angles[::-1]
         return native.rotated_identity(
             count, np.array([row for row, _ in back]), np.array([angle for _, angle in back])
         )
-    # A dozen numbers a row: lists are twice as fast as arrays.
+    # With a dozen numbers in a row, lists are twice as fast as arrays.
     rows = np.eye(count).tolist()
     for row, angle in reversed(angles):
         cosine, sine = math.cos(angle), math.sin(angle)
@@ -141,9 +164,10 @@ def rotated(count: int, angles: list[tuple[int, float]]) -> np.ndarray:
 
 
 def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes, Klt]:
-    """KLT of a tile with this mean (C,) and covariance (C, C), and the bytes it is read from.
+    """Return the header's bytes and the KLT of a tile with this mean (C,) and covariance (C, C).
 
-    ``step`` is the quantiser step in DN that the tile will be coded with.
+    ``step`` is the quantiser step in DN with which the tile will be coded. The KLT is the one that
+    a decoder reads from the bytes.
     """
     count = len(mean)
     values, work = eigenvectors(covariance)
@@ -163,7 +187,7 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
         unit_angle = math.pi / 2 ** (size - turn)
         lower, upper = (0.0 if abs(v) < _NOISE else v for v in work[[row, row - 1], column])
         code = round(math.atan2(lower, upper) / unit_angle)
-        # Below a pivot that is already positive an angle lies in [0, pi): no wrapping round.
+        # Below a positive pivot an angle lies in [0, pi), so its code must not wrap around.
         code = code % (1 << size) if turn else min(max(code, 0), (1 << size) - 1)
         bits.put(code, size)
         angles.append((row, code * unit_angle))
@@ -174,9 +198,10 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
 
 
 def eigenvectors(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, the largest first, and their vectors in columns, whoever's solver it is.
+    """Return the eigenvalues, the largest first, and their vectors in columns.
 
-    Solvers choose the vectors of an eigenvalue that is there more than once, and every sign.
+    The result does not depend on the solver. Solvers are free to choose the vectors of a repeated
+    eigenvalue and all signs, so this function chooses them anew.
     """
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = values[::-1], vectors[:, ::-1].copy()
@@ -191,9 +216,10 @@ def eigenvectors(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _chosen(vectors: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of what columns span that does not depend on these columns.
+    """Return an orthonormal basis of the span of ``vectors`` that depends on the span only.
 
-    The axis that lies nearest to the space is projected into it, then the next one beside that.
+    The axis that lies nearest to the span is projected into it. Then the same is done with the
+    rest of the span.
     """
     projection = vectors @ vectors.T
     out = np.empty_like(vectors)
@@ -206,17 +232,19 @@ def _chosen(vectors: np.ndarray) -> np.ndarray:
 
 
 def padded_spread(spread: np.ndarray, count: int) -> np.ndarray:
-    """Components that are not sent count as lowest: nothing of them is coded."""
+    """Append the lowest spread for components that are not sent; they are not coded."""
     return np.concatenate([spread, np.full(count - len(spread), SPREAD_LOW)])
 
 
 def read(data: bytes, count: int, step: float) -> tuple[Klt, bytes]:
-    """The KLT at the beginning of a section of ``count`` bands, and the bytes after it.
+    """Read the KLT at the beginning of a section of ``count`` bands.
+
+    Returns the KLT and the bytes behind it.
 
     Raises
     ------
     FormatError
-        The bytes end too soon or are not a KLT.
+        The bytes end too soon, or they are not a KLT.
     """
     head = data[:_LONGEST_HEADER]
     bits = BitReader(head)

@@ -1,4 +1,4 @@
-"""The header of a section of ``tec-flex-s2``: its levels, basis and spreads."""
+"""Writes and reads the header of a ``tec-flex-s2`` section: its levels, basis and spreads."""
 
 from __future__ import annotations
 
@@ -16,23 +16,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-#: Qualities in a section's header are whole numbers of this part.
+#: Qualities in a section's header are multiples of 1/4096.
 QUALITY_GRID = 4096
 
 
-#: The spectral header is written for a quality that is lower than the last one by this: a basis
-#: of fewer bits decorrelates as well, and low steps have to carry it too.
+#: The spectral header is written for a quality that is this much lower than the last one. Its
+#: basis takes fewer bits and decorrelates as well; low qualities have to pay for it too.
 HEADER_COARSER = 2
 
 
-#: Spreads are quarter octaves over the step, which falls by thirteen sixteenths of an octave, or
-#: near it, with every quality.
+#: Change of spreads (quarter octaves over the step) over n qualities. The step falls by about
+#: thirteen sixteenths of an octave with every quality.
 _SPREAD_OF_QUALITIES = [13 * n // 4 for n in range(LEVELS + 1)]
 
 
 @dataclass(frozen=True)
 class Head:
-    """A section's header: what it is predicted from, its spectral basis and its levels."""
+    """The beginning of a section's header.
+
+    Attributes
+    ----------
+    parsed : Parsed
+        References and the bytes behind them.
+    quality : float
+        Quality of the last level, before :func:`date_quality` makes it finer.
+    lowest_finer : int
+        How much finer the lowest level is coded, in eighths of a quality.
+    """
 
     parsed: Parsed
     quality: float
@@ -40,7 +50,10 @@ class Head:
 
 
 def first_half(sizes: list[float], tried: list[bool]) -> int:
-    """The last channel group of a level's first half: about half of the bits, if there are two."""
+    """Return the last channel group of the first half of a level.
+
+    The first half takes about half of the bits, if there are two groups or more.
+    """
     there = [g for g, on in enumerate(tried) if on]
     total = np.cumsum([sizes[g] for g in there])
     ends = total[:-1] if len(there) > 1 else total
@@ -48,7 +61,10 @@ def first_half(sizes: list[float], tried: list[bool]) -> int:
 
 
 def level_qualities(quality: float, finer: tuple[int, int]) -> list[float]:
-    """Qualities of a date's levels, the lowest first; ``finer`` at the lowest and at the last."""
+    """Return the qualities of a date's levels, the lowest first.
+
+    ``finer`` says how much finer the date is coded at the lowest and at the last level.
+    """
     levels = int(quality)
     low, high = finer
     shares = [low + (high - low) * k // max(levels - 1, 1) for k in range(levels)]
@@ -56,6 +72,7 @@ def level_qualities(quality: float, finer: tuple[int, int]) -> list[float]:
 
 
 def read_head(data: bytes, date: int, shape: tuple[int, ...]) -> Head:
+    """Parse the beginning of a section's header."""
     if len(data) < 4:
         raise FormatError(f"the header of date {date} of a chunk has {len(data)} bytes")
     quality = int.from_bytes(data[:2], "little") / QUALITY_GRID
@@ -67,7 +84,7 @@ def read_head(data: bytes, date: int, shape: tuple[int, ...]) -> Head:
 
 
 def spread_of(missing: Tensor, spectral: klt.Klt, step: float) -> np.ndarray:
-    """Spreads of what a prediction leaves, (C, 64, P), in the components of a basis."""
+    """Return the spreads of a prediction's residual ``missing`` (C, 64, P) in a spectral basis."""
     flat = missing.flatten(1)
     covariance = (flat @ flat.T / flat.shape[1]).numpy()
     basis = spectral.basis
@@ -75,19 +92,22 @@ def spread_of(missing: Tensor, spectral: klt.Klt, step: float) -> np.ndarray:
 
 
 def _coarser(levels: int) -> int:
-    """For how many qualities less than the last one's the spectral header is written."""
+    """Return how much lower the quality of the spectral header is than the last quality."""
     return min(HEADER_COARSER, levels - 1)
 
 
 def header_step(qualities: list[float]) -> float:
-    """The step, in DN, that the spectral header is written for."""
+    """Return the step, in DN, for which the spectral header is written."""
     return float(step_size(qualities[-1] - _coarser(len(qualities))))
 
 
 def write_spreads(
     lowest: np.ndarray, spectral: klt.Klt, levels: int
 ) -> tuple[bytes, list[np.ndarray]]:
-    """Spreads of the lowest level, and those of all levels as they are read."""
+    """Write the spreads of the lowest level.
+
+    Returns the bytes, and the spreads of all levels that a decoder reads from them.
+    """
     if levels == 1:
         return b"", _spreads_of(spectral, levels, None)
     bits = klt.BitWriter()
@@ -98,6 +118,7 @@ def write_spreads(
 
 
 def read_spreads(data: bytes, spectral: klt.Klt, levels: int) -> list[np.ndarray]:
+    """Read the spreads of all levels that :func:`write_spreads` wrote."""
     values, bits = None, klt.BitReader(data)
     if levels > 1:
         changes = [bits.get_signed(1) for _ in range(spectral.used)]
@@ -110,7 +131,7 @@ def read_spreads(data: bytes, spectral: klt.Klt, levels: int) -> list[np.ndarray
 
 
 def _last(spectral: klt.Klt, levels: int) -> np.ndarray:
-    """Spreads over the last level's step; the header's are over a larger one."""
+    """Return the spreads over the step of the last level. The header's are over a larger step."""
     finer = spectral.spread[: spectral.used] + _SPREAD_OF_QUALITIES[_coarser(levels)]
     return np.minimum(finer, klt.SPREAD_HIGH)
 
@@ -121,7 +142,7 @@ def _expected(spectral: klt.Klt, levels: int) -> np.ndarray:
 
 
 def _spreads_of(spectral: klt.Klt, levels: int, lowest: np.ndarray | None) -> list[np.ndarray]:
-    """Spreads of all levels, evenly spaced from the lowest one's to the last one's."""
+    """Return the spreads of all levels, evenly spaced between the lowest and the last level."""
     last = _last(spectral, levels)
     if lowest is None:
         return [_told(last, spectral)]
@@ -130,6 +151,6 @@ def _spreads_of(spectral: klt.Klt, levels: int, lowest: np.ndarray | None) -> li
 
 
 def _told(spread: np.ndarray, spectral: klt.Klt) -> np.ndarray:
-    """As networks are told: components that carry nothing look like those that are not there."""
+    """Return spreads as inputs of the networks: uncoded components look like missing ones."""
     shown = np.where(spread > klt.ACTIVE_SPREAD, spread, klt.SPREAD_LOW)
     return klt.padded_spread(shown, len(spectral.mean))

@@ -1,4 +1,4 @@
-"""What a learned codec of one tile has to offer."""
+"""The interfaces of models, and the registry's entry of a model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tec_zarr.models.published import only_decodes
 
 
 class Encoded(NamedTuple):
-    """What a model makes of one cube.
+    """A cube that a model has encoded.
 
     Attributes
     ----------
     sections : list of bytes
         One per date.
     latents_crc : int
-        CRC32 of the latents that a decoder has to arrive at.
+        CRC32 of the latents. A decoder must decode latents with the same CRC32.
     """
 
     sections: list[bytes]
@@ -30,14 +30,14 @@ class Model(Protocol):
     """A learned codec for one tile of pixels.
 
     ``quality`` is 1 (smallest) to 8 (finest), the same scale for every model. ``bands`` are
-    the Sentinel-2 names along axis 1, or None when the array's owner did not say.
+    the Sentinel-2 names along axis 1, or None if they are unknown.
     """
 
     name: str
     weights_sha256: str
 
     def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
-        """Encode float32 DN (T, C, h, w), finite and filled everywhere."""
+        """Encode float32 DN (T, C, h, w). They are finite everywhere; gaps have been filled."""
 
     def decode(
         self,
@@ -46,11 +46,11 @@ class Model(Protocol):
         quality: float,
         bands: tuple[str, ...] | None,
     ) -> tuple[np.ndarray, int]:
-        """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
+        """Decode; return float32 DN of ``shape`` and the CRC32 of the latents."""
 
 
 class DateModel(Model, Protocol):
-    """A model whose arithmetic is exact, and that can decode some dates without the others."""
+    """A model that can decode some dates without the others. Its arithmetic is exact."""
 
     def decode_dates(
         self,
@@ -59,16 +59,21 @@ class DateModel(Model, Protocol):
         quality: float,
         dates: Sequence[int],
     ) -> np.ndarray:
-        """Decode to float32 DN (len(dates), C, h, w); ``shape`` is that of all dates."""
+        """Decode ``dates``; return float32 DN (len(dates), C, h, w).
+
+        ``shape`` is that of all dates.
+        """
 
 
 class WholeModel(Model, Protocol):
-    """A model that may decode to whole DN: the same on every machine."""
+    """A model that can decode to whole DN, which are the same on every machine."""
 
     @property
     def decode_whole(self) -> Callable[..., tuple[np.ndarray, int]] | None:
-        """None with weights that do not make whole DN, or a function of ``sections``, ``shape``
-        and ``quality`` that does what ``decode`` does, to uint16: what lies beyond saturates.
+        """A function of ``sections``, ``shape`` and ``quality`` that decodes to uint16.
+
+        It returns what ``decode`` returns, but for the dtype; values beyond uint16 saturate.
+        None if the weights do not produce whole DN.
         """
 
 
@@ -82,28 +87,29 @@ class TemporalModel(Model, Protocol):
         bands: tuple[str, ...] | None,
         gop: int | None = None,
     ) -> Encoded:
-        """As :meth:`Model.encode`, dates referring to one another within runs of ``gop`` only."""
+        """Encode as :meth:`Model.encode`; dates refer to one another within runs of ``gop``."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the index.
+    """The registry's entry of one model.
 
     Attributes
     ----------
     name : str
-        What users type.
+        Name that users type.
     number : int
-        Its id in the stream; 0 for a model that is not in the index: its frames carry its name.
+        Number of the model in frames. 0 for a model that is not in the index; its frames hold its
+        name instead.
     weights : tuple of str
-        SHA-256 (hex) of the weights that it may encode with, newest first. Those that came with a
-        store are not among them.
+        SHA-256 (hex) of the weights that may encode, newest first. Weights that came with a store
+        are not among them.
     load : callable
-        From one of those hashes to the loaded model.
+        Loads the model with the weights of a given SHA-256.
     temporal : bool
-        Whether its ``encode`` takes ``gop``: the dates of a chunk refer to one another.
+        True if ``encode`` takes ``gop``: the dates of a chunk refer to one another.
     on_grids : bool
-        Whether its ``encode`` takes ``known``: see :class:`GridModel`.
+        True if ``encode`` takes ``known``, see :class:`tec_zarr.models.registry.GridModel`.
     """
 
     name: str
@@ -115,7 +121,10 @@ class Entry:
 
     @property
     def newest(self) -> str:
-        """Weights of new arrays; WeightsMismatchError where all that are here came with a store."""
+        """SHA-256 of the weights for new arrays.
+
+        Raises WeightsMismatchError if all weights on this machine came with a store.
+        """
         if not self.weights:
             raise only_decodes(self.name)
         return self.weights[0]

@@ -1,4 +1,4 @@
-"""The published TerraCodec checkpoints by name, and how to get them."""
+"""The published TerraCodec checkpoints by name, and messages that say how to get them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from tec_zarr.errors import WeightsMismatchError
 
 
 def only_decodes(name: str) -> WeightsMismatchError:
+    """Return the error for encoding with weights that came with a store."""
     family, _, rate = name.partition("/lambda-")
     how = (
         f"get the published ones, tec_zarr.terracodec.load({family!r}, {rate!r})"
@@ -27,14 +28,15 @@ class Published:
     Parameters
     ----------
     repository : str
-        On Hugging Face.
+        Repository on Hugging Face.
     architecture : {"fp", "elic", "tt", "flex"}
+        Architecture of the networks.
     bands : int
         12 (L2A) or 13 (L1C).
     stem : str
         File name up to the rate.
     rates : tuple of str
-        Lambdas, in the reference's spelling without ``lambda-``.
+        Lambdas in the spelling of the reference implementation, without ``lambda-``.
     """
 
     repository: str
@@ -44,7 +46,7 @@ class Published:
     rates: tuple[str, ...]
 
     def file(self, rate: str) -> str:
-        """Name of the checkpoint file of a rate."""
+        """Return the name of the checkpoint file of a rate."""
         if rate.endswith("-lronly"):
             return f"FlexTEC_LRonly_v1_S2L2A_lambda-{rate.removesuffix('-lronly')}.pt"
         return f"{self.stem}_lambda-{rate}.pt"
@@ -81,6 +83,7 @@ PUBLISHED: dict[str, Published] = {
 
 
 def how_to_get(name: str, rate: str) -> str:
+    """Return the commands that download and convert a published checkpoint."""
     published = PUBLISHED[name]
     file = published.file(rate)
     return (

@@ -1,10 +1,11 @@
-"""Which models there are, where their weights lie, and one loaded copy of each per process.
+"""Finds models by name or number, and keeps one loaded copy of each per process.
 
-``weights/index.json`` maps a model's name to its number in the stream, its loader
-(``"module:function"``) and its released weights, newest first. Weights stay there for ever:
-a frame names the ones it was written with. Published models that are not part of the package,
-and weights that arrived inside a store (:mod:`tec_zarr.stores.embed`), are found in the user's
-cache (:mod:`tec_zarr.terracodec.hub`). Reading the index needs no torch.
+``weights/index.json`` maps the name of a model to its number in frames, its loader
+(``"module:function"``) and its released weights, newest first. Released weights are never removed,
+because a frame names the weights that it needs. Two kinds of weights are in the user's cache
+(:mod:`tec_zarr.models.weights`): those of published models (:mod:`tec_zarr.terracodec.hub` loads
+them) and those that came inside a store (:mod:`tec_zarr.stores.embed`). Reading the index does not
+import torch.
 """
 
 from __future__ import annotations
@@ -51,21 +52,22 @@ class GridModel(Model, Protocol):
         bands: tuple[str, ...] | None,
         known: np.ndarray | None = None,
     ) -> Encoded:
-        """As :meth:`Model.encode`; ``known`` (T, C, h, w) bool: samples that were measured."""
+        """Encode as :meth:`Model.encode`; ``known``, bool (T, C, h, w), marks measured samples."""
 
 
 _registered: dict[str, Entry] = {}
 _loaded: dict[tuple[str, str], Model] = {}
-_lock = threading.RLock()  # a model may be built on another one
+_lock = threading.RLock()  # reentrant, because loading a model may load another one
 
 
 def _start_anew_after_fork() -> None:
-    """Neither the thread that held the lock nor OpenMP's threads are there in a forked child.
+    """Replace the lock and limit torch to one thread in a forked child.
 
-    OpenMP waits for its own for ever; with one thread it needs none.
+    The thread that held the lock does not exist in the child, and neither do OpenMP's threads.
+    OpenMP would wait for them for ever; with one thread it needs none.
     """
     global _lock
-    _lock = threading.RLock()  # a model may be built on another one
+    _lock = threading.RLock()  # reentrant, because loading a model may load another one
     torch = sys.modules.get("torch")
     if _loaded and torch is not None:
         torch.set_num_threads(1)
@@ -78,16 +80,16 @@ if hasattr(os, "register_at_fork"):
 def register_model(name: str, load: Callable[[], Model], weights_sha256: str) -> None:
     """Add a model of your own for this process.
 
-    Frames written with it carry its name, and decode wherever it is registered again. Other
-    weights under one name stay readable, the last are written with; the same weights again take
-    the place of those before.
+    Its frames hold its name. They decode in every process that registers the model. A name can be
+    registered with several weights: all of them decode, and the last ones encode. Registering the
+    same weights again replaces their loader.
 
     Parameters
     ----------
     name : str
         At most 64 ASCII characters, not the name of a built-in model.
     load : callable
-        Called once, when the first chunk needs the model.
+        Returns the model. It is called once, when the first chunk needs the model.
     weights_sha256 : str
         SHA-256 (hex) of the weights.
     """
@@ -107,7 +109,7 @@ def register_model(name: str, load: Callable[[], Model], weights_sha256: str) ->
 
 @dataclass(frozen=True)
 class _Registered:
-    """Loads what was registered under a name; of a published model also what is in the cache."""
+    """Loads the models registered under a name, and those of a published model in the cache."""
 
     name: str
     loaders: Mapping[str, Callable[[], Model]]
@@ -116,17 +118,17 @@ class _Registered:
         if sha256 in self.loaders:
             return self.loaders[sha256]()
         kept = cached_entry(self.name)
-        assert kept is not None  # get_model found the hash there
+        assert kept is not None  # because get_model found the hash in the cache
         return kept.load(sha256)
 
 
 def find_model(name: str) -> Entry:
-    """Entry of the model called ``name``, without loading it.
+    """Return the entry of a model without loading it.
 
     Raises
     ------
     UnknownModelError
-        There is none here.
+        There is no such model on this machine.
     """
     entry = _registered.get(name) or _index().get(name) or cached_entry(name)
     if entry is None:
@@ -139,7 +141,7 @@ def find_model(name: str) -> Entry:
 
 
 def name_of(number: int) -> str:
-    """Name of the model with this number in the stream."""
+    """Return the name of the model with this number in frames."""
     for entry in _index().values():
         if entry.number == number:
             return entry.name
@@ -150,21 +152,21 @@ def name_of(number: int) -> str:
 
 
 def get_model(name: str, weights: str | None = None) -> Model:
-    """Loaded model, from the process's cache after the first call. Thread-safe.
+    """Return a loaded model. It is loaded once per process. Thread-safe.
 
     Parameters
     ----------
     name : str
         Name in the index, or registered with :func:`register_model`.
     weights : str, optional
-        SHA-256 of the weights (hex) or its beginning; None takes the newest.
+        SHA-256 of the weights (hex), or its beginning. None: the newest.
 
     Raises
     ------
     UnknownModelError
-        No such model here.
+        There is no such model on this machine.
     WeightsMismatchError
-        The model is here, those weights are not, or the file was changed.
+        The model has no such weights on this machine, or their file was changed.
     """
     entry = find_model(name)
     here = chain(entry.weights, kept_hashes(name), embedded_weights(name))
@@ -183,12 +185,13 @@ def get_model(name: str, weights: str | None = None) -> Model:
 
 
 def get_encoder(name: str, weights: str) -> Model:
-    """As :func:`get_model`, of whole hashes and for encoding.
+    """Return a loaded model that may encode; ``weights`` is a whole SHA-256.
 
     Raises
     ------
-    WeightsMismatchError
-        Also for weights that came with a store: they decode, and never encode.
+    UnknownModelError, WeightsMismatchError
+        As :func:`get_model`. WeightsMismatchError also for weights that came with a store, because
+        these only decode.
     """
     own = chain(find_model(name).weights, kept_hashes(name))
     if weights not in own and weights in embedded_weights(name):
@@ -197,10 +200,11 @@ def get_encoder(name: str, weights: str) -> Model:
 
 
 def get_released(name: str, sha256: str) -> Model:
-    """A model that the weights of another one name, which may come from a stranger.
+    """Return a loaded model on which another model is built.
 
-    Only weights that this package's index lists: they lead to no file of the stranger's, and
-    never back.
+    The weights of the other model name it, and these may come from a stranger. So only weights in
+    the index of this package are accepted. They cannot lead to a file of the stranger's, and not
+    back to the other model.
 
     Raises
     ------
@@ -242,8 +246,8 @@ def _entry(name: str, item: dict) -> Entry:
             return read(path)
         except (TecError, MemoryError):
             raise
-        except Exception as error:  # embedded by somebody: any tensors under any names
-            if isinstance(error, OSError | MemoryError):  # of the machine, not of the file
+        except Exception as error:  # embedded weights can hold any tensors
+            if isinstance(error, OSError | MemoryError):  # the file is not to blame
                 raise
             raise FormatError(
                 f"{path} does not hold weights of model {name!r} ({type(error).__name__}: {error})"
@@ -255,23 +259,23 @@ def _entry(name: str, item: dict) -> Entry:
 
 
 def cached_entry(name: str) -> Entry | None:
-    """Registry entry of a model whose weights lie in the cache; never downloads.
+    """Return the entry of a published model whose weights are in the cache; never download.
 
     Parameters
     ----------
     name : str
-        Name in streams: ``"terracodec_v1_tt_s2l2a/lambda-20"``.
+        Name in frames, such as ``"terracodec_v1_tt_s2l2a/lambda-20"``.
 
     Returns
     -------
     Entry or None
-        None if `name` is not of the published family.
+        None if `name` is not a published model.
 
     Raises
     ------
     UnknownModelError
-        The model is published, but its weights are not in the cache, or `name` has no rate, as
-        of arrays written with a file given by its path; the message says how to get them.
+        The weights are not in the cache. Or `name` has no published rate, because its weights were
+        given by a path. The message says how to get them.
     """
     from tec_zarr.frame.frame import NAMED_MODEL
     from tec_zarr.models.protocol import Entry
@@ -295,7 +299,7 @@ def cached_entry(name: str) -> Entry | None:
         )
 
     def open_codec(sha256: str) -> Model:
-        # By name, as the loaders of weights/index.json: torch comes with the first chunk.
+        # Imported by name when a chunk needs it, because it imports torch.
         hub = importlib.import_module("tec_zarr.terracodec.hub")
         return hub.open_cached(weights_file(name, sha256), name, sha256)
 

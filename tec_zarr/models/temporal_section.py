@@ -1,4 +1,4 @@
-"""The header of a section of ``tec-tt-s2``: references, their weights, the spectral basis."""
+"""Writes and reads the header of a ``tec-tt-s2`` section: references and the spectral basis."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ if TYPE_CHECKING:
 MOST_REFERENCES = 3
 
 
-#: Weights of references: whole sixteenths, from -31 to 31.
+#: Weights of references are multiples of 1/16, from -31/16 to 31/16.
 WEIGHT_GRID, WEIGHT_LIMIT = 16, 31
 
 
-#: Frequencies (row + column) that classes of weights begin with.
+#: First frequency (row + column) of each class of weights.
 CLASS_STARTS = (0, 2, 5)
 
 
-#: Pictures and predictions: whole sixteenths of a DN.
+#: Pictures and predictions are multiples of 1/16 DN.
 PICTURE_GRID = 16
 
 
-#: A date that others refer to may be coded finer than them, by up to fifteen eighths of a quality.
+#: A date that others refer to may be coded finer than they are, by up to 15/8 of a quality.
 FINER_STEPS, MOST_FINER = 8, 15
 
 
-#: In place of the reference that lends its basis, in a date without references: the networks coded
-#: it, not the image model.
+#: In a date without references, this value in the field ``inherited`` says that the temporal
+#: networks coded the date. Otherwise the image model did.
 OWN = 1
 
 
-#: Bytes that the list of references cannot exceed (3 dates and 279 weights of 56 bits), nor a
-#: spectral header after it.
+#: Largest size in bytes of the list of references (3 dates and 279 weights of 56 bits), and of the
+#: spectral header behind it.
 _LONGEST_HEADER = 2048
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One date that a prediction uses: its number in the tile, its weights (classes, C)."""
+    """A date that a prediction uses: its number in the tile, and its weights (classes, C)."""
 
     date: int
     weights: np.ndarray
 
 
 def date_quality(quality: float, finer: int) -> float:
-    """The quality that a date is coded with in a tile of ``quality``."""
+    """Return the quality with which a date is coded in a tile of ``quality``."""
     return min(quality + finer / FINER_STEPS, float(LEVELS))
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a section says before its spectral header, and the bytes from there on."""
+    """The fields of a section before its spectral header, and the bytes from there on."""
 
     references: list[Reference]
     inherited: int
@@ -70,7 +70,7 @@ class Parsed:
 
 
 def decoding_order(parsed: list[Parsed], dates: Sequence[int]) -> list[int]:
-    """``dates`` and all that they depend on, references before those that use them."""
+    """Return ``dates`` and all dates that they depend on, each after its references."""
     order: dict[int, None] = {}
     for number in dates:
         path = {number: None}  # dates that wait for one another
@@ -87,6 +87,7 @@ def decoding_order(parsed: list[Parsed], dates: Sequence[int]) -> list[int]:
 
 
 def write_references(references: list[Reference], date: int) -> bytes:
+    """Serialise the references of a date."""
     bits = klt.BitWriter()
     for reference in references:
         bits.put_signed(date - reference.date, 2)
@@ -98,7 +99,7 @@ def write_references(references: list[Reference], date: int) -> bytes:
 
 
 def parse(section: bytes, date: int, shape: tuple[int, ...]) -> Parsed:
-    """References of a section, and what follows them."""
+    """Parse a section up to its spectral header."""
     if not section:
         raise FormatError("a temporal section begins with nothing")
     count, inherited, finer = section[0] & 3, section[0] >> 2 & 3, section[0] >> 4
@@ -122,10 +123,19 @@ def parse(section: bytes, date: int, shape: tuple[int, ...]) -> Parsed:
 def write_spectral(
     mean: np.ndarray, missing: Tensor, bases: list[klt.Klt], step: float
 ) -> tuple[int, bytes, klt.Klt]:
-    """Which basis the difference ``missing`` (C, 64, P) is coded in, the header and the basis.
+    """Choose the basis in which the difference ``missing`` (C, 64, P) is coded.
 
-    A basis of one's own takes dozens of bytes, which are worth it for large tiles: 0.  For small
-    ones that of a reference, 1 or more, costs a little decorrelation and only the spreads.
+    A basis of its own takes dozens of bytes, which pay for large tiles. For small tiles the basis
+    of a reference is cheaper: it takes only the spreads, and costs a little decorrelation.
+
+    Returns
+    -------
+    int
+        0 for a basis of its own, or the number of the reference, from 1.
+    bytes
+        The spectral header.
+    Klt
+        The basis.
     """
     flat = missing.flatten(1)
     covariance = (flat @ flat.T / flat.shape[1]).numpy()
@@ -149,7 +159,7 @@ def write_spectral(
 def _inherit(
     mean: np.ndarray, covariance: np.ndarray, basis: klt.Klt, step: float
 ) -> tuple[bytes, klt.Klt]:
-    """Header of a date in the basis of another one."""
+    """Return the spectral header of a date in the basis of another date, and its KLT."""
     digits = klt.mean_digits(step)
     whole = np.rint(mean / 2**digits).astype(int)
     spread = klt.quantised_spreads(
@@ -172,6 +182,10 @@ def _inherit(
 def read_spectral(
     data: bytes, inherited: int, bases: list[klt.Klt], count: int, step: float
 ) -> tuple[klt.Klt, bytes]:
+    """Read the spectral header at the beginning of ``data``.
+
+    Returns the KLT and the bytes behind it.
+    """
     if not inherited:
         return klt.read(data, count, step)
     basis = bases[inherited - 1]

@@ -1,8 +1,8 @@
-"""Sections of FlexTEC dates, and cutting them: bytes only, no network and no torch.
+"""Parses and cuts sections of FlexTEC dates, without networks and torch.
 
-Every token of a date (the first is the coarsest) is a group of its own, so that a date is lowered
-in quality by leaving out its last groups. Later dates are predicted from the first ``context``
-tokens of a date: those have to stay, but for the last date of a series.
+Every token of a date (the first is the coarsest) is a group of its own. Leaving out the last
+groups of a date lowers its quality. Later dates are predicted from the first ``context`` tokens of
+a date, so these must stay. Only the last date of a series can be cut to fewer.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from tec_zarr.models.protocol import Encoded
 __all__ = ["TOKENS", "ContextError", "FlexSection", "check_tokens", "cut"]
 
 TOKENS = 16
-"""Tokens of a window, and so the number of FlexTEC's qualities."""
+"""Number of tokens of a window, which is the number of FlexTEC's qualities."""
 
 
 class ContextError(TecError):
-    """Tokens that later dates were predicted from would be cut off."""
+    """A cut would remove tokens from which later dates were predicted."""
 
 
 @dataclass(frozen=True)
 class FlexSection:
-    """Section of one FlexTEC date; its token groups can be cut off at the end.
+    """The section of one FlexTEC date. Its last token groups can be cut off.
 
     Parameters
     ----------
     context : int
-        Tokens that the prediction of later dates sees.
+        Number of tokens from which later dates are predicted.
     head : bytes
-        What all groups need: the header of a date of tec-flex-s2, nothing in FlexTEC.
+        Bytes that all groups need: the header of a tec-flex-s2 date. Empty for FlexTEC.
     groups : tuple of bytes
-        One per token: check of its symbols (2 bytes), range-coder stream cut to its shortest.
+        One per token: a checksum of its symbols (2 bytes), then the shortest range-coder stream.
     """
 
     context: int
@@ -50,7 +50,7 @@ class FlexSection:
         Raises
         ------
         FormatError
-            If it is none.
+            The bytes are not a section.
         """
         count, at = read_varint(data, 0)
         context, at = read_varint(data, at)
@@ -69,24 +69,24 @@ class FlexSection:
         return cls(context, head, tuple(groups))
 
     def to_bytes(self) -> bytes:
-        """Counts, head and groups, each with its length before it."""
+        """Serialise the counts, then the head and the groups, each after its length."""
         parts = [write_varint(len(self.groups)), write_varint(self.context)]
         for part in (self.head, *self.groups):
             parts += [write_varint(len(part)), part]
         return b"".join(parts)
 
     def check(self, crc: int) -> int:
-        """Checksum of the date's latents, chained to that of the dates before."""
+        """Return the checksum of the date's latents, chained to ``crc`` of the dates before."""
         return zlib.crc32(b"".join(group[:2] for group in self.groups), crc)
 
 
 def check_tokens(tokens: int | Sequence[int], dates: int) -> list[int]:
-    """Tokens of each of `dates` dates, of one number for all or of one for each.
+    """Return the number of tokens of each date, from one number for all dates or one for each.
 
     Raises
     ------
     UnsupportedArrayError
-        Numbers other than 1 to 16, or not as many as there are dates.
+        A number is not 1 to 16, or there are not as many numbers as dates.
     """
     each = [tokens] * dates if isinstance(tokens, int) else list(tokens)
     if any(not 1 <= k <= TOKENS for k in each):
@@ -109,19 +109,20 @@ def cut(sections: Sequence[bytes], tokens: Sequence[int], keep_context: bool = F
     tokens : sequence of int
         Tokens to keep of each date; dates that have fewer stay as they are.
     keep_context : bool
-        Keep more than asked for where later dates were predicted from it.
+        Keep more tokens of a date if later dates were predicted from them.
 
     Returns
     -------
     Encoded
-        The shorter sections and the checksum of what they decode to.
+        The shorter sections, and the checksum of the latents that they decode to.
 
     Raises
     ------
     ContextError
-        Later dates were predicted from what would be cut, and `keep_context` is False.
+        The cut would remove tokens from which later dates were predicted, and `keep_context` is
+        False.
     FormatError
-        Damaged sections.
+        A section is damaged.
     """
     out, crc = [], 0
     for t, (data, wanted) in enumerate(zip(sections, tokens, strict=True)):

@@ -1,6 +1,4 @@
-"""Where the weights of built-in and published models lie: in the package, or in the user's
-cache.
-"""
+"""Finds the weights of built-in and published models, in the package or in the user's cache."""
 
 from __future__ import annotations
 
@@ -19,19 +17,19 @@ from tec_zarr.models import published
 
 
 def weights_file(name: str, sha256: str) -> Path:
-    """Where weights of a built-in or published model lie, or would lie once they are there.
+    """Return the path of weights of a built-in or published model. The file need not exist.
 
     Parameters
     ----------
     name : str
-        Name in streams.
+        Name of the model in frames.
     sha256 : str
         SHA-256 of the weights, 64 hex digits.
 
     Raises
     ------
     UnknownModelError
-        The model is neither built in nor published, so that its files are not known here.
+        The model is neither built in nor published, so the path of its weights is unknown.
     """
     if not _is_kept(name):
         raise UnknownModelError(
@@ -44,12 +42,15 @@ def weights_file(name: str, sha256: str) -> Path:
 
 
 def embedded_file(name: str, sha256: str) -> Path:
-    """Where weights lie that came with a store: apart from those that may encode."""
+    """Return the path of weights that came with a store.
+
+    It is in a folder of its own, because such weights must not encode.
+    """
     return embedded_folder() / _file_name(name, sha256)
 
 
 def needed_weights(name: str, sha256: str) -> tuple[tuple[str, str], ...]:
-    """(model, SHA-256) of everything that decoding with these weights takes, themselves first."""
+    """Return (model, SHA-256) of all weights that decoding with these needs, themselves first."""
     item: dict[str, Any] = next(
         (w for w in index_items().get(name, {}).get("weights", ()) if w["sha256"] == sha256), {}
     )
@@ -62,18 +63,18 @@ def _file_name(name: str, sha256: str) -> str:
 
 
 def _is_kept(name: str) -> bool:
-    """Whether a model is one whose weights may lie in the user's cache."""
+    """Return whether the weights of a model can be in the user's cache."""
     family, _, rate = name.partition("/lambda-")
     return name in index_items() or rate in getattr(published.PUBLISHED.get(family), "rates", ())
 
 
 def embedded_weights(name: str) -> Iterator[str]:
-    """Hashes of a built-in or published model's weights that came with a store."""
+    """Yield the hashes of weights of a built-in or published model that came with a store."""
     return _hashes(name, embedded_folder())
 
 
 def kept_hashes(name: str) -> Iterator[str]:
-    """Hashes of a published model's weights in the user's cache."""
+    """Yield the hashes of a published model's weights in the user's cache."""
     return _hashes(name, cache_folder())
 
 
@@ -85,35 +86,39 @@ def _hashes(name: str, folder: Path) -> Iterator[str]:
 
 @cache
 def index_items() -> dict[str, dict]:
+    """Return the entries of ``weights/index.json``, by model name."""
     return json.loads((resources.files("tec_zarr.models") / "weights" / "index.json").read_text())
 
 
 def released_weights(name: str) -> dict[str, Path]:
-    """Weights in the package, by hash."""
+    """Return the paths of a model's weights in the package, by hash."""
     folder = Path(str(resources.files("tec_zarr.models") / "weights"))
     return {w["sha256"]: folder / w["file"] for w in index_items().get(name, {}).get("weights", ())}
 
 
 def cache_folder() -> Path:
-    """Where converted weights are kept: ``$TEC_ZARR_CACHE`` or ``~/.cache/tec_zarr``."""
+    """Return the folder of converted weights: ``$TEC_ZARR_CACHE`` or ``~/.cache/tec_zarr``."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("TEC_ZARR_CACHE") or f"{base}/tec_zarr").expanduser()
 
 
 def embedded_folder() -> Path:
-    """Where weights are kept that came with a store: they only decode."""
+    """Return the folder of weights that came with a store. They only decode."""
     return cache_folder() / "embedded"
 
 
 def cached_files(name: str, rate: str) -> list[Path]:
+    """Return the weights of a published model in the cache, the newest file first."""
     files = cache_folder().glob(f"{name}--{rate}--*.safetensors")
     return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
 
 
 def hash_in_name(file: Path) -> str:
+    """Return the SHA-256 that the name of a weights file ends with."""
     return file.stem.rpartition("--")[2]
 
 
 def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

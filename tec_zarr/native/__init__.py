@@ -1,7 +1,7 @@
-"""Decoding of ``tec-s2``, compiled; where it was not built, torch and NumPy do the same.
+"""Calls the compiled decoder of ``tec-s2``.
 
 The library is compiled when the package is installed (``hatch_build.py``), if there is a C
-compiler. It is found and tried here, so that nothing else needs to know whether it is there.
+compiler. :func:`library` loads and checks it. Without it, torch and NumPy decode the same pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tec_zarr.errors import FormatError
 __all__ = ["Networks", "Pixels", "crc32", "library", "odd_width", "rotated_identity"]
 
 _LIBRARY = Path(__file__).with_name("_s2.so")
-#: ``0``: torch decodes; ``avx2``: no instructions beyond.
+#: Environment variable. ``0``: torch decodes. ``avx2``: no instructions beyond AVX2 are used.
 _VARIABLE = "TEC_NATIVE"
 _MOST_TAPS, _MOST_UNITS = 12, 128
 _GROUPS = (4, 12, 48, 96, 160)
@@ -81,14 +81,17 @@ class _Pixels(ctypes.Structure):
 
 @cache
 def library() -> Any:
-    """The compiled library; None where there is none, or the environment says ``TEC_NATIVE=0``."""
+    """Return the compiled library; None if it is missing, unfit or switched off.
+
+    ``TEC_NATIVE=0`` in the environment switches it off.
+    """
     if os.environ.get(_VARIABLE) == "0" or not _LIBRARY.exists():
         return None
     try:
         found = ctypes.CDLL(str(_LIBRARY))
         sizes = (ctypes.c_int32 * 3)()
         found.tec_s2_sizes(sizes)
-    except (OSError, AttributeError):  # of another machine, or of another version
+    except (OSError, AttributeError):  # built for another machine or version
         return None
     if list(sizes) != [ctypes.sizeof(kind) for kind in (_Layer, _Networks, _Pixels)]:
         return None
@@ -110,7 +113,7 @@ def library() -> Any:
 
 
 def crc32(array: np.ndarray, start: int = 0) -> int:
-    """CRC32 of a contiguous array's bytes, as :func:`zlib.crc32` has it."""
+    """Return the CRC32 of a contiguous array's bytes, the same as :func:`zlib.crc32`."""
     if library() and array.nbytes >= 64 and array.nbytes % 16 == 0:
         return int(library().tec_crc32(start, array.ctypes.data, array.nbytes))
     return zlib.crc32(array.data, start)
@@ -121,9 +124,9 @@ def _narrow() -> bool:
 
 
 def rotated_identity(count: int, rows: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """The identity (count, count), its rows ``rows - 1`` and ``rows`` turned by angle after angle.
+    """Return the identity (count, count) after rotations of rows ``rows - 1`` and ``rows``.
 
-    Rounded to 2**-24, half to even.
+    The rotations are applied one after another. The result is rounded to 2**-24, half to even.
     """
     rows, out = np.asarray(rows, np.int32), np.empty((count, count))
     library().tec_klt_basis(
@@ -133,18 +136,21 @@ def rotated_identity(count: int, rows: np.ndarray, angles: np.ndarray) -> np.nda
 
 
 class _Kept:
-    """Arrays that a structure of the library points to."""
+    """Keeps the arrays that a structure of the library points to."""
 
     def __init__(self) -> None:
         self._kept: list[np.ndarray] = []
 
     def _keep(self, array: np.ndarray, dtype: Any) -> int:
-        """Address of a copy that lives as long as this."""
+        """Copy an array, keep the copy as long as this object lives, and return its address."""
         self._kept.append(np.ascontiguousarray(array, dtype))
         return self._kept[-1].ctypes.data
 
     def _layer(self, layer: dict[str, np.ndarray], shape: tuple[int, int, int]) -> _Layer:
-        """A layer of (outputs, inputs, taps): weights may come from a stranger."""
+        """Pack a layer of ``shape`` (outputs, inputs, taps).
+
+        Raises FormatError for other shapes, because weights may come from a stranger.
+        """
         weight = layer["weight"]
         if weight.shape != shape or not layer["scale"].shape == layer["shift"].shape == shape[:1]:
             raise FormatError(f"weights of a layer have shape {weight.shape}, not {shape}")
@@ -161,12 +167,12 @@ class _Kept:
 
 
 def odd_width(units: int) -> bool:
-    """Whether the library does not take hidden layers of so many units."""
+    """Return whether the library does not support hidden layers of this many units."""
     return units % 16 != 0 or not 0 < units <= _MOST_UNITS
 
 
 def _searchable(edges: np.ndarray) -> bool:
-    """Whether a table has a symbol in the middle and every symbol a share of 2**24."""
+    """Return whether a table has a middle symbol, and every symbol a share of 2**24."""
     rises = len(edges) % 2 == 0 and bool((edges[1:].astype(np.int64) > edges[:-1]).all())
     return rises and edges[0] == 0 and edges[-1] == 1 << 24
 
@@ -179,24 +185,24 @@ def _check_terms(terms: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 class Networks(_Kept):
-    """The entropy networks and tables of a model, as the library takes them.
+    """The entropy networks and tables of a model, in the memory layout of the library.
 
     Parameters
     ----------
     coarse, fine : sequences of dict
-        Each layer by its name: weight (outputs, inputs, taps) int8, scale and shift (outputs,)
-        float32. Coarse ones also have ``offsets``, the (row, column) of
-        their taps, and ``linear`` (taps, 4, 4) int32 in 1/512.
+        Layers by name: weight (outputs, inputs, taps) int8, scale and shift (outputs,) float32.
+        Coarse networks also have ``offsets``, the (row, column) of their taps, and ``linear``
+        (taps, 4, 4) int32 in 1/512.
     cumulative : sequence of (symbols + 1,) uint32
-        Of each table; of two edges for one that codes nothing.
+        Cumulative frequencies of each table. A table that codes nothing has two edges.
     silent : int
-        How many code nothing.
+        Number of tables that code nothing.
 
     Raises
     ------
     FormatError
-        Arrays of other shapes, or tables that the library cannot search: it takes all sizes from
-        these arguments.
+        Arrays have other shapes, or the library cannot search a table. The library does not check
+        this itself; it takes all sizes from these arguments.
     """
 
     def __init__(
@@ -249,7 +255,7 @@ class Networks(_Kept):
         columns: int,
         coded: int,
     ) -> np.ndarray:
-        """Latents (rows * columns, 320) int32 in 1/16 step.
+        """Decode latents, int32 (rows * columns, 320), in 1/16 step.
 
         Parameters
         ----------
@@ -260,12 +266,12 @@ class Networks(_Kept):
         prior : (320,) float32 ndarray
             Scales of the condition plus one half.
         coded : int
-            A bit for each channel group.
+            Bit mask of the channel groups that are coded.
 
         Raises
         ------
         FormatError
-            The bytes are not a stream of these tables, or terms of other networks.
+            The bytes are not a stream of these tables, or the terms are of other networks.
         """
         _check_terms(biases, (self._terms,))
         _check_terms(prior, (sum(_GROUPS),))
@@ -282,18 +288,18 @@ class Networks(_Kept):
 
 
 class Pixels(_Kept):
-    """The way from latents to pixels in whole numbers, as the library takes it.
+    """The integer transforms from latents to pixels, in the memory layout of the library.
 
     Parameters
     ----------
     layers : dict
-        ``first``, ``one``, ``two`` and ``last`` as in :class:`Networks`.
+        ``first``, ``one``, ``two`` and ``last``, each as in :class:`Networks`.
     synthesis : (12, 64, 320) int ndarray
-        In 1/2**14.
+        Synthesis matrices of the components, in 1/2**14.
     pairs : (12, 320) bool ndarray
-        Which channels each component is made of.
+        True for the channels that each component is made of.
     overlap : (8, 8) int ndarray
-        In 1/2**11.
+        Overlap matrix, in 1/2**11.
     """
 
     def __init__(
@@ -336,18 +342,20 @@ class Pixels(_Kept):
         mean: np.ndarray,
         out: np.ndarray,
     ) -> None:
-        """Write whole DN into ``out`` (C, h, w), float32, or uint16, which saturates.
+        """Write whole DN into ``out`` (C, h, w), float32 or uint16. uint16 saturates.
 
         Parameters
         ----------
         latents : (P, 320) int32 ndarray
-            In 1/16 step, block by block; zero in the channels of groups after ``last``.
+            In 1/16 step, block by block. Zero in the channels of groups after ``last``.
+        last : int
+            The last channel group that is used.
         bias : float32 ndarray
             Term of the condition for the first layer.
         steps : (320,) float64 ndarray
-            Whole 1/256 DN.
+            Quantiser steps, whole multiples of 1/256 DN.
         basis, mean : (C, used), (C,) int32 ndarrays
-            In 1/2**12, and in 1/2**13 DN with one half added.
+            Spectral basis in 1/2**12. Mean in 1/2**13 DN, with one half added.
         """
         _check_terms(bias, (self._pixels.first.outputs,))
         there = [out.ctypes.data, None]

@@ -1,4 +1,4 @@
-"""The compiled core: coefficients of a tile to bytes and back, and its transforms."""
+"""Calls the compiled core, which codes the coefficients of a tile and computes its transforms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ENCODE, _DECODE, _COLLECT = range(3)
 
 
 class Context(ctypes.Structure):
-    """The context network and its tables, as the core reads them."""
+    """The context network and its tables, in the memory layout of the core."""
 
     _fields_ = [
         ("first", ctypes.c_int16 * (INPUTS * HIDDEN)),
@@ -46,7 +46,7 @@ class Context(ctypes.Structure):
 
 @cache
 def library() -> Any:
-    """The compiled core.
+    """Load the compiled core.
 
     Raises
     ------
@@ -84,12 +84,12 @@ def _at(array: np.ndarray | None) -> int | None:
 
 
 def planes(components: np.ndarray) -> np.ndarray:
-    """Class, u, v and component of each plane of coefficients, in order: int32 (planes, 4).
+    """Return class, u, v and component of each plane of coefficients, in order: int32 (planes, 4).
 
     Parameters
     ----------
     components : ndarray of int32, (5,)
-        How many components each class of frequencies has.
+        Number of components of each class of frequencies.
     """
     count = library().tec_planes(SIZE, _at(components), None)
     out = np.empty((count, 4), np.int32)
@@ -98,20 +98,22 @@ def planes(components: np.ndarray) -> np.ndarray:
 
 
 class Walk:
-    """The coefficients of one date of a tile on their way to bytes or back.
+    """Encodes and decodes the coefficients of one date of a tile.
 
     Parameters
     ----------
     context : Context
+        The network and its tables.
     components : ndarray of int32, (5,)
+        Number of components of each class of frequencies.
     spreads : ndarray of int32, (5, 31)
         Quarter octaves of each component's standard deviation over the step.
     rows, cols : int
         Blocks of the tile.
     kind, fineness : int
-        What else the network sees, 0 to 127.
+        Further inputs of the network, 0 to 127.
     hints : ndarray of uint16, (planes, rows, cols), optional
-        Twice the magnitudes that are expected, in steps.
+        Twice the expected magnitudes, in steps.
     """
 
     def __init__(
@@ -143,7 +145,7 @@ class Walk:
         return int(status)
 
     def encode(self, wanted: np.ndarray, weight: float) -> tuple[bytes, np.ndarray, np.ndarray]:
-        """Quantise and code.
+        """Quantise and code coefficients.
 
         Parameters
         ----------
@@ -155,9 +157,11 @@ class Walk:
         Returns
         -------
         data : bytes
+            The coded bytes.
         values : ndarray of int32, (planes, rows, cols)
+            Quantised coefficients.
         indexes : ndarray of uint8, (planes, rows, cols)
-            Numbers of the tables they were coded with.
+            Number of the table that each value was coded with.
         """
         values, indexes = np.zeros(self.shape, np.int32), np.zeros(self.shape, np.uint8)
         data = np.empty(8 * values.size + 64, np.uint8)
@@ -166,7 +170,7 @@ class Walk:
         return data[:length].tobytes(), values, indexes
 
     def decode(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Values and indexes as `encode` returns them."""
+        """Decode bytes; return values and indexes as `encode` does."""
         values, indexes = np.zeros(self.shape, np.int32), np.zeros(self.shape, np.uint8)
         array = np.frombuffer(data, np.uint8)
         self._run(
@@ -175,7 +179,10 @@ class Walk:
         return values, indexes
 
     def collect(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the network sees of each value, uint8 (n, 28), and the symbols, int32 (n,)."""
+        """Return the network's inputs for each value, uint8 (n, 28), and the symbols, int32 (n,).
+
+        Training uses them.
+        """
         inputs, symbols = np.empty((values.size, INPUTS), np.uint8), np.empty(values.size, np.int32)
         self._run(_COLLECT, None, 0.0, _at(values), None, None, 0, _at(inputs), _at(symbols),
                   values.size)  # fmt: skip
@@ -185,7 +192,10 @@ class Walk:
 def forward(
     plane: np.ndarray, size: int, overlap: np.ndarray, dct: np.ndarray, gain: np.ndarray
 ) -> np.ndarray:
-    """Lapped transform of a plane (rows size, cols size): float64 (size^2, rows, cols)."""
+    """Transform a plane (rows size, cols size) to coefficients, float64 (size^2, rows, cols).
+
+    The transform is lapped: neighbouring blocks overlap.
+    """
     rows, cols = plane.shape[0] // size, plane.shape[1] // size
     out = np.empty((size * size, rows, cols))
     plane = np.ascontiguousarray(plane, np.float64)
@@ -196,7 +206,7 @@ def forward(
 def inverse(
     coefficients: np.ndarray, size: int, overlap: np.ndarray, dct: np.ndarray
 ) -> np.ndarray:
-    """Plane, int32, of coefficients int32 (size^2, rows, cols), in their units."""
+    """Transform coefficients int32 (size^2, rows, cols) to a plane, int32, in the same units."""
     rows, cols = coefficients.shape[1:]
     out = np.empty((rows * size, cols * size), np.int32)
     library().tec_inverse(_at(coefficients), rows, cols, size, _at(overlap), _at(dct), _at(out))
@@ -204,14 +214,14 @@ def inverse(
 
 
 def products(values: np.ndarray) -> np.ndarray:
-    """Sums of products of rows: float64 (rows, rows)."""
+    """Return the sums of products of each pair of rows, float64 (rows, rows)."""
     out = np.empty((len(values), len(values)))
     library().tec_products(_at(values), len(values), values[0].size, _at(out))
     return out
 
 
 def project(values: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """Columns of a basis (rows, columns) times rows of values (rows, ...): (columns, ...)."""
+    """Project values (rows, ...) on the columns of a basis (rows, columns): (columns, ...)."""
     out = np.empty((basis.shape[1], *values.shape[1:]))
     basis = np.ascontiguousarray(basis, np.float64)
     library().tec_project(_at(values), len(values), values[0].size, _at(basis), basis.shape[1],
@@ -220,15 +230,16 @@ def project(values: np.ndarray, basis: np.ndarray) -> np.ndarray:
 
 
 def mix(values: np.ndarray, basis: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Coefficients of bands in 1/64 DN from those of components in 1/64 step.
+    """Return the coefficients of bands in 1/64 DN, from those of components in 1/64 step.
 
     Parameters
     ----------
     values : ndarray of int32, (frequencies, components, rows, cols)
+        Coefficients of components, in 1/64 step.
     basis : ndarray of int32, (bands, components)
-        In 1/2^12.
+        Spectral basis, in 1/2^12.
     factor : ndarray of int64, (frequencies, bands)
-        DN in a step, in 1/2^14.
+        Length of a step in DN, in 1/2^14.
 
     Returns
     -------
@@ -243,9 +254,10 @@ def mix(values: np.ndarray, basis: np.ndarray, factor: np.ndarray) -> np.ndarray
 
 
 def rotated(count: int, rotations: list[tuple[int, int, float]]) -> np.ndarray:
-    """The identity (count, count) after rotations of two rows by an angle, the last one first.
+    """Return the identity (count, count) after rotations of two rows by an angle, the last first.
 
-    Entries are multiples of 2**-24, so that what sines differ by on other machines is gone.
+    Entries are rounded to multiples of 2**-24, so that they are the same on machines whose sines
+    differ in the last bits.
     """
     out = np.empty((count, count))
     first, second = (np.array([r[i] for r in rotations], np.int32) for i in (0, 1))

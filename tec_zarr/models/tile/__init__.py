@@ -1,1 +1,1 @@
-"""A tile as the embedded models code it: planes on the sensor's grids, bases by scale."""
+"""The image model ``tec-s2``: a tile is coded on the sensor's grids, with a basis per scale."""

@@ -1,10 +1,10 @@
-"""A spectral basis for each class of spatial frequency, in a few dozen bytes.
+"""Writes and reads a spectral basis for each class of spatial frequency, in a few dozen bytes.
 
 Bands differ more in their fine texture than in their brightness, and coarse bands have no fine
 texture at all. So each class of frequencies has a Karhunen-Loeve transform of its own. A basis is
-sent as the angles of Givens rotations: whatever is read back is orthonormal, so that coarse angles
-cost a little decorrelation, never fidelity. The basis of a class is a rotation of that of the class
-before, so that most angles are small. A component without energy has no column and no bits.
+sent as the angles of Givens rotations, so the decoded basis is always orthonormal: coarse angles
+cost a little decorrelation, but no fidelity. The basis of a class is sent as a rotation of that of
+the class before, so most angles are small. A component without energy has no column and no bits.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tec_zarr.models.klt import MOST_BANDS, BitReader, BitWriter, eigenvectors
 from tec_zarr.native import core
 
 SPREAD_LOW, SPREAD_HIGH = -24, 72
-"""Quarter octaves of a component's spread over the quantiser step that can be told apart."""
+"""Lowest and highest spread of a component over the quantiser step, in quarter octaves."""
 
 BASIS_BITS = 12
 _SILENT = (-16, -12)
-"""Components at or below this spread carry nothing: of the class of block means, of the others."""
+"""Components at or below this spread are not coded: in the class of block means, in the others."""
 
 _FINER, _LEAST, _MOST = 6, 3, 15
 _GRID = 2.0**24
@@ -40,7 +40,7 @@ class Basis:
     spreads : ndarray of int, (components,)
         Quarter octaves of standard deviation over the quantiser step.
     full : ndarray of float64, (bands, bands)
-        All vectors, in whole 1/2^24: the basis of the next class is a rotation of them.
+        All vectors, in whole 1/2^24. The basis of the next class is a rotation of them.
     """
 
     vectors: np.ndarray
@@ -49,12 +49,12 @@ class Basis:
 
     @property
     def components(self) -> int:
-        """How many components are coded."""
+        """Number of components that are coded."""
         return len(self.spreads)
 
 
 NO_BASIS = Basis(np.empty((0, 0), np.int32), np.empty(0, int), np.empty((0, 0)))
-"""That of a class without bands."""
+"""The basis of a class without bands."""
 
 
 def _angle_bits(spread: int) -> int:
@@ -62,26 +62,27 @@ def _angle_bits(spread: int) -> int:
 
 
 def _rotations(count: int, components: int) -> list[tuple[int, int]]:
-    """(column, row) of each angle, in order. The last column never has one."""
+    """Return (column, row) of each angle, in order. The last column has no angles."""
     return [(j, i) for j in range(min(components, count - 1)) for i in range(j + 1, count)]
 
 
 def write(
     bits: BitWriter, covariance: np.ndarray, step: float, class_: int, before: Basis
 ) -> Basis:
-    """Write the basis of a class, and return it as it is read.
+    """Write the basis of a class; return the basis that a decoder reads.
 
     Parameters
     ----------
     bits : BitWriter
+        Takes the bits of the basis.
     covariance : ndarray, (bands, bands)
-        Of the class's coefficients, in the units of `step`, squared.
+        Covariance of the class's coefficients, in the units of `step`, squared.
     step : float
         Quantiser step.
     class_ : int
-        Number of the class; 0 is that of the block means.
+        Number of the class; 0 is the class of the block means.
     before : Basis
-        That of the class before.
+        Basis of the class before.
     """
     count = len(covariance)
     start = _start(count, before)
@@ -117,7 +118,7 @@ def read(bits: BitReader, count: int, class_: int, before: Basis) -> Basis:
     Raises
     ------
     FormatError
-        The bits are no basis.
+        The bits are not a basis.
     """
     components = bits.get(5)
     if components > min(count, MOST_BANDS):
@@ -138,7 +139,10 @@ def read(bits: BitReader, count: int, class_: int, before: Basis) -> Basis:
 
 
 def _put_angle(bits: BitWriter, code: int, size: int, small: bool) -> None:
-    """An angle from minus to plus a quarter turn; most are `small` after the class before."""
+    """Write an angle between minus and plus a quarter turn.
+
+    `small` angles, those after a class with a basis, get a code in which small values are short.
+    """
     if small:
         bits.put_signed(code, max(size - 5, 0))
     else:
@@ -157,7 +161,7 @@ def _start(count: int, before: Basis) -> np.ndarray:
 
 def _basis(start: np.ndarray, angles: list[tuple[int, int, float]], spreads: np.ndarray) -> Basis:
     turned = core.rotated(len(start), angles)
-    # Products of whole numbers below 2**53: exact in any order.
+    # The products are whole numbers below 2**53, so their sums are exact in any order.
     whole = (start * _GRID).astype(np.int64) @ (turned * _GRID).astype(np.int64)
     full = ((whole + (1 << 23)) >> 24) / _GRID
     vectors = np.rint(full[:, : len(spreads)] * 2**BASIS_BITS).astype(np.int32)

@@ -1,9 +1,9 @@
-"""``tec-s2``: the embedded image model, on the sensor's own grids.
+"""``tec-s2``: the embedded image model, which codes bands on the sensor's own grids.
 
-A date of a tile is coded by itself. Its bands become planes on their own grids (`layout`); a
-lapped transform turns planes into coefficients, a spectral basis for each class of spatial
-frequency (`bases`) turns those of all bands into components, and the core codes them with a learned
-context. Everything from bytes to pixels is whole numbers: every decoder gives the same pixels.
+Each date of a tile is coded by itself. Its bands become planes on their own grids (`layout`). A
+lapped transform turns the planes into coefficients. A spectral basis for each class of spatial
+frequency (`bases`) turns the coefficients of all bands into components. The core codes these with a
+learned context. Decoding uses whole numbers only, so every decoder returns the same pixels.
 """
 
 from __future__ import annotations
@@ -33,26 +33,27 @@ COARSEST, FINEST = 4200.0, 50.0
 """Quantiser steps of quality 1 and 8, DN."""
 
 BITS_OF_ERROR = 8.0
-"""Bits that the quantiser gives for a squared step of error."""
+"""Bits that a squared step of error is worth to the quantiser."""
 
 _LONGEST_HEADER = 16384
 
 
 def step_of(quality: float) -> float:
-    """Quantiser step in DN, geometric between quality 1 and 8, on a grid of 1/256 DN."""
+    """Return the quantiser step in DN, geometric between quality 1 and 8, in whole 1/256 DN."""
     step = COARSEST * (FINEST / COARSEST) ** ((quality - 1.0) / 7.0)
     return math.floor(256 * step + 0.5) / 256
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What the header of a section says.
+    """The header of a section.
 
     Attributes
     ----------
     layout : Layout
+        Grids of the bands.
     means : ndarray of int, (bands,)
-        DN, taken off the planes.
+        Means in DN, subtracted from the planes.
     bases : tuple of Basis
         One for each class of frequencies.
     """
@@ -63,7 +64,7 @@ class Spectrum:
 
     @cached_property
     def components(self) -> np.ndarray:
-        """How many components each class has: int32 (5,)."""
+        """Number of components of each class, int32 (5,)."""
         return np.array([b.components for b in self.bases], np.int32)
 
     @cached_property
@@ -75,7 +76,7 @@ class Spectrum:
         return out
 
     def walk(self, weights: Weights, quality: float, hints: np.ndarray | None = None) -> Walk:
-        """The walk over the coefficients of a date."""
+        """Return the coder of the coefficients of a date."""
         rows, cols = blocks_of(self.layout)
         kind = 64 if self.layout.coarse else 0
         fineness = min(max(round(16 * (quality - 1)), 0), 127)
@@ -85,32 +86,32 @@ class Spectrum:
 
 
 def blocks_of(layout: Layout) -> tuple[int, int]:
-    """Rows and columns of blocks of a tile."""
+    """Return the number of rows and columns of blocks of a tile."""
     height, width = layout.plane_shape(0)
     return -(-height // SIZE), -(-width // SIZE)
 
 
 def bands_of(layout: Layout, class_: int) -> list[int]:
-    """Bands whose planes have frequencies of a class."""
+    """Return the bands whose planes have frequencies of a class."""
     return layout.fine + layout.coarse if class_ < CLASSES - 1 else layout.fine
 
 
 def frequencies_of(class_: int) -> list[tuple[int, int]]:
-    """(u, v) of the frequencies of a class, in the order in which they are coded."""
+    """Return (u, v) of the frequencies of a class, in the order in which they are coded."""
     one = np.zeros(CLASSES, np.int32)
     one[class_] = 1
     return [(int(u), int(v)) for _, u, v, _ in core.planes(one)]
 
 
 class Transform:
-    """From planes to coefficients of bands and back, by the tensors of a weights file."""
+    """Transforms planes to coefficients of bands and back, with the tensors of a weights file."""
 
     def __init__(self, weights: Weights):
         self.weights = weights
         self.frequencies = [frequencies_of(class_) for class_ in range(CLASSES)]
 
     def _gain(self, layout: Layout, band: int) -> np.ndarray:
-        """Gains of the frequencies of a band's plane, in 1/2^16."""
+        """Return the gains of the frequencies of a band's plane, in 1/2^16."""
         cells = layout.cells(band)
         factor = 0 if cells is None else cells.factor - 1
         if layout.levels[band] == 0:
@@ -121,7 +122,7 @@ class Transform:
         return self.weights[f"gain.8.{kind}"][factor]
 
     def forward(self, layout: Layout, planes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Coefficients of bands for each class: float64 (bands, frequencies, rows, cols)."""
+        """Return coefficients for each class: float64 (bands, frequencies, rows, cols)."""
         rows, cols = blocks_of(layout)
         of_bands = []
         for band, plane in enumerate(planes):
@@ -148,7 +149,7 @@ class Transform:
         all_bases: Sequence[Basis],
         step: float,
     ) -> list[np.ndarray]:
-        """Planes, int32 in whole `UNITS`, from components in 1/64 step for each class.
+        """Return planes, int32 in whole `UNITS`, from components in 1/64 step for each class.
 
         `components` are int32 (frequencies, components, rows, cols).
         """
@@ -195,7 +196,7 @@ class TecS2:
         bands: tuple[str, ...] | None = None,
         known: np.ndarray | None = None,
     ) -> Encoded:
-        """Encode float32 DN (T, C, h, w), finite; `known` says what was measured."""
+        """Encode finite float32 DN (T, C, h, w); `known`, bool, marks measured samples."""
         check_bands(cube.shape)
         whole = np.clip(np.rint(cube), -(1 << 20), 1 << 20).astype(np.int32)
         layout, values = Layout.of(whole, known, max(step_of(quality) / 64, 0.5))
@@ -210,7 +211,7 @@ class TecS2:
     def encode_planes(
         self, layout: Layout, planes: Sequence[np.ndarray], quality: float
     ) -> tuple[bytes, np.ndarray]:
-        """The section of one date, and its quantised coefficients."""
+        """Encode one date; return its section and its quantised coefficients."""
         spectrum, wanted, header = _analysed(self, layout, planes, quality)
         data, latents, _ = spectrum.walk(self.weights, quality).encode(wanted, BITS_OF_ERROR)
         return header + data, latents
@@ -222,14 +223,14 @@ class TecS2:
         quality: float,
         bands: tuple[str, ...] | None = None,
     ) -> tuple[np.ndarray, int]:
-        """Decode to float32 DN of `shape` and the CRC32 of the latents."""
+        """Decode; return float32 DN of `shape` and the CRC32 of the latents."""
         out, crc = self._decode(sections, shape, quality, range(shape[0]))
         return out.astype(np.float32), crc
 
     def decode_whole(
         self, sections: list[bytes], shape: tuple[int, int, int, int], quality: float
     ) -> tuple[np.ndarray, int]:
-        """As `decode`, to uint16: what lies beyond saturates."""
+        """Decode as `decode` does, but to uint16; values beyond uint16 saturate."""
         out, crc = self._decode(sections, shape, quality, range(shape[0]))
         return np.clip(out, 0, 65535).astype(np.uint16), crc
 
@@ -240,7 +241,7 @@ class TecS2:
         quality: float,
         dates: Sequence[int],
     ) -> np.ndarray:
-        """Decode some dates to float32 DN (len(dates), C, h, w)."""
+        """Decode some dates; return float32 DN (len(dates), C, h, w)."""
         return self._decode(sections, shape, quality, dates)[0].astype(np.float32)
 
     def _decode(
@@ -272,15 +273,16 @@ class TecS2:
     def dequantised(
         self, spectrum: Spectrum, latents: np.ndarray, indexes: np.ndarray
     ) -> list[np.ndarray]:
-        """Components in 1/64 step for each class: int32 (frequencies, components, rows, cols).
+        """Return components in 1/64 step by class: int32 (frequencies, components, rows, cols).
 
-        A value is moved a little towards zero, where more of what was rounded to it lies.
+        Each value is moved a little towards zero, because of the values that were rounded to it
+        more lie on that side.
         """
         magnitude = np.abs(latents)
         nearer = self.weights["towards_zero"][indexes, np.clip(magnitude, 1, 2) - 1].astype(
             np.int32
         )
-        means = spectrum.components[0]  # predicted from their neighbours: they have no such side
+        means = spectrum.components[0]  # predicted from neighbours, so not denser near zero
         nearer[:means] = 0
         values = np.clip(latents, -(1 << 20), 1 << 20) * 64 - np.sign(latents) * nearer
         out, start = [], 0
@@ -294,7 +296,10 @@ class TecS2:
 def analysed(
     model: TecS2, layout: Layout, planes: Sequence[np.ndarray], quality: float
 ) -> tuple[Spectrum, np.ndarray]:
-    """The spectrum of a date, and its coefficients in steps: float64 (planes, rows, cols)."""
+    """Return the spectrum of a date, and its coefficients in steps.
+
+    Coefficients are float64 (planes, rows, cols).
+    """
     return _analysed(model, layout, planes, quality)[:2]
 
 
@@ -328,12 +333,12 @@ def _analysed(
 def read_header(
     section: bytes, bands: int, shape: tuple[int, int], step: float
 ) -> tuple[Spectrum, bytes]:
-    """The header of a section, and the bytes after it.
+    """Read the header of a section; return it and the bytes behind it.
 
     Raises
     ------
     FormatError
-        The bytes end too soon or are no header.
+        The bytes end too soon, or they are not a header.
     """
     head = section[:_LONGEST_HEADER]
     bits = BitReader(head)
@@ -353,7 +358,10 @@ def _checksum(latents: np.ndarray, before: int) -> int:
 
 
 def _mean_digits(step: float) -> int:
-    """log2 of the unit of means: what they are off by is an error of every pixel, so 1/32 step."""
+    """Return log2 of the unit of means, which is about 1/32 step.
+
+    The unit is small, because the rounding of a mean is an error of every pixel.
+    """
     return max(math.floor(math.log2(step / 32)), 0)
 
 
@@ -372,7 +380,7 @@ def _read_means(bits: BitReader, count: int, step: float) -> np.ndarray:
 
 
 def check_bands(shape: tuple[int, ...]) -> None:
-    """Raise UnsupportedArrayError for more bands than a section can hold."""
+    """Raise UnsupportedArrayError unless a section can hold the bands."""
     if not 1 <= shape[1] <= MOST_BANDS:
         raise UnsupportedArrayError(
             f"tec-s2 takes 1 to {MOST_BANDS} bands, not the {shape[1]} of a chunk of shape "
@@ -381,5 +389,5 @@ def check_bands(shape: tuple[int, ...]) -> None:
 
 
 def load(path: Path) -> TecS2:
-    """Read a weights file."""
+    """Load the model from a weights file."""
     return TecS2(read_weights(path), hashlib.sha256(path.read_bytes()).hexdigest())

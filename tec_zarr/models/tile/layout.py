@@ -1,9 +1,9 @@
-"""Planes that a tile is coded as: bands on their own grids, at one of two levels.
+"""Lays out a tile as planes: each band on its own grid, at one of two levels.
 
-Level 0 has the tile's pixels. Level 1 has cells of 2 x 2 pixels; its bands lie on grids of an even
-factor with cells that start on the same rows and columns. A band on a grid with larger cells than
-its level's is a smooth plane there, whose mean over each cell is the native value. So a decoded
-band is on its grid again, exactly, whatever its coefficients lost.
+Level 0 has the pixels of the tile. Level 1 has cells of 2 x 2 pixels; its bands lie on grids of an
+even factor whose cells start on the same rows and columns. The grid of a band may have larger
+cells than its level. Then the plane of the band is smooth, and its mean over each cell is the
+native value. So a decoded band lies exactly on its grid, whatever its coefficients lost.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST_GRIDS = 7
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the bands of a tile lie.
+    """The grids of the bands of a tile.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Layout:
 
     @cached_property
     def _lead(self) -> Grid | None:
-        """The grid that says where the cells of level 1 begin: the commonest of an even factor."""
+        """The grid of the cells of level 1. They start where most grids of even factor start."""
         even = Counter(
             (g.row % 2, g.column % 2) for g in self.grids if g is not None and g.factor % 2 == 0
         )
@@ -83,9 +83,10 @@ class Layout:
         return (rows, columns) if level == 0 else (-(-rows // 2), -(-columns // 2))
 
     def cells(self, band: int) -> Grid | None:
-        """The cells of a band's grid; None where they are its plane's values.
+        """Return the cells of a band's grid; None if each value of its plane is one cell.
 
-        Of a band of level 1 they are on its plane, of level 0 on the tile, without the margin.
+        For level 1 the cells are those of the plane; for level 0 those of the tile, without the
+        margin.
         """
         grid, level = self.grids[band], self.levels[band]
         if grid is None:
@@ -103,16 +104,16 @@ class Layout:
     def of(
         cls, cube: np.ndarray, known: np.ndarray | None, error: float = 0.5
     ) -> tuple[Layout, list[np.ndarray]]:
-        """The layout of a tile, and the values of its bands.
+        """Find the layout of a tile, and the values of its bands.
 
         Parameters
         ----------
         cube : ndarray of int32, (T, C, h, w)
             DN.
         known : ndarray of bool or None
-            Samples that were measured.
+            True for measured samples. None: all were measured.
         error : float
-            Largest root mean square, DN, by which a grid may miss a band's samples.
+            Largest RMS error, in DN, of a band's samples on a grid.
 
         Returns
         -------
@@ -144,7 +145,7 @@ class Layout:
         return layout, values
 
     def plane(self, band: int, values: np.ndarray) -> np.ndarray:
-        """The plane of a band, float64, from one date of its values."""
+        """Return the plane of a band, float64, from the values of one date."""
         level, cells = self.levels[band], self.cells(band)
         plane = values.astype(np.float64)
         if cells is not None:
@@ -154,7 +155,7 @@ class Layout:
         return plane
 
     def samples(self, band: int, plane: np.ndarray) -> np.ndarray:
-        """The samples of a band, int32 DN, from its decoded plane in whole `UNITS`."""
+        """Return the samples of a band, int32 DN, from its decoded plane in whole `UNITS`."""
         grid, cells = self.grids[band], self.cells(band)
         if self.levels[band] == 0:
             plane = plane[self.margin[0] :, self.margin[1] :]
@@ -162,7 +163,7 @@ class Layout:
             return (plane + UNITS // 2) // UNITS
         total, count = (plane.astype(np.int64), 1) if cells is None else _cell_sums(plane, cells)
         native = (2 * total + UNITS * count) // (2 * UNITS * count)
-        # Bilinear samples at an edge lie between the cells there and cells beyond it.
+        # Bilinear samples at an edge lie between its cells and cells beyond the edge.
         rows, columns = grid.axes(self.shape)
         around = [
             (int(axis.cell[0]), axis.cells - int(axis.cell[-1]) - 1) for axis in (rows, columns)
@@ -185,12 +186,12 @@ class Layout:
 
     @classmethod
     def read(cls, bits: BitReader, bands: int, shape: tuple[int, int]) -> Layout:
-        """Read what `write` wrote.
+        """Read a layout that `write` wrote.
 
         Raises
         ------
         FormatError
-            The bits are no layout.
+            The bits are not a layout.
         """
         found: list[Grid | None] = [None]
         for _ in range(bits.get(3)):
@@ -208,7 +209,7 @@ class Layout:
 
 
 def _missed(found: Found, cube: np.ndarray, known: np.ndarray | None, band: int) -> float:
-    """Root mean square of what a grid leaves of a band's measured samples, DN."""
+    """Return the RMS error, in DN, of a band's measured samples on a grid."""
     if not found.wrong:
         return 0.0
     off = (found.grid.enlarge(found.native, cube.shape[2:]) - cube[:, band]).astype(np.float64)
@@ -216,7 +217,10 @@ def _missed(found: Found, cube: np.ndarray, known: np.ndarray | None, band: int)
 
 
 def _cell_sums(plane: np.ndarray, cells: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over the cells of a plane, and how many values each is of; exact for integers."""
+    """Return the sums over the cells of a plane, and the number of values in each.
+
+    Sums of integers are exact.
+    """
     counts = []
     total = plane if plane.dtype.kind == "f" else plane.astype(np.int64)
     for axis, of in enumerate(cells.axes(plane.shape)):
@@ -227,7 +231,7 @@ def _cell_sums(plane: np.ndarray, cells: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(native: np.ndarray, cells: Grid, shape: tuple[int, int]) -> np.ndarray:
-    """A plane without edges at cells, whose means over the cells are the native values."""
+    """Return a plane without edges at cells, whose means over the cells are the native values."""
     plane = _between(native, cells, shape)
     for _ in range(4):
         total, count = _cell_sums(plane, cells)
@@ -238,7 +242,7 @@ def _smooth(native: np.ndarray, cells: Grid, shape: tuple[int, int]) -> np.ndarr
 
 
 def _between(native: np.ndarray, cells: Grid, shape: tuple[int, int]) -> np.ndarray:
-    """Linear interpolation between the centres of cells."""
+    """Interpolate linearly between the centres of cells."""
     for axis, (size, start) in enumerate(zip(shape, (cells.row, cells.column), strict=True)):
         k, count = cells.factor, native.shape[axis]
         first = -(-start // k)  # cells before the first whole one

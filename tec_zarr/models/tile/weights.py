@@ -1,4 +1,4 @@
-"""What a weights file of the embedded models holds, checked, and as the core wants it."""
+"""Reads, checks and writes a weights file of ``tec-s2``, and lays it out for the compiled core."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TENSORS: dict[str, tuple[tuple[int, ...], type]] = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors of a weights file, and the context that the core reads."""
+    """The tensors of a weights file, and the context for the core."""
 
     tensors: dict[str, np.ndarray]
     context: Context = field(repr=False)
@@ -62,12 +62,12 @@ class Weights:
 
     @classmethod
     def of(cls, tensors: dict[str, np.ndarray], source: str) -> Weights:
-        """Check tensors and lay them out.
+        """Check tensors, and lay them out for the core.
 
         Raises
         ------
         FormatError
-            A tensor is missing, or is not what the core can compute with.
+            A tensor is missing, or the core cannot compute with it.
         """
         if set(tensors) != set(TENSORS):
             wrong = sorted(set(tensors) ^ set(TENSORS))
@@ -112,17 +112,17 @@ def _context(tensors: dict[str, np.ndarray], frequencies: np.ndarray) -> Context
 
 
 def low_bits(indexes: np.ndarray) -> np.ndarray:
-    """How many low bits symbols of these indexes are coded without a table."""
+    """Return the number of low bits that symbols of these indexes send without a table."""
     return np.where(indexes < PLAIN + 4, 0, (indexes - PLAIN) // 4)
 
 
 def table_of(indexes: np.ndarray) -> np.ndarray:
-    """Number of the table of frequencies for each index."""
+    """Return the number of the table of frequencies for each index."""
     return np.where(indexes < PLAIN + 4, indexes, PLAIN + (indexes - PLAIN) % 4)
 
 
 def column_of(symbols: np.ndarray, indexes: np.ndarray) -> np.ndarray:
-    """Column of each symbol in its table."""
+    """Return the column of each symbol in its table."""
     return np.clip(symbols >> low_bits(indexes), -REACH, REACH) + REACH
 
 
@@ -132,7 +132,7 @@ def read_weights(path: Path) -> Weights:
     Raises
     ------
     FormatError
-        It holds something else.
+        The file does not hold weights of ``tec-s2``.
     """
     return Weights.of(load(path.read_bytes()), str(path))
 
