@@ -28,7 +28,7 @@ from tec_zarr.networks.image_net import IntConv
 Net = TypeVar("Net", bound=nn.Module)
 
 _FLOATS = torch.float16, torch.float32
-#: Parameters of released weights reach 23, gains 0.9.
+#: Largest parameters and gains. Those of released weights reach 23 and 0.9.
 _LARGEST, _LARGEST_GAIN = 1024.0, 12.0
 #: Range of the power of two that scales a channel's weights. Within it, sums below 2**24 stay below
 #: 2**31 in the units of the next layer, and float32 can hold every scale.
@@ -87,7 +87,7 @@ def check(tensors: Mapping[str, Tensor], layout: Layout, what: str) -> None:
                 f"{' or '.join(map(str, part.dtypes))} of shape {wanted_shape}"
             )
         low, high = part.range
-        if not (float(tensor.min()) >= low and float(tensor.max()) <= high):  # NaN is neither
+        if not (float(tensor.min()) >= low and float(tensor.max()) <= high):  # also true for NaN
             raise FormatError(f"{what}: {name} has numbers outside {low:g} to {high:g}")
 
 

@@ -203,9 +203,9 @@ class TecS2:
     Parameters
     ----------
     net : S2Net
-        With its integer layers frozen.
+        Its integer layers are frozen.
     tables : Tables
-        One per scale index.
+        Tables of the symbols, one per scale index.
     """
 
     name = "tec-s2"

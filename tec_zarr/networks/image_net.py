@@ -152,7 +152,7 @@ class Condition(nn.Module):
 
 
 def _taps(offsets: list[tuple[int, int]], kernel: int) -> Tensor:
-    taps = torch.zeros(kernel, kernel, dtype=torch.bool, device="cpu")  # also of a net on "meta"
+    taps = torch.zeros(kernel, kernel, dtype=torch.bool, device="cpu")  # even for a net on "meta"
     for row, col in offsets:
         taps[row + kernel // 2, col + kernel // 2] = True
     return taps
@@ -202,8 +202,7 @@ class CoarsePass(nn.Module):
         self.head = IntConv(hidden, 2 * size, 1, ACT_GRID, zero=True)
 
     def integer_linear(self) -> Tensor:
-        """Predictor weights on a 1/512 grid, so that their products with whole latents are exact.
-        """
+        """Predictor weights on a 1/512 grid, so that products with whole latents are exact."""
         return quantised((self.linear * self.taps).clamp(-2, 2) * 512.0) / 512.0
 
     def forward(self, known: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:

@@ -323,7 +323,7 @@ class PixelSynthesis:
         for edge, before in zip(edges, kept, strict=True):
             image[:, edge] = before
         kept = [image[:, :, edge].clone() for edge in edges]
-        thin = image.view(-1, BLOCK).numpy()  # NumPy's BLAS is faster for so thin a product
+        thin = image.view(-1, BLOCK).numpy()  # NumPy's BLAS is faster on thin matrices
         across = torch.from_numpy(thin @ np.ascontiguousarray(self.overlap.T.numpy()))
         image.copy_(across.div_(2.0**OVERLAP_BITS).add_(0.5).floor_().view(image.shape))
         for edge, before in zip(edges, kept, strict=True):

@@ -196,15 +196,14 @@ class TecFlexS2:
             for q in (quality - int(quality) // 2, quality - int(quality) + 1, quality)
         )
         order = coding_order(middle)
-        # The number of finer qualities differs from level to level: at large steps a date passes
-        # more of its content on to others.
+        # At large steps a date passes more of its content on to others, so qualities differ.
         low, high = (finer_qualities(sizes, order) for sizes in ends)
         done: dict[int, Series] = {}
         sections: dict[int, bytes] = {}
         uses = {date: nearest_dates(date, order[:place]) for place, date in enumerate(order)}
         last = last_users(uses)
         for number in order:
-            # All steps use the same weights. They are fitted to the middle step.
+            # All steps use the same weights, which are fitted to the middle step.
             known = {d: done[d].pictures[int(quality)] for d in uses[number]}
             finer = low[number], high[number]
             step = float(step_size(level_qualities(quality, finer)[int(quality) // 2]))
@@ -400,8 +399,7 @@ class _Walk:
     def _steps(
         self, number: int, coded: Sequence[bool], split: int, halves: int = 2
     ) -> Iterator[tuple[Step, np.ndarray]]:
-        """Yield the passes of a level and the prediction of each; note the state after each half.
-        """
+        """Yield the passes of a level and their predictions; note the state after each half."""
         condition = self.levels[number].context.condition
         past = self.past(2 * number)
         sizes = np.abs(self.latents.residual(past, self.levels[number].steps))
@@ -490,10 +488,7 @@ _LAYOUT = {
 
 
 def load(path: Path) -> TecFlexS2:
-    """Read a file of :func:`tec_zarr.networks.files.save_progressive`.
-
-    The temporal model that it names comes from the registry.
-    """
+    """Read a file of `files.save_progressive`; the temporal model comes from the registry."""
     tensors, sha256 = read(path)
     check(tensors, _LAYOUT, str(path))
     temporal = named_model("tec-tt-s2", tensors["temporal_sha256"])

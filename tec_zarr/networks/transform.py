@@ -133,7 +133,7 @@ def overlapped(image: Tensor, matrix: Tensor) -> Tensor:
     which the samples to be mixed lie in whole blocks.
     """
     other = torch.empty_like(image)
-    # NumPy's BLAS is several times faster than torch's for so thin a product.
+    # NumPy's BLAS is several times faster than torch's on such thin matrices.
     thin = image.view(-1, BLOCK).numpy(), other.view(-1, BLOCK).numpy()
     np.matmul(thin[0], np.ascontiguousarray(matrix.T.numpy()), out=thin[1])
     edges = slice(None, BLOCK), slice(-BLOCK, None)

@@ -101,8 +101,7 @@ class Hidden(Layer):
         self.shift = (self.offset * self.unit * ACT_GRID + 0.5).float()
 
     def __call__(self, rows: Tensor, extra: Tensor | None = None) -> Tensor:
-        """Compute the layer; ``extra`` (P, N) or (1, N), float32 in 1/16, is added before rounding.
-        """
+        """Compute the layer; ``extra`` (P, N) or (1, N), float32 in 1/16, joins before rounding."""
         # These are single IEEE operations on each element, so results are the same everywhere. The
         # product is exact, so fusing it with the sum changes nothing.
         out = torch.addcmul(self.shift, self.sums(rows).float(), self.scale)
@@ -255,7 +254,7 @@ class Step:
 
 
 class Geometry:
-    """Positions of the passes on a padded grid of ``batch`` dates, and of their neighbours."""
+    """Positions of the passes, and of their neighbours, on a padded grid of ``batch`` dates."""
 
     def __init__(self, batch: int, height: int, width: int):
         self.batch, self.height, self.width = batch, height, width
@@ -336,8 +335,7 @@ class Past:
         self.cells = companded(units)
 
     def term(self, layer: _Term, places: Tensor, channels: int) -> Tensor:
-        """Apply ``layer`` to the first ``channels`` channels in the neighbourhoods of ``places``.
-        """
+        """Apply ``layer`` to the first ``channels`` channels around ``places``."""
         grid = Grid(self.geometry, channels, torch.int8, 0)
         grid.write_everywhere(self.cells[:, :, :channels].reshape(-1, channels))
         return layer(grid.gather(places, SQUARE))

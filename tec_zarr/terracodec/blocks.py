@@ -227,7 +227,7 @@ class StartSymbol(nn.Module):
 
 
 class ChannelConstant(nn.Module):
-    """Learned stand-in for the date before the first one: a constant per channel."""
+    """Learned constant per channel that replaces the date before the first one."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ from tec_zarr.terracodec.tt import EntropyTransformer, TemporalTransformer, Toke
 
 
 class _Writer:
-    """The encoder's end of a section."""
+    """Writes the symbols of a section."""
 
     def __init__(self) -> None:
         self.coder = SymbolEncoder()
@@ -54,7 +54,7 @@ class _Writer:
 
 
 class _Reader:
-    """The decoder's end of a section."""
+    """Reads the symbols of a section."""
 
     def __init__(self, data: bytes) -> None:
         self.coder = SymbolDecoder(data)

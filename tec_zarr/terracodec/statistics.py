@@ -63,8 +63,7 @@ STATISTICS = {
 
 
 def standardise(cube: npt.NDArray[np.float32], count: int, where: Sequence[int]) -> Tensor:
-    """Convert DN (T, C, h, w) to the model's input (T, count, h, w); absent bands get their mean.
-    """
+    """Convert DN (T, C, h, w) to model input (T, count, h, w); absent bands get their mean."""
     statistics = STATISTICS[count]
     out = np.zeros((cube.shape[0], count, *cube.shape[2:]), np.float32)
     for given, band in enumerate(where):

@@ -365,8 +365,7 @@ class TemporalTransformer(nn.Module):
         return torch.stack([image for image, _ in dates], dim=1), bits
 
     def dates(self, series: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield reconstruction (B, C, H, W) and rate in bits (B,) of each date of (B, T, C, H, W).
-        """
+        """Yield reconstruction (B, C, H, W) and bits (B,) of each date of (B, T, C, H, W)."""
         return ((image, bits_of(part, len(image))) for image, part in self.likelihoods(series))
 
     def likelihoods(self, series: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

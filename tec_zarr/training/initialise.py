@@ -47,8 +47,7 @@ def _mean_rate(blocks: Tensor, bases: Tensor, distortion: float) -> Tensor:
 
 
 def tuned_overlap(samples: Tensor, steps: int, seed: int) -> Tensor:
-    """Fit the overlap matrix (8, 8) that minimises the blocks' Gaussian rate at the target error.
-    """
+    """Fit the overlap matrix (8, 8) that minimises the blocks' Gaussian rate at `TARGET_RMSE`."""
     eye = torch.eye(BLOCK)
     matrix = (eye + 0.15 * (eye - eye.flip(0))).requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)

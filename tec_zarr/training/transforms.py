@@ -74,7 +74,7 @@ def gains(size: int, matrix: np.ndarray, kind: str | None, cells: int) -> np.nda
     """
     synthesis = np.linalg.inv(_analysis(size, matrix))
     length = size * _BLOCKS
-    if cells > 1:  # averaged over sliding cells, as a mean over all phases
+    if cells > 1:  # the mean of sliding cells stands for the mean over all phases
         kernel = np.ones(cells) / cells
         synthesis = np.stack([np.convolve(c, kernel, "same") for c in synthesis.T], axis=1)
     if kind is not None:
