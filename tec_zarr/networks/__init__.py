@@ -1,1 +1,1 @@
-"""The embedded models as torch runs them, until the native core does (torch)."""
+"""The embedded models, run by torch."""

@@ -1,8 +1,9 @@
 """Weights files of the embedded models, checked before anything computes with them.
 
-A file may have come with a store (:mod:`tec_zarr.stores.embed`), so that a stranger made it. Every
-tensor has to have the name, the shape, the dtype and numbers that the model's own files have:
-compiled code takes its sizes from tensors, and integer networks are exact only within these ranges.
+A file may come with a store (:mod:`tec_zarr.stores.embed`), and a stranger may have made it. The
+checks compare the name, shape, dtype and range of every tensor with those of the model's own files.
+Two reasons: compiled code takes its sizes from the tensors, and integer networks are exact only
+within these ranges.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from tec_zarr.networks.image_net import IntConv
 Net = TypeVar("Net", bound=nn.Module)
 
 _FLOATS = torch.float16, torch.float32
-#: Parameters of released weights reach 23, gains 0.9.
+#: Largest parameters and gains. Those of released weights reach 23 and 0.9.
 _LARGEST, _LARGEST_GAIN = 1024.0, 12.0
-#: Powers of two that a channel's weights stand for: sums below 2**24 stay below 2**31 in the units
-#: of what comes after, and no scale is too small for float32.
+#: Range of the power of two that scales a channel's weights. Within it, sums below 2**24 stay below
+#: 2**31 in the units of the next layer, and float32 can hold every scale.
 _EXPONENTS = -24.0, 0.0
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a tensor has to be: its shape (None: any length), its dtypes and its range."""
+    """Requirements on a tensor: its shape (None: any length), its dtypes and its range."""
 
     shape: tuple[int | None, ...]
     dtypes: tuple[torch.dtype, ...]
@@ -50,18 +51,18 @@ TABLES = Part((SCALES, None), (torch.int32,))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Tensors of a file, and its SHA-256 (hex)."""
+    """Return the tensors of a file, and its SHA-256 (hex)."""
     data = path.read_bytes()
     return read_tensors(data), hashlib.sha256(data).hexdigest()
 
 
 def check(tensors: Mapping[str, Tensor], layout: Layout, what: str) -> None:
-    """Compare tensors with what they have to be.
+    """Check that tensors are as ``layout`` requires.
 
     Raises
     ------
     FormatError
-        Other names, shapes, dtypes or numbers; ``what`` says of what.
+        A name, shape, dtype or number differs. The message calls the tensors ``what``.
     """
     missing, strange = sorted(layout.keys() - tensors.keys()), sorted(tensors.keys() - layout)
     if missing or strange:
@@ -86,12 +87,15 @@ def check(tensors: Mapping[str, Tensor], layout: Layout, what: str) -> None:
                 f"{' or '.join(map(str, part.dtypes))} of shape {wanted_shape}"
             )
         low, high = part.range
-        if not (float(tensor.min()) >= low and float(tensor.max()) <= high):  # NaN is neither
+        if not (float(tensor.min()) >= low and float(tensor.max()) <= high):  # also true for NaN
             raise FormatError(f"{what}: {name} has numbers outside {low:g} to {high:g}")
 
 
 def integer_parts(name: str, shape: tuple[int, ...]) -> dict[str, Part]:
-    """The tensors of an :class:`~tec_zarr.networks.image_net.IntConv` of weights of ``shape``."""
+    """Requirements on an :class:`~tec_zarr.networks.image_net.IntConv` with weights of ``shape``.
+
+    The keys are ``{name}.weight``, ``{name}.exponent`` and ``{name}.bias``.
+    """
     return {
         f"{name}.weight": Part(shape, (torch.int8,)),
         f"{name}.exponent": Part(shape[:1], (torch.int8,), _EXPONENTS),
@@ -100,7 +104,10 @@ def integer_parts(name: str, shape: tuple[int, ...]) -> dict[str, Part]:
 
 
 def network_layout(net: nn.Module) -> dict[str, Part]:
-    """What :func:`~tec_zarr.networks.files.net_tensors` makes of a network like ``net``."""
+    """Requirements on the tensors of a network with the sizes of ``net``.
+
+    They describe what :func:`~tec_zarr.networks.files.net_tensors` returns for ``net``.
+    """
     integer = {name: m for name, m in net.named_modules() if isinstance(m, IntConv)}
     out: dict[str, Part] = {}
     for name, module in integer.items():
@@ -113,12 +120,17 @@ def network_layout(net: nn.Module) -> dict[str, Part]:
 
 
 def frozen_net(make: Callable[[], Net], tensors: Mapping[str, Tensor], path: Path) -> Net:
-    """A network with what :func:`~tec_zarr.networks.files.net_tensors` made of another one.
+    """Make a network and load its tensors; the integer layers are frozen.
 
     Parameters
     ----------
     make : callable
-        Makes the network. It is called without memory first: its sizes may come from the file.
+        Makes the network. It is called on the "meta" device first, where a network takes no memory,
+        because its sizes may come from a file that nothing has checked yet.
+    tensors : mapping of str to Tensor
+        The result of :func:`~tec_zarr.networks.files.net_tensors`.
+    path : Path
+        The file of the tensors, for messages.
 
     Raises
     ------
@@ -140,12 +152,17 @@ def frozen_net(make: Callable[[], Net], tensors: Mapping[str, Tensor], path: Pat
 
 
 def named_model(name: str, sha256: Tensor) -> Model:
-    """The model ``name`` whose weights a file names as those it builds on: released ones only.
+    """Return the released model ``name`` that a weights file builds on.
+
+    Parameters
+    ----------
+    sha256 : (32,) uint8 Tensor
+        Hash of the model's weights, from the file that builds on it.
 
     Raises
     ------
     WeightsMismatchError
-        This package has not released them.
+        This package has not released weights with that hash.
     """
     check({"sha256": sha256}, {"sha256": HASH}, f"the name of {name}'s weights")
     return get_released(name, sha256.numpy().tobytes().hex())

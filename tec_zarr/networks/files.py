@@ -1,4 +1,7 @@
-"""Networks to weights files and back, integer layers as integers."""
+"""Write networks and tables to weights files.
+
+Integer layers are stored as integers. :mod:`tec_zarr.networks.checks` reads the files.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,18 @@ from tec_zarr.networks.series_net import TemporalNet
 
 
 def save_image(net: S2Net, frequencies: np.ndarray, path: Path) -> None:
-    """Write ``net`` with its integer layers as integers, and the tables, as safetensors."""
+    """Write ``net`` and its tables as safetensors."""
     out = net_tensors(net) | {"tables": torch.from_numpy(frequencies.astype(np.int32))}
     save_file({name: tensor.contiguous() for name, tensor in sorted(out.items())}, path)
 
 
-#: Networks that only correct pixels or latents: eleven bits of a weight are plenty.
+#: Networks that only correct pixels or latents. Their weights are stored as float16: eleven
+#: significant bits are enough.
 _SHORT = ("encoder.", "decoder.", "refine.")
 
 
 def net_tensors(net: torch.nn.Module) -> dict[str, Tensor]:
-    """Everything that a weights file holds of ``net``, integer layers as integers."""
+    """Return the tensors of ``net`` for a weights file, integer layers as integers."""
     integer = {name: m for name, m in net.named_modules() if isinstance(m, IntConv)}
     out = {}
     for name, module in integer.items():
@@ -40,14 +44,14 @@ def net_tensors(net: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def save_pixels(net: PixelNet, image_sha256: str, path: Path) -> None:
-    """Write ``net`` and which weights' latents it makes pixels of."""
+    """Write ``net``, and the SHA-256 of the image weights whose latents it turns into pixels."""
     image = torch.frombuffer(bytearray.fromhex(image_sha256), dtype=torch.uint8)
     out = net.tensors() | {"image_sha256": image}
     save_file({name: tensor.contiguous() for name, tensor in sorted(out.items())}, path)
 
 
 def save_series(net: TemporalNet, frequencies: np.ndarray, image_sha256: str, path: Path) -> None:
-    """Write ``net`` with its integer layers as integers, the tables, and which image model."""
+    """Write ``net``, its tables, and the SHA-256 of the image weights that it builds on."""
     out = net_tensors(net) | {
         "tables": torch.from_numpy(frequencies.astype(np.int32)),
         "image_sha256": torch.frombuffer(bytearray.fromhex(image_sha256), dtype=torch.uint8),
@@ -56,7 +60,7 @@ def save_series(net: TemporalNet, frequencies: np.ndarray, image_sha256: str, pa
 
 
 def save_progressive(tables: IntervalTables, temporal_sha256: str, path: Path) -> None:
-    """Write the tables, and of which temporal model they are."""
+    """Write the tables, and the SHA-256 of the temporal weights that they belong to."""
     out = {
         "cumulative": torch.from_numpy(tables.cumulative.astype(np.int32)),
         "zones": torch.from_numpy(tables.zones.astype(np.int32)),

@@ -1,10 +1,11 @@
 """The embedded default model ``tec-s2``: one date of one tile to bytes and back.
 
 A section is ``KLT | group flags (1 byte) | range-coded latents``; see docs/format.md.  Each date
-stands alone.  Latents are exact on every machine (integer networks, see
-:mod:`tec_zarr.networks.image_net`).  The analysis runs in whole numbers too, after a KLT and an
-overlap in float64, so that the same pixels give the same bytes everywhere; the synthesis runs in
-float32 and may differ in the last place, which can move a pixel that lies between two DN by one.
+is coded independently.  Integer networks make the latents exact on every machine
+(:mod:`tec_zarr.networks.image_net`).  The analysis runs in whole numbers too, after a KLT and an
+overlap in float64, so that the same pixels give the same bytes everywhere.  Weights with a
+:class:`~tec_zarr.networks.pixel_net.PixelNet` decode in whole numbers.  Others decode in float32,
+which may differ in the last place and so move a pixel by one DN.
 """
 
 from __future__ import annotations
@@ -43,24 +44,24 @@ from tec_zarr.networks.pixel_net import PixelSynthesis, check_pixels
 from tec_zarr.networks.transform import Analysis, Synthesis, blocks_of, overlapped, with_margin
 from tec_zarr.networks.walk import IntegerModel, Past
 
-#: Rate-distortion trade of the quantiser: bits saved against squared error in steps (as in
-#: training).
+#: Rate-distortion trade of the quantiser: bits per squared error in steps, as in training.
 LAMBDA = 8.0
-#: A group whose latents all lie below this (in steps) is not coded at all,
+#: A channel group is not coded if all its latents lie below this, in steps.
 SILENT = 0.6
-#: nor is one that gains less than its own bits and this share of all: decoding it takes time.
+#: A channel group is not coded either if it gains less than its own bits plus this share of all
+#: bits, because decoding it takes time.
 WORTHWHILE = 0.012
 
 
 class SymbolSink(Protocol):
-    """Where an encoded date's symbols go: a :class:`SymbolEncoder`, or a counter of them."""
+    """Receiver of an encoded date's symbols: a :class:`SymbolEncoder`, or a counter of them."""
 
     def put(self, symbols: np.ndarray, index: np.ndarray) -> None: ...
 
 
 @dataclass(frozen=True)
 class Context:
-    """Side information of one section, as both ends know it."""
+    """Side information of one section, the same in encoder and decoder."""
 
     spectral: klt.Klt
     condition: Tensor  # (1, 13) float32
@@ -69,19 +70,19 @@ class Context:
 
     @property
     def quality(self) -> Tensor:
-        """The level as the networks take it, (1,) float64."""
+        """The level as an input of the networks, (1,) float64."""
         return torch.tensor([self.level], dtype=torch.float64)
 
 
 class LatentCoder:
-    """Latents of one date to symbols and back, by one set of networks and tables."""
+    """Codes the latents of one date as symbols and back, with one set of networks and tables."""
 
     def __init__(self, entropy: IntegerModel, tables: Tables):
         self.entropy, self.tables = entropy, tables
 
     @cached_property
     def compiled(self) -> native.Networks | None:
-        """The networks for :mod:`tec_zarr.native`; None where that was not built."""
+        """The networks for :mod:`tec_zarr.native`; None if that was not built."""
         return self.entropy.compiled(self.tables)
 
     def encode(
@@ -95,8 +96,8 @@ class LatentCoder:
     ) -> tuple[bytes, np.ndarray]:
         """Code latents (P, 320), in steps, of ``rows`` rows of positions into ``sink``.
 
-        ``weight`` (320,) is the worth of a squared step in bits.  Returns the byte of group flags,
-        and what a decoder will have: (P, 320) int32 in 1/16 step.
+        ``weight`` (320,) is the price of a squared step in bits.  Returns the byte of group flags,
+        and the latents that a decoder will have: (P, 320) int32 in 1/16 step.
         """
         coded = tuple(bool((g.abs() > SILENT).any()) for g in latents.split(GROUPS, 1))
         flat = latents.double().numpy()
@@ -136,7 +137,10 @@ class LatentCoder:
         past: Past | None = None,
         reference: bool = False,
     ) -> tuple[np.ndarray, Context]:
-        """Latents (P, 320) int32 of group flags and symbols; the context knows which are coded."""
+        """Decode group flags and symbols to latents, (P, 320) int32 in 1/16 step.
+
+        The returned context says how many channels are coded (``channels``).
+        """
         if not data:
             raise FormatError("a section ends after its spectral header")
         if data[0] >> len(GROUPS):
@@ -171,9 +175,9 @@ class LatentCoder:
     def _quantise(
         self, latents: np.ndarray, mean: np.ndarray, index: np.ndarray, weight: np.ndarray
     ) -> tuple[np.ndarray, float, float]:
-        """Rate-distortion optimised rounding: the nearest integer or the one towards zero.
+        """Round with rate-distortion optimisation: to the nearest integer, or one towards zero.
 
-        Returns the symbols (int32), their bits, and what they gain over zero latents, in bits.
+        Returns the symbols (int32), their bits, and their gain over zero latents, in bits.
         """
         residual = latents - mean
         nearest = np.rint(residual)
@@ -199,9 +203,9 @@ class TecS2:
     Parameters
     ----------
     net : S2Net
-        With its integer layers frozen.
+        Its integer layers are frozen.
     tables : Tables
-        One per scale index.
+        Tables of the symbols, one per scale index.
     """
 
     name = "tec-s2"
@@ -212,11 +216,15 @@ class TecS2:
         self.coder = LatentCoder(IntegerModel(self.net), tables)
         self.synthesis: Synthesis | PixelSynthesis = Synthesis(self.net)
         self.weights_sha256 = weights_sha256
-        #: Of the weights with the networks: others' pixels can be made of the same latents.
+        #: Hash of the weights with the entropy networks. Models with the same networks have the
+        #: same latents, even if they make other pixels of them.
         self.networks_sha256 = weights_sha256
 
     def with_pixels(self, tensors: dict[str, Tensor], weights_sha256: str) -> TecS2:
-        """The same latents, and pixels as weights of a :class:`PixelNet` make them of these."""
+        """Return a model with the same latents whose pixels come from a :class:`PixelNet`.
+
+        ``tensors`` are the PixelNet's, ``weights_sha256`` is the hash of their file.
+        """
         other = copy.copy(self)
         other.synthesis = PixelSynthesis(self.net, tensors)
         other.weights_sha256 = weights_sha256
@@ -233,14 +241,14 @@ class TecS2:
     ) -> Encoded:
         """Encode float32 DN (T, C, h, w), finite and filled everywhere, C from 1 to 31.
 
-        ``known`` says what was measured; these weights do not use it.
+        ``known`` marks the measured pixels; these weights do not use it.
 
-        Beyond 12 bands the 12 components of largest variance are coded.
+        Of more than 12 bands the 12 components of largest variance are coded.
 
         Raises
         ------
         UnsupportedArrayError
-            For more bands.
+            C is above 31.
         """
         del bands, known  # the tile's own KLT makes any set and order of bands alike
         check_bands(self.name, cube.shape)
@@ -265,7 +273,7 @@ class TecS2:
 
     @property
     def decode_whole(self) -> Callable[..., tuple[np.ndarray, int]] | None:
-        """``decode`` to whole DN, uint16 that saturates; None with weights that make others."""
+        """``decode`` to uint16 DN, saturated; None if the weights do not make whole DN."""
         return self._decode_whole if isinstance(self.synthesis, PixelSynthesis) else None
 
     def _decode_whole(
@@ -300,9 +308,9 @@ class TecS2:
     def encode_date(
         self, date: np.ndarray, quality: float, sink: SymbolSink, trade: float | None = None
     ) -> tuple[bytes, memoryview]:
-        """Code (C, h, w) DN into ``sink``; returns the section's header and the latents' bytes.
+        """Code (C, h, w) DN into ``sink``; return the section's header and the latents' bytes.
 
-        ``trade``, for a date that is coded finer than its chunk, is the chunk's quality: by it
+        A date may be coded finer than its chunk.  Then ``trade`` is the chunk's quality, at which
         bits are weighed against errors.
         """
         count, height, width = date.shape
@@ -330,10 +338,10 @@ class TecS2:
     def decode_latents(
         self, section: bytes, shape: tuple[int, ...], quality: float, reference: bool = False
     ) -> tuple[np.ndarray, Context]:
-        """Latents (positions, 320) int32, in 1/16 step, of a section of ``shape`` (C, h, w).
+        """Decode a section of ``shape`` (C, h, w) to latents, (positions, 320) int32 in 1/16 step.
 
-        Positions are the 8 x 8 blocks, row by row.  ``reference`` decodes with the plain Python
-        range decoder.
+        Positions are the 8 x 8 blocks, row by row.  With ``reference``, the plain Python range
+        decoder is used.
         """
         count, height, width = shape
         spectral, rest = klt.read(section, count, step_size(quality))
@@ -342,20 +350,23 @@ class TecS2:
         return self.coder.decode(rest, context, rows, columns, reference=reference)
 
     def _decode_date(self, section: bytes, quality: float, out: np.ndarray) -> np.ndarray:
-        """Write DN into ``out`` (C, h, w); returns the latents."""
+        """Write DN into ``out`` (C, h, w); return the latents."""
         latents, context = self.decode_latents(section, out.shape, quality)
         self.synthesis(latents, context.channels, quality, context.condition, context.spectral, out)
         return latents
 
     def worth(self, quality: float, trade: float | None = None) -> np.ndarray:
-        """What a squared step of each channel is worth in bits, (320,); ``trade`` as above."""
+        """Return the price in bits of a squared step of each channel, (320,).
+
+        ``trade`` is as for :meth:`encode_date`.
+        """
         steps = self.net.steps(torch.tensor([quality], dtype=torch.float64))[0, :, 0, 0]
         gain = torch.log2(steps / step_size(quality)).numpy()
         return lagrangian(quality if trade is None else trade) * np.exp2(2 * gain)
 
 
 def check_bands(model: str, shape: tuple[int, ...]) -> None:
-    """Raise UnsupportedArrayError unless a cube of this shape has bands that the KLT can take."""
+    """Raise UnsupportedArrayError if a cube of this shape has more bands than the KLT takes."""
     if not 1 <= shape[1] <= klt.MOST_BANDS:
         raise UnsupportedArrayError(
             f"{model} takes 1 to {klt.MOST_BANDS} bands, not the {shape[1]} of a chunk of "
@@ -364,6 +375,7 @@ def check_bands(model: str, shape: tuple[int, ...]) -> None:
 
 
 def context_of(spectral: klt.Klt, quality: float) -> Context:
+    """Return the side information that follows from a KLT and a quality."""
     condition = np.full(COMPONENTS + 1, COND_LOW, np.float32)
     condition[0] = np.rint(8 * (quality - 4.5))
     spread = spectral.spread[:COMPONENTS]
@@ -376,21 +388,24 @@ def context_of(spectral: klt.Klt, quality: float) -> Context:
 
 
 def lagrangian(quality: float) -> float:
-    """Weight of squared error in the quantiser, per bit.
+    """Return the weight of squared error in the quantiser, in bits per squared step.
 
-    From 1.25 down to 1 it falls fourfold: coarser steps than those trained would cost more than
-    they save, so that the end of the scale drops detail instead.
+    It falls fourfold from quality 1.25 to quality 1.  There the quantiser drops detail, because
+    steps coarser than those trained would cost more than they save.
     """
     return LAMBDA * 4.0 ** min((quality - 1.25) / 0.25, 0.0)
 
 
 def checked(latents: np.ndarray) -> memoryview:
-    """What the checksum of latents is taken over: little-endian int32, position by position."""
+    """Return the bytes that the checksum of latents covers.
+
+    They are little-endian int32, position by position.
+    """
     return memoryview(np.ascontiguousarray(latents, "<i4")).cast("B")
 
 
 def latents_crc(latents: np.ndarray, before: int = 0) -> int:
-    """CRC32 of decoded latents, after those of which it was ``before``."""
+    """Return the CRC32 of decoded latents, continued from the CRC32 ``before``."""
     return native.crc32(np.ascontiguousarray(latents, "<i4"), before)
 
 
@@ -404,7 +419,10 @@ def padded(components: Tensor) -> Tensor:
 
 
 def load(path: Path) -> TecS2:
-    """Read what :func:`save` or :func:`save_pixels` wrote; the latter's image from the registry."""
+    """Read a file that :mod:`tec_zarr.networks.files` wrote with `save_image` or `save_pixels`.
+
+    A file of pixels names its image model, which comes from the registry.
+    """
     tensors, sha256 = read(path)
     if "image_sha256" in tensors:
         image_sha256 = tensors.pop("image_sha256")
@@ -417,7 +435,7 @@ def load(path: Path) -> TecS2:
 
 
 def read_tables(tensors: dict[str, Tensor], path: Path) -> Tables:
-    """The tables among a file's tensors, which are taken out of them."""
+    """Remove the tables from a file's ``tensors`` and return them."""
     found = {name: tensors.pop(name) for name in ("tables",) if name in tensors}
     check(found, {"tables": TABLES}, str(path))
     return Tables(found["tables"].numpy())

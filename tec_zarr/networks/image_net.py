@@ -1,12 +1,12 @@
 """The network of the embedded default model ``tec-s2``: lapped KLT transform, integer context
 model.
 
-One class serves training and coding.  What the entropy coder depends on is built from
-:class:`IntConv`: weights and activations are integers times powers of two, and every sum stays
-below 2**24 units, so float32 adds them without rounding *in any order*.  Tables chosen from such
-sums are the same on every CPU, thread count, BLAS and GPU, by arithmetic instead of by tolerance.
+One class serves training and coding.  The networks that the entropy coder depends on are built from
+:class:`IntConv`.  Its weights and activations are integers times powers of two, and every sum stays
+below 2**24 units, so float32 adds them without rounding *in any order*.  The sums choose the
+tables, so these are the same on every CPU, thread count, BLAS and GPU.
 
-Everything lives on the latent grid, one position per 8 x 8 pixels.  Shapes: ``B`` tiles, ``K`` = 12
+Tensors are on the latent grid, one position per 8 x 8 pixels.  Shapes: ``B`` tiles, ``K`` = 12
 spectral components, ``M`` latent channels, ``h, w`` = height / 8, width / 8.
 """
 
@@ -44,17 +44,20 @@ def quantised(x: Tensor) -> Tensor:
 
 
 def activation(x: Tensor) -> Tensor:
-    """ReLU clipped and rounded to 8 bits: the only non-linearity of the integer networks."""
+    """ReLU, clipped and rounded to 8 bits.  The integer networks have no other non-linearity."""
     return quantised(x.clamp(0.0, 255.0 / ACT_GRID) * ACT_GRID) / ACT_GRID
 
 
 def compand(x: Tensor) -> Tensor:
-    """Latents to signed 8 bits: steep around zero, where the information is; x in steps."""
+    """Compress latents x, in steps, to signed 8 bits.
+
+    The function is steepest around zero, where most of the information is.
+    """
     return quantised(127.0 * x / (8.0 + x.abs())) / COMPAND_GRID
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """Keep a training step's mixed precision away from sums that must be exact."""
+    """Switch mixed precision off, for sums that must be exact."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -86,11 +89,11 @@ class IntConv(nn.Module):
 
     @property
     def largest_input(self) -> int:
-        """Magnitude that an input can have, in its units."""
+        """Largest magnitude of an input, in its units."""
         return 127 if self.grid == COMPAND_GRID else 255
 
     def freeze(self, weight: Tensor, exponent: Tensor, bias: Tensor) -> None:
-        """Use int8 ``weight`` * 2**``exponent`` and int32 ``bias`` from a weights file from now on.
+        """Use int8 ``weight`` * 2**``exponent`` and int32 ``bias`` of a weights file from now on.
 
         Raises
         ------
@@ -105,7 +108,10 @@ class IntConv(nn.Module):
         self.frozen = (weight, exponent, bias)
 
     def integers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weight (int8), exponent (int8), bias (int32): of a weights file, or of the parameters."""
+        """Return weight (int8), exponent (int8) and bias (int32).
+
+        They are those of the weights file after :meth:`freeze`, else the rounded parameters.
+        """
         if self.frozen:
             return self.frozen
         weight, step = self.integer_weight()
@@ -121,7 +127,7 @@ class IntConv(nn.Module):
         weight = self.weight if self.taps is None else self.weight * self.taps
         size = weight.detach().abs()
         peak = size.amax(dim=(1, 2, 3), keepdim=True).clamp_min(2.0**-12) / 127.0
-        # Wide layers: no sum may reach 2**24, whatever the inputs; a sixteenth is for the bias.
+        # In wide layers no sum may reach 2**24 for any input. A sixteenth of it is for the bias.
         total = size.sum(dim=(1, 2, 3), keepdim=True) * (self.largest_input / (15 * 2.0**20))
         step = torch.exp2(torch.ceil(torch.log2(torch.maximum(peak, total))))
         return quantised(weight / step) * step, step
@@ -134,7 +140,7 @@ class IntConv(nn.Module):
 
 
 class Condition(nn.Module):
-    """Bias of a hidden layer from the condition vector (whole numbers; weights in 1/256)."""
+    """Bias of a hidden layer, from the condition vector (whole numbers; weights in 1/256)."""
 
     def __init__(self, outputs: int):
         super().__init__()
@@ -146,27 +152,33 @@ class Condition(nn.Module):
 
 
 def _taps(offsets: list[tuple[int, int]], kernel: int) -> Tensor:
-    taps = torch.zeros(kernel, kernel, dtype=torch.bool, device="cpu")  # also of a net on "meta"
+    taps = torch.zeros(kernel, kernel, dtype=torch.bool, device="cpu")  # even for a net on "meta"
     for row, col in offsets:
         taps[row + kernel // 2, col + kernel // 2] = True
     return taps
 
 
 def coarse_mask(number: int, height: int, width: int) -> Tensor:
-    """Positions of a group-0 pass: bool (height, width)."""
+    """Return the positions of a pass of group 0: bool (height, width)."""
     chosen = COARSE_PASSES[number][0]
     tile = torch.tensor([[(r, c) in chosen for c in range(4)] for r in range(4)])
     return tile.repeat(-(-height // 4), -(-width // 4))[:height, :width]
 
 
 def anchor_mask(height: int, width: int) -> Tensor:
-    """Checkerboard anchors of the later groups: bool (height, width), row + column even."""
+    """Return the checkerboard anchors of the later groups: bool (height, width).
+
+    They are the positions with row + column even.
+    """
     return (torch.arange(height)[:, None] + torch.arange(width)[None, :]) % 2 == 0
 
 
 @cache
 def masks(height: int, width: int, device: torch.device) -> tuple[list[Tensor], Tensor]:
-    """Masks of the coarse passes and of the anchors where training needs them, copied once."""
+    """Return the masks of the coarse passes and of the anchors on ``device``.
+
+    They are cached, so that each is copied to the device once.
+    """
     coarse = [coarse_mask(n, height, width).to(device) for n in range(len(COARSE_PASSES))]
     return coarse, anchor_mask(height, width).to(device)
 
@@ -190,11 +202,11 @@ class CoarsePass(nn.Module):
         self.head = IntConv(hidden, 2 * size, 1, ACT_GRID, zero=True)
 
     def integer_linear(self) -> Tensor:
-        """Predictor weights on a 1/512 grid, so that whole latents times weights stay exact."""
+        """Predictor weights on a 1/512 grid, so that products with whole latents are exact."""
         return quantised((self.linear * self.taps).clamp(-2, 2) * 512.0) / 512.0
 
     def forward(self, known: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and scale correction, (B, 4, h, w) each, from latents that are 0 where unknown."""
+        """Mean and scale correction, (B, 4, h, w) each; ``known`` is 0 at unknown latents."""
         hidden = activation(self.first(compand(known), self.condition(condition)))
         hidden = activation(self.second(hidden))
         whole = quantised(known).clamp(-2047, 2047)
@@ -204,7 +216,7 @@ class CoarsePass(nn.Module):
 
 
 class FineGroup(nn.Module):
-    """A later channel group: context from all earlier groups, then two checkerboard passes."""
+    """A channel group after the first: context of all earlier groups, two checkerboard passes."""
 
     def __init__(self, before: int, size: int, hidden: int):
         super().__init__()
@@ -274,20 +286,20 @@ def overlap(x: Tensor, matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Coded:
-    """What a forward pass in training returns: bits per tile and the reconstruction."""
+    """Result of a forward pass in training: bits per tile and the reconstruction."""
 
     bits: Tensor  # (B,)
     components: Tensor  # (B, K, 8h, 8w) DN
 
 
 class S2Net(nn.Module):
-    """Spectral components in, latents and their probability tables, and back.
+    """Transform between spectral components and latents, and entropy model of the latents.
 
     The transform is an overlap matrix (a learned lapped transform in the time-domain form of Tran
-    et al., 2003) and a stride-8 linear analysis, both closed-form initialised; :class:`Correction`
-    networks refine latents on either side.  The context model follows the channel-conditional
-    grouping of ELIC (He et al., 2022), with dyadic spatial passes in the first group and
-    checkerboard passes after it.
+    et al., 2003) and a stride-8 linear analysis, both initialised in closed form.  One
+    :class:`Correction` network refines the latents in the encoder, another one in the decoder.  The
+    context model follows the channel-conditional grouping of ELIC (He et al., 2022), with dyadic
+    spatial passes in the first group and checkerboard passes in the others.
     """
 
     def __init__(self) -> None:
@@ -319,7 +331,7 @@ class S2Net(nn.Module):
         return (step_size(quality)[:, None] * torch.exp2(gain))[:, :, None, None]
 
     def analyse(self, components: Tensor, quality: Tensor, condition: Tensor) -> Tensor:
-        """(B, K, 8h, 8w) DN to latents (B, M, h, w) in quantiser steps, before rounding."""
+        """Transform (B, K, 8h, 8w) DN to latents (B, M, h, w) in quantiser steps, unrounded."""
         with full_precision(components):
             lapped = overlap(components, self.analysis_overlap)
             kernel = self.analysis.view(CHANNELS, COMPONENTS, BLOCK, BLOCK)
@@ -329,7 +341,7 @@ class S2Net(nn.Module):
     def synthesise(
         self, latents: Tensor, quality: Tensor, condition: Tensor, used: int = COMPONENTS
     ) -> Tensor:
-        """Decoded latents (B, M, h, w) in steps to the first components (B, used, 8h, 8w) in DN."""
+        """Transform latents (B, M, h, w), in steps, to components (B, used, 8h, 8w), in DN."""
         latents = latents + self.decoder(latents, condition)
         with full_precision(latents):
             rows = (latents.float() * self.steps(quality)).permute(0, 2, 3, 1)
@@ -353,12 +365,10 @@ class S2Net(nn.Module):
         width: int,
         coded: tuple[bool, ...] = (True,) * len(GROUPS),
     ) -> Iterator[Pass]:
-        """Walk the decoding order.  The caller codes each pass and writes its latents back.
+        """Yield the passes in decoding order.  Groups that are not ``coded`` are zero and skipped.
 
-        Groups that are not ``coded`` are all zero and are walked past.
-
-        Yields :class:`Pass` objects; before asking for the next one the caller must have stored
-        the decoded values (steps, zero outside the pass) in ``pass_.decoded``.
+        The caller codes each :class:`Pass`.  Before it asks for the next one, it must store the
+        decoded values (in steps, zero outside the pass) in ``pass_.decoded``.
         """
         prior = self.scale_prior(condition).split(GROUPS, 1)
         batch = condition.shape[0]
@@ -393,7 +403,9 @@ class S2Net(nn.Module):
     # ---- training
 
     def forward(self, components: Tensor, quality: Tensor, condition: Tensor) -> Coded:
-        """Rate with additive noise, reconstruction with straight-through rounding."""
+        """Return the rate with additive noise, and the reconstruction with straight-through
+        rounding.
+        """
         latents = self.analyse(components, quality, condition).float()
         groups = latents.split(GROUPS, 1)
         decoded, means, scales = ([torch.zeros_like(g) for g in groups] for _ in range(3))
@@ -421,19 +433,21 @@ class Pass:
 
 
 def dead_zone(residual: Tensor, scale: Tensor) -> Tensor:
-    """Shrink towards zero by what the encoder's rate-distortion optimised rounding does on average.
+    """Shrink residuals towards zero as the encoder's optimised rounding does on average.
 
-    One step less saves about 2 bits / sigma; with 8 bits per squared step that moves the threshold
-    between neighbours by 2 / (16 sigma) steps, half a step at most.
+    A symbol one step smaller saves about 2 bits / sigma.  At 8 bits per squared step this moves the
+    threshold between neighbours by 2 / (16 sigma) steps, at most half a step.
     """
     sigma = torch.exp2(scale.detach().clamp(0, SCALES - 1) / 4 - SCALE_OFFSET)
     return residual - residual.detach().clamp(-1, 1) * (0.1275 / sigma).clamp(max=0.5)
 
 
 def symbol_bits(residual: Tensor, scale: Tensor) -> Tensor:
-    """Bits of a residual in steps under half Gauss, half Laplace of scale index ``scale``."""
+    """Return the bits of a residual, in steps, under a half Gauss, half Laplace mixture.
+
+    ``scale`` is the scale index of the mixture.
+    """
     sigma = torch.exp2(scale.clamp(0, SCALES - 1) / 4 - SCALE_OFFSET)
-    # Let a scale outside the table still feel the pull back into it.
     size = residual.abs()
     low, high = (size - 0.5) / sigma, (size + 0.5) / sigma
     return -torch.log2(upper(low) - upper(high) + 1e-7)

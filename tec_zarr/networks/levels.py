@@ -1,4 +1,4 @@
-"""What is known of a date between the levels of a progressive stream."""
+"""State of a date between the levels of a progressive stream: latents, pictures, predictions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tec_zarr.networks.image import Context
 from tec_zarr.networks.references import CANDIDATES
 from tec_zarr.networks.series import TecTtS2
 
-#: Latents further than this from a prediction, in 1/16 step, are as good as nowhere.
+#: Differences between latents and a prediction are clipped to this, in 1/16 step.
 OPEN = 1 << 20
 
 
@@ -35,7 +35,7 @@ class Level:
 
 
 class Latents:
-    """What is known of a date's latents, (P, 320) int64 in 1/4096 DN, predictions included."""
+    """Bounds and values of a date's latents, (P, 320) int64 in 1/4096 DN, predictions included."""
 
     def __init__(self, places: int):
         shape = places, CHANNELS
@@ -44,37 +44,38 @@ class Latents:
         self.coded = np.zeros(CHANNELS, bool)
 
     def copy(self, group: int) -> tuple[np.ndarray, ...]:
-        """Of a channel group, to go back to."""
+        """Copy the bounds and values of a channel group, for :meth:`restore`."""
         return tuple(x[:, CHANNELS_OF[group]].copy() for x in (self.low, self.high, self.value))
 
     def restore(self, group: int, before: tuple[np.ndarray, ...]) -> None:
+        """Set a channel group back to what :meth:`copy` returned."""
         for x, old in zip((self.low, self.high, self.value), before, strict=True):
             x[:, CHANNELS_OF[group]] = old
 
     def residual(self, past: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """Difference from a prediction (P, 320), int32, both in 1/16 of ``steps``.
 
-        Channels that no step has coded yet are as predicted.
+        The difference is zero in channels that no step has coded yet.
         """
         difference = self.value - past * steps
         units = (2 * difference + steps) // (2 * steps)
         return np.where(self.coded, np.clip(units, -OPEN, OPEN), 0).astype(np.int32)
 
     def check(self) -> bytes:
-        """Of all latents, one byte."""
+        """Return the check of all latents: the lowest byte of their CRC32."""
         return bytes([zlib.crc32(self.value.astype("<i8").tobytes()) & 0xFF])
 
 
 @dataclass(frozen=True)
 class Series:
-    """A date as others see it: its picture after every step, and its basis."""
+    """The parts of a date that predict other dates: its picture after every step, and its basis."""
 
     pictures: list[Tensor]
     spectral: klt.Klt
 
 
 class Predictions:
-    """Predictions of a date (C, 64, P) after every step of those it refers to."""
+    """Predictions of a date, (C, 64, P): one for every step of the dates that it refers to."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class Predictions:
     ):
         self.temporal, self.references, self.done = temporal, references, done
         self.count, self.places, self.steps = count, places, steps
-        #: The last that was asked for.
+        #: The prediction that was asked for last, by step.
         self.kept: dict[int, Tensor] = {}
 
     def __getitem__(self, step: int) -> Tensor:
@@ -102,29 +103,34 @@ class Predictions:
 
 
 def network_units(latents: np.ndarray) -> Tensor:
-    """Latents of one date in 1/16 step as networks take them, (1, P, N) int32."""
+    """Convert latents (P, N) of one date, in 1/16 step, to the networks' form: (1, P, N) int32."""
     return torch.from_numpy(latents.astype(np.int32))[None]
 
 
 def nearest_dates(date: int, others: list[int]) -> list[int]:
+    """Return the dates of ``others`` nearest to ``date``, at most ``CANDIDATES``."""
     return sorted(others, key=lambda d: abs(d - date))[:CANDIDATES]
 
 
 def last_users(uses: dict[int, list[int]]) -> dict[int, int]:
-    """Of every date that others use, in order of coding, the last one that does."""
+    """Return, for every date that others refer to, the last date that refers to it.
+
+    ``uses`` gives the references of each date, in the order of coding.
+    """
     return {used: date for date, all_used in uses.items() for used in all_used}
 
 
 def keep_for_others(
     done: dict[int, Series], number: int, series: Series, last: dict[int, int]
 ) -> None:
-    """Add a date for others, and let go of those that nobody will use any more."""
+    """Add date ``number`` to ``done``, and delete the dates that no later date refers to."""
     done[number] = series
     for date in [d for d in done if last.get(d, number) == number]:
         del done[date]
 
 
 def checksum_of(sections: list[bytes]) -> int:
+    """Return the checksum over the checks of all sections."""
     crc = 0
     for section in sections:
         crc = FlexSection.from_bytes(section).check(crc)

@@ -1,13 +1,13 @@
-"""Masked inference with ``tec-tt-s2``: what its networks expect where a date is not seen.
+"""Masked inference with ``tec-tt-s2``: its networks predict the pixels of a date that clouds hide.
 
 The temporal model codes how a date differs from a prediction of it. Here the prediction comes
-from clear pixels of other dates (:mod:`tec_zarr.inpaint.regression`), the difference is zero
-wherever the date is not seen, and the networks walk over the date as they do in decoding: with the
-true latents of blocks that are seen, and with the mean that they predict (symbol 0) for blocks that
-are not. Their scales say how sure they are.
+from clear pixels of other dates (:mod:`tec_zarr.inpaint.regression`). The difference is set to zero
+wherever the date is hidden. The networks then walk over the date as they do in decoding. In visible
+blocks they get the true latents. In hidden blocks they get the mean that they predict (symbol 0).
+The predicted scales give the standard deviation of the result.
 
-TEC-TT's cloud inpainting (arXiv 2510.12670) is the model for this; as published it looks at
-latents into which the transform has spread the cloud, and at earlier dates only.
+The method follows TEC-TT's cloud inpainting (arXiv 2510.12670), with two differences. The published
+method uses latents into which the transform has spread the cloud, and only earlier dates.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tec_zarr.networks.walk import Past
 __all__ = ["MaskedModel", "masked_model"]
 
 QUALITY = 5.0
-"""Of the latents that the networks see."""
+"""Quality of the latents that the networks see."""
 SPILL = BLOCK // 2
 """Pixels by which a block's basis functions reach into its neighbours."""
 
@@ -39,14 +39,14 @@ Field = NDArray[np.float32]
 
 @lru_cache(maxsize=4)
 def masked_model(name: str = "tec-tt-s2") -> MaskedModel:
-    """The embedded temporal model, ready for `tec_zarr.inpaint.regression.fill_date`."""
+    """Return the embedded temporal model, ready for `tec_zarr.inpaint.regression.fill_date`."""
     model = get_model(name)
     assert isinstance(model, TecTtS2)
     return MaskedModel(model)
 
 
 class MaskedModel:
-    """A `tec_zarr.inpaint.samples.Refine` made of a temporal model."""
+    """A temporal model with the interface `tec_zarr.inpaint.samples.Refine`."""
 
     def __init__(self, model: TecTtS2, quality: float = QUALITY) -> None:
         self.model, self.quality = model, quality
@@ -55,9 +55,23 @@ class MaskedModel:
     def __call__(
         self, date: Field, estimate: Field, seen: NDArray[np.bool_]
     ) -> tuple[Field, Field]:
-        """Expected difference of ``date`` to ``estimate``, both float32 DN (C, H, W), and the
-        standard deviation of what remains. Where not ``seen`` (H, W), ``date`` is not looked at.
-        ``estimate`` may be NaN there: pixels that are clear on no date.
+        """Predict how a date differs from an estimate of it.
+
+        Parameters
+        ----------
+        date : (C, H, W) float32 ndarray
+            DN. Its values are used only where ``seen``.
+        estimate : (C, H, W) float32 ndarray
+            DN. It is NaN in pixels that are clear on no date.
+        seen : (H, W) bool ndarray
+            The visible pixels of ``date``.
+
+        Returns
+        -------
+        difference : (C, H, W) float32 ndarray
+            Expected ``date - estimate`` in DN.
+        deviation : (C, H, W) float32 ndarray
+            Standard deviation of the remaining error in DN.
         """
         model, quality = self.model, self.quality
         count = len(date)
@@ -99,7 +113,7 @@ class MaskedModel:
 
     @staticmethod
     def _open(seen: NDArray[np.bool_]) -> torch.Tensor:
-        """Blocks (h, w) that no unseen pixel reaches."""
+        """Return the blocks (h, w) whose basis functions touch no hidden pixel."""
         unseen = torch.from_numpy(~seen).float()[None]
         unseen = F.max_pool2d(unseen, 2 * SPILL + 1, stride=1, padding=SPILL)
         pooled = F.max_pool2d(unseen, BLOCK, stride=BLOCK, ceil_mode=True)
@@ -113,7 +127,7 @@ class MaskedModel:
         shape: tuple[int, ...],
         rows: int,
     ) -> Field:
-        """Standard deviations of latents (P, 320), in steps, to those of pixels (C, H, W) DN."""
+        """Convert standard deviations of latents (P, 320), in steps, to pixels (C, H, W), in DN."""
         used = spectral.used
         net = self.model.image.net
         steps = net.steps(quality.float())[0, :, :, 0]

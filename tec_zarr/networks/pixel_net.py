@@ -1,9 +1,9 @@
 """From ``tec-s2`` latents to pixels in whole numbers: the same pixels on every machine.
 
-Weights files that hold a :class:`PixelNet` decode by it; those of before, in float32
+Weights files that hold a :class:`PixelNet` decode with it; others decode in float32
 (:mod:`tec_zarr.networks.transform`).  A small integer network corrects the latents of the coded
-channels; a sparse matrix of 14 bits makes samples of them, in half DN; the overlap and the KLT
-follow in 11 and 12 bits.  docs/format-tec-s2.md, "Pixels", says every rounding.
+channels.  A sparse matrix of 14 bits turns them into samples, in half DN.  The overlap and the KLT
+follow, in 11 and 12 bits.  docs/format-tec-s2.md, "Pixels", specifies every rounding.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ from tec_zarr.networks.image_net import (
 from tec_zarr.networks.transform import blocks_of, with_margin
 from tec_zarr.networks.walk import HALF, SQUARE, Grid, Hidden, Layer, companded, geometry_of
 
-#: Fixed-point digits of the synthesis, of the overlap and of a KLT's basis.
+#: Fixed-point bits of the synthesis, of the overlap and of a KLT's basis.
 SYNTHESIS_BITS, OVERLAP_BITS, BASIS_BITS = 14, 11, 12
 #: Corrections are whole 1/64 step, steps whole 1/256 DN, coefficients and samples whole half DN.
 CORRECTION_GRID, STEP_BITS, SAMPLE_GRID = 64, 8, 2
-#: Far beyond what pixels of 16 bits lead to: latents (1/16 step), coefficients, samples (half DN).
+#: Limits of latents (1/16 step), of coefficients and of samples (half DN). Pixels of 16 bits stay
+#: far within them.
 LATENT_REACH, COEFFICIENT_REACH, SAMPLE_REACH = 1 << 20, 1 << 22, 1 << 18
 
 _LAYERS = ("first", "one", "two", "last")
@@ -65,21 +66,24 @@ class PixelNet(nn.Module):
         self.one = IntConv(width, width, 3, ACT_GRID)
         self.two = IntConv(width, width, 3, ACT_GRID)
         self.last = IntConv(width, CHANNELS, 1, ACT_GRID, zero=True)
-        #: In 16ths, like the condition's part in :class:`~tec_zarr.networks.image_net.Correction`.
+        #: Weights of the condition / 16, as in :class:`~tec_zarr.networks.image_net.Correction`.
         self.condition = nn.Parameter(torch.zeros(width, COMPONENTS + 1))
         for layer in (self.first, self.one, self.two):
-            # Smaller than IntConv's own: with that, a correction of no use is all that is learned
-            # in an hour.
+            # Smaller than IntConv's own start, from which training learns no useful correction
+            # within an hour.
             bound = layer.weight[0].numel() ** -0.5
             nn.init.uniform_(layer.weight, -bound, bound)
             nn.init.uniform_(layer.bias, -bound, bound)
         self.synthesis = nn.Parameter(torch.zeros(COMPONENTS, BLOCK * BLOCK, CHANNELS))
-        #: Which channels each component is made of.
+        #: True where a component uses a channel.
         self.register_buffer("pairs", torch.ones(COMPONENTS, CHANNELS, dtype=torch.bool))
         self.overlap = nn.Parameter(torch.eye(BLOCK))
 
     def correction(self, latents: Tensor, condition: Tensor) -> Tensor:
-        """What is added to latents (B, 320, h, w), in steps; zero where no group is coded."""
+        """Return the correction to add to latents (B, 320, h, w), in steps.
+
+        It is zero in the channels after the last coded group.
+        """
         term = F.linear(condition, quantised(self.condition * 16.0) / 256.0)[:, :, None, None]
         hidden = activation(self.first(compand(latents), term))
         inner = activation(self.one(hidden))
@@ -90,7 +94,10 @@ class PixelNet(nn.Module):
         return self.last(hidden) * torch.repeat_interleave(coded, sizes, 1)[:, :, None, None]
 
     def forward(self, latents: Tensor, steps: Tensor, condition: Tensor) -> Tensor:
-        """Components (B, 12, 8h, 8w) in DN of latents (B, 320, h, w) in steps (B, 320, 1, 1)."""
+        """Turn latents (B, 320, h, w) into components (B, 12, 8h, 8w) in DN.
+
+        Latents are in units of ``steps`` (B, 320, 1, 1), which are in DN.
+        """
         count, _, rows, columns = latents.shape
         size = count, -1, BLOCK * rows, BLOCK * columns
         with full_precision(latents):
@@ -102,7 +109,7 @@ class PixelNet(nn.Module):
             return overlap(image, quantised(self.overlap * grid) / grid)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a weights file holds of it."""
+        """Return the tensors of the network for a weights file."""
         out = {"pixels.condition.weight": _whole(self.condition.detach(), 4)}
         for name in _LAYERS:
             parts = zip(("weight", "exponent", "bias"), getattr(self, name).integers(), strict=True)
@@ -122,7 +129,7 @@ def _whole(x: Tensor, bits: int) -> Tensor:
 
 
 class _Correction(Layer):
-    """A layer without activation: whole 1/64 step, float32, rounded like a hidden layer."""
+    """A layer without activation; its outputs are whole 1/64 step, float32, rounded half up."""
 
     def __init__(self, conv: IntConv):
         super().__init__(conv, [(0, 0)])
@@ -134,8 +141,9 @@ class _Correction(Layer):
 
 
 def check_pixels(tensors: dict[str, Tensor]) -> None:
-    """Raise FormatError unless these are what :meth:`PixelNet.tensors` makes: weights may come from
-    a stranger.
+    """Raise FormatError unless ``tensors`` has the layout and ranges of :meth:`PixelNet.tensors`.
+
+    The check is needed because weights may come from a stranger.
     """
     first, component = (tensors.get(f"pixels.{n}") for n in ("first.bias", "component"))
     width = 0 if first is None else first.numel()
@@ -157,31 +165,31 @@ def check_pixels(tensors: dict[str, Tensor]) -> None:
     places = tensors["pixels.component"].long() * CHANNELS + tensors["pixels.channel"].long()
     if len(places.unique()) != pairs:
         raise FormatError("a way to pixels names a pair of component and channel twice")
-    # Sums of int32, along columns and along rows.
+    # The overlap is summed in int32, along columns and along rows.
     if int(tensors["pixels.overlap"].int().abs().sum(1).max()) >= 2 ** (OVERLAP_BITS + 1):
         raise FormatError("an overlap matrix can leave the range of 32 bits")
 
 
 class PixelSynthesis:
-    """Pixels from decoded latents, for single dates; by the compiled library where it is there.
+    """Makes pixels from the decoded latents of single dates, with the compiled library if present.
 
     Parameters
     ----------
     net : S2Net
-        Whose quantiser steps the latents have.
+        Network that gives the quantiser steps of the latents.
     tensors : dict of Tensor
-        What :meth:`PixelNet.tensors` made.
+        The result of :meth:`PixelNet.tensors`.
 
     Raises
     ------
     FormatError
-        The tensors are not of this model, or sums of theirs could leave what is exact.
+        The tensors are not of this model, or their sums could leave the exact range.
     """
 
     def __init__(self, net: S2Net, tensors: dict[str, Tensor]):
         check_pixels(tensors)
         self.net = net
-        # Whole 256ths, that sums of activations, in sixteenths, gain.
+        # Whole 1/256, converted to the unit of activations, 1/16.
         self.condition = tensors["pixels.condition.weight"].double().numpy() * (ACT_GRID / 256)
         grids = COMPAND_GRID, ACT_GRID, ACT_GRID, ACT_GRID
         convs = []
@@ -209,7 +217,7 @@ class PixelSynthesis:
                 pairs,
                 self.overlap.numpy().astype(int),
             )
-        #: Chunks of one archive share a quality, or few.
+        #: Cached, because the chunks of an archive share a quality or a few.
         self.steps = lru_cache(maxsize=8)(self._steps)
 
     def _steps(self, quality: float) -> np.ndarray:
@@ -225,7 +233,7 @@ class PixelSynthesis:
         spectral: klt.Klt,
         out: np.ndarray,
     ) -> None:
-        """Write whole DN into ``out`` (C, h, w), float32, or uint16 where it saturates.
+        """Write whole DN into ``out`` (C, h, w), float32, or uint16 with saturation.
 
         Parameters
         ----------
@@ -256,13 +264,13 @@ class PixelSynthesis:
         mean: np.ndarray,
         shape: tuple[int, ...],
     ) -> np.ndarray:
-        """Whole DN (C, h, w), int32, without the library."""
+        """Compute whole DN (C, h, w), int32, without the compiled library."""
         height, width = shape[1:]
         rows, columns = -(-height // BLOCK), -(-width // BLOCK)
         image, inside = with_margin(len(basis.T), rows, columns, torch.float64)
         self._samples(latents, channels, quality, bias, blocks_of(inside))
         self._overlap(image)
-        # Sums modulo 2**32: only what no encoder writes goes beyond.
+        # Sums are taken modulo 2**32. No stream of an encoder reaches that.
         flat = inside[:, :height, :width].reshape(len(image), -1).numpy()
         sums = basis.astype(float) @ flat
         sums += mean[:, None]
@@ -273,7 +281,7 @@ class PixelSynthesis:
     def _samples(
         self, latents: np.ndarray, channels: int, quality: float, bias: np.ndarray, out: Tensor
     ) -> None:
-        """Samples in half DN, into blocks (used, rows, 8, columns, 8) float64."""
+        """Write samples, in half DN, into ``out``: blocks (used, rows, 8, columns, 8) float64."""
         used, rows, _, columns, _ = out.shape
         value = torch.from_numpy(latents).clamp(-LATENT_REACH, LATENT_REACH).double()
         value.mul_(CORRECTION_GRID / MEAN_GRID).add_(self._correction(latents, bias, rows, columns))
@@ -282,7 +290,7 @@ class PixelSynthesis:
         by_channel = whole.clamp_(-COEFFICIENT_REACH, COEFFICIENT_REACH).T.contiguous()
         for k in range(used):
             there = self.channels[k] < channels
-            # Exact, in any order: sums are below 2**53.
+            # Sums are below 2**53, so they are exact in any order.
             sums = by_channel[self.channels[k][there]].T @ self.synthesis[k][there]
             sums = sums.div_(2.0**SYNTHESIS_BITS).add_(0.5).floor_()
             sums = sums.clamp_(-SAMPLE_REACH, SAMPLE_REACH).view(rows, columns, BLOCK, BLOCK)
@@ -291,7 +299,7 @@ class PixelSynthesis:
     def _correction(
         self, latents: np.ndarray, bias: np.ndarray, rows: int, columns: int
     ) -> Tensor:
-        """Corrections (P, 320) in 1/64 step, float32."""
+        """Return the corrections of latents, (P, 320) float32 in 1/64 step."""
         geometry = geometry_of(1, rows, columns)
         hidden = self.first(companded(torch.from_numpy(latents)), torch.from_numpy(bias))
         grid = Grid(geometry, hidden.shape[1], torch.int8, -HALF)
@@ -304,7 +312,8 @@ class PixelSynthesis:
     def _overlap(self, image: Tensor) -> None:
         """Apply the overlap across inner boundaries, along columns and then rows, in place.
 
-        Blocks of an image with a margin lie across boundaries; the outermost are left alone.
+        The blocks of an image with a margin lie across boundaries. The outermost blocks stay as
+        they are.
         """
         edges = slice(None, BLOCK), slice(-BLOCK, None)
         kept = [image[:, edge].clone() for edge in edges]
@@ -314,7 +323,7 @@ class PixelSynthesis:
         for edge, before in zip(edges, kept, strict=True):
             image[:, edge] = before
         kept = [image[:, :, edge].clone() for edge in edges]
-        thin = image.view(-1, BLOCK).numpy()  # NumPy's BLAS is faster for so thin a product
+        thin = image.view(-1, BLOCK).numpy()  # NumPy's BLAS is faster on thin matrices
         across = torch.from_numpy(thin @ np.ascontiguousarray(self.overlap.T.numpy()))
         image.copy_(across.div_(2.0**OVERLAP_BITS).add_(0.5).floor_().view(image.shape))
         for edge, before in zip(edges, kept, strict=True):

@@ -1,14 +1,14 @@
 """``tec-flex-s2``: one stream of a tile for all qualities up to that of its encoding.
 
 FlexTEC (arXiv 2510.12670, section 3.4) repacks latents so that the first k of 16 tokens are a date
-at a lower rate.  Here the 16 steps are eight qualities in two halves each: a date is first coded
-at the lowest quality, by the networks of ``tec-tt-s2``; then every latent is narrowed down to the
-next quality (:mod:`tec_zarr.models.intervals`), with what the networks say at that quality.
-Nothing is coded twice, and no network had to be trained for it.  Half a step are the first channel
-groups of a quality, with the others as they were.
+at a lower rate.  Here the 16 steps are eight qualities of two halves each.  The networks of
+``tec-tt-s2`` first code a date at the lowest quality.  Then every latent is narrowed down to the
+next quality (:mod:`tec_zarr.models.intervals`), with the networks' predictions at that quality.
+Nothing is coded twice, and no additional network is trained.  The first half of a quality refines
+the first channel groups and leaves the others as they are.
 
-At every step a date is predicted from the same step of the dates that it refers to, so that any
-number of steps decodes, and all dates of a chunk are cut to the same number.
+At every step a date is predicted from the same step of the dates that it refers to.  So any number
+of steps can be decoded, as long as all dates of a chunk are cut to the same number.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ from tec_zarr.networks.references import (
 from tec_zarr.networks.series import ReadDate, TecTtS2
 from tec_zarr.networks.walk import Past, Step
 
-#: Below this quality the quantiser of tec-s2 drops detail instead of having coarser steps; a stream
-#: that goes on with finer ones does not.
+#: Lowest quality at which bits are weighed against errors. Below it the quantiser of tec-s2 drops
+#: detail. A stream that goes on with finer qualities keeps it.
 LEAST_TRADE = 1.25
-#: Bytes of a step's check: what one misses, the next one sees.
+#: Bytes of a step's check. One is enough: the checks of later steps cover the same latents again.
 _CHECK = 1
 
 
@@ -96,9 +96,9 @@ class TecFlexS2:
     Parameters
     ----------
     temporal : TecTtS2
-        Networks, predictions and pixels.
+        Gives the networks, the predictions and the pixels.
     tables : IntervalTables
-        Of its networks' scale indexes.
+        Tables for the scale indexes of its networks.
     """
 
     name = "tec-flex-s2"
@@ -121,16 +121,16 @@ class TecFlexS2:
         """Encode float32 DN (T, C, h, w), finite and filled everywhere, C from 1 to 31.
 
         A stream has two steps for every whole quality up to ``quality``: 16 at quality 8.
-        With ``gop``, dates refer to one another only within runs of that many.
+        With ``gop``, dates refer to one another only within runs of that many dates.
 
         Raises
         ------
         UnsupportedArrayError
-            For more bands.
+            C is above 31.
         """
-        del bands  # as in tec-s2
+        del bands  # the KLT of each date makes any set and order of bands alike
         check_bands(self.name, cube.shape)
-        quality = round(quality * QUALITY_GRID) / QUALITY_GRID  # as sections say
+        quality = round(quality * QUALITY_GRID) / QUALITY_GRID  # the grid that sections store
         run = gop or len(cube)
         sections: list[bytes] = []
         for start in range(0, len(cube), run):
@@ -146,12 +146,12 @@ class TecFlexS2:
     ) -> tuple[np.ndarray, int]:
         """Decode to float32 DN of ``shape`` and the checksum of the latents.
 
-        The sections say their qualities themselves.
+        ``quality`` is not used: each section holds its own.
 
         Raises
         ------
         ChecksumError
-            Other latents than were encoded.
+            The decoded latents differ from the encoded ones.
         """
         del bands
         out = self.decode_dates(sections, shape, quality, range(len(sections)))
@@ -196,14 +196,14 @@ class TecFlexS2:
             for q in (quality - int(quality) // 2, quality - int(quality) + 1, quality)
         )
         order = coding_order(middle)
-        # Where steps are large, more of a date is handed on to others.
+        # At large steps a date passes more of its content on to others, so qualities differ.
         low, high = (finer_qualities(sizes, order) for sizes in ends)
         done: dict[int, Series] = {}
         sections: dict[int, bytes] = {}
         uses = {date: nearest_dates(date, order[:place]) for place, date in enumerate(order)}
         last = last_users(uses)
         for number in order:
-            # Weights serve all steps: they are those of the middle one.
+            # All steps use the same weights, which are fitted to the middle step.
             known = {d: done[d].pictures[int(quality)] for d in uses[number]}
             finer = low[number], high[number]
             step = float(step_size(level_qualities(quality, finer)[int(quality) // 2]))
@@ -251,7 +251,7 @@ class TecFlexS2:
         data = struct.pack("<HBB", round(quality * QUALITY_GRID), finer[0], head)
         data += write_references(references, number) + spectral_header + spread_bytes
         levels = self._levels(qualities, spectral, spreads)
-        # Latents with the encoder's correction, which sees them as at the last step.
+        # The encoder's correction is computed once, for the latents at the last step.
         residual = temporal.picture_of(date, spectral.mean) - predictions[-1] / PICTURE_GRID
         last = levels[-1]
         latents = temporal.latents_of(residual, last.context, columns).double().numpy()
@@ -298,7 +298,7 @@ class TecFlexS2:
     ) -> list[Level]:
         out = []
         for quality, spread in zip(qualities, spreads, strict=True):
-            # The basis is that of the last level throughout; networks are told the spreads.
+            # All levels use the last level's basis. The networks get the spreads of each level.
             told = context_of(replace(spectral, spread=spread), quality)
             steps = self.temporal.predictor.steps(quality)[:, 0].numpy().astype(np.int64)
             out.append(Level(quality, steps, replace(told, spectral=spectral)))
@@ -306,7 +306,7 @@ class TecFlexS2:
 
 
 class _Walk:
-    """One date through its levels; the same for writing and for reading."""
+    """Codes one date level by level; writer and reader share it."""
 
     def __init__(
         self,
@@ -322,22 +322,22 @@ class _Walk:
         self.entropy = model.temporal.coder.entropy
         self.silent = model.temporal.coder.tables.silent
         self.latents = Latents(rows * columns)
-        #: What is known of every latent's neighbours before a level.
+        #: Context of every latent, from its neighbours before the level.
         self.around = np.zeros((rows * columns, CHANNELS), np.uint8)
-        #: Of the last step that was asked for.
+        #: Latents of the prediction that was asked for last, by step.
         self.pasts: dict[int, np.ndarray] = {}
         self.checks: list[bytes] = []
-        #: After every step, if others need them.
+        #: The picture after every step, if other dates need it.
         self.pictures: list[Tensor] = []
 
     def write(self, number: int, wanted: np.ndarray) -> tuple[bytes, bytes]:
-        """Both halves of a level, from latents (P, 320) int64 in 1/4096 DN."""
+        """Code both halves of a level from latents (P, 320), int64 in 1/4096 DN."""
         level, state = self.levels[number], self.latents
         size = np.abs(wanted - self.past(2 * number) * level.steps) / (level.steps * GRID)
         sizes = [size[:, channels] for channels in CHANNELS_OF]
         known = [bool(state.coded[channels].any()) for channels in CHANNELS_OF]
         tried = [known[g] or g == 0 or bool((part > SILENT).any()) for g, part in enumerate(sizes)]
-        # A guess at the bits: which half a group is in has to be known before it is coded.
+        # Guess the bits of each group: its half has to be known before it is coded.
         guesses = [float(np.log2(1 + 2 * np.maximum(part - 0.5, 0)).sum()) for part in sizes]
         split = first_half(guesses, tried)
         worth = self.model.temporal.image.worth(level.quality, max(level.quality, LEAST_TRADE))
@@ -365,7 +365,7 @@ class _Walk:
         return first + flags + halves[0].finish(), second + halves[1].finish()
 
     def read(self, number: int, parts: Sequence[bytes]) -> None:
-        """The halves of a level, or the first one alone."""
+        """Decode the two halves of a level, or the first one alone."""
         level = self.levels[number]
         if any(len(part) < _CHECK for part in parts) or len(parts[0]) == _CHECK:
             raise FormatError(f"a step of quality {level.quality:g} is too short")
@@ -399,7 +399,7 @@ class _Walk:
     def _steps(
         self, number: int, coded: Sequence[bool], split: int, halves: int = 2
     ) -> Iterator[tuple[Step, np.ndarray]]:
-        """Passes of a level, and the prediction of each; notes what is known after each half."""
+        """Yield the passes of a level and their predictions; note the state after each half."""
         condition = self.levels[number].context.condition
         past = self.past(2 * number)
         sizes = np.abs(self.latents.residual(past, self.levels[number].steps))
@@ -417,6 +417,7 @@ class _Walk:
         self._note(2 * number + 1)
 
     def _note(self, step: int) -> None:
+        """Keep the check of the latents after ``step``, and their picture if others need it."""
         self.checks.append(self.latents.check())
         if not self.needed:
             return
@@ -428,7 +429,7 @@ class _Walk:
         self.pictures.append(picture)
 
     def past(self, step: int) -> np.ndarray:
-        """Latents of a step's prediction, (P, 320) int64 in 1/16 step of its level."""
+        """Return the latents of a step's prediction, (P, 320) int64 in 1/16 step of its level."""
         if not self.predictions.references:
             step = 0
         if step not in self.pasts:
@@ -447,7 +448,7 @@ class _Walk:
         wanted: np.ndarray | None = None,
         worth: np.ndarray | None = None,
     ) -> float:
-        """Code one pass; what an encoder gains by it over no latents, in bits."""
+        """Code one pass; return the encoder's gain over zero latents, in bits (0 in a decoder)."""
         state, tables = self.latents, self.model.tables
         part = np.ix_(step.places.numpy(), np.arange(step.channels.start, step.channels.stop))
         mean, index = step.mean[0].numpy().astype(np.int64), step.index[0].numpy()
@@ -487,7 +488,7 @@ _LAYOUT = {
 
 
 def load(path: Path) -> TecFlexS2:
-    """Read what :func:`save` wrote; the temporal model comes from the registry."""
+    """Read a file of `files.save_progressive`; the temporal model comes from the registry."""
     tensors, sha256 = read(path)
     check(tensors, _LAYOUT, str(path))
     temporal = named_model("tec-tt-s2", tensors["temporal_sha256"])

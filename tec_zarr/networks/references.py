@@ -1,4 +1,4 @@
-"""Which dates a date is predicted from, in which order, and how finely: the encoder's choices."""
+"""The encoder's choices for a series: references of each date, order of coding, finer qualities."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tec_zarr.models.temporal_section import (
 )
 from tec_zarr.networks.image import lagrangian
 
-#: Bits that a squared error is worth between two ways of coding a date, over what it is worth in
-#: the quantiser: the slope of rate over distortion from one quality to the next.
+#: Factor on the quantiser's price of a squared error, in bits, when two ways of coding a date are
+#: compared. It is the slope of rate over distortion from one quality to the next.
 ERROR_WORTH = 1.3
 
 
-#: How much finer: so many qualities for each doubling of what depends on the date, but for the
-#: first fraction of one. Found on training series.
+#: A date is coded ``FINER_SLOPE`` qualities finer for each doubling of the bits that depend on it,
+#: after the first ``FINER_START`` doublings. Both were fitted on training series.
 FINER_SLOPE, FINER_START = 0.7, 0.4
 
 
-#: References are sought among this many dates, the nearest in time first.
+#: References are chosen among this many dates, those nearest in time.
 CANDIDATES = 8
 
 
@@ -44,8 +44,9 @@ CLASS_OF = sum((_ORDER.flatten() >= start).long() for start in CLASS_STARTS[1:])
 
 
 def _bits(difference: Tensor, distortion: float) -> float:
-    """Estimated bits of a picture (C, 64, P): independent Gaussians of each frequency's spectral
-    covariance, coded at ``distortion`` (DN squared).
+    """Estimate the bits of a picture (C, 64, P) that is coded at ``distortion`` (DN squared).
+
+    The model has one independent Gaussian per frequency, with the covariance of the bands there.
     """
     by_sample = difference.transpose(0, 1)
     covariance = by_sample @ by_sample.transpose(1, 2) / (difference.shape[2] * distortion)
@@ -72,21 +73,26 @@ class _Grams:
         return np.stack([_fit(m[:, subset][:, :, subset], v[:, subset]) for m, v in self.parts], 1)
 
     def difference(self, subset: list[int], weights: np.ndarray) -> Tensor:
+        """Return the picture less its prediction from ``subset``, with weights in sixteenths."""
         by_frequency = torch.from_numpy(weights[:, CLASS_OF]).to(self.target.dtype) / WEIGHT_GRID
         guess = by_frequency.transpose(1, 2)[:, :, :, None] * self.known[subset]
         return self.target - guess.sum(0)
 
 
 def thinned(picture: Tensor) -> Tensor:
-    """About 256 blocks of a picture, float64: enough to choose by, alike on every machine."""
+    """Return about 256 blocks of a picture, float64.
+
+    They are enough to choose by, and float64 makes the choice the same on every machine.
+    """
     return picture[:, :, :: max(picture.shape[2] // 256, 1)].double()
 
 
 def choose_references(
     picture: Tensor, known: dict[int, Tensor], date: int, step: float
 ) -> list[Reference]:
-    """References among ``known`` decoded pictures that lower the estimated size most, one after
-    the other, at most ``MOST_REFERENCES``.
+    """Choose the references that lower the estimated size of a date most.
+
+    They are added one by one from the ``known`` decoded pictures, at most ``MOST_REFERENCES``.
     """
     if not known:
         return []
@@ -113,9 +119,10 @@ def choose_references(
 
 @dataclass(frozen=True)
 class Sizes:
-    """Estimated bits of the dates of a tile: ``alone`` (T,), and ``given`` (T, T) each other one.
+    """Estimated bits of the dates of a tile.
 
-    ``given[t, r]`` is infinite where r is not among the neighbours in time that t may refer to.
+    ``alone`` (T,) is for dates without references. ``given[t, r]`` of (T, T) is for date t
+    predicted from date r. It is infinite where t may not refer to r, which is too far in time.
     """
 
     alone: np.ndarray
@@ -123,7 +130,10 @@ class Sizes:
 
 
 def estimated_sizes(pictures: list[Tensor], step: float) -> Sizes:
-    """What the dates take, alone and each predicted from one other; ``pictures`` may be thinned."""
+    """Estimate the bits of each date, alone and predicted from one other date.
+
+    ``pictures`` may be thinned (:func:`thinned`).
+    """
     count, distortion = len(pictures), step**2 / 6
     alone = np.array([_bits(p, distortion) for p in pictures])
     given = np.full((count, count), np.inf)
@@ -142,9 +152,10 @@ def estimated_sizes(pictures: list[Tensor], step: float) -> Sizes:
 
 
 def coding_order(sizes: Sizes) -> list[int]:
-    """Order in which dates are coded: whatever the dates before it explain best comes next.
+    """Return the order in which to code the dates.
 
-    A date that is to stand alone is the one that would help the others most.
+    The next date is the one that the dates before it explain best. If they explain none, the next
+    date is the one that helps the remaining dates most, and it is coded without references.
     """
     alone, given = sizes.alone, sizes.given
     order: list[int] = []
@@ -163,12 +174,12 @@ def coding_order(sizes: Sizes) -> list[int]:
 
 
 def finer_qualities(sizes: Sizes, order: list[int]) -> list[int]:
-    """By how many eighths of a quality each date is to be coded finer, because others use it.
+    """Return by how many eighths of a quality to code each date finer, because others use it.
 
-    An error of a date is handed on to those predicted from it, and what is coded finely once need
-    not be coded again.  As in the macroblock tree of video encoders, information flows back along
-    the order of coding: each date gives its best reference the share of its own bits, and of those
-    that depend on it, that the reference saves.
+    A date passes its errors on to the dates that are predicted from it, and detail that is coded
+    once need not be coded again. The method is that of the macroblock tree of video encoders. It
+    walks back along the order of coding. Each date credits its best reference with the share of
+    bits that the reference saves: of its own bits, and of the bits that depend on it.
     """
     depending = np.zeros(len(order))
     for place in range(len(order) - 1, 0, -1):
@@ -186,7 +197,10 @@ def finer_qualities(sizes: Sizes, order: list[int]) -> list[int]:
 def cost_of(
     section: bytes, decoded: Tensor, picture: Tensor, quality: float, trade: float
 ) -> float:
-    """Bits, and squared error at what it costs to lower it by a finer quality."""
+    """Return the cost of a coded date in bits: its size, plus the price of its squared error.
+
+    The price is what a finer quality would pay to lower the error.
+    """
     error = float((picture - decoded / PICTURE_GRID).square().sum())
     slope = ERROR_WORTH * lagrangian(trade) / float(step_size(quality)) ** 2
     return 8 * len(section) + slope * error

@@ -1,16 +1,16 @@
 """``tec-tt-s2``: the dates of one tile, each predicted from dates that are decoded already.
 
-A date's *picture* (the DCT of 8 x 8 blocks of every band, after the image model's overlap matrix)
-is predicted as a weighted sum of those of up to three other dates, with weights for each band and
-each of three classes of spatial frequency: what is fine has changed more than what is coarse.  The
-difference is coded as ``tec-s2`` codes a picture, in its own KLT, by networks that also see the
-prediction (:mod:`tec_zarr.networks.series_net`).  A date without references is a ``tec-s2``
-section behind one byte, or coded by the same networks from a prediction of zero, whichever is
-smaller: what no other date explains costs no more than the image model needs.
+A date's *picture* is the DCT of the 8 x 8 blocks of every band, after the image model's overlap
+matrix.  It is predicted as a weighted sum of the pictures of up to three other dates.  There is one
+weight for each band and each of three classes of spatial frequency, because fine structure changes
+more than coarse structure.  The difference is coded as ``tec-s2`` codes a picture, in its own KLT,
+by networks that also see the prediction (:mod:`tec_zarr.networks.series_net`).  A date without
+references is coded in the cheaper of two ways: as one byte and a ``tec-s2`` section, or by the
+temporal networks from a prediction of zero.
 
-Predictions steer the entropy coder, so that they have to be the same on every machine.  They are
-whole numbers of 1/16 DN, made of whole numbers by matrix products in float64 whose sums stay below
-2**53, and by single divisions.
+Predictions determine the tables of the entropy coder, so they must be the same on every machine.
+They are whole numbers of 1/16 DN.  They come from matrix products of whole numbers in float64,
+whose sums stay below 2**53, and from single divisions.
 """
 
 from __future__ import annotations
@@ -78,31 +78,31 @@ from tec_zarr.networks.references import (
 from tec_zarr.networks.series_net import TemporalNet
 from tec_zarr.networks.walk import IntegerModel, Past
 
-#: Fixed-point digits of the transform's matrices, of steps, and of KLT bases (see klt).
+#: Fixed-point bits of the transform's matrices, of steps, and of KLT bases (see klt).
 MATRIX_BITS, STEP_BITS, BASIS_BITS = 14, 8, 24
 
 
 def to_blocks(x: Tensor) -> Tensor:
-    """(C, 8 h, 8 w) to (C, 64, h w)."""
+    """Cut images (C, 8 h, 8 w) into blocks (C, 64, h w)."""
     count, height, width = x.shape
     folded = x.view(count, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
     return folded.permute(0, 2, 4, 1, 3).reshape(count, BLOCK * BLOCK, -1)
 
 
 def from_blocks(x: Tensor, rows: int) -> Tensor:
-    """(C, 64, h w) to (C, 8 h, 8 w)."""
+    """Put blocks (C, 64, h w) together to images (C, 8 h, 8 w)."""
     count, _, places = x.shape
     folded = x.view(count, BLOCK, BLOCK, rows, places // rows)
     return folded.permute(0, 3, 1, 4, 2).reshape(count, BLOCK * rows, BLOCK * places // rows)
 
 
 def _whole(x: Tensor, divisor: float | Tensor = 1.0) -> Tensor:
-    """round(x / divisor), half up, of whole float64: one division, one sum, one floor."""
-    return torch.div(x, divisor).add_(0.5).floor_()  # in one new array: they are large
+    """Return round(x / divisor), half up, of whole float64: one division, one sum, one floor."""
+    return torch.div(x, divisor).add_(0.5).floor_()  # in place, as the arrays are large
 
 
 def _dct() -> Tensor:
-    """Orthonormal two-dimensional DCT of a block of 8 x 8, (64, 64) float64."""
+    """Return the orthonormal two-dimensional DCT of 8 x 8 blocks, (64, 64) float64."""
     n = torch.arange(BLOCK, dtype=torch.float64)
     one = torch.cos(math.pi / 16 * (2 * n[None] + 1) * n[:, None]) / 2
     one[0] /= math.sqrt(2)
@@ -113,7 +113,7 @@ DCT = _dct()
 
 
 class Predictor:
-    """Exact predictions: pictures as whole sixteenths of a DN, float64 (C, 64, P)."""
+    """Computes exact predictions: pictures (C, 64, P), float64 whole numbers of 1/16 DN."""
 
     def __init__(self, image: TecS2):
         grid = 2.0**MATRIX_BITS
@@ -125,14 +125,14 @@ class Predictor:
         self.image = image
 
     def steps(self, quality: float) -> Tensor:
-        """Quantiser steps (320, 1), whole 1/256 DN."""
+        """Return the quantiser steps, (320, 1) in whole 1/256 DN."""
         steps = self.image.net.steps(torch.tensor([quality], dtype=torch.float64))
         return _whole(steps[0, :, :, 0] * 2.0**STEP_BITS)
 
     def weighted(
         self, pictures: dict[int, Tensor], references: list[Reference], bands: int, places: int
     ) -> Tensor:
-        """The prediction (C, 64, P) from decoded pictures, by date; zero without references."""
+        """Predict a picture (C, 64, P) from decoded ``pictures``, by date; 0 without references."""
         total = torch.zeros(bands, BLOCK * BLOCK, places, dtype=torch.float64)
         for r in references:
             weights = torch.from_numpy(r.weights).double()[CLASS_OF].T[:, :, None]
@@ -140,7 +140,7 @@ class Predictor:
         return _whole(total, WEIGHT_GRID)
 
     def latents(self, prediction: Tensor, spectral: klt.Klt, quality: float) -> Tensor:
-        """Latents of a prediction in a basis, (P, 320) int32 in 1/16 step."""
+        """Transform a prediction to latents in a KLT basis, (P, 320) int32 in 1/16 step."""
         used = spectral.used
         basis = torch.from_numpy(spectral.basis[:, :used] * 2.0**BASIS_BITS)
         count, _, places = prediction.shape
@@ -151,7 +151,7 @@ class Predictor:
         return _whole(sums, self.steps(quality) * unit).clamp(-(2**20), 2**20).int().T.contiguous()
 
     def picture(self, latents: Tensor, spectral: klt.Klt, quality: float) -> Tensor:
-        """Lapped picture (C, 64, P) of decoded latents (320, P) in 1/16 step, without its mean."""
+        """Transform latents (320, P), in 1/16 step, to a lapped picture (C, 64, P) without mean."""
         used = spectral.used
         matrix = self.synthesis[: used * BLOCK * BLOCK]
         scaled = latents.double() * self.steps(quality)
@@ -168,11 +168,11 @@ class TecTtS2:
     Parameters
     ----------
     image : TecS2
-        Codes dates that the networks code no better, and is the transform of the others.
+        Gives the transform. It also codes the dates that ``net`` does not code better.
     net : TemporalNet
-        With its integer layers frozen.
+        Its integer layers are frozen.
     tables : Tables
-        One per scale index, of dates that the networks code.
+        Tables of the dates that ``net`` codes, one per scale index.
     """
 
     name = "tec-tt-s2"
@@ -195,16 +195,16 @@ class TecTtS2:
     ) -> Encoded:
         """Encode float32 DN (T, C, h, w), finite and filled everywhere, C from 1 to 31.
 
-        Each date is coded alone and with the references that promise most; the cheaper one stays.
+        Each date is coded alone and with the most promising references; the cheaper result is kept.
         Dates that others depend on are coded finer than ``quality`` (:func:`finer_qualities`).
-        With ``gop``, dates refer to one another only within runs of that many.
+        With ``gop``, dates refer to one another only within runs of that many dates.
 
         Raises
         ------
         UnsupportedArrayError
-            For more bands.
+            C is above 31.
         """
-        del bands  # as in tec-s2
+        del bands  # the KLT of each date makes any set and order of bands alike
         check_bands(self.name, cube.shape)
         run = gop or len(cube)
         coded: list[_Date] = []
@@ -239,7 +239,7 @@ class TecTtS2:
     ) -> np.ndarray:
         """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w).
 
-        Of the dates that they refer to the latents are decoded, and no pixels are made.
+        The dates that they refer to are decoded to latents, but not to pixels.
         """
         return self._decode(sections, shape, quality, dates)[0]
 
@@ -261,7 +261,7 @@ class TecTtS2:
             read = self._read(parsed[number], done, shape[1:], level, number in needed)
             if number in dates:
                 self.pixels(read, level, out[dates.index(number)])
-            done[number] = replace(read, prediction=None, past=None)  # large, no longer needed
+            done[number] = replace(read, prediction=None, past=None)  # free memory: both are large
         return out, done
 
     # ---- one date
@@ -290,13 +290,13 @@ class TecTtS2:
                     number, date, picture, level, quality, references, done
                 )
                 best = min(best, predicted, key=lambda d: d.cost)
-            # The quality of a date stands in the high bits of what its section begins with.
+            # The high bits of a section's first byte say how much finer its quality is.
             head = bytes([best.section[0] | finer[number] << 4])
             done[number] = replace(best, section=head + best.section[1:])
         return [done[number] for number in range(len(cube))]
 
     def symbol_sink(self) -> SymbolEncoder:
-        """Where a predicted date's symbols go."""
+        """Make the encoder of a predicted date's symbols."""
         return SymbolEncoder(self.coder.tables)
 
     def _alone(self, date: np.ndarray, picture: Tensor, quality: float, trade: float) -> _Date:
@@ -347,7 +347,7 @@ class TecTtS2:
         return _Date(section, checked(decoded), after, spectral, cost)
 
     def latents_of(self, picture: Tensor, context: Context, columns: int) -> Tensor:
-        """Latents (P, 320) float32, in steps, of a picture (C, 64, P) in DN."""
+        """Transform a picture (C, 64, P), in DN, to latents (P, 320) float32, in steps."""
         spectral = context.spectral
         basis = torch.from_numpy(spectral.basis[:, : spectral.used])
         components = (basis.T @ picture.flatten(1)).view(spectral.used * BLOCK * BLOCK, -1)
@@ -388,7 +388,10 @@ class TecTtS2:
     def decoded_picture(
         self, latents: np.ndarray, spectral: klt.Klt, prediction: Tensor | None, quality: float
     ) -> Tensor:
-        """Picture as other dates see it, int32 (C, 64, P): exact, without corrections."""
+        """Return the picture that predicts other dates, int32 (C, 64, P) in 1/16 DN.
+
+        It is exact, because it leaves out the float32 corrections that pixels get.
+        """
         units = torch.from_numpy(latents.T.copy())
         picture = self.predictor.picture(units, spectral, quality)
         if prediction is not None:
@@ -405,14 +408,15 @@ class TecTtS2:
             latents, channels, quality, context.condition, context.spectral, out
         )
         if read.prediction is not None:
-            # In float64: predictions are large, and a process may have traded float32's precision.
+            # In float64: predictions are large, and a process may have let torch compute float32
+            # products with lower precision.
             samples = DCT.T @ (read.prediction / PICTURE_GRID)
             blocks = from_blocks(samples, -(-out.shape[1] // BLOCK))
             whole = overlap(blocks, self.image.net.synthesis_overlap.double())
             out += whole[:, : out.shape[1], : out.shape[2]].numpy()
 
     def refined(self, latents: np.ndarray, past: Past, condition: Tensor) -> np.ndarray:
-        """Decoded latents (P, 320) in 1/16 step with the networks' refinement, float32."""
+        """Refine decoded latents (P, 320), in 1/16 step, with the networks; float32."""
         size = past.geometry.height, past.geometry.width
         both = (torch.from_numpy(latents).float(), past.units[0].float())
         grids = (x.T.reshape(1, -1, *size) / MEAN_GRID for x in both)
@@ -420,13 +424,13 @@ class TecTtS2:
         return (MEAN_GRID * out[0].flatten(1).T).contiguous().numpy()
 
     def picture_of(self, date: np.ndarray, mean: np.ndarray) -> Tensor:
-        """(C, h, w) DN to its picture (C, 64, P) float64 in DN."""
+        """Transform (C, h, w) DN to a picture (C, 64, P), float64 in DN."""
         centred = torch.from_numpy(date.astype(np.float64) - mean[:, None, None])
         whole = padded(centred)
         return DCT @ to_blocks(overlap(whole, self.image.net.analysis_overlap.double()))
 
 
-# ---- references
+# ---- dates
 
 
 @dataclass(frozen=True)
@@ -455,7 +459,10 @@ class ReadDate:
 
 
 def load(path: Path) -> TecTtS2:
-    """Read what :func:`save` wrote; the image model comes from the registry."""
+    """Read a file of :func:`tec_zarr.networks.files.save_series`.
+
+    The image model that it names comes from the registry.
+    """
     tensors, sha256 = read(path)
     image_sha256 = tensors.pop("image_sha256")
     tables = read_tables(tensors, path)

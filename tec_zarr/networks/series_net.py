@@ -1,15 +1,15 @@
 """The temporal entropy networks of ``tec-tt-s2``: a date's latents given a prediction of them.
 
-Each date is predicted, band by band, from dates that are already decoded (see
-:mod:`tec_zarr.networks.series`); what is coded are the latents of the difference, in the KLT of
-that difference.  The networks are those of :class:`~tec_zarr.networks.image_net.S2Net` with two
-additions: they see the *prediction's own latents* ("past", where there are edges and texture), and
-they can put part of it back or take it away ("gate", where the ground has changed or a cloud has
-come).  Both start at zero, so that training starts from the image model coding differences.
+Each date is predicted, band by band, from dates that are already decoded
+(:mod:`tec_zarr.networks.series`).  The latents of the difference are coded, in the KLT of that
+difference.  The networks are those of :class:`~tec_zarr.networks.image_net.S2Net` with two
+additions.  They see the *latents of the prediction* ("past"), which show edges and texture.  And
+they can add or subtract a part of the prediction ("gate"), where the ground has changed or a cloud
+has come.  Both start at zero, so that training starts from the image model coding differences.
 
 This is the conditional coding of TEC-TT (arXiv 2510.12670, section 3.2: a date's latents given the
-earlier ones), with the transformer replaced by what a laptop can run and every machine computes
-alike.
+earlier ones).  Its transformer is replaced by networks that a laptop can run and that every machine
+computes alike.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from tec_zarr.networks.image_net import (
     quantised,
 )
 
-#: Gates live on a grid of 1/64, from -2 to 2: products with a prediction stay exact.
+#: Gates are multiples of 1/64 from -2 to 2, so that their products with a prediction are exact.
 GATE_GRID, GATE_LIMIT = 64.0, 2.0
 #: Hidden units of newly trained networks: of the passes of group 0, and of each later group.
 COARSE_HIDDEN, HIDDEN = 96, (128, 160, 160, 192)
 #: Width and residual blocks of a new network's refinement.
 REFINEMENT = 96, 2
-#: Channels of the prediction that group 0 looks at.
+#: Channels of the prediction that group 0 sees.
 COARSE_PAST = GROUPS[0] + GROUPS[1]
 
 
 def gated(gate: Tensor, past: Tensor) -> Tensor:
-    """What a gate adds to the mean."""
+    """Return the gated part of a prediction, which is added to the mean."""
     return (
         quantised(gate * GATE_GRID).clamp(-GATE_LIMIT * GATE_GRID, GATE_LIMIT * GATE_GRID)
         / GATE_GRID
@@ -75,7 +75,7 @@ class TemporalCoarse(CoarsePass):
 
 
 class TemporalGroup(FineGroup):
-    """A later channel group that also sees the prediction of its own and of earlier channels."""
+    """A later channel group that also sees the prediction of its own and earlier channels."""
 
     def __init__(self, before: int, size: int, hidden: int):
         super().__init__(before, size, hidden)
@@ -102,25 +102,28 @@ class TemporalGroup(FineGroup):
 
 
 class Refinement(Correction):
-    """What the prediction and the neighbours say of a date's latents once they are decoded.
+    """Corrects a date's decoded latents by the prediction and by neighbouring latents.
 
-    It comes before the image model's synthesis, and its own correction.
+    It runs before the image model's own correction and synthesis.
     """
 
     def __init__(self, width: int, blocks: int):
         super().__init__(width, blocks, inputs=2 * CHANNELS)
-        # Weights files number the activations of a block too: its convolutions are 1 and 3.
+        # Weights files also number a block's activations, so its convolutions are 1 and 3.
         self.blocks = nn.ModuleList(nn.ModuleDict({"1": one, "3": two}) for one, two in self.blocks)
 
     def refined(self, latents: Tensor, past: Tensor, condition: Tensor) -> Tensor:
-        """Latents (B, 320, h, w) in steps, ``past`` alike; ``condition`` (B, 13)."""
+        """Refine latents (B, 320, h, w), in steps; ``past`` has the same form.
+
+        ``condition`` is (B, 13).
+        """
         return latents + self(torch.cat([latents, past], 1), condition)
 
 
 class TemporalNet(nn.Module):
-    """Entropy networks of a date whose prediction is known, or zero.
+    """Entropy networks of a date whose prediction is known (it may be zero).
 
-    The transform is the image model's; this module holds no copy of it.
+    The transform is the image model's. This module holds no copy of it.
 
     Parameters
     ----------
@@ -129,8 +132,8 @@ class TemporalNet(nn.Module):
     hidden : tuple of int
         Hidden units of each later group.
     refinement : tuple of (int, int), optional
-        Width and blocks of the :class:`Refinement`.  The first released networks have none, and
-        leave dates without references to the image model.
+        Width and blocks of the :class:`Refinement`.  Networks without one leave dates without
+        references to the image model.
     """
 
     def __init__(
@@ -154,7 +157,7 @@ class TemporalNet(nn.Module):
 
     @classmethod
     def like(cls, tensors: dict[str, Tensor]) -> TemporalNet:
-        """A network of the sizes of a weights file's tensors."""
+        """Make a network with the sizes of a weights file's tensors."""
         blocks = {name.split(".")[2] for name in tensors if name.startswith("refine.blocks.")}
         first = tensors.get("refine.first.bias")
         return cls(
@@ -166,10 +169,10 @@ class TemporalNet(nn.Module):
     scale_prior = S2Net.scale_prior
 
     def start_from(self, other: S2Net | TemporalNet) -> None:
-        """Take the values of networks that are as wide or narrower, and compute what they do.
+        """Copy the weights of a network that is as wide or narrower, and compute the same as it.
 
-        What this network has beyond them keeps its random numbers on the way in, and nothing of it
-        reaches what they compute.
+        Additional units keep their random input weights. Their output weights are zero wherever
+        they would reach the copied units.
         """
         mine = self.state_dict()
         for name, theirs in other.state_dict().items():
@@ -182,7 +185,7 @@ class TemporalNet(nn.Module):
             target[tuple(slice(n) for n in theirs.shape)] = theirs
 
     def passes(self, condition: Tensor, past: Tensor) -> Iterator[Pass]:
-        """Walk the decoding order as :meth:`S2Net.passes` does; ``past`` (B, 320, h, w) steps."""
+        """Yield the passes as :meth:`S2Net.passes` does; ``past`` is (B, 320, h, w), in steps."""
         prior = self.scale_prior(condition).split(GROUPS, 1)
         coarse, anchors = masks(*past.shape[-2:], past.device)
         known = torch.zeros_like(past[:, : GROUPS[0]])

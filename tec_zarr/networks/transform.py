@@ -1,8 +1,8 @@
 """Pixels to latents and back: analysis, synthesis, and the overlap of blocks between them.
 
-The analysis runs in the whole numbers of :mod:`tec_zarr.terracodec.exact`: the same function as the
-analysis of :meth:`~tec_zarr.networks.image_net.S2Net.analyse`, which is for training. Decoding does
-not need it to be exact, but then the same pixels give the same bytes on every machine, so that
+The analysis computes the same function as :meth:`~tec_zarr.networks.image_net.S2Net.analyse`, which
+is for training, but in whole numbers (:mod:`tec_zarr.terracodec.exact`). Decoding does not need
+this. There are two reasons for it: the same pixels give the same bytes on every machine, so that
 stores can be compared by hash, and int8 products are faster than float32.
 """
 
@@ -32,7 +32,7 @@ class Analysis:
     ----------
     net : S2Net
     transform : (320, 12 * 64) Tensor
-        From the samples of a block, component by component, to latents in DN.
+        Maps the samples of a block, component by component, to latents in DN.
     """
 
     def __init__(self, net: S2Net, transform: Tensor) -> None:
@@ -45,7 +45,10 @@ class Analysis:
         self.last = ExactLinear(_layer(encoder.last.weight, encoder.last.bias))
 
     def of(self, transform: Tensor) -> Analysis:
-        """The same analysis of samples in another form: another transform, the same correction."""
+        """Return an analysis with another transform and the same correction.
+
+        It takes samples in another form, such as DCT coefficients.
+        """
         other = copy.copy(self)
         other.transform = ExactLinear(_layer(transform.float()))
         return other
@@ -80,7 +83,7 @@ class Analysis:
 
 
 def _layer(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A convolution, or a matrix, as a linear layer of the taps side by side."""
+    """Make a linear layer of a matrix, or of a convolution with its taps side by side."""
     matrix = weight if weight.ndim == 2 else weight.permute(0, 2, 3, 1).flatten(1)
     layer = nn.Linear(matrix.shape[1], len(matrix))
     with torch.no_grad():
@@ -90,7 +93,7 @@ def _layer(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 
 def _convolved(image: Tensor, layer: ExactLinear, near: Tensor) -> Tensor:
-    """A 3 x 3 convolution of positions (P, C), zeros outside."""
+    """Apply a 3 x 3 convolution to positions (P, C), with zeros outside."""
     digits, exponent = layer.digits(image.reshape(1, -1))
     grid = F.pad(digits.view(2, -1, image.shape[1]), (0, 0, 0, 1))  # a row of zeros at the end
     rows = grid.index_select(1, near).view(-1, len(layer.columns[0]))
@@ -99,16 +102,16 @@ def _convolved(image: Tensor, layer: ExactLinear, near: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _neighbours(rows: int, columns: int) -> Tensor:
-    """Positions (9 P,) of each position's neighbours; outside: P."""
+    """Return the indexes (9 P,) of each position's neighbours; P stands for one outside."""
     inside = torch.arange(rows * columns).view(1, 1, rows, columns).double()
     padded = F.pad(inside, (1, 1, 1, 1), value=rows * columns)
     return F.unfold(padded, 3)[0].T.int().flatten()
 
 
 def with_margin(count: int, rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """An image (count, 8 rows + 8, 8 columns + 8) of rows and columns of blocks, and its inside.
+    """Make an image (count, 8 rows + 8, 8 columns + 8) with a margin, and a view of its inside.
 
-    The margin is of zeros; the inside (count, 8 rows, 8 columns) is not set.
+    The margin is zero. The inside (count, 8 rows, 8 columns) is uninitialised.
     """
     image = torch.empty(count, BLOCK * (rows + 1), BLOCK * (columns + 1), dtype=dtype)
     for edge in (slice(None, HALF), slice(-HALF, None)):
@@ -118,23 +121,23 @@ def with_margin(count: int, rows: int, columns: int, dtype: torch.dtype) -> tupl
 
 
 def blocks_of(image: Tensor) -> Tensor:
-    """A view (count, rows, 8, columns, 8) of an image's blocks."""
+    """Return a view (count, rows, 8, columns, 8) of an image's blocks."""
     rows, columns = image.shape[1] // BLOCK, image.shape[2] // BLOCK
     return image.unflatten(1, (rows, BLOCK)).unflatten(3, (columns, BLOCK))
 
 
 def overlapped(image: Tensor, matrix: Tensor) -> Tensor:
-    """Apply an 8 x 8 matrix across every inner block boundary, along columns and rows.
+    """Apply an 8 x 8 matrix across every inner block boundary, along columns and rows, in place.
 
-    The same as :func:`~tec_zarr.networks.image_net.overlap`, on an image with a margin, so that
-    what is mixed lies in whole blocks. Written over ``image``.
+    It does the same as :func:`~tec_zarr.networks.image_net.overlap`, on an image with a margin, in
+    which the samples to be mixed lie in whole blocks.
     """
     other = torch.empty_like(image)
-    # NumPy's BLAS is several times faster than torch's for so thin a product.
+    # NumPy's BLAS is several times faster than torch's on such thin matrices.
     thin = image.view(-1, BLOCK).numpy(), other.view(-1, BLOCK).numpy()
     np.matmul(thin[0], np.ascontiguousarray(matrix.T.numpy()), out=thin[1])
     edges = slice(None, BLOCK), slice(-BLOCK, None)
-    for edge in edges:  # nothing to overlap with
+    for edge in edges:  # the outermost blocks have no neighbour to mix with
         other[:, :, edge] = image[:, :, edge]
     folded = other.view(-1, BLOCK, other.shape[2])
     torch.bmm(matrix.expand(len(folded), -1, -1), folded, out=image.view(folded.shape))
@@ -148,14 +151,18 @@ class Synthesis:
 
     def __init__(self, net: S2Net):
         self.net = net
-        # With latents in 1/16 step: 4 y / (8 + |y|) = 4 u / (128 + |u|), and the 4 is exact here.
+        # Latents u are in 1/16 step: 4 y / (8 + |y|) = 4 u / (128 + |u|). The factor 4 is exact in
+        # the weights.
         self.first = (4.0 * net.decoder.first.weight.detach()).contiguous()
         self.last = net.decoder.last.weight.detach()[:, :, 0, 0]
-        #: Chunks of one archive share a quality, or few.
+        #: Cached, because the chunks of an archive share a quality or a few.
         self._at = lru_cache(maxsize=8)(self._prepare)
 
     def _prepare(self, quality: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Steps (320,) in DN; rows of samples for latents, hidden units and their bias."""
+        """Return the steps (320,) in DN, and the matrices of a quality.
+
+        They map latents and hidden units to samples; the last one is the bias of the samples.
+        """
         steps = self.net.steps(torch.tensor([quality]))[0, :, 0, 0]
         matrix = self.net.synthesis.detach() * steps
         return steps, matrix / MEAN_GRID, matrix @ self.last, matrix @ self.net.decoder.last.bias
@@ -186,7 +193,7 @@ class Synthesis:
         hidden = self._hidden(units, condition, rows, columns)
         size = used * BLOCK * BLOCK
         if channels < CHANNELS:
-            # Few latents: never make the channels that only the correction fills.
+            # With few coded channels, do not compute the channels that only the correction fills.
             inputs = torch.cat([units, hidden], 1)
             matrix = torch.cat([by_latent[:size, :channels], by_hidden[:size]], 1)
             blocks = _linear(inputs, matrix, bias[:size], rows)
@@ -199,8 +206,8 @@ class Synthesis:
         blocks = blocks.view(rows, columns, used, BLOCK, BLOCK)
         blocks_of(inside).copy_(blocks.permute(2, 0, 3, 1, 4))
         overlapped(image, self.net.synthesis_overlap)
-        # The mean is a component that is one everywhere. NumPy multiplies, whatever precision a
-        # process lets torch's products have: means are large.
+        # The mean is added as a component that is one everywhere. NumPy multiplies, because a
+        # process may have lowered the precision of torch's products, and means are large.
         components = np.empty((used + 1, height, width), np.float32)
         components[:used] = inside[:, :height, :width].numpy()
         components[used] = 1.0
@@ -209,7 +216,7 @@ class Synthesis:
         np.matmul(basis, components.reshape(used + 1, -1), out=values)
 
     def _hidden(self, units: Tensor, condition: Tensor, rows: int, columns: int) -> Tensor:
-        """The decoder's correction before its last layer, (P, 96)."""
+        """Return the input of the last layer of the decoder's correction, (P, 96)."""
         decoder = self.net.decoder
         size = units.abs().add_(8 * MEAN_GRID)
         companded = torch.div(units, size, out=size)
@@ -225,10 +232,10 @@ class Synthesis:
 
 
 def _linear(inputs: Tensor, matrix: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-    """``inputs`` (P, K) times the transpose of ``matrix`` (N, K), plus ``bias``.
+    """Return ``inputs`` (P, K) times the transpose of ``matrix`` (N, K), plus ``bias``.
 
-    As a convolution over ``rows`` images: on some processors torch's matrix product takes twice
-    to four times as long.
+    It is computed as a convolution over ``rows`` images, because torch's matrix product takes two
+    to four times as long on some processors.
     """
     images = inputs.view(rows, -1, 1, inputs.shape[1]).permute(0, 3, 1, 2)
     out = F.conv2d(images, matrix[:, :, None, None], bias)

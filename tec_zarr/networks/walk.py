@@ -1,11 +1,11 @@
-"""The entropy networks of ``tec-s2`` in integers: what coding uses, on every machine alike.
+"""The entropy networks of ``tec-s2`` and ``tec-tt-s2`` in integers, as coding uses them.
 
-Same sums as :class:`~tec_zarr.networks.image_net.S2Net` in training, but only at the positions of
-each pass and with int8 matrix products accumulated in int32 (or in float64, where the processor's
-int8 instructions saturate: no sum reaches 2**24, so both are exact and equal).  Latents are
-integers in units of 1/16 quantiser step throughout.
+They compute the same sums as :class:`~tec_zarr.networks.image_net.S2Net` in training, but only at
+the positions of each pass.  The sums are int8 matrix products with int32 results, or float64 where
+the processor's int8 instructions saturate.  No sum reaches 2**24, so both are exact and equal on
+every machine.  Latents are integers in units of 1/16 quantiser step.
 
-``B`` dates of one size are walked together; rows of a matrix are positions, date by date.
+``B`` dates of one size are coded together; rows of a matrix are positions, date by date.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from tec_zarr.terracodec.exact import int8_is_exact
 
 _UNITS = int(MEAN_GRID)
 HALF = 128
-#: Neighbours a pass may look at reach this far.
+#: Distance of the farthest neighbours that a pass sees, in positions.
 _MARGIN = 2
 SQUARE = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1)]
 _PLUS = [(-1, 0), (0, -1), (0, 1), (1, 0)]
-#: Latents beyond this many units look alike to the networks.
+#: Latents are clipped to this many units before the networks see them.
 _COMPAND_REACH = 1 << 15
 
 
 def companded(units: Tensor) -> Tensor:
-    """floor(127 u / (128 + |u|) + 1/2) of latents in 1/16 step, as int8.
+    """Return floor(127 u / (128 + |u|) + 1/2) of latents u in 1/16 step, as int8.
 
-    The division is rounded once and the sum once, by 2**-17 in all at most; nothing that floor
-    could confuse is nearer than 1 / (2 (128 + 2**15)).
+    The float32 result is exact. The division and the sum are rounded by at most 2**-17 in all, and
+    no value other than a whole number is nearer to one than 1 / (2 (128 + 2**15)).
     """
     values = units.float().clamp_(-_COMPAND_REACH, _COMPAND_REACH)
     size = values.abs().add_(8 * _UNITS)
@@ -56,7 +56,7 @@ def companded(units: Tensor) -> Tensor:
 class Layer:
     """One :class:`IntConv` over chosen taps, as an int8 matrix.
 
-    Inputs are int8: companded latents as they are, activations (0 .. 255) less 128.
+    Inputs are int8: companded latents, or activations (0 .. 255) minus 128.
     """
 
     scale: Tensor
@@ -76,7 +76,7 @@ class Layer:
         self.exact_int8 = int8_is_exact(weight.device.type)
 
     def as_arrays(self) -> dict[str, np.ndarray]:
-        """Of a layer with ``scale`` and ``shift``: what :mod:`tec_zarr.native` takes."""
+        """Return the layer as arrays for :mod:`tec_zarr.native`; needs ``scale`` and ``shift``."""
         weight = self.matrix.T.reshape(self.matrix.shape[1], self.taps, -1).swapaxes(1, 2)
         return {
             "weight": weight.numpy(),
@@ -85,15 +85,15 @@ class Layer:
         }
 
     def sums(self, rows: Tensor) -> Tensor:
-        """Integer sums of int8 ``rows`` (P, K): int32 (P, N), or their equals in float64."""
+        """Return the integer sums of int8 ``rows`` (P, K): (P, N), int32 or equal float64."""
         if self.exact_int8:
             return torch._int_mm(rows, self.matrix)
-        # Not float32: a process may have traded its precision for speed (TF32, bfloat16).
+        # Not float32: a process may have let torch use TF32 or bfloat16 in its products.
         return rows.double() @ self.float_matrix
 
 
 class Hidden(Layer):
-    """A layer followed by the 8-bit activation, returned less 128."""
+    """A layer followed by the 8-bit activation; it returns the activation minus 128, int8."""
 
     def __init__(self, conv: IntConv, offsets: list[tuple[int, int]]):
         super().__init__(conv, offsets)
@@ -101,9 +101,9 @@ class Hidden(Layer):
         self.shift = (self.offset * self.unit * ACT_GRID + 0.5).float()
 
     def __call__(self, rows: Tensor, extra: Tensor | None = None) -> Tensor:
-        """``extra`` (P, N) or (1, N) float32, in sixteenths, is added before rounding."""
-        # Element by element, one IEEE operation after the other (the product is exact, so that
-        # it does not matter whether it is fused with the sum): the same everywhere.
+        """Compute the layer; ``extra`` (P, N) or (1, N), float32 in 1/16, joins before rounding."""
+        # These are single IEEE operations on each element, so results are the same everywhere. The
+        # product is exact, so fusing it with the sum changes nothing.
         out = torch.addcmul(self.shift, self.sums(rows).float(), self.scale)
         if extra is not None:
             out += extra
@@ -111,7 +111,7 @@ class Hidden(Layer):
 
 
 class _Term(Layer):
-    """A layer that joins the sums of a hidden layer: its ``extra``, in sixteenths."""
+    """A layer whose result is the ``extra`` of a hidden layer, in sixteenths."""
 
     def __init__(self, conv: IntConv, offsets: list[tuple[int, int]]):
         super().__init__(conv, offsets)
@@ -123,7 +123,10 @@ class _Term(Layer):
 
 
 class _Gate(Layer):
-    """A layer without activation whose value multiplies a prediction: whole 1/64, -2 to 2."""
+    """A layer without activation whose result multiplies a prediction.
+
+    The result is a whole number of 1/64, from -2 to 2.
+    """
 
     def __init__(self, conv: IntConv):
         super().__init__(conv, [(0, 0)])
@@ -138,8 +141,9 @@ class _Gate(Layer):
 class Head(Layer):
     """A layer without activation: means in the first half of its outputs, scales in the second.
 
-    float32 is exact here: means have at most 24 bits. So have scales; with the prior they are
-    rounded once, and between 0 and ``SCALES``, where it matters, they need no more than 24 bits.
+    float32 is used where it is exact: means and scales have at most 24 bits. The sum of scale and
+    prior is rounded once. Between 0 and ``SCALES``, the range of table indexes, it needs no more
+    than 24 bits.
     """
 
     def __init__(self, conv: IntConv):
@@ -158,10 +162,10 @@ class Head(Layer):
     def __call__(
         self, rows: Tensor, prior: Tensor, extra: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Means in 1/16 step, int32, and table indexes, uint8, (B, P, N) both.
+        """Return means in 1/16 step, int32, and table indexes, uint8, both (B, P, N).
 
-        ``prior`` (B, 1, N) float32 holds the prior scale plus one half; ``extra`` (B P, N) float64
-        is added to the means, in 1/16 step.
+        ``prior`` (B, 1, N) float32 is the prior scale plus one half.  ``extra`` (B P, N) float64 is
+        added to the means, in 1/16 step.
         """
         out = torch.addcmul(self.shift, self.sums(rows).to(self.dtype), self.scale)
         mean, scale = out[:, : self.size], out[:, self.size :]
@@ -190,7 +194,7 @@ class _Coarse:
         self.linear *= MEAN_GRID / 512
 
     def whole_linear(self) -> np.ndarray:
-        """The linear predictor (taps, 4, 4) in 1/512."""
+        """Return the linear predictor, (taps, 4, 4) in whole 1/512."""
         whole = self.linear * (512 / MEAN_GRID)
         return whole.view(len(self.offsets), GROUPS[0], GROUPS[0]).int().numpy()
 
@@ -237,7 +241,7 @@ class Step:
         self.discarded = False
 
     def discard(self) -> None:
-        """In the last pass of a group after the first: the group is not coded after all."""
+        """Do not code the group after all. Only the last pass of a group after the first may."""
         self.discarded = True
 
     def write(self, symbols: Tensor) -> None:
@@ -250,7 +254,7 @@ class Step:
 
 
 class Geometry:
-    """Positions of the passes on a padded grid of ``batch`` dates, and of their neighbours."""
+    """Positions of the passes, and of their neighbours, on a padded grid of ``batch`` dates."""
 
     def __init__(self, batch: int, height: int, width: int):
         self.batch, self.height, self.width = batch, height, width
@@ -261,12 +265,15 @@ class Geometry:
         everywhere = torch.arange(height * width)
         self.coarse = [mask.nonzero()[:, 0] for mask in masks]
         self.anchors, self.others = anchors.nonzero()[:, 0], (~anchors).nonzero()[:, 0]
-        #: All positions, row by row; and those of one checkerboard pass after the other.
+        #: All positions: row by row, and ordered by checkerboard pass.
         self.everywhere, self.by_pass = everywhere, torch.cat([self.anchors, self.others])
         self._rows: dict[tuple[int, tuple[tuple[int, int], ...]], Tensor] = {}
 
     def rows(self, places: Tensor, offsets: Sequence[tuple[int, int]] = ((0, 0),)) -> Tensor:
-        """Flat rows (B P taps,) of the neighbours of ``places``, one of this geometry's."""
+        """Return the flat rows (B P taps,) of the neighbours of ``places``.
+
+        ``places`` is one of this object's position tensors: results are cached by its identity.
+        """
         key = (id(places), tuple(offsets))
         if key not in self._rows:
             inner = (places // self.width + _MARGIN) * self.columns + places % self.width + _MARGIN
@@ -276,12 +283,12 @@ class Geometry:
         return self._rows[key]
 
 
-#: Chunks of one archive share a shape or two.
+#: Cached, because the chunks of an archive share a shape or two.
 geometry_of = lru_cache(maxsize=4)(Geometry)
 
 
 class Grid:
-    """A padded (B h w, C) grid that neighbours are gathered from."""
+    """A padded grid of ``C`` channels from which passes gather neighbours."""
 
     def __init__(self, geometry: Geometry, channels: int, dtype: torch.dtype, outside: int):
         self.geometry = geometry
@@ -289,7 +296,7 @@ class Grid:
 
     def write(self, places: Tensor, rows: Tensor) -> None:
         index = self.geometry.rows(places)
-        if self.cells.is_cpu:  # NumPy copies row by row, torch value by value
+        if self.cells.is_cpu:  # NumPy is faster: it copies row by row, torch value by value
             self.cells.numpy()[index.numpy()] = rows.numpy()
         else:
             self.cells[index] = rows
@@ -301,21 +308,21 @@ class Grid:
         inside.copy_(rows.view(len(inside), *size, -1))
 
     def joined(self, other: Grid) -> Grid:
-        """Both grids' channels, side by side."""
+        """Return a grid with the channels of both."""
         out = copy.copy(self)
         out.cells = torch.cat([self.cells, other.cells], -1)
         return out
 
     def gather(self, places: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
-        """(B P, taps * C): the neighbourhoods of the positions."""
+        """Return the neighbourhoods of the positions, (B P, taps * C)."""
         index = self.geometry.rows(places, offsets)
         return self.cells.index_select(0, index).view(-1, len(offsets) * self.cells.shape[1])
 
 
 class Past:
-    """Latents of the dates' predictions, (B, P, 320) int32 in 1/16 step, as the networks take them.
+    """Latents of the dates' predictions, (B, P, 320) int32 in 1/16 step, for the networks.
 
-    Absent (``None`` below) in ``tec-s2``, whose networks know no other dates.
+    It is None for ``tec-s2``, whose networks see no other dates.
     """
 
     def __init__(self, units: Tensor, height: int, width: int):
@@ -323,18 +330,18 @@ class Past:
         self.replace(units)
 
     def replace(self, units: Tensor) -> None:
-        """Have other predictions from the next channel group on."""
+        """Use other predictions from the next channel group on."""
         self.units = units.double()
         self.cells = companded(units)
 
     def term(self, layer: _Term, places: Tensor, channels: int) -> Tensor:
-        """What ``layer`` makes of the neighbourhoods of ``places``, of the first ``channels``."""
+        """Apply ``layer`` to the first ``channels`` channels around ``places``."""
         grid = Grid(self.geometry, channels, torch.int8, 0)
         grid.write_everywhere(self.cells[:, :, :channels].reshape(-1, channels))
         return layer(grid.gather(places, SQUARE))
 
     def gated(self, gate: Tensor, places: Tensor, channels: slice) -> Tensor:
-        """What gates (B P, N) add to means, in 1/16 step, float64."""
+        """Return the gated prediction to add to means, (B P, N) float64 in 1/16 step."""
         return gate * self.units[:, places, channels].flatten(0, 1) / GATE_GRID
 
 
@@ -348,7 +355,7 @@ class IntegerModel:
             for module, (_, offsets) in zip(net.coarse, COARSE_PASSES[1:], strict=True)
         ]
         self.fine = [_Fine(module) for module in net.fine]
-        # What follows from the condition: the prior, then every network's bias.
+        # Weights of the condition: those of the prior, then those of every network's bias.
         conditions = [module.condition.weight for module in (*net.coarse, *net.fine)]
         self.condition = torch.cat(
             [in_256ths(net.prior), *(ACT_GRID * in_256ths(weight) for weight in conditions)]
@@ -357,8 +364,9 @@ class IntegerModel:
         self.prior_bias = in_256ths(net.prior_bias) + 0.5
 
     def terms(self, condition: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What :mod:`tec_zarr.native` takes of a ``condition`` (13,): the biases of all networks,
-        and the prior (320,) with one half, float32.
+        """Return the terms of a ``condition`` (13,) for :mod:`tec_zarr.native`, float32.
+
+        They are the biases of all networks, and the prior plus one half, (320,).
         """
         prior, biases = np.split(
             condition.astype(float) @ self.condition.numpy(), self.condition_sizes[:1]
@@ -366,7 +374,10 @@ class IntegerModel:
         return biases.astype(np.float32), (prior + self.prior_bias.numpy()).astype(np.float32)
 
     def compiled(self, tables: Tables) -> native.Networks | None:
-        """The same for :mod:`tec_zarr.native`, where that was built."""
+        """Return the same networks for :mod:`tec_zarr.native`.
+
+        None if that was not built, or does not support these networks.
+        """
         heads = [net.head for net in self.coarse]
         heads += [head for net in self.fine for head in (net.anchors, net.others)]
         units = [len(net.first.scale) for net in (*self.coarse, *self.fine)]
@@ -393,9 +404,10 @@ class IntegerModel:
         coded: tuple[bool, ...],
         past: Past | None = None,
     ) -> Iterator[Step]:
-        """Walk the decoding order for ``condition`` (B, 13); the caller writes each step back.
+        """Yield the passes in decoding order for ``condition`` (B, 13).
 
-        Groups that are not ``coded`` are zero in every date and are walked past.
+        The caller writes each step back.  Groups that are not ``coded`` are zero in every date and
+        are skipped.
         """
         batch = len(condition)
         prior, *biases = (condition.double() @ self.condition).split(self.condition_sizes, -1)
@@ -459,7 +471,7 @@ class IntegerModel:
             before = before.joined(mine)
 
     def _context(self, layers: _Fine, before: Grid, extra: Tensor) -> Tensor:
-        """What the earlier groups say about every position, in order of the passes."""
+        """Return the context of every position from the earlier groups, in order of the passes."""
         geometry = before.geometry
         near = before.gather(geometry.everywhere, SQUARE)
         hidden = layers.first(near, extra)
@@ -469,12 +481,12 @@ class IntegerModel:
 
 
 def _each(bias: Tensor, places: int) -> Tensor:
-    """The dates' biases (B, N) for ``places`` rows each; one row for all of a single date."""
+    """Repeat the dates' biases (B, N) for ``places`` rows each; a single date keeps one row."""
     return bias if len(bias) == 1 else bias.repeat_interleave(places, 0)
 
 
 def in_256ths(parameter: Tensor) -> Tensor:
-    """A parameter on its 1/256 grid, in float64, whose sums are exact."""
+    """Round a parameter to its 1/256 grid, in float64, so that sums are exact."""
     return torch.floor(parameter.detach().double() * 256 + 0.5) / 256
 
 

@@ -1,7 +1,7 @@
-"""The learned models; torch is imported here and in ``tec_zarr.training``, nowhere else.
+"""The published TerraCodec models: TEC-FP, TEC-ELIC, TEC-TT and FlexTEC.
 
-:func:`load` and :func:`load_codec` bring in the published TerraCodec checkpoints; the embedded
-models need no call. Importing this package does not import torch.
+:func:`load` and :func:`load_codec` load their checkpoints. The embedded models need no call.
+Importing this package does not import torch.
 """
 
 from tec_zarr.terracodec.hub import load, load_codec

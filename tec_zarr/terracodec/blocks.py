@@ -1,4 +1,4 @@
-"""Parts of TEC-TT and FlexTEC, named as in the reference's checkpoints."""
+"""Building blocks of TEC-TT and FlexTEC, with the names of the reference's checkpoints."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ from tec_zarr.terracodec.layers import (
 )
 
 SCALE_MIN, SCALE_MAX, SCALE_LEVELS, MEAN_LEVELS = 0.01, 256.0, 256, 100
-"""Grid of the reference's bottleneck: log-spaced scales, 100 fractional means."""
+"""Grid of the reference's bottleneck: log-spaced scales and 100 fractional means."""
 
 
 EPSILON = 1e-6  # of the layer normalisations
 
 
 def verysoftplus(x: Tensor) -> Tensor:
-    """1 + x above zero, 1 / (1 - x) below: positive, with slope 1 at zero."""
+    """Return 1 + x above zero and 1 / (1 - x) below: positive, with slope 1 at zero."""
     return torch.where(x > 0, 1 + x.clamp(min=0), 1 / (1 - x.clamp(max=0)))
 
 
 def scale_of(raw: Tensor) -> Tensor:
-    """The scale predicted as `raw`: 0.01 and more."""
+    """Return the scale of a network output `raw`; it is above 0.01."""
     return verysoftplus(raw) + SCALE_MIN
 
 
 def scale_grid_position(scale: Tensor) -> Tensor:
-    """Position of a scale on the log grid of 256 levels from 0.01 to 256.01 (continuous)."""
+    """Return the continuous position of a scale on the log grid of 256 levels, 0.01 to 256.01."""
     span = math.log(SCALE_MAX / SCALE_MIN + 1)
     return torch.log(scale / SCALE_MIN) * ((SCALE_LEVELS - 1) / span)
 
 
 class _ScaleShiftBuffers(TableBuffers):
-    """Buffers of the reference's bottleneck; streams here use
-    :mod:`tec_zarr.entropy.gaussian_tables`.
+    """Buffers of the reference's bottleneck.
+
+    Streams of this package use the tables of :mod:`tec_zarr.entropy.gaussian_tables` instead.
     """
 
     TABLES = (
@@ -69,7 +70,7 @@ class _ScaleShiftBuffers(TableBuffers):
         self.upper_bound_scale = LowerBound(-(SCALE_LEVELS - 1.0))
 
     def bounded(self, position: Tensor, upper: LowerBound) -> Tensor:
-        """Clip positions on a grid to its ends, trainably."""
+        """Clip positions to the ends of a grid; the gradient still pulls them back inside."""
         return -upper(-self.lower_bound_zero(position))
 
 
@@ -81,7 +82,7 @@ class Bottleneck(nn.Module):
         self._entropy_model = _ScaleShiftBuffers()
 
     def forward(self, x: Tensor, means: Tensor, raw_scales: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantised x and its likelihoods, as the reference's forward estimates them."""
+        """Return the quantised x and its likelihoods, as the reference's forward does."""
         model = self._entropy_model
         base = round_ste(means)
         position = scale_grid_position(scale_of(raw_scales))
@@ -116,14 +117,17 @@ class _Attention(nn.Module):
         return keys, self.attention.values(self._split(self.v(x)))
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, causal: bool = False) -> Tensor:
-        """Attention of queries x (B, m, d); causal: the last m keys are x's own positions."""
+        """Return the attention of queries x (B, m, d).
+
+        With `causal`, the last m keys are those of x, and a query sees no key after its own.
+        """
         queries = self._split(self.q(x))
         mask = None
         if causal and x.shape[1] > 1:
             shape = (x.shape[1], keys.shape[2])
             mask = torch.ones(shape, dtype=torch.bool, device=x.device)
             mask = mask.tril(keys.shape[2] - x.shape[1])
-        if len(keys) != len(queries):  # one context window for all
+        if len(keys) != len(queries):  # all windows share one context window
             keys = keys.expand(len(queries), -1, -1, -1)
             values = values.expand(len(queries), -1, -1, -1)
         out = self.attention(queries, keys, values, mask)
@@ -142,7 +146,7 @@ class _MLP(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention, MLP, attention, MLP; the second attention of a decoder looks at the context."""
+    """Attention, MLP, attention, MLP; in a decoder the second attention sees the context."""
 
     def __init__(self, width: int, heads: int, causal_tokens: int | None = None) -> None:
         super().__init__()
@@ -177,7 +181,7 @@ class _Block(nn.Module):
 
 @dataclass
 class BlockCache:
-    """Keys and values of one decoder block: the context's and those of the tokens so far."""
+    """Keys and values of one decoder block, for the context and for the tokens so far."""
 
     context: tuple[Tensor, Tensor]
     own: tuple[Tensor, Tensor] | None = None
@@ -223,7 +227,7 @@ class StartSymbol(nn.Module):
 
 
 class ChannelConstant(nn.Module):
-    """Learned stand-in for the date before the first one: a constant per channel."""
+    """Learned constant per channel that replaces the date before the first one."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -258,7 +262,7 @@ class _ResidualBlock(nn.Module):
 
 
 class Dequantizer(nn.Module):
-    """Latents for synthesis: the quantised ones plus a function of the decoder's features."""
+    """Makes latents for the synthesis: quantised ones plus a function of decoder features."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()

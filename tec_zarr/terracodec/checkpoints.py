@@ -1,4 +1,4 @@
-"""Checkpoints of the TerraCodec family, read, checked and written as safetensors."""
+"""Read and check checkpoints of the TerraCodec family, and write them as safetensors."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _METADATA = "tec_zarr"
 
 
 def save(module: nn.Module, path: str | os.PathLike[str]) -> str:
-    """Write a model of the family as safetensors, with its configuration; return the SHA-256.
+    """Write a model of the family and its configuration as safetensors; return the SHA-256 (hex).
 
-    The integer tables of `module` are filled first where they are empty, so that whoever loads the
-    file codes with these and computes none of their own.
+    Empty integer tables of `module` are filled first, so that everyone who loads the file codes
+    with the same tables.
 
     Raises
     ------
     TecError
-        Not a model of the family, the copy of one that a codec computes with, or weights that are
-        not finite.
+        `module` is not a model of the family, or it is the copy that a codec computes with, or its
+        weights are not finite.
     """
     from safetensors.torch import save_file
 
@@ -66,11 +66,18 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> str:
 
 
 def first_not_finite(module: nn.Module) -> str | None:
-    """Name of the first parameter with a value that is NaN or infinite, None without."""
+    """Return the name of the first parameter with a NaN or infinite value, or None."""
     return next((n for n, p in module.named_parameters() if not p.isfinite().all()), None)
 
 
 def read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return the tensors of a checkpoint, and its metadata if :func:`save` wrote it.
+
+    Raises
+    ------
+    WeightsMismatchError
+        The file is damaged, or cannot be read safely.
+    """
     import torch
 
     try:
@@ -89,9 +96,9 @@ def read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
             raise TypeError("not every entry is a tensor with a name")
     except MemoryError:
         raise
-    except Exception as error:  # torch, pickle, zip and safetensors all raise their own
+    except Exception as error:  # torch, pickle, zip and safetensors have no common error type
         reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, pickle.UnpicklingError):  # whose text advises to read it unsafely
+        if isinstance(error, pickle.UnpicklingError):  # its text advises to read the file unsafely
             reason = "it is damaged, or holds more than tensors, which could run code"
         raise WeightsMismatchError(
             f"{source} is no checkpoint that can be read safely ({reason})."
@@ -100,6 +107,15 @@ def read_state(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
 
 def config_of(state: dict[str, Tensor], source: Path, name: str) -> dict[str, Any]:
+    """Derive the configuration of the published model `name` from its tensors.
+
+    The prefix "model." is removed from the keys of `state` for FP and ELIC.
+
+    Raises
+    ------
+    WeightsMismatchError
+        A tensor that the architecture needs is missing.
+    """
     architecture = PUBLISHED[name].architecture
     if architecture in ("fp", "elic"):
         for key in list(state):
@@ -117,6 +133,13 @@ def config_of(state: dict[str, Tensor], source: Path, name: str) -> dict[str, An
 def build_module(
     architecture: str, config: dict[str, Any], state: dict[str, Tensor], source: Path
 ) -> nn.Module:
+    """Make a module and load `state`, as float32; `source` is named in messages.
+
+    Raises
+    ------
+    WeightsMismatchError
+        `state` does not fit the configuration, or has values that are not finite.
+    """
     cls = CLASSES[architecture][1]
     try:
         module = _without_weights(architecture, config)
@@ -135,7 +158,7 @@ def build_module(
                 if keys
             )
         )
-    # Codecs compute with float32, whatever a checkpoint was kept in.
+    # Codecs compute with float32. Checkpoints may be stored with another precision.
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     try:
         module.load_state_dict(state, assign=True)
@@ -151,7 +174,7 @@ def build_module(
 
 
 def _without_weights(architecture: str, config: dict[str, Any]) -> nn.Module:
-    """A module of the architecture that takes no memory."""
+    """Make a module of the architecture on the "meta" device, where it takes no memory."""
     import torch
 
     module, cls = CLASSES[architecture]
@@ -161,7 +184,7 @@ def _without_weights(architecture: str, config: dict[str, Any]) -> nn.Module:
 
 
 def _fill_tables(module: nn.Module) -> None:
-    """Store the integer tables that coding needs; drop the large ones that it does not."""
+    """Fill the integer tables that coding needs, and empty the large ones that it does not use."""
     from tec_zarr.terracodec.layers import EntropyBottleneck, TableBuffers
 
     for part in module.modules():
@@ -174,6 +197,7 @@ def _fill_tables(module: nn.Module) -> None:
 
 
 def read_module(file: Path) -> nn.Module:
+    """Read a module that :func:`save` wrote."""
     state, metadata = read_state(file)
     if metadata is None:
         raise TecError(f"{file} was not written by tec_zarr; load it with its path.")

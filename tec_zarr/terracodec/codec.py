@@ -1,12 +1,12 @@
-"""TEC-FP, TEC-ELIC, TEC-TT and FlexTEC as codecs: DN in, one section of bytes per date out.
+"""TEC-FP, TEC-ELIC, TEC-TT and FlexTEC as codecs: from DN to one section of bytes per date.
 
     DN -> standardise -> pad -> analysis (float32) -> integer symbols
        -> entropy network -> table indexes -> range coder -> section
 
-and the same walk backwards. The transformer of TEC-TT and FlexTEC computes in whole numbers
-(:mod:`tec_zarr.terracodec.exact`), ELIC's entropy network in float64 with a ledger of its indexes
-(:mod:`tec_zarr.terracodec.ledger`). Encoder and decoder run the same function for the entropy part;
-only the port differs through which symbols pass (`_Writer` or `_Reader`).
+Decoding takes the same steps backwards. :mod:`tec_zarr.terracodec.coders` codes the latents of each
+architecture. The transformer of TEC-TT and FlexTEC computes in whole numbers
+(:mod:`tec_zarr.terracodec.exact`). ELIC's entropy network computes in float64, with a ledger of its
+indexes (:mod:`tec_zarr.terracodec.ledger`).
 """
 
 from __future__ import annotations
@@ -33,25 +33,26 @@ __all__ = ["FamilyModel", "FlexPreview"]
 
 
 def _channels_last(image: Tensor) -> Tensor:
-    """The same image in the layout in which a processor's convolutions are 10 to 20 % faster."""
+    """Convert an image to the layout in which convolutions on a CPU are 10 to 20 % faster."""
     return image.contiguous(memory_format=torch.channels_last)
 
 
 class FamilyModel:
-    """A model of the TerraCodec family as :mod:`tec_zarr.codec.encode` uses models.
+    """A model of the TerraCodec family with the interface that :mod:`tec_zarr.codec.encode` uses.
 
     Parameters
     ----------
     module : FactorizedPrior, ELIC, TemporalTransformer or FlexTEC
-        FP and ELIC are used as they are; of TEC-TT and FlexTEC a converted copy is made.
+        FP and ELIC are used directly. TEC-TT and FlexTEC are converted to a copy.
     name : str
         Name in streams, such as ``"terracodec_v1_tt_s2l2a/lambda-20"``.
     weights_sha256 : str
         SHA-256 (hex) of the safetensors file the weights came from.
     context_tokens : int, optional
-        FlexTEC: tokens of a date that later dates are predicted from. None takes all that are
-        sent, as the reference does: smallest, but only the last date of a chunk can be
-        truncated. 1 lets every date be truncated to any quality, at a cost in size.
+        FlexTEC: number of tokens of a date that later dates are predicted from. None means all
+        that are sent, as in the reference. This gives the smallest streams, but only the last date
+        of a chunk can be truncated. With 1, every date can be truncated to any quality, and
+        streams are larger.
 
     Raises
     ------
@@ -60,8 +61,8 @@ class FamilyModel:
 
     Notes
     -----
-    FP, ELIC and TT have one rate, that of their checkpoint: `quality` does not matter to them.
-    For FlexTEC the 16 qualities are spread over the codec's scale: ``tokens = 2 * quality``.
+    FP, ELIC and TT have one rate, that of their checkpoint. They ignore `quality`.
+    FlexTEC has 16 qualities, spread over the codec's scale: ``tokens = 2 * quality``.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class FamilyModel:
         self.name = name
         self.weights_sha256 = weights_sha256
         module = module.eval()
-        # A copy of its own, so that the caller's, twice as large, can go.
+        # A copy, so that the caller can free its module, which is twice as large.
         self.module = exact(module) if isinstance(module, TemporalTransformer) else module
         self.context_tokens = context_tokens
         self._coder = CODERS[type(module)](self.module)
@@ -89,7 +90,7 @@ class FamilyModel:
 
     @property
     def device(self) -> str:
-        """Kind of device that the weights are on, ``"cpu"`` or another."""
+        """Type of the device that holds the weights, such as ``"cpu"``."""
         return self._device.type
 
     @property
@@ -113,7 +114,7 @@ class FamilyModel:
         quality : float
             FlexTEC: half the number of tokens sent of every date.
         bands : sequence of str, optional
-            Bands of the cube in its order; None means all of the model's.
+            Bands of the cube, in its order. None means all bands of the model.
         tokens : sequence of int, optional
             FlexTEC: tokens sent of each date, 1 to 16, instead of `quality`.
 
@@ -125,7 +126,7 @@ class FamilyModel:
         Raises
         ------
         UnsupportedArrayError
-            Bands that the model does not have, or a number of tokens out of range.
+            The model lacks a band, or a number of tokens is out of range.
         """
         where = self._band_places(bands, cube.shape)
         if tokens is None:
@@ -138,7 +139,7 @@ class FamilyModel:
         quality: float,
         bands: Sequence[str] | None,
     ) -> list[Encoded]:
-        """Encode cubes of one shape, each to the bytes that `encode` makes of it."""
+        """Encode cubes of one shape; each gives the same bytes as with `encode`."""
         where = self._band_places(bands, cubes[0].shape)
         return self._encode(cubes, where, self._tokens(quality, len(cubes[0])))
 
@@ -159,10 +160,10 @@ class FamilyModel:
         with torch.inference_mode():
             x = standardise(padded, self._count, where).to(self._device)
             if self.device == "cpu":
-                # Date by date: more at once are not faster here, and change float32 sums.
+                # Date by date: a batch is not faster on a CPU, and changes float32 sums.
                 latents = torch.cat([self._coder.analyse(_channels_last(i)) for i in x.split(1)])
             else:
-                # In float64 the number of images cannot be seen after rounding.
+                # In float64, so that the size of the batch does not change the rounded latents.
                 latents = self._coder.analyse(x.double())
             return [self._coder.encode(part, options) for part in latents.split(len(cubes[0]))]
 
@@ -175,10 +176,10 @@ class FamilyModel:
         *,
         shown: int = TOKENS,
     ) -> tuple[npt.NDArray[np.float32], int]:
-        """Decode what `encode` wrote; DN (T, C, h, w) and the checksum of the latents.
+        """Decode sections of `encode` to DN (T, C, h, w) and the checksum of the latents.
 
-        FlexTEC: with fewer than 16 tokens `shown` of each date the rest is not predicted but
-        masked, as in training.
+        FlexTEC: `shown` is the number of tokens of each date to decode. If it is below 16, the
+        other tokens are masked, as in training, instead of predicted.
         """
         return self.decode_batch([sections], shape, quality, bands, shown=shown)[0]
 
@@ -191,7 +192,7 @@ class FamilyModel:
         *,
         shown: int = TOKENS,
     ) -> list[tuple[npt.NDArray[np.float32], int]]:
-        """Decode the sections of several cubes of one shape, each as `decode`."""
+        """Decode the sections of several cubes of one shape; each result is that of `decode`."""
         where = self._band_places(bands, shape)
         for sections in chunks:
             if len(sections) != shape[0]:
@@ -223,18 +224,18 @@ class FamilyModel:
 
     @property
     def flexible(self) -> bool:
-        """Whether streams can be truncated: FlexTEC."""
+        """Whether streams can be truncated. Only FlexTEC's can."""
         return isinstance(self._coder, FlexCoder)
 
     def truncate(self, sections: Sequence[bytes], tokens: int | Sequence[int]) -> Encoded:
-        """Lower the quality of a FlexTEC stream by cutting it, without any network.
+        """Lower the quality of a FlexTEC stream by cutting it; no network runs.
 
         Parameters
         ----------
         sections : sequence of bytes
             From `encode`.
         tokens : int or sequence of int
-            Tokens to keep of all dates or of each, 1 to 16; dates that have fewer stay as they
+            Tokens to keep, 1 to 16, of all dates or of each. Dates that have fewer stay as they
             are.
 
         Returns
@@ -247,8 +248,8 @@ class FamilyModel:
         TecError
             If the model is not FlexTEC.
         ContextError
-            If later dates were predicted from tokens that would be cut (see `context_tokens`):
-            `recode` can do that.
+            If later dates were predicted from tokens that would be cut (see `context_tokens`). Use
+            `recode` instead.
         """
         self._check_flexible()
         return cut(sections, check_tokens(tokens, len(sections)))
@@ -259,10 +260,10 @@ class FamilyModel:
         shape: tuple[int, int, int, int],
         tokens: int | Sequence[int],
     ) -> Encoded:
-        """Lower the quality of a FlexTEC stream whose later dates need what is cut.
+        """Lower the quality of a FlexTEC stream whose later dates depend on the tokens to cut.
 
-        The tokens that stay are decoded and coded anew, predicted from one another. Nothing else
-        is lost: the sections are those that `encode` makes with this number of tokens.
+        The tokens to keep are decoded and coded again, predicted from one another. The sections are
+        the same as `encode` makes with this number of tokens, so nothing else is lost.
 
         Parameters
         ----------
@@ -294,7 +295,7 @@ class FamilyModel:
             return self._coder.encode(latents, {"tokens": kept, "context_tokens": context})
 
     def preview(self, tokens: int) -> FlexPreview:
-        """A decoder of this model's streams that shows the first tokens of each date only.
+        """Return a decoder that decodes only the first tokens of each date.
 
         Parameters
         ----------
@@ -319,12 +320,12 @@ class FamilyModel:
         cloudy: npt.NDArray[np.bool_],
         bands: Sequence[str] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Predict what clouds hide from the dates before (TEC-TT).
+        """Predict the pixels under clouds from earlier dates (TEC-TT).
 
         Parameters
         ----------
         cube : ndarray, shape (T, C, h, w), float32
-            DN, oldest date first; cloudy values are never looked at.
+            DN, oldest date first. Cloudy values are not used.
         cloudy : ndarray, shape (T, h, w), bool
             Pixels to predict.
         bands : sequence of str, optional
@@ -333,7 +334,7 @@ class FamilyModel:
         Returns
         -------
         ndarray, shape (T, C, h, w), float32
-            DN: the prediction where cloudy, elsewhere `cube` unchanged.
+            DN: the prediction in cloudy pixels, `cube` in the others.
 
         Raises
         ------
@@ -375,18 +376,17 @@ class FamilyModel:
 
 
 class FlexPreview:
-    """Decodes the first tokens of FlexTEC streams quickly; as :mod:`tec_zarr.codec.encode` uses
-    models.
+    """A fast decoder of the first tokens of FlexTEC streams.
 
-    The tokens that are not shown are what they were in training, a learned constant, where
-    `FamilyModel.decode` predicts them one after the other.
+    It has the interface that :mod:`tec_zarr.codec.encode` uses. The other tokens are a learned
+    constant, as in training. `FamilyModel.decode` predicts them one after the other instead.
 
     Parameters
     ----------
     model : FamilyModel
-        FlexTEC.
+        A FlexTEC model.
     tokens : int
-        Tokens shown of each date.
+        Number of tokens of each date to decode.
     """
 
     def __init__(self, model: FamilyModel, tokens: int) -> None:
@@ -397,7 +397,7 @@ class FlexPreview:
     def encode(
         self, cube: npt.NDArray[np.float32], quality: float, bands: Sequence[str] | None
     ) -> Encoded:
-        """Encode as the model itself does."""
+        """Encode with `FamilyModel.encode`."""
         return self.model.encode(cube, quality, bands)
 
     def decode(
@@ -407,5 +407,5 @@ class FlexPreview:
         quality: float,
         bands: Sequence[str] | None,
     ) -> tuple[npt.NDArray[np.float32], int]:
-        """Decode as `FamilyModel.decode` does, with mask tokens for what is not shown."""
+        """Decode as `FamilyModel.decode` does, with mask tokens in place of the other tokens."""
         return self.model.decode(sections, shape, quality, bands, shown=self.tokens)

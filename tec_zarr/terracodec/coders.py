@@ -1,4 +1,8 @@
-"""Latents of each architecture to bytes and back."""
+"""Code the latents of each architecture as sections of bytes, and decode them.
+
+Encoder and decoder run the same entropy code. Only the port differs through which symbols pass: it
+is a `_Writer` or a `_Reader`.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ from tec_zarr.terracodec.tt import EntropyTransformer, TemporalTransformer, Toke
 
 
 class _Writer:
-    """The encoder's end of a section."""
+    """Writes the symbols of a section."""
 
     def __init__(self) -> None:
         self.coder = SymbolEncoder()
@@ -50,7 +54,7 @@ class _Writer:
 
 
 class _Reader:
-    """The decoder's end of a section."""
+    """Reads the symbols of a section."""
 
     def __init__(self, data: bytes) -> None:
         self.coder = SymbolDecoder(data)
@@ -71,7 +75,7 @@ class _LedgerWriter(_Writer):
 
 
 class _LedgerReader(_Reader):
-    """A reader of what a `_LedgerWriter` wrote."""
+    """A reader of sections of a `_LedgerWriter`."""
 
     def __init__(self, data: bytes) -> None:
         self.ledger = LedgerReader(data)
@@ -79,14 +83,14 @@ class _LedgerReader(_Reader):
 
 
 class _ShortWriter(_Writer):
-    """A writer of one of many short streams: its end takes as few bytes as can be."""
+    """A writer of one of many short streams; it ends the stream with as few bytes as possible."""
 
     def to_bytes(self) -> bytes:
         return self.coder.to_shortest()
 
 
 class _ShortReader(_Reader):
-    """A reader of what a `_ShortWriter` wrote."""
+    """A reader of streams of a `_ShortWriter`."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(whole_words(data).astype("<u4").tobytes())
@@ -100,7 +104,10 @@ def _crc(latents: npt.ArrayLike, start: int = 0) -> int:
 
 
 def bottleneck_tables(bottleneck: EntropyBottleneck) -> Callable[[int], Table]:
-    """Stored integer table of each channel, computing them once where a checkpoint has none."""
+    """Return a function that gives the integer table of a channel.
+
+    The tables are computed first if the checkpoint stores none.
+    """
     if bottleneck._quantized_cdf.numel() == 0:
         bottleneck.update()
     cdfs, lengths = bottleneck._quantized_cdf.cpu().numpy(), bottleneck._cdf_length.tolist()
@@ -129,7 +136,10 @@ class _BottleneckCoder:
     def code(
         self, port: _Port, latent: Tensor | None, height: int, width: int
     ) -> tuple[Symbols, Tensor]:
-        """Code one latent (C, height, width); symbols and the dequantised latent (float64)."""
+        """Code one latent (C, height, width).
+
+        Returns the symbols and the dequantised latent (float64).
+        """
         medians = self._medians
         symbols = None if latent is None else torch.round(latent - medians)
         channels = np.arange(len(medians))[:, None, None]
@@ -140,7 +150,7 @@ class _BottleneckCoder:
 
 @dataclass
 class Series:
-    """Decoded dates of one cube: what the synthesis takes, and the checksum of the latents."""
+    """Decoded dates of one cube: inputs of the synthesis, and the checksum of the latents."""
 
     inputs: list[tuple[Tensor, ...]]
     crc: int = 0
@@ -208,7 +218,7 @@ class _ELICCoder:
                 means, scales = context.parameters_at(seen, side[..., cells, None])
                 means, scales = means[0, ..., 0], scales[0, ..., 0]
                 position = scale_grid_position(scales.clamp(min=0.11))
-                # The ends of the grid are clipped away from any rounding boundary.
+                # Clip to 255.25, a value away from any rounding boundary.
                 position = position.clamp(max=255.25) + 0.5
                 levels = port.ledger.floor(position.cpu().numpy())
                 ids = gaussian_table_ids(levels, np.full_like(levels, MEAN_STEPS // 2))
@@ -289,7 +299,7 @@ class _Windows:
         self._last = token[:, None]
 
     def code(self, port: _Port) -> Symbols:
-        """Code the next token of every window; return its symbols."""
+        """Code the next token of every window; return its quantised values."""
         means, raw = self._predict()
         steps = torch.floor(100 * means + 50.5).long().cpu().numpy()
         base, fraction = np.divmod(steps, 100)
@@ -302,21 +312,21 @@ class _Windows:
         return symbols + base
 
     def guess(self) -> None:
-        """Take the rounded mean as the next token of every window: no bits."""
+        """Use the rounded mean as the next token of every window; it costs no bits."""
         means, _ = self._predict()
         self._append(torch.floor(means + 0.5))
 
     def give(self, token: Tensor) -> None:
-        """Take `token` (windows, C) as the next one: known from elsewhere, no bits."""
+        """Use `token` (windows, C), which the caller knows, as the next one; it costs no bits."""
         self._predict()
         self._append(token)
 
     def latent(self) -> Tensor:
-        """Quantised latent (1, C, h, w), float64."""
+        """Return the quantised latent (1, C, h, w), float64."""
         return self.model.join(torch.stack(self.tokens, dim=1), *self.size)
 
     def hints(self) -> Tensor:
-        """Decoder features (1, d, h, w) for the synthesis, float32."""
+        """Return the decoder features (1, d, h, w) for the synthesis, float32."""
         return self.model.join(torch.stack(self.features, dim=1), *self.size)
 
 
@@ -379,7 +389,7 @@ class FlexCoder(_TTCoder):
         return Encoded(sections, crc)
 
     def _context_latent(self, date: _Windows, joint: Tensor, seen: int) -> Tensor:
-        """Latent that later dates see: the first `seen` tokens, the others guessed."""
+        """Return the latent that later dates see: the first `seen` tokens, the others guessed."""
         known = date
         if seen < len(date.tokens):
             known = _Windows(date.model, joint, None, *date.size)
@@ -392,7 +402,10 @@ class FlexCoder(_TTCoder):
     def decode(
         self, sections: Sequence[bytes], height: int, width: int, shown: int = TOKENS
     ) -> Series:
-        """Decode; with `shown` tokens of each date only, mask tokens stand for the others."""
+        """Decode the sections of a cube.
+
+        If `shown` is below 16, the tokens after the first `shown` of each date are mask tokens.
+        """
         contexts = self.module.contexts()
         series = Series([])
         for t, data in enumerate(sections):
@@ -418,7 +431,7 @@ class FlexCoder(_TTCoder):
         return series
 
     def _masked(self, date: _Windows, shown: int) -> tuple[Tensor, Tensor]:
-        """Input of the synthesis as in training: mask tokens from the first hidden token on."""
+        """Return the input of the synthesis, with mask tokens after the first `shown`."""
         model = self.module.entropy_model
 
         def masked(known: list[Tensor], mask: Tensor) -> Tensor:

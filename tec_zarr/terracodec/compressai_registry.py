@@ -1,10 +1,10 @@
 """The TerraCodec architectures as CompressAI models, in its registry.
 
-CompressAI 1.2.8 asks for NumPy below 2, which it does not need; see ``docs/family.md`` for how to
-install both. Importing this module registers ``tec-fp``, ``tec-elic``, ``tec-tt`` and ``flextec``
-in ``compressai.registry.MODELS``. The image models are CompressAI's own classes for another
-number of bands, with its training, tables and range coder; the temporal ones, which it does not
-have, are this package's with CompressAI's interface.
+CompressAI 1.2.8 asks for NumPy below 2 but does not need it; ``docs/family.md`` says how to install
+both. Importing this module registers ``tec-fp``, ``tec-elic``, ``tec-tt`` and ``flextec`` in
+``compressai.registry.MODELS``. The image models are CompressAI's own classes with another number of
+bands; they use its training, tables and range coder. CompressAI has no temporal models. Those here
+are this package's, with CompressAI's interface.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class TecTT(CompressionModel):
     def __init__(self, **config: Any) -> None:
         super().__init__()
         module = self.own(**config)
-        self.model = module.model  # the parameters, under the names of the published checkpoints
-        self.__dict__["_module"] = module  # no second name for them
+        self.model = module.model  # parameters get the names of the published checkpoints
+        self.__dict__["_module"] = module  # not a submodule: parameters must have one name each
 
     @property
     def config(self) -> dict[str, Any]:
@@ -119,13 +119,13 @@ class TecTT(CompressionModel):
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Tensor], **config: Any) -> Self:
-        """A model of the size that the weights have; heads, which they do not tell, by name."""
+        """Make a model with the sizes of the weights; `config` gives `heads`, which they lack."""
         model = cls(**(cls.own.config_of(state_dict) | config))
         model.load_state_dict(state_dict)
         return model
 
     def forward(self, series: Tensor) -> dict[str, Any]:
-        """``x_hat`` (B, T, C, H, W) and the ``likelihoods`` of every date."""
+        """Return ``x_hat`` (B, T, C, H, W) and the ``likelihoods`` of every date."""
         images, likelihoods = zip(*self._module.likelihoods(series), strict=True)
         return {
             "x_hat": torch.stack(images, dim=1),
@@ -133,11 +133,11 @@ class TecTT(CompressionModel):
         }
 
     def aux_loss(self) -> Tensor:
-        """Zero: there is no entropy bottleneck."""
+        """Return zero, because there is no entropy bottleneck."""
         return next(self.parameters()).new_zeros(())
 
     def compress(self, series: Tensor, tokens: int | Sequence[int] = TOKENS) -> dict[str, Any]:
-        """Streams of one series (1, T, C, H, W), H and W multiples of 64.
+        """Encode one series (1, T, C, H, W), H and W multiples of 64.
 
         Parameters
         ----------
@@ -148,8 +148,8 @@ class TecTT(CompressionModel):
         Returns
         -------
         dict
-            ``strings``, one section of this package's streams per date, and the latents'
-            ``shape``, as `decompress` takes them.
+            ``strings``: one section of this package's streams per date. ``shape``: height and width
+            of the latents. Both are the arguments of `decompress`.
         """
         if len(series) != 1 or any(n % 64 for n in series.shape[-2:]):
             raise UnsupportedArrayError(
@@ -163,14 +163,14 @@ class TecTT(CompressionModel):
         return {"strings": [sections], "shape": latents.shape[-2:]}
 
     def decompress(self, strings: list[list[bytes]], shape: Sequence[int]) -> dict[str, Tensor]:
-        """``x_hat`` (1, T, C, H, W) of what `compress` returned."""
+        """Decode the result of `compress`; return ``x_hat`` (1, T, C, H, W)."""
         with torch.inference_mode():
             series = self._codec()._coder.decode(strings[0], 16 * shape[0], 16 * shape[1])
             images = [self._module.synthesise(*date) for date in series.inputs]
         return {"x_hat": torch.stack(images, dim=1)}
 
     def _codec(self) -> FamilyModel:
-        """A codec of the weights as they are now; converting them takes seconds at full size."""
+        """Make a codec of the current weights; converting them takes seconds at full size."""
         return FamilyModel(self._module, "compressai", "")
 
 
@@ -187,12 +187,12 @@ _CLASSES: dict[type[nn.Module], type[CompressionModel]] = {
 
 
 def to_compressai(module: nn.Module) -> CompressionModel:
-    """CompressAI's model with the weights of one of this package's.
+    """Convert a module of this package to a CompressAI model with the same weights.
 
     Parameters
     ----------
     module : FactorizedPrior, ELIC, TemporalTransformer or FlexTEC
-        Such as `tec_zarr.terracodec.load` returns.
+        For example the result of `tec_zarr.terracodec.load`.
 
     Returns
     -------
@@ -200,14 +200,14 @@ def to_compressai(module: nn.Module) -> CompressionModel:
         In evaluation mode, with tables for CompressAI's own range coder (FP, ELIC).
     """
     model = _CLASSES[type(module)](**module.config)
-    # Integer tables follow from the weights, and each side makes its own.
+    # Integer tables are not copied: each package makes its own from the weights.
     model.load_state_dict(_without_tables(module, model), strict=True)
     model.update(force=True)
     return model.eval()
 
 
 def from_compressai(model: CompressionModel) -> nn.Module:
-    """This package's module with the weights of a CompressAI model.
+    """Convert a CompressAI model to a module of this package with the same weights.
 
     Parameters
     ----------
@@ -216,8 +216,8 @@ def from_compressai(model: CompressionModel) -> nn.Module:
     Returns
     -------
     torch.nn.Module
-        In evaluation mode; `tec_zarr.terracodec.checkpoints.save` writes it,
-        `tec_zarr.terracodec.load_codec` reads that.
+        In evaluation mode. `tec_zarr.terracodec.checkpoints.save` writes it to a file that
+        `tec_zarr.terracodec.load_codec` reads.
     """
     own = next((own for own, cls in _CLASSES.items() if type(model) is cls), None)
     if own is None:
@@ -232,7 +232,7 @@ def from_compressai(model: CompressionModel) -> nn.Module:
 
 
 def _without_tables(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
-    """State of `source` with the tables of `target` in the place of its own."""
+    """Return the state of `source` with the tables of `target`."""
     own = target.state_dict()
     kept = {k: v for k, v in source.state_dict().items() if not k.endswith(TableBuffers.ALL)}
     return {**{k: v for k, v in own.items() if k.endswith(TableBuffers.ALL)}, **kept}

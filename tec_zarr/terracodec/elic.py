@@ -1,7 +1,7 @@
 """TEC-ELIC: channel-group and checkerboard context with a hyperprior.
 
-He et al., "ELIC", CVPR 2022, in the simplification that the published checkpoints use: a
-channel group sees the first and the latest group, not all earlier ones.
+He et al., "ELIC", CVPR 2022, as simplified in the published checkpoints: a channel group sees only
+the first and the previous group, not all earlier ones.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class _Hyperprior(nn.Module):
 
 
 class _LatentCodec(nn.Module):
-    """Named as in the published checkpoints: ``y`` (channel groups) and ``hyper``."""
+    """Channel groups (``y``) and hyperprior (``hyper``), named as in published checkpoints."""
 
     def __init__(self, groups: tuple[int, ...], N: int, M: int) -> None:
         super().__init__()
@@ -99,7 +99,10 @@ class _LatentCodec(nn.Module):
         return cast("_GroupContext", self.y.latent_codec[f"y{k}"])
 
     def side(self, k: int, decoded: list[Tensor], hyper: Tensor) -> Tensor:
-        """Side parameters of group k: the hyperprior's and, from the second, the channels'."""
+        """Return the side parameters of group k.
+
+        They come from the hyperprior and, after the first group, from the decoded channels.
+        """
         if k == 0:
             return hyper
         seen = decoded[0] if k == 1 else torch.cat([decoded[0], decoded[k - 1]], dim=1)
@@ -107,7 +110,7 @@ class _LatentCodec(nn.Module):
 
 
 def anchors(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Boolean (height, width): the cells coded in the first checkerboard pass."""
+    """Return the cells of the first checkerboard pass: bool (height, width)."""
     rows = torch.arange(height, device=device)[:, None]
     return (rows + torch.arange(width, device=device)) % 2 == 0
 
@@ -170,7 +173,7 @@ class ELIC(nn.Module):
         return self.rate_distortion(x)[0]
 
     def rate_distortion(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction of x and the rate of each image in bits, shape (B,)."""
+        """Return the reconstruction of x and the rate of each image in bits, shape (B,)."""
         y = self.g_a(x)
         codec = self.latent_codec
         z = codec.hyper.h_a(y)

@@ -1,25 +1,24 @@
-"""The entropy transformer of TEC-TT and FlexTEC in arithmetic that no machine can change.
+"""Layers that give the same result on every machine: the entropy transformer of TEC-TT and FlexTEC.
 
-A table index must be the same wherever a stream is decoded. Floating-point sums are not: their
-order is the library's. Here every sum has whole numbers as its terms, and is below 2**53, so
-that any order, instruction set, thread count, batch or device gives the same one; everything
-between two sums is a single IEEE 754 operation on each element (float32 or float64; add,
-subtract, multiply, divide, square root, round, convert), which is rounded alike everywhere. The
-exponential and the normal distribution come from tables. Weights need not have been trained for
-it: they are rounded once.
+A table index must be the same wherever a stream is decoded. Floating-point sums are not the same,
+because their order depends on the library. Here every sum adds whole numbers and stays below 2**53.
+So it is the same in any order, with any instruction set, thread count, batch or device. Between two
+sums there are only single IEEE 754 operations on each element (float32 or float64: add, subtract,
+multiply, divide, square root, round, convert), which are rounded alike everywhere. The exponential
+and the normal distribution come from tables. Weights are rounded once and need no special training.
 
-What the numbers are made of:
+The formats of the numbers:
 
-- a *linear layer* multiplies rows by columns of 15 bits and a sign, each with a power of two of its
-  own. They have two signed digits to the base of 256, and the products of two low digits are left
-  out: three products of int8 matrices with int32 sums;
-- *layer normalisation* takes sums over rows of 21 bits and a sign;
-- *attention* scores are sums of products of queries and keys in multiples of 2**-12; weights and
-  values are multiples of 2**-17.
+- A *linear layer* multiplies rows by columns. Both have 15 bits and a sign, and a power of two for
+  each row and each column. They are split into two signed digits to the base of 256. Products of
+  two low digits are left out, so three products of int8 matrices with int32 sums remain.
+- *Layer normalisation* sums over rows of 21 bits and a sign.
+- *Attention* scores are sums of products of queries and keys, which are multiples of 2**-12.
+  Weights and values are multiples of 2**-17.
 
-Nothing here is approximate by more than the bfloat16 or TF32 that such networks are trained in.
-Where the processor does not multiply int8 matrices exactly, digits are multiplied in float32, so
-few at a time that it adds them exactly.
+The errors are no larger than those of bfloat16 or TF32, in which such networks are trained. Where
+the processor does not multiply int8 matrices exactly, digits are multiplied in float32, in sums
+short enough to be exact.
 """
 
 from __future__ import annotations
@@ -45,61 +44,66 @@ __all__ = ["ExactAttention", "ExactGelu", "ExactLayerNorm", "ExactLinear", "exac
 _Model = TypeVar("_Model", bound=nn.Module)
 
 _ROW_BITS = 15
-"""Rows are rounded to whole numbers below 2**15 (less 1/128, so that digits fit int8)."""
+"""Rows are rounded to whole numbers below 2**15 * (1 - 1/128), so that their digits fit int8."""
 
 _COLUMN_SUM = 1 << 24
-"""Limit of a column's absolute sum: sums of products stay below 2**39, by 256 below 2**31."""
+"""Limit of a column's absolute sum. Sums of products stay below 2**39, and below 2**31 after the
+division by 256."""
 
 _EXACT_TERMS = 1024
-"""The sum of so many products of digits is 2**24 at most: float32 adds them exactly, and digits
-have the 8 bits that TF32 and bfloat16 leave of a factor, should a process allow them."""
+"""Number of products of digits in one float32 sum. The sum is at most 2**24, so float32 adds them
+exactly. Digits have 8 bits, so TF32 and bfloat16, which a process may allow, hold them exactly."""
 
 _NORM_BITS = 21
-"""Rows of layer normalisation are rounded to whole numbers below 2**21 ..."""
+"""Rows of layer normalisation are rounded to whole numbers below 2**21."""
 
 _WIDEST = 2048
-"""... so that this many squares are below 2**53."""
+"""Most channels of layer normalisation: the sum of their squares is below 2**53."""
 
 _SMALLEST_EXPONENT = -100
-"""Of a row: smaller ones are zero for all that follows, and their inverse must be a float32."""
+"""Smallest exponent of a row. Smaller rows count as zero; the inverse must fit float32."""
 
 _QUERY_BITS, _QUERY_REACH = 12, 2.0**11
 _WEIGHT_BITS = 17
 _VALUE_BITS, _VALUE_REACH = 17, 2.0**11
 _MOST_TOKENS = 128
-"""Keys of one query: 2**17 (a weight) * 2**28 (a value) * 128 is below 2**53."""
+"""Most keys of one query: 2**17 (a weight) * 2**28 (a value) * 128 is below 2**53."""
 
 _MOST_CHANNELS = 64
-"""Of a head: 2**23 (a query) * 2**23 (a key) * 64 is below 2**53."""
+"""Most channels of a head: 2**23 (a query) * 2**23 (a key) * 64 is below 2**53."""
 
 _LINES = 256
-"""Lines of the normal distribution for every unit of its argument."""
+"""Line segments of the normal distribution per unit of its argument."""
 
 _STEPS, _LAST = 1024, 13
-"""Weights of attention for every unit below the largest score; at 13 they are nothing."""
+"""Table of attention weights: steps per unit below the largest score, and its last unit, where the
+weight rounds to zero."""
 
 _VALUES_AT_ONCE = 1 << 16
-"""Values of one pass over a table: its temporary tensors stay in the processor's cache."""
+"""Values of one pass over a table: few enough for temporary tensors to stay in the cache."""
 
 _COLUMNS_AT_ONCE = 64
-"""Columns converted at a time: large temporary tensors would leave holes between the layers."""
+"""Columns converted at a time: large temporary tensors would fragment the memory between layers."""
 
 _ROWS_AT_ONCE = 512
-"""Rows of one product of matrices: it bounds the memory of its int32 sums."""
+"""Rows of one matrix product: the limit bounds the memory of its int32 sums."""
 
 
 class _Scratch(threading.local):
-    """Memory that is kept: the system hands out fresh memory as slowly as products are made."""
+    """Memory that is kept and reused: allocating it takes as long as a matrix product."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def take(self, dtype: torch.dtype, like: Tensor, *shape: int) -> Tensor:
-        """A tensor (of the shape of `like`) whose values last until the next call."""
+        """Return a tensor whose values last until the next call with the same dtype and device.
+
+        Without `shape` it has the shape of `like`.
+        """
         shape = shape or like.shape
         size, kind = math.prod(shape), (dtype, like.device)
         if kind not in self._buffers or self._buffers[kind].numel() < size:
-            with torch.inference_mode(False):  # else of no use outside of it
+            with torch.inference_mode(False):  # an inference tensor could not be used outside
                 self._buffers[kind] = torch.empty(size, dtype=dtype, device=like.device)
         return self._buffers[kind][:size].view(shape)
 
@@ -108,21 +112,25 @@ _scratch = _Scratch()
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """2**exponent (int32) as float32, by its bits: no function whose last bit may differ."""
+    """Return 2**exponent (int32) as float32, made from its bits.
+
+    A library function might differ in the last bit between machines.
+    """
     return ((exponent + 127) << 23).view(torch.float32)
 
 
 def _exponent(x: Tensor) -> Tensor:
-    """Floor of log2 of positive x (float32), int32; at least `_SMALLEST_EXPONENT`."""
+    """Return floor(log2(x)) of positive x (float32) as int32, at least `_SMALLEST_EXPONENT`."""
     return ((x.view(torch.int32) >> 23) - 127).clamp_(min=_SMALLEST_EXPONENT)
 
 
 def _whole(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Rows of x (m, n) as whole numbers below 2**bits, and the exponent (m, 1) of their unit.
+    """Round rows of x (m, n) to whole numbers below 2**bits; also return the exponent (m, 1) of
+    each row's unit.
 
     The whole numbers last until the next call in this thread.
     """
-    # Not of abs(x): twice the passes over x, but no memory.
+    # Largest and smallest x instead of abs(x): two passes over x, but no memory.
     largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
     exponent = _exponent(largest.mul_(1 + 2.0**-7)) + (1 - bits)
     out = _scratch.take(torch.float32, x)
@@ -130,17 +138,22 @@ def _whole(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _digits(whole: Tensor) -> Tensor:
-    """Signed digits to the base of 256 of whole numbers (m, n) float32, overwritten: (2 m, n)."""
+    """Split whole numbers (m, n) float32 into signed digits to the base of 256: (2 m, n) int8.
+
+    High digits come first. `whole` is overwritten.
+    """
     shifted = whole.add_(128).to(torch.int16)
     out = torch.empty(2 * len(whole), whole.shape[1], dtype=torch.int8)
     low = out[len(whole) :]
-    low.copy_(shifted).bitwise_xor_(-128)  # the low byte, less 128
+    low.copy_(shifted).bitwise_xor_(-128)  # the low byte minus 128
     out[: len(whole)].copy_(shifted.bitwise_right_shift_(8))
     return out
 
 
 class ExactLinear(nn.Module):
-    """A linear layer on whole numbers: ``(rows @ columns - low digits) / 256``, then the bias.
+    """A linear layer on whole numbers.
+
+    It computes ``rows @ columns`` without the products of two low digits, then adds the bias.
 
     Parameters
     ----------
@@ -163,7 +176,7 @@ class ExactLinear(nn.Module):
 
     @staticmethod
     def _column(weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole numbers of columns, small enough for their sums of products."""
+        """Round columns to whole numbers whose absolute sum is below `_COLUMN_SUM`."""
         whole, exponent = _whole(weight, _ROW_BITS)
         while True:
             large = whole.abs().sum(1, keepdim=True, dtype=torch.float64) >= _COLUMN_SUM
@@ -173,7 +186,7 @@ class ExactLinear(nn.Module):
             torch.mul(weight, _power_of_two(-exponent), out=whole).round_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs (..., N) of inputs (..., K), float32 both."""
+        """Return outputs (..., N) of inputs (..., K), both float32."""
         flat = x.reshape(-1, x.shape[-1])
         out = flat.new_empty(len(flat), len(self.bias))
         step = _ROWS_AT_ONCE if flat.is_cpu else max(1, len(flat))
@@ -183,18 +196,18 @@ class ExactLinear(nn.Module):
 
     @staticmethod
     def digits(rows: Tensor) -> tuple[Tensor, Tensor]:
-        """High, then low digits (2 m, K) of rows (m, K), and exponents (m, 1) of their units."""
+        """Return the digits (2 m, K) of rows (m, K), high ones first, and exponents (m, 1)."""
         whole, exponent = _whole(rows, _ROW_BITS)
         return _digits(whole), exponent
 
     def of_digits(self, digits: Tensor, exponent: Tensor, out: Tensor) -> Tensor:
-        """Write outputs (m, N) of what `digits` made, or of rows made of that, to `out`."""
+        """Compute outputs (m, N) from digits of `digits`, or rows made of them, into `out`."""
         out.copy_(self._sums(digits)).mul_(_power_of_two(exponent))
-        # The product with a power of two is exact: it may be fused with the sum or not.
+        # The product with a power of two is exact, so fusing it with the sum changes nothing.
         return torch.addcmul(self.bias, out, self.unit, out=out)
 
     def _sums(self, digits: Tensor) -> Tensor:
-        """Sums of products without those of two low digits, divided by 256: int32."""
+        """Return the sums of products, divided by 256, int32; low times low digits are left out."""
         count, size = len(digits) // 2, len(self.bias)
         products = _scratch.take(torch.int32, digits, 3 * count, size)
         self._product(digits, self.columns[0], products[: 2 * count])
@@ -203,7 +216,7 @@ class ExactLinear(nn.Module):
         return middle.add_(other).add_(high, alpha=256)
 
     def _product(self, rows: Tensor, columns: Tensor, out: Tensor) -> None:
-        """Write the product of matrices of digits, int8, to int32."""
+        """Write the product of two int8 matrices of digits to `out`, int32."""
         if self.fast:
             torch._int_mm(rows, columns, out=out)
             return
@@ -219,7 +232,7 @@ class ExactLayerNorm(nn.Module):
     Parameters
     ----------
     layer : nn.LayerNorm
-        Over the last dimension, float32.
+        A float32 layer over the last dimension.
     """
 
     def __init__(self, layer: nn.LayerNorm) -> None:
@@ -228,7 +241,7 @@ class ExactLayerNorm(nn.Module):
         self.eps = layer.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised rows of x (..., d), float32."""
+        """Return normalised rows of x (..., d), float32."""
         _check("channels of a layer normalisation", x.shape[-1], _WIDEST)
         rows, exponent = _whole(x.reshape(-1, x.shape[-1]), _NORM_BITS)
         wide = rows.double()
@@ -243,13 +256,13 @@ class ExactLayerNorm(nn.Module):
 
 
 class ExactGelu(nn.Module):
-    """GELU with the normal distribution from its table, written over its input."""
+    """GELU with the normal distribution from a table; it overwrites its input."""
 
     def __init__(self, _: Gelu) -> None:
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x times the normal distribution of x, float32."""
+        """Return x times the normal distribution at x, float32."""
         for part in x.view(-1).split(_VALUES_AT_ONCE):
             part.mul_(_normal(part.clamp(-8.0, 8.0).add_(8.0)))
         return x
@@ -265,15 +278,18 @@ class ExactAttention(nn.Module):
         super().__init__()
 
     def keys(self, x: Tensor) -> Tensor:
-        """Keys or queries of projections (B, heads, n, d): multiples of 2**-12 below 2**11."""
+        """Round projections (B, heads, n, d) of keys or queries to 2**-12, within 2**11."""
         return _on_grid(x, _QUERY_BITS, _QUERY_REACH)
 
     def values(self, x: Tensor) -> Tensor:
-        """Values of projections (B, heads, n, d): multiples of 2**-17 below 2**11."""
+        """Round projections (B, heads, n, d) of values to 2**-17, within 2**11."""
         return _on_grid(x, _VALUE_BITS, _VALUE_REACH)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of queries (B, heads, m, d), float32, to what `keys` and `values` made."""
+        """Return the attention of queries (B, heads, m, d), float32.
+
+        Keys and values are results of `keys` and `values`.
+        """
         count, size = keys.shape[-2:]
         _check("keys of one query", count, _MOST_TOKENS)
         _check("channels of an attention head", size, _MOST_CHANNELS)
@@ -300,12 +316,15 @@ def _check(what: str, count: int, limit: int) -> None:
 
 def _on_grid(x: Tensor, bits: int, reach: float) -> Tensor:
     whole = x.clamp(-reach, reach).mul_(2.0**bits).round_()
-    # Contiguous: a product of matrices would copy them every time.
+    # Contiguous, because every matrix product would copy them otherwise.
     return whole.to(torch.float64, memory_format=torch.contiguous_format)
 
 
 def _normal(x: Tensor) -> Tensor:
-    """Normal distribution of x (n,) less 8, from 0 to 16, by lines; overwrites x."""
+    """Return the normal distribution at x - 8, for x (n,) from 0 to 16; overwrites x.
+
+    The values are interpolated linearly in a table.
+    """
     starts, slopes = _normal_lines(x.device)
     place = x.mul_(_LINES)
     start = place.floor()
@@ -317,7 +336,7 @@ def _normal(x: Tensor) -> Tensor:
 
 @cache
 def _normal_lines(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Starts and slopes of the standard normal distribution from -8 to 8."""
+    """Return starts and slopes of the line segments of the normal distribution, -8 to 8."""
     above = normal_cdf()
     both = np.concatenate([2**32 - above[:0:-1], above]) / 2**32
     starts = torch.tensor(both, dtype=torch.float32, device=device)
@@ -328,9 +347,9 @@ def _normal_lines(device: torch.device) -> tuple[Tensor, Tensor]:
 
 @cache
 def _weights(device: torch.device) -> Tensor:
-    """exp(-x) from 0 to 13, whole numbers in units of 2**-17, float64."""
+    """Return the table of exp(-x) for x from 0 to 13: whole numbers of 2**-17, float64."""
     with localcontext() as context:
-        context.prec = 40  # decimal arithmetic rounds correctly, hence alike everywhere
+        context.prec = 40  # decimal arithmetic rounds correctly, so it is the same everywhere
         step = (Decimal(-1) / _STEPS).exp()
         values = [Decimal(2**_WEIGHT_BITS)]
         for _ in range(_STEPS * _LAST):
@@ -348,16 +367,16 @@ _EXACT: dict[type[nn.Module], Callable[..., nn.Module]] = {
 
 
 def exact(model: _Model) -> _Model:
-    """A copy of a network whose layers compute in whole numbers.
+    """Return a copy of a network whose layers compute in whole numbers.
 
     Parameters
     ----------
     model : nn.Module
-        Of linear layers, layer normalisations, `Attention`, `Gelu` and element-wise operations,
-        with float32 weights. The copy shares no memory with it: a file whose tensors are mapped
-        into memory can be closed.
+        Consists of linear layers, layer normalisations, `Attention`, `Gelu` and element-wise
+        operations, with float32 weights. The copy shares no memory with it, so that a file whose
+        tensors are mapped into memory can be closed.
     """
-    # Not a deep copy of the weights: they would be there twice before they are converted.
+    # Share the weights until they are converted. A deep copy would hold them in memory twice.
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     _convert(twin)
@@ -379,7 +398,7 @@ def _convert(module: nn.Module) -> None:
 
 @cache
 def int8_is_exact(device_type: str) -> bool:
-    """Whether int8 products do not saturate on the way (some libraries' do on x86 before VNNI)."""
+    """Whether int8 matrix products are exact; some libraries saturate on x86 before VNNI."""
     try:
         ones = torch.full((32, 64), 127, dtype=torch.int8, device=device_type)
         signs = torch.where(torch.arange(64, device=device_type) % 4 < 2, 127, -127).to(torch.int8)

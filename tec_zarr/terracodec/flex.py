@@ -18,8 +18,8 @@ class FlexTEC(TemporalTransformer):
     """FlexTEC of TerraCodec 1.0; parameters as for `TemporalTransformer`.
 
     Token i of a window holds the i-th of 16 channel slices of all its cells, so that the
-    first k tokens are a coarse version of the whole window. Trained with k drawn with
-    P(k) = k / 136 and the tokens from k on replaced by learned mask tokens.
+    first k tokens are a coarse version of the whole window. Training draws k with
+    P(k) = k / 136 and replaces the tokens after the first k by learned mask tokens.
     """
 
     FLEXIBLE = True
@@ -34,8 +34,8 @@ class FlexTEC(TemporalTransformer):
         series : Tensor, shape (B, T, C, H, W), (T, C, H, W) or (C, H, W)
             Standardised reflectance; H and W multiples of 16.
         quality : int or sequence of int, optional
-            Tokens kept, 1 to 16, of all dates or of each. None draws one k for all dates,
-            as in training.
+            Number of tokens to keep, 1 to 16, for all dates or for each. None draws one number
+            for all dates, as in training.
 
         Returns
         -------
@@ -51,14 +51,17 @@ class FlexTEC(TemporalTransformer):
     def dates(  # type: ignore[override]
         self, series: Tensor, quality: int | Sequence[int] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Reconstruction and rate in bits of every date, with mask tokens from `quality` on."""
+        """Yield the reconstruction and the rate in bits of every date.
+
+        Mask tokens replace the tokens after the first `quality`.
+        """
         found = self.likelihoods(series, quality)
         return ((image, bits_of(likelihood, len(image))) for image, likelihood in found)
 
     def likelihoods(  # type: ignore[override]
         self, series: Tensor, quality: int | Sequence[int] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `dates`, with the likelihoods of the tokens that are kept."""
+        """As `dates`, but with the likelihoods of the kept tokens instead of the rate."""
         if quality is None:
             quality = draw_quality()
         kept = [quality] * series.shape[1] if isinstance(quality, int) else list(quality)
@@ -81,6 +84,6 @@ class FlexTEC(TemporalTransformer):
 
 
 def draw_quality() -> int:
-    """Draw a number of tokens with P(k) = k / 136, as FlexTEC is trained."""
+    """Draw a number of tokens with P(k) = k / 136, as in the training of FlexTEC."""
     weights = torch.arange(1, TOKENS + 1, dtype=torch.float32)
     return int(torch.multinomial(weights, 1)) + 1

@@ -52,6 +52,6 @@ class FactorizedPrior(nn.Module):
         return self.rate_distortion(x)[0]
 
     def rate_distortion(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction of x and the rate of each image in bits, shape (B,)."""
+        """Return the reconstruction of x and the rate of each image in bits, shape (B,)."""
         y_hat, likelihood = self.entropy_bottleneck(self.g_a(x))
         return self.g_s(y_hat), -torch.log2(likelihood).sum(dim=(1, 2, 3))

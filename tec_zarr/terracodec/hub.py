@@ -1,9 +1,9 @@
-"""Published TerraCodec weights: names, files, and getting them into the user's cache.
+"""Load published TerraCodec weights, by way of the user's cache.
 
 A checkpoint is read once (``torch.load(weights_only=True)`` or safetensors), checked against
-the architecture, and kept as safetensors in the cache, named by its SHA-256. That hash goes
-into the configuration of arrays, so that they decode with exactly these weights. Nothing here
-downloads unless `load` is called without a path: reading an array never does.
+the architecture, and kept as safetensors in the cache. Its SHA-256 is part of the file's name and
+of the configuration of arrays, so that they decode with exactly these weights. Only `load` and
+`load_codec` without a path download a file. Reading an array never does.
 
 Importing this module does not import torch.
 """
@@ -37,7 +37,7 @@ def load(
     path: str | os.PathLike[str] | None = None,
     sha256: str | None = None,
 ) -> nn.Module:
-    """Load a published model (or one of yours of the same architecture) as a torch module.
+    """Load a published model, or your own of the same architecture, as a torch module.
 
     Parameters
     ----------
@@ -48,27 +48,27 @@ def load(
         Not needed with `path`.
     path : path, optional
         Checkpoint on this machine: ``.pt`` or ``.ckpt`` as published, or safetensors.
-        Without it the cache is searched, then the file is downloaded.
-        Several different ones there have to be told apart by `sha256`, or by `path`.
+        Without it the cache is searched, then the file is downloaded. If the cache holds several
+        different files of the model, choose one with `sha256` or `path`.
     sha256 : str, optional
-        SHA-256 (hex) that the checkpoint file or its conversion must have. The cache knows
-        conversions by their own hash only: with that of the checkpoint file and no `path`, the
-        file is asked for again.
+        SHA-256 (hex) that the checkpoint file or its conversion must have. The cache finds
+        conversions by their own hash only. With the hash of the checkpoint file and no `path`, the
+        file is downloaded again.
 
     Returns
     -------
     torch.nn.Module
-        In evaluation mode. Its `forward` takes and returns standardised tensors, as the
-        reference's does.
+        In evaluation mode. Its `forward` takes and returns standardised tensors, as in the
+        reference.
 
     Raises
     ------
     UnknownModelError
-        No such name or rate, no such file, several in the cache, or the hub cannot be reached;
-        the message says what to do, such as the command that gets the file.
+        The name, the rate or the file does not exist, the cache holds several, or the hub cannot be
+        reached. The message says what to do, such as the command that gets the file.
     WeightsMismatchError
-        Wrong hash, missing or unexpected keys, wrong shapes, wrong number of bands, weights that
-        are not finite, a file of the cache that was changed.
+        The file has a wrong hash, missing or unexpected keys, wrong shapes, a wrong number of bands
+        or weights that are not finite, or a file of the cache was changed.
     """
     return read_module(_find(name, compression, path, sha256)[0])
 
@@ -81,7 +81,7 @@ def load_codec(
     sha256: str | None = None,
     context_tokens: int | None = None,
 ) -> FamilyModel:
-    """Load a model as a codec and make it known to this process under its stream name.
+    """Load a model as a codec and register it in this process under its stream name.
 
     Parameters
     ----------
@@ -93,8 +93,7 @@ def load_codec(
     Returns
     -------
     FamilyModel
-        Its ``name``, such as ``"terracodec_v1_tt_s2l2a/lambda-20"``, is what arrays name as
-        their model.
+        Arrays store its ``name``, such as ``"terracodec_v1_tt_s2l2a/lambda-20"``, as their model.
 
     Raises
     ------
@@ -113,7 +112,7 @@ def load_codec(
 
 
 def pick_device() -> str:
-    """Where a model goes: ``tec_zarr.config.DEVICE``, or a GPU if there is one."""
+    """Return the device for models: ``tec_zarr.config.DEVICE``; for "auto" a GPU if present."""
     import torch
 
     if config.DEVICE != "auto":
@@ -122,7 +121,7 @@ def pick_device() -> str:
 
 
 def open_cached(file: Path, name: str, sha256: str) -> FamilyModel:
-    """Codec of a file of the cache, for streams that name it ``name``."""
+    """Load a file of the cache as a codec, for streams that name their model ``name``."""
     from tec_zarr.terracodec.codec import FamilyModel
 
     family, _, rate = name.partition("/lambda-")
@@ -136,7 +135,10 @@ def _find(
     path: str | os.PathLike[str] | None,
     sha256: str | None,
 ) -> tuple[Path, str]:
-    """Converted safetensors of a model and its SHA-256, converting or downloading where needed."""
+    """Return the converted safetensors of a model and its SHA-256.
+
+    The checkpoint is downloaded and converted if needed.
+    """
     if name not in PUBLISHED:
         raise UnknownModelError(f"No model {name!r}; there are {', '.join(PUBLISHED)}.")
     rate = None if path and compression is None else _rate(name, compression)
@@ -156,7 +158,13 @@ def _find(
 
 
 def _chosen(name: str, rate: str, sha256: str | None) -> Path | None:
-    """The file of the cache that is meant; never one of several that only their age tells apart."""
+    """Return the wanted file of the cache, or None.
+
+    Raises
+    ------
+    UnknownModelError
+        There are several files, and `sha256` does not choose one.
+    """
     files = cached_files(name, rate)
     if sha256 is not None:
         return next((file for file in files if hash_in_name(file) == sha256.lower()), None)
@@ -170,7 +178,13 @@ def _chosen(name: str, rate: str, sha256: str | None) -> Path | None:
 
 
 def _unchanged(file: Path, name: str, rate: str) -> Path:
-    """A file of the cache that still has the hash it is named by."""
+    """Return `file` after a check that it still has the hash in its name.
+
+    Raises
+    ------
+    WeightsMismatchError
+        The file was changed.
+    """
     if sha256_of(file) != hash_in_name(file):
         raise WeightsMismatchError(
             f"{file} was changed since it was written: delete it.\n" + how_to_get(name, rate)
@@ -198,7 +212,7 @@ def _download(name: str, rate: str) -> Path:
     try:
         hub = importlib.import_module("huggingface_hub")
         return Path(hub.hf_hub_download(published.repository, published.file(rate)))
-    except Exception as error:  # the hub raises many types, its HTTP library more
+    except Exception as error:  # the hub and its HTTP library have no common error type
         kept = ", ".join(map(hash_in_name, cached_files(name, rate)))
         raise UnknownModelError(
             (f"The cache holds {kept} of {name}, not the SHA-256 asked for.\n" if kept else "") +
@@ -210,7 +224,10 @@ def _download(name: str, rate: str) -> Path:
 def _convert(
     source: Path, name: str, rate: str | None, sha256: str | None
 ) -> tuple[Path, str]:
-    """Check a checkpoint and put it into the cache as safetensors, unless it is from there."""
+    """Check a checkpoint, write it to the cache as safetensors, and return file and SHA-256.
+
+    A file that this package wrote, given by path without a rate, is used directly.
+    """
     state, metadata = read_state(source)
     if metadata is not None:
         if metadata["architecture"] != PUBLISHED[name].architecture:
@@ -233,7 +250,7 @@ def _convert(
     module = build_module(PUBLISHED[name].architecture, config, state, source)
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    # A folder of its own: other threads and processes may be converting too.
+    # A separate folder, because other threads and processes may be converting too.
     with hidden_folder(folder / "weights.safetensors") as part:
         written = part / "weights.safetensors"
         own = save(module, written)

@@ -1,10 +1,10 @@
-"""Masked inference: TEC-TT predicts what clouds hide, from what it saw before.
+"""Masked inference: TEC-TT predicts the pixels under clouds from earlier dates.
 
-The reference predicts cloudy tokens too, but takes the features of clear tokens from a pass
+The reference predicts cloudy tokens too. But it takes the features of clear tokens from a pass
 that saw the cloudy latents, and its analysis transform spreads a cloud over the clear cells
-around it. Here cloudy pixels are replaced by the prediction of the date before ahead of the
-analysis, and the tokens go through the decoder once, in order, each cloudy one replaced by its
-predicted mean before the next is looked at: no value under a cloud reaches anything.
+around it. Here cloudy pixels are replaced before the analysis, by the prediction of the date
+before. The tokens pass through the decoder once, in order. Each cloudy token is replaced by its
+predicted mean before the next token is predicted. So no value under a cloud affects the result.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ def predict_hidden(module: TemporalTransformer, series: Tensor, hidden: Tensor) 
     module : TemporalTransformer
         In evaluation mode.
     series : Tensor, shape (T, C, H, W), float32
-        Standardised, oldest date first; H and W multiples of 64. Hidden values do not matter.
+        Standardised, oldest date first; H and W multiples of 64. Hidden values are not used.
     hidden : Tensor, shape (T, H, W), bool
-        Pixels that are not seen. A latent cell with one such pixel is predicted.
+        Hidden pixels. A latent cell with at least one of them is predicted.
 
     Returns
     -------
     Tensor, shape (T, C, H, W)
-        Reconstruction of all pixels. Before anything was seen, the prior of the model.
+        Reconstruction of all pixels. Pixels hidden on all dates so far come from the model's
+        prior.
     """
     model = module.entropy_model
     contexts = module.contexts()

@@ -1,9 +1,9 @@
 """Layers shared by the TerraCodec family, under the reference's parameter names.
 
-Every layer computes in the dtype of its *input*: the same float32 weights serve the float32
-transforms and, given float64 input, ELIC's entropy path (see :mod:`tec_zarr.terracodec.ledger`)
-without a second copy of the model in memory. What follows a convolution is written over its output:
-fresh memory for an image costs as much time as the operation.
+Every layer computes in the dtype of its *input*. So the same float32 weights serve the float32
+transforms and, with float64 input, ELIC's entropy path (:mod:`tec_zarr.terracodec.ledger`), without
+a second copy of the model in memory. Operations after a convolution overwrite its output, because
+allocating memory for an image takes as much time as the operation.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 
 def conv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> Conv2d:
-    """Convolution whose output is the input's size divided by `stride`."""
+    """Make a convolution whose output is `stride` times smaller than its input."""
     return Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
 
 
 def deconv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> ConvTranspose2d:
-    """Transposed convolution whose output is the input's size times `stride`."""
+    """Make a transposed convolution whose output is `stride` times larger than its input."""
     return ConvTranspose2d(
         inputs, outputs, kernel, stride=stride, padding=kernel // 2, output_padding=stride - 1
     )
@@ -109,7 +109,7 @@ class _BoundFunction(torch.autograd.Function):
 
 
 class LowerBound(nn.Module):
-    """``max(x, bound)``, trainable across the bound."""
+    """``max(x, bound)``; its gradient still pulls values below the bound back up."""
 
     bound: Tensor
 
@@ -201,7 +201,7 @@ class AttentionBlock(nn.Module):
 
 
 def round_ste(x: Tensor) -> Tensor:
-    """Round half to even; the gradient passes straight through."""
+    """Round half to even, with a straight-through gradient."""
     return x + (torch.round(x) - x).detach()
 
 
@@ -211,7 +211,7 @@ def quantize(x: Tensor, training: bool) -> Tensor:
 
 
 def gaussian_likelihood(distance: Tensor, scale: Tensor) -> Tensor:
-    """Probability of a unit bin at `distance` from the mean of a Gaussian of that scale."""
+    """Return the probability of a unit bin at `distance` from the mean of a Gaussian."""
     distance = distance.abs()
     root = math.sqrt(0.5)
     upper = 0.5 * torch.erfc(-root * (0.5 - distance) / scale)
@@ -220,7 +220,7 @@ def gaussian_likelihood(distance: Tensor, scale: Tensor) -> Tensor:
 
 
 class TableBuffers(nn.Module):
-    """Integer tables that a checkpoint may hold or leave empty: loading takes any size."""
+    """Integer tables that a checkpoint may hold or leave empty; any size can be loaded."""
 
     TABLES: tuple[str, ...] = ("_offset", "_quantized_cdf", "_cdf_length")
     ALL = (*TABLES, "scale_table")
@@ -246,7 +246,7 @@ class EntropyBottleneck(TableBuffers):
     """Learned density per channel (Ballé et al. 2018, appendix 6.1), with integer tables.
 
     The density is a monotone network of widths 1-3-3-3-3-1 per channel. `update` turns it into
-    cumulative tables of 16 bits: from then on coding involves no floating point at all.
+    cumulative tables of 16 bits, so that coding uses no floating point.
     """
 
     target: Tensor
@@ -277,7 +277,7 @@ class EntropyBottleneck(TableBuffers):
         return self.quantiles[:, 0, 1]
 
     def _logits(self, x: Tensor, detach: bool = False) -> Tensor:
-        """Cumulative logits of x, shape (C, 1, n)."""
+        """Return the cumulative logits of x, shape (C, 1, n)."""
 
         def parameter(value: Tensor) -> Tensor:
             return (value.detach() if detach else value).to(x.dtype)
@@ -289,7 +289,7 @@ class EntropyBottleneck(TableBuffers):
         return x
 
     def likelihood(self, x: Tensor) -> Tensor:
-        """Probability of the unit bin around x, shape (C, 1, n)."""
+        """Return the probability of the unit bin around x, shape (C, 1, n)."""
         return torch.sigmoid(self._logits(x + 0.5)) - torch.sigmoid(self._logits(x - 0.5))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,12 +308,12 @@ class EntropyBottleneck(TableBuffers):
         return restore(channels), restore(likelihood)
 
     def quantile_loss(self) -> Tensor:
-        """Auxiliary loss that moves the quantiles to the tails of the learned density."""
+        """Return the auxiliary loss that moves the quantiles to the tails of the density."""
         return (self._logits(self.quantiles, detach=True) - self.target).abs().sum()
 
     @torch.no_grad()
     def update(self) -> None:
-        """Compute the integer tables from the density, in float64, on the CPU wherever it is."""
+        """Compute the integer tables from the density, in float64 and always on the CPU."""
         here = copy.deepcopy(self).cpu()
         quantiles = here.quantiles[:, 0].double()
         below = torch.ceil(quantiles[:, 1] - quantiles[:, 0]).clamp(min=0).int()
@@ -335,7 +335,7 @@ class EntropyBottleneck(TableBuffers):
 
 
 def _cumulative(weights: Tensor, total: int) -> Tensor:
-    """Cumulative integer frequencies, each at least 1, that add up to `total`."""
+    """Return cumulative integer frequencies, each at least 1, that add up to `total`."""
     room = total - len(weights)
     frequency = 1 + torch.floor(weights / weights.sum() * room).int()
     frequency[int(frequency.argmax())] += total - int(frequency.sum())
@@ -343,9 +343,9 @@ def _cumulative(weights: Tensor, total: int) -> Tensor:
 
 
 class GaussianBuffers(TableBuffers):
-    """The buffers of the reference's Gaussian conditional (ELIC); tables are not used here.
+    """Buffers of the reference's Gaussian conditional (ELIC).
 
-    Streams of this package take the tables of :mod:`tec_zarr.entropy.gaussian_tables`.
+    Streams of this package use the tables of :mod:`tec_zarr.entropy.gaussian_tables` instead.
     """
 
     TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")
@@ -368,7 +368,7 @@ class Gelu(nn.Module):
     """The exact GELU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x times the normal distribution of x."""
+        """Return x times the normal distribution at x."""
         return F.gelu(x)
 
 
@@ -376,13 +376,13 @@ class Attention(nn.Module):
     """Scaled dot-product attention."""
 
     def keys(self, x: Tensor) -> Tensor:
-        """Keys to be kept of their projections (B, heads, n, d)."""
+        """Return the keys for `forward` from their projections (B, heads, n, d)."""
         return x
 
     def values(self, x: Tensor) -> Tensor:
-        """Values to be kept of their projections (B, heads, n, d)."""
+        """Return the values for `forward` from their projections (B, heads, n, d)."""
         return x
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of queries (B, heads, m, d) to keys and values (B, heads, n, d)."""
+        """Return the attention of queries (B, heads, m, d) to keys and values (B, heads, n, d)."""
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)

@@ -1,14 +1,14 @@
 """Exact table indexes from inexact arithmetic.
 
-A decoder that computes the index of an entropy table with floating point may land on the other
-side of a rounding boundary than the encoder did on its machine; one such index ruins the rest
-of the stream. Here indexes are computed in float64, and the encoder writes into a *ledger*
-every index whose continuous value lies within `EPSILON` of a boundary. `EPSILON` is far above
-the noise of float64 (about 1e-11 for these networks) and far below the width of a bin (1), so
-that the ledger is almost always empty. The decoder reads ledgered indexes from the ledger.
+Encoder and decoder compute the indexes of entropy tables in floating point. On two machines, a
+value near a rounding boundary may be rounded to different sides of it. One such index ruins the
+rest of the stream. So indexes are computed in float64, and the encoder writes every index whose
+continuous value lies within `EPSILON` of a boundary into a *ledger*. The decoder reads these
+indexes from the ledger. `EPSILON` is far above the noise of float64 (about 1e-11 for these
+networks) and far below the width of a bin (1), so that the ledger is almost always empty.
 
-Writer and reader are asked the same questions in the same order; the position of an index is
-its place in that order.
+Writer and reader handle the same indexes in the same order. The position of an index is its place
+in that order.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tec_zarr.frame.frame import read_varint, write_varint
 __all__ = ["EPSILON", "LedgerReader", "LedgerWriter"]
 
 EPSILON = 1e-6
-"""Distance to a rounding boundary, in bins, below which an index is written down."""
+"""Distance to a rounding boundary, in bins, below which an index goes into the ledger."""
 
 
 @dataclass
 class LedgerWriter:
-    """The encoder's side: floors continuous indexes and remembers the ambiguous ones."""
+    """The encoder's side: floors continuous indexes and records the ambiguous ones."""
 
     _entries: list[int] = field(default_factory=list)
     _asked: int = 0
@@ -49,7 +49,10 @@ class LedgerWriter:
         return len(self._entries)
 
     def to_bytes(self) -> bytes:
-        """Count, then positions as differences; the lowest bit says which side it was."""
+        """Return the ledger as bytes: the number of entries, then one varint for each.
+
+        An entry is twice the distance to the position before, plus 1 for the upper side.
+        """
         out = bytearray(write_varint(len(self._entries)))
         last = 0
         for entry in self._entries:
@@ -60,12 +63,12 @@ class LedgerWriter:
 
 
 class LedgerReader:
-    """The decoder's side: floors continuous indexes, ambiguous ones as the encoder did.
+    """The decoder's side: floors continuous indexes, and reads the ambiguous ones.
 
     Parameters
     ----------
     data : bytes
-        Starts with what `LedgerWriter.to_bytes` returned.
+        Starts with the result of `LedgerWriter.to_bytes`.
 
     Attributes
     ----------
@@ -94,7 +97,7 @@ class LedgerReader:
         self._asked = 0
 
     def floor(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """Floor continuous indexes (any shape, float64) to what the encoder's were."""
+        """Floor continuous indexes (any shape, float64) to the encoder's indexes."""
         flat = values.ravel()
         index = np.floor(flat).astype(np.int64)
         first, last = np.searchsorted(self._positions, [self._asked, self._asked + flat.size])

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each band, as the published models were trained with."""
+"""Mean and standard deviation of each band, from the training of the published models."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ STATISTICS = {
 
 
 def standardise(cube: npt.NDArray[np.float32], count: int, where: Sequence[int]) -> Tensor:
-    """DN (T, C, h, w) to the model's input (T, count, h, w); absent bands are their mean."""
+    """Convert DN (T, C, h, w) to model input (T, count, h, w); absent bands get their mean."""
     statistics = STATISTICS[count]
     out = np.zeros((cube.shape[0], count, *cube.shape[2:]), np.float32)
     for given, band in enumerate(where):
@@ -72,7 +72,7 @@ def standardise(cube: npt.NDArray[np.float32], count: int, where: Sequence[int])
 
 
 def destandardise(x: Tensor, where: Sequence[int]) -> npt.NDArray[np.float32]:
-    """The model's output (T, count, h, w) to DN of the bands in `where`."""
+    """Convert the model's output (T, count, h, w) to DN of the bands in `where`."""
     statistics = STATISTICS[x.shape[1]]
     wanted = list(where)
     mean = torch.tensor(statistics.mean)[wanted, None, None]

@@ -16,7 +16,7 @@ def _units(channels: int) -> list[nn.Module]:
 
 
 class Analysis(nn.Module):
-    """Images (B, bands, H, W) to latents (B, C, H/16, W/16)."""
+    """Transforms images (B, bands, H, W) to latents (B, C, H/16, W/16)."""
 
     def __init__(self, bands: int, channels: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Analysis(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Latents (B, C, h, w) to images (B, bands, 16 h, 16 w)."""
+    """Transforms latents (B, C, h, w) to images (B, bands, 16 h, 16 w)."""
 
     def __init__(self, bands: int, channels: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Synthesis(nn.Module):
 
 
 class Transform(nn.Module):
-    """The pair, under the reference's names.
+    """Analysis and synthesis, under the reference's names.
 
     Parameters
     ----------
@@ -77,6 +77,6 @@ class Transform(nn.Module):
 
     @staticmethod
     def channels_of(state: Mapping[str, Tensor], prefix: str) -> tuple[int, ...]:
-        """Widths of the four stages, from a state dict."""
+        """Return the widths of the four stages, from a state dict."""
         stem = f"{prefix}analysis_transform.transforms."
         return tuple(state[f"{stem}{i}.weight"].shape[0] for i in (0, 4, 9, 13))

@@ -1,14 +1,14 @@
 """TEC-TT: ELIC transforms and the VCT entropy transformer (Mentzer et al., NeurIPS 2022).
 
 The latent of a date is cut into windows of 4x4 cells (16 tokens). A window is predicted token
-by token from its own earlier tokens and from the 8x8 windows around it in the two dates before:
+by token, from its earlier tokens and from the 8x8 windows around it in the two dates before:
 
     latent of an earlier date -> `encoder_sep` -+
     latent of the date before -> `encoder_sep` -+-> `encoder_joint` -> z_joint
     tokens before this one -> `decoder` (sees z_joint) -> mean, scale, features z_cur
 
-The first date sees a learned constant instead of earlier dates. Its windows are all alike, so
-one window is computed. Every date's own encoding is computed once and serves the next two.
+The first date sees a learned constant instead of earlier dates. All its context windows are equal,
+so only one is computed. The encoding of a date is computed once and used for the next two dates.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from tec_zarr.terracodec.transforms import Transform
 __all__ = ["ContextEncoder", "EntropyTransformer", "TemporalTransformer", "TokenDecoder"]
 
 LATENT_SCALE = 1 / 35
-"""Latents enter the transformer multiplied by this."""
+"""Factor on latents before they enter the transformer."""
 
 WINDOW = 4
-"""Cells along a side of the windows that are predicted."""
+"""Side of a predicted window, in cells."""
 
 CONTEXT_WINDOW = 8
-"""Cells along a side of the windows in earlier dates that a prediction sees."""
+"""Side of the windows in earlier dates that a prediction sees, in cells."""
 
-_TOKENS_AT_ONCE = {"cpu": 512}  # bounds the memory of a pass; the result does not depend on it
+_TOKENS_AT_ONCE = {"cpu": 512}  # bounds the memory of a pass; results do not depend on it
 _ON_DEVICES = 8192
 
 
@@ -61,7 +61,7 @@ def cut_windows(latent: Tensor, size: int, repack: bool = False) -> Tensor:
     latent : Tensor, shape (B, C, h, w)
         h and w are padded by reflection to multiples of 4, and by (size - 4) / 2 all around.
     size : int
-        4 for the blocks themselves, 8 for their surroundings.
+        Side of the windows: 4 for the blocks alone, 8 for blocks with surroundings.
     repack : bool
         Latent Repacking (FlexTEC): token i holds the i-th slice of channels of all cells.
 
@@ -79,7 +79,7 @@ def cut_windows(latent: Tensor, size: int, repack: bool = False) -> Tensor:
 
 
 def join_windows(tokens: Tensor, height: int, width: int, repack: bool = False) -> Tensor:
-    """Put 4x4 windows (B * blocks, 16, C) together again: (B, C, height, width)."""
+    """Join 4x4 windows (B * blocks, 16, C) to latents (B, C, height, width)."""
     if repack:
         tokens = repack_tokens(tokens)
     rows, columns = -(-height // WINDOW), -(-width // WINDOW)
@@ -89,7 +89,7 @@ def join_windows(tokens: Tensor, height: int, width: int, repack: bool = False) 
 
 
 def repack_tokens(tokens: Tensor) -> Tensor:
-    """Swap tokens and channel slices of every window (B, n, C); its own inverse."""
+    """Swap tokens and channel slices of every window (B, n, C). It is its own inverse."""
     count = tokens.shape[1]
     return tokens.unflatten(2, (count, -1)).transpose(1, 2).flatten(2)
 
@@ -106,7 +106,7 @@ class EntropyTransformer(nn.Module):
     depths : tuple of three int
         Blocks of `encoder_sep`, `encoder_joint` and `decoder`. Published: (6, 4, 5).
     flexible : bool
-        FlexTEC: with Latent Repacking and mask tokens.
+        True for FlexTEC: Latent Repacking and mask tokens.
     """
 
     CONTEXT = 2
@@ -142,40 +142,40 @@ class EntropyTransformer(nn.Module):
         self.scale_head = head_of(width, channels)
 
     def tokens(self, latent: Tensor) -> Tensor:
-        """Windows to predict, (B * blocks, 16, C), of latents (B, C, h, w)."""
+        """Cut latents (B, C, h, w) into the windows to predict, (B * blocks, 16, C)."""
         return cut_windows(latent, WINDOW, self.repack)
 
     def join(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """Inverse of `tokens`; also for features (B * blocks, 16, d)."""
+        """Invert `tokens`. It also joins features (B * blocks, 16, d)."""
         return join_windows(tokens, height, width, self.repack)
 
     def encode_date(self, windows: Tensor) -> Tensor:
-        """Encoding (n, 64, d) of the context windows (n, 64, C) of one date."""
+        """Encode the context windows (n, 64, C) of one date: (n, 64, d)."""
         x = self.post_embedding_layernorm(self.encoder_embedding(windows * LATENT_SCALE))
         x = x + self.enc_position_sep.at(0, x.shape[1])
         return _in_batches(self.encoder_sep, x)
 
     def join_dates(self, encoded: list[Tensor]) -> Tensor:
-        """Joint context z_joint (n, 128, d) of the encodings of one or two dates."""
+        """Return the joint context z_joint (n, 128, d) of the encodings of one or two dates."""
         x = torch.cat([encoded[0], encoded[-1]], dim=1)
         x = x + self.enc_position_joint.at(0, x.shape[1])
         return _in_batches(self.encoder_joint, x)
 
     def predict(self, tokens: Tensor, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means, raw scales and features of all tokens at once, given the true ones."""
+        """Return means, raw scales and features of all tokens at once, from the true tokens."""
         return TokenDecoder(self, joint, len(tokens)).advance(self.shifted(tokens))
 
     def shifted(self, tokens: Tensor) -> Tensor:
-        """Decoder inputs: the start symbol, then every token but the last."""
+        """Return the decoder's inputs: the start symbol, then all tokens but the last."""
         start = self.learned_zero.sym.to(tokens.dtype).expand(len(tokens), 1, -1)
         return torch.cat([start, tokens[:, :-1]], dim=1)
 
 
 def _in_batches(stack: Stack, x: Tensor) -> Tensor:
-    """``stack(x)``, written over x where no gradient is wanted.
+    """Return ``stack(x)``; x is overwritten if gradients are off.
 
-    Block by block and, within each, some windows at a time: a block's weights are read once for
-    all windows, and temporary tensors are small.
+    Each block processes some windows at a time before the next block starts. So a block's weights
+    are read once for all windows, and temporary tensors are small.
     """
     if torch.is_grad_enabled():
         return stack(x)
@@ -195,7 +195,7 @@ class TokenDecoder:
     joint : Tensor, shape (n, 128, d) or (1, 128, d)
         Context from `EntropyTransformer.join_dates`.
     windows : int
-        Windows to decode; with one context window it serves all of them.
+        Number of windows to decode. A single context window serves all of them.
     """
 
     def __init__(self, model: EntropyTransformer, joint: Tensor, windows: int) -> None:
@@ -212,7 +212,7 @@ class TokenDecoder:
         Parameters
         ----------
         inputs : Tensor, shape (windows, m, C)
-            For each token to predict the token before it (first: the start symbol).
+            The token before each token to predict. For the first one it is the start symbol.
 
         Returns
         -------
@@ -231,13 +231,13 @@ class TokenDecoder:
 
 @dataclass
 class ContextEncoder:
-    """What the prediction of a date sees of the dates before it, each encoded once.
+    """Context of a date's prediction: the encodings of the dates before it, each computed once.
 
     Parameters
     ----------
     model : EntropyTransformer
     constant : Tensor, shape (1, C, 1, 1)
-        The learned stand-in for the dates before the first.
+        Learned constant that replaces the dates before the first.
     """
 
     model: EntropyTransformer
@@ -250,7 +250,7 @@ class ContextEncoder:
         return not self._encoded
 
     def joint(self) -> Tensor:
-        """Context of the next date; one window for all at the first date."""
+        """Return the context of the next date; at the first date it is a single window."""
         if not self._encoded:
             channels = self.constant.shape[1]
             latent = self.constant.expand(1, channels, WINDOW, WINDOW)
@@ -266,7 +266,7 @@ class ContextEncoder:
 
 
 class _Pipeline(nn.Module):
-    """Holds the parts under the reference's names."""
+    """The model's parts, under the reference's names."""
 
     def __init__(self, transform: Transform, entropy_model: EntropyTransformer) -> None:
         super().__init__()
@@ -333,15 +333,15 @@ class TemporalTransformer(nn.Module):
         return self.model.entropy_model
 
     def analyse(self, x: Tensor) -> Tensor:
-        """Latents (B, C, H/16, W/16) of images (B, bands, H, W)."""
+        """Transform images (B, bands, H, W) to latents (B, C, H/16, W/16)."""
         return self.model.transform.analysis_transform(x)
 
     def synthesise(self, latent_q: Tensor, features: Tensor) -> Tensor:
-        """Images of quantised latents (B, C, h, w) and decoder features (B, d, h, w)."""
+        """Make images of quantised latents (B, C, h, w) and decoder features (B, d, h, w)."""
         return self.model.transform.synthesis_transform(self.model._dequantizer(latent_q, features))
 
     def contexts(self) -> ContextEncoder:
-        """An empty context, for a series that starts."""
+        """Return an empty context, for the start of a series."""
         constant = self.model._temporal_pad_token_maker.weight
         return ContextEncoder(self.entropy_model, constant)
 
@@ -365,11 +365,11 @@ class TemporalTransformer(nn.Module):
         return torch.stack([image for image, _ in dates], dim=1), bits
 
     def dates(self, series: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Reconstruction (B, C, H, W) and rate in bits (B,) of every date of (B, T, C, H, W)."""
+        """Yield reconstruction (B, C, H, W) and bits (B,) of each date of (B, T, C, H, W)."""
         return ((image, bits_of(part, len(image))) for image, part in self.likelihoods(series))
 
     def likelihoods(self, series: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Reconstruction of every date of (B, T, C, H, W), and the likelihoods of what is sent."""
+        """Yield the reconstruction of each date of (B, T, C, H, W), and its tokens' likelihoods."""
         contexts = self.contexts()
         for image in series.unbind(1):
             latent = self.analyse(image)
@@ -384,5 +384,5 @@ class TemporalTransformer(nn.Module):
 
 
 def bits_of(likelihood: Tensor, images: int) -> Tensor:
-    """Information (images,) of likelihoods, in bits; images come one after the other."""
+    """Return the bits (images,) of likelihoods, which are ordered image by image."""
     return -torch.log2(likelihood).reshape(images, -1).sum(1)

@@ -1,1 +1,1 @@
-"""Training of the embedded models and of the published family (torch)."""
+"""Training of the embedded models and of the TerraCodec architectures (torch)."""

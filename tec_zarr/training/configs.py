@@ -12,27 +12,27 @@ from tec_zarr.models.constants import BLOCK
 
 @dataclass(frozen=True)
 class FamilyConfig:
-    """Everything a run depends on; written beside its checkpoints."""
+    """Settings of a training of a TerraCodec architecture; written beside its checkpoints."""
 
     data: tuple[str, ...]
     out: str
-    #: A name of `tec_zarr.models.published.PUBLISHED`: which architecture, and which bands.
+    #: A name of `tec_zarr.models.published.PUBLISHED`. It sets the architecture and the bands.
     model: str
     #: Lambda: weight of the squared error in standardised units.
     distortion: float = 20.0
-    #: Arguments of the architecture's class, the published size without.
+    #: Arguments of the architecture's class. Empty for the published size.
     network: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 300_000
     batch: int = 8
     crop: int = 256
-    #: Dates of a sample; FP and ELIC train on one.
+    #: Dates of a sample. FP and ELIC always use one.
     dates: int = 4
     rate: float = 1e-4
     ema: float = 0.999
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
-    #: Weights of a model of the same size to start from (safetensors), such as a published one.
+    #: Weights (safetensors) of a model to start from, such as a published one. They set the size.
     start: str = ""
     checkpoint_seconds: float = 240.0
     validate_every: int = 1000
@@ -43,23 +43,23 @@ class FamilyConfig:
 
     @property
     def architecture(self) -> str:
-        """One of fp, elic, tt and flex."""
+        """Name of the architecture: fp, elic, tt or flex."""
         return published.PUBLISHED[self.model].architecture
 
     @property
     def sample_dates(self) -> int:
-        """Dates that the architecture is trained on at once."""
+        """Number of dates of a training sample."""
         return 1 if self.architecture in ("fp", "elic") else self.dates
 
     @property
     def crop_multiple(self) -> int:
-        """What the height and width of a crop are multiples of."""
+        """Number that must divide the height and width of a crop, pixels."""
         return 16 if self.architecture == "fp" else 64
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run depends on; written beside its checkpoints."""
+    """Settings of a training of the image model; written beside its checkpoints."""
 
     data: tuple[str, ...]
     out: str
@@ -74,35 +74,36 @@ class Config:
     #: Threads that cut crops.
     workers: int = 1
     device: str = "cpu"
-    #: Crops that the closed-form initialisation looks at.
+    #: Crops that the closed-form initialisation uses.
     initial_samples: int = 400
     #: State dict (``.pt``) to start from instead of the closed-form initialisation.
     start: str = ""
     checkpoint_seconds: float = 240.0
     validate_every: int = 500
-    #: Sources kept out of training, by prefix of the file name, to validate on.
+    #: Sources for validation, not used in training; prefixes of the file names.
     held_out: tuple[str, ...] = (
         "s2s-ucnn__usa",
         "rstoolbox__sen2-rds-cc44bf0",
         "bigearthnet-common__S2A-MSIL2A-20180510T94033",
         "glf-cr__ROIs2017",
     )
-    #: Sources that are not real 10 m imagery (resampled previews), left out.
+    #: Sources that are not used, because they are not real 10 m imagery (resampled previews).
     left_out: tuple[str, ...] = ("rio-tiler-pds__T19UDP",)
-    #: Two hundred parcels of one kind (forest) count for less than their number.
+    #: Sources with a lower weight: two hundred parcels of a single kind (forest).
     discounted: tuple[str, ...] = ("bark-bettle",)
 
     @property
     def crop_multiple(self) -> int:
-        """What the height and width of a crop are multiples of."""
+        """Number that must divide the height and width of a crop, pixels."""
         return BLOCK
 
 
 @dataclass(frozen=True)
 class PixelConfig(Config):
-    """As for the image model, whose weights (``image``, the newest without) are kept."""
+    """Settings of a training of a new way from an image model's latents to pixels."""
 
     model: str = "tec-s2-pixels"
+    #: SHA-256 of the image model's weights, which are not changed. Empty for the newest.
     image: str = ""
     steps: int = 30_000
     rate: float = 2e-3
@@ -117,15 +118,15 @@ class PixelConfig(Config):
 
 @dataclass(frozen=True)
 class TemporalConfig:
-    """Everything a run depends on; written beside its checkpoints."""
+    """Settings of a training of the temporal model; written beside its checkpoints."""
 
     data: tuple[str, ...]
     out: str
     model: str = "tec-tt-s2"
-    #: SHA-256 of the image model's weights; the newest without.
+    #: SHA-256 of the image model's weights. Empty for the newest.
     image: str = ""
-    #: Temporal weights (safetensors), as wide or narrower, to start from; without, the image
-    #: model's networks.
+    #: Temporal weights (safetensors) to start from, as wide or narrower. If empty, training starts
+    #: from the image model's networks.
     start: str = ""
     steps: int = 9_000
     batch: int = 16
@@ -139,27 +140,28 @@ class TemporalConfig:
     device: str = "cpu"
     checkpoint_seconds: float = 200.0
     validate_every: int = 400
-    #: Places kept out of training, by prefix of the file name, to validate and measure on.
+    #: Places for validation and measurements, not used in training; prefixes of the file names.
     held_out: tuple[str, ...] = (
         "worldcereal-classification__0000280849BAC91C",
         "openeo-photovoltaic__S2-2022-2011",
         "presto-worldcereal__belgium-12m",
     )
-    #: Dates from this one on are held out of the longest series too.
+    #: Most dates of a place that are used in training, counted from the first.
     held_dates: int = 90
     left_out: tuple[str, ...] = ("glf-cr__ROIs2017",)
-    #: Two hundred parcels of one kind (forest) count for less than their number.
+    #: Sources with a lower weight: two hundred parcels of a single kind (forest).
     discounted: tuple[str, ...] = ("bark-bettle",)
 
     @property
     def crop_multiple(self) -> int:
-        """What the height and width of a crop are multiples of."""
+        """Number that must divide the height and width of a crop, pixels."""
         return BLOCK
 
 
 @dataclass(frozen=True)
 class FlexConfig(TemporalConfig):
-    """Series as for a temporal training, and the SHA-256 of whose networks: the newest without."""
+    """Settings of the tables of ``tec-flex-s2``; the series are those of a temporal training."""
 
     model: str = "tec-flex-s2"
+    #: SHA-256 of the temporal model's weights. Empty for the newest.
     temporal: str = ""

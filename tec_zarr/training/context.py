@@ -1,8 +1,9 @@
 """Training of the embedded models' context network and tables (`tec_zarr.models.tile`).
 
-Rounds of: code the training tiles with what there is, collect what the core's network saw and which
-symbol came, fit the network to that, count the tables. The core itself collects, so that training
-and coding cannot differ. The transforms are fixed (`tec_zarr.training.transforms`).
+Training runs in rounds. A round codes the training tiles with the current weights, collects the
+inputs of the core's network and the symbols, fits the network to them, and counts the tables. The
+core itself collects the inputs, so that training and coding cannot differ. The transforms are fixed
+(`tec_zarr.training.transforms`).
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from tec_zarr.models.tile.weights import (
 from tec_zarr.native.core import HIDDEN, INDEXES, INPUTS, MOST_BANDS, PLAIN, REACH, SYMBOLS, TABLES
 from tec_zarr.training.transforms import fixed_tensors
 
-_QUALITIES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # what tiles are coded at
-_GRID = 1 << SHIFTS[0]  # units of a weight
-_ACTIVATION = 16  # units of an input or activation
+_QUALITIES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # of the training tiles
+_GRID = 1 << SHIFTS[0]  # units per 1.0 of a weight
+_ACTIVATION = 16  # units per 1.0 of an input or activation
 
 
 @dataclass(frozen=True)
 class ContextConfig:
-    """What a training run is.
+    """Settings of a training run.
 
     Attributes
     ----------
@@ -50,17 +51,17 @@ class ContextConfig:
     out : str
         Folder for the weights and the log.
     held_out : tuple of str
-        Beginnings of the names of files to validate on.
+        Prefixes of the names of files for validation.
     few : tuple of str
-        Beginnings of the names of files of which only every eighth is used.
+        Prefixes of the names of files of which only every eighth is used.
     model : str
-        What tells this kind of configuration from the others.
+        Name that selects this kind of configuration.
     side : int
         Largest height and width of a tile, pixels.
     dates : int
-        Most dates of a cube.
+        Most dates of a cube that are used.
     samples : int
-        Most symbols of a tile and quality.
+        Most symbols that are collected from a tile at a quality.
     rounds : int
     iterations : int
         Steps of Adam in a round.
@@ -89,8 +90,8 @@ class ContextConfig:
 class ContextNet(nn.Module):
     """The context network with the core's whole numbers, and a smooth form of its tables.
 
-    The probability of a symbol is a mixture of two Laplacian distributions, the scale of which is
-    the network's index, the shape of which goes by the index.
+    The probability of a symbol is a mixture of two Laplacian distributions. The network's index
+    gives their scale. The share and the relative width of the second one depend on the index.
     """
 
     def __init__(self) -> None:
@@ -117,14 +118,14 @@ class ContextNet(nn.Module):
         return _on_grid(inside, _ACTIVATION, torch.floor) if self.whole else inside
 
     def index(self, inputs: Tensor) -> Tensor:
-        """Index (n,), not rounded, of inputs (n, 28) as the core collects them."""
+        """Return the unrounded index (n,) of inputs (n, 28), which the core collected."""
         x = inputs.float() / _ACTIVATION
         x = self._active(x @ self._weight(self.first) + self._bias(self.first_bias))
         x = self._active(x @ self._weight(self.second).T + self._bias(self.second_bias))
         return x @ self._weight(self.last) + self.last_bias
 
     def bits(self, inputs: Tensor, symbols: Tensor) -> Tensor:
-        """Bits of each symbol (n,)."""
+        """Return the bits of each symbol, (n,)."""
         index = self.index(inputs).clamp(0, INDEXES - 1.001)
         if self.whole:
             index = _on_grid(index, 1)
@@ -139,7 +140,7 @@ class ContextNet(nn.Module):
         return -torch.log2(chance.clamp(min=1e-7))
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The network in the core's whole numbers."""
+        """Return the network's tensors as the core's whole numbers."""
         weight = {
             "first": self.first, "second": self.second, "last": self.last,
         }  # fmt: skip
@@ -160,7 +161,7 @@ class ContextNet(nn.Module):
 
 
 def _on_grid(x: Tensor, units: int, rounded: Any = torch.round) -> Tensor:
-    """Rounded to a grid, with the gradient of what was not."""
+    """Round x to a grid, with a straight-through gradient."""
     return x + (rounded(x.detach() * units) / units - x.detach())
 
 
@@ -171,12 +172,12 @@ def _laplacian(size: Tensor, scale: Tensor) -> Tensor:
 
 
 def train_context(config: ContextConfig) -> Path:
-    """Train, and return where the weights lie.
+    """Train, and return the path of the weights.
 
     Raises
     ------
     ValueError
-        No cube was found.
+        There is no cube in the folders.
     """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -221,7 +222,7 @@ def train_context(config: ContextConfig) -> Path:
 
 
 def _first_guess() -> dict[str, np.ndarray]:
-    """Tensors that the first round only collects with."""
+    """Return initial context tensors, with which the first round collects its samples."""
     out = {name: np.zeros(*TENSORS[name]) for name in TENSORS if name.startswith("context.")}
     guess = np.array([0.5, 0.5, -0.15, 0.05])[:, None] * 256
     out["context.mean"] = np.broadcast_to(guess, (4, MOST_BANDS)).astype(np.int16)
@@ -231,7 +232,7 @@ def _first_guess() -> dict[str, np.ndarray]:
 
 
 def _tiles(config: ContextConfig, held_out: bool) -> Iterator[np.ndarray]:
-    """Tiles int32 (dates, bands, h, w) without nodata."""
+    """Yield tiles, int32 (1, bands, h, w), almost without nodata pixels."""
     rng = np.random.default_rng(config.seed)
     files = sorted(file for folder in config.data for file in Path(folder).glob("*.npz"))
     rare = 0
@@ -258,7 +259,7 @@ def _tiles(config: ContextConfig, held_out: bool) -> Iterator[np.ndarray]:
 class _Samples:
     inputs: np.ndarray
     symbols: np.ndarray
-    off: np.ndarray  # how far the coefficient lies nearer to zero than the value, steps
+    off: np.ndarray  # magnitude of the value minus that of the coefficient, steps
     size: np.ndarray  # magnitude of the value
 
 
@@ -288,7 +289,7 @@ def _collected(
 
 
 def _fitted_means(model: TecS2, tiles: Sequence[np.ndarray]) -> np.ndarray:
-    """Weights of the neighbours that predict block means, by least squares: `context.mean`."""
+    """Fit the weights of the neighbours that predict block means: the tensor `context.mean`."""
     grams, sides = np.zeros((MOST_BANDS, 4, 4)), np.zeros((MOST_BANDS, 4))
     for tile in tiles:
         layout, values = Layout.of(tile, None)
@@ -302,7 +303,7 @@ def _fitted_means(model: TecS2, tiles: Sequence[np.ndarray]) -> np.ndarray:
             x = x.reshape(4, -1)
             grams[k] += x @ x.T
             sides[k] += x @ plane[1:, 1:-1].reshape(-1)
-    grams[8:], sides[8:] = grams[8:].sum(axis=0), sides[8:].sum(axis=0)  # few have so many
+    grams[8:], sides[8:] = grams[8:].sum(axis=0), sides[8:].sum(axis=0)  # few tiles have so many
     found = np.linalg.solve(grams + 1e-3 * np.eye(4), sides[..., None])[..., 0].T
     return np.clip(np.rint(256 * found), -1024, 1024).astype(np.int16)
 
@@ -327,7 +328,7 @@ def _fit(net: ContextNet, samples: _Samples, config: ContextConfig, rate: float)
 
 
 def _tables(net: ContextNet, samples: _Samples) -> dict[str, np.ndarray]:
-    """Tables and centres counted from samples, and smoothed by the net's distributions."""
+    """Count tables and centres from samples; the network's distributions smooth the tables."""
     with torch.no_grad():
         parts = torch.from_numpy(samples.inputs).split(1 << 17)
         index = torch.cat([net.index(part) for part in parts]).numpy()
@@ -361,7 +362,10 @@ def _tables(net: ContextNet, samples: _Samples) -> dict[str, np.ndarray]:
 def _checked(
     model: TecS2, tiles: Sequence[np.ndarray], qualities: Sequence[float]
 ) -> dict[float, tuple[float, float]]:
-    """Bits per pixel and band, and PSNR against 10,000 DN, geometric means over tiles."""
+    """Return bits per pixel and band, and PSNR against 10,000 DN, for each quality.
+
+    Both are geometric means over the tiles: of the bits, and of the squared error.
+    """
     out = {}
     for quality in qualities:
         logs = []

@@ -1,4 +1,7 @@
-"""The tables of ``tec-flex-s2``: nothing is trained, decisions of training series are counted."""
+"""Make the tables of ``tec-flex-s2``: count an encoder's decisions on training series.
+
+No network is trained.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,14 @@ from tec_zarr.training.series import load_series
 Cubes = Iterator[np.ndarray]
 
 
-#: Decisions that what the tables say is worth, beside what was counted.
+#: Weight of the tables' own chances, as a number of counted decisions.
 _PRIOR = 64.0
-#: Qualities that the series are encoded at: their levels lie between one another's.
+#: Qualities of the encodings, in turns. The levels of one lie between those of the other.
 _QUALITIES = (7.999, 7.5)
 
 
 class _Counting(IntervalTables):
-    """Takes note of every decision of an encoder."""
+    """Tables that count every decision of an encoder."""
 
     def __init__(self, tables: IntervalTables):
         super().__init__(tables.cumulative, tables.zones, tables.chances)
@@ -56,7 +59,7 @@ class _Counting(IntervalTables):
 
 
 def plain_tables(cumulative: np.ndarray, zones: np.ndarray) -> IntervalTables:
-    """Tables that believe what the networks say, whatever the neighbours say."""
+    """Return tables whose chances are those of the networks, in every context of neighbours."""
     edges = np.concatenate([[0], class_starts(), [65536]])
     middles = np.clip((edges[1:] + edges[:-1]) // 2, 1, 65535)
     chances = np.broadcast_to(middles[:, None], (KINDS, CLASSES, CONTEXTS))
@@ -64,13 +67,14 @@ def plain_tables(cumulative: np.ndarray, zones: np.ndarray) -> IntervalTables:
 
 
 def count_tables(temporal_sha256: str, cubes: Cubes) -> IntervalTables:
-    """Tables for a temporal model, from float32 DN series (T, C, h, w)."""
+    """Count the tables for a temporal model on series, float32 DN (T, C, h, w)."""
     temporal = get_model("tec-tt-s2", temporal_sha256)
     counting = _Counting(plain_tables(*make_tables(temporal.coder.tables)))
     model = progressive.TecFlexS2(temporal, counting, "00" * 32)
     for number, cube in enumerate(cubes):
         model.encode(cube, _QUALITIES[number % len(_QUALITIES)], None)
-    # What was counted, and the tables' own word where little was: by class, then by context.
+    # Where few decisions were counted, fall back: from the context to the class, and from the class
+    # to the tables' own chance.
     whole = counting.all.sum(2, keepdims=True)
     said = (counting.sums.sum(2, keepdims=True) + counting.chances[:, :, :1] / 65536) / (whole + 1)
     by_class = (counting.ones.sum(2, keepdims=True) + _PRIOR * said) / (whole + _PRIOR)
@@ -80,7 +84,7 @@ def count_tables(temporal_sha256: str, cubes: Cubes) -> IntervalTables:
 
 
 def flex_cubes(config: FlexConfig, count: int = 80, dates: int = 6, side: int = 128) -> Cubes:
-    """Training series whose decisions are counted, evenly spread over the places."""
+    """Yield training series, float32 DN (T, C, h, w), evenly spread over the places."""
     series = [s for s in load_series(config) if min(s.dn.shape[2:]) >= side // 2]
     if not series:
         raise UnsupportedArrayError(f"no place of {side // 2} pixels or more in {config.data}")
@@ -91,7 +95,7 @@ def flex_cubes(config: FlexConfig, count: int = 80, dates: int = 6, side: int = 
 
 
 def make_flex(config: FlexConfig) -> Path:
-    """Count decisions as ``config`` says; returns the weights file in the run's folder."""
+    """Count decisions as ``config`` says; return the weights file in the run's folder."""
     out = begin_run(config)
     temporal = config.temporal or get_model("tec-tt-s2").weights_sha256
     weights = out / f"{config.model}.safetensors"

@@ -1,9 +1,9 @@
 """Training samples: random crops of Sentinel-2 frames, rotated to their own spectral KLT.
 
-A frame is one date of one cube, ``(12, H, W)`` uint16 DN in L2A band order.  The KLT is taken over
-a window of at most 256 x 256 pixels around each crop (what the codec does per tile), from
-covariances computed once, so that gain augmentation and band dropout are algebra on a 12 x 12
-matrix instead of another pass over the pixels.
+A frame is one date of one cube, ``(12, H, W)`` uint16 DN in L2A band order.  The KLT is that of a
+window of at most 256 x 256 pixels around each crop, as the codec takes it per tile.  Covariances
+are computed once.  So gain augmentation and band dropout work on a 12 x 12 matrix and need no
+further pass over the pixels.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tec_zarr.sentinel2 import L2A_BANDS
 
 WINDOW = 256
 BANDS = 12
-#: Bands whose native grid is 20 m and 60 m, as indices in L2A order (B01 .. B12).
+#: Indices, in L2A order (B01 .. B12), of the bands whose native grid is 20 m, 60 m and 10 m.
 BANDS_20M, BANDS_60M = (4, 5, 6, 8, 10, 11), (0, 9)
 BANDS_10M = (1, 2, 3, 7)
 
 
 @dataclass(frozen=True)
 class Window:
-    """One KLT window of a frame: pixels, valid share, mean and covariance over the valid pixels."""
+    """One KLT window of a frame: its pixels with nodata filled, their mean and covariance."""
 
     dn: np.ndarray  # (12, h, w) uint16
     present: np.ndarray  # (12,) bool
@@ -40,7 +40,7 @@ class Window:
 
 
 def fill_nodata(dn: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Replace nodata pixels by the mean of each band, as neutral texture for training."""
+    """Replace nodata pixels by the mean of each band; also return the valid pixels (H, W)."""
     valid = (dn[present] > 0).all(axis=0)
     if valid.all() or not valid.any():
         return dn, valid
@@ -51,11 +51,10 @@ def fill_nodata(dn: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def smooth_resampled(dn: np.ndarray) -> np.ndarray:
-    """The same frame with its 20 m and 60 m bands resampled bilinearly instead of by nearest
-    neighbour.
+    """Resample the 20 m and 60 m bands of a nearest-neighbour frame bilinearly.
 
-    Half of the world's cubes come one way, half the other; most of the small training set is
-    nearest.  Bands that are not blocky are returned unchanged.
+    Both kinds of cube are common, but most of the small training set is nearest-neighbour.  Bands
+    without repeated pixels are returned unchanged.
     """
     out = dn.copy()
     for band, factor in [(b, 2) for b in BANDS_20M] + [(b, 6) for b in BANDS_60M]:
@@ -64,7 +63,7 @@ def smooth_resampled(dn: np.ndarray) -> np.ndarray:
         col_same = (np.diff(plane[:200].astype(np.int32), axis=1) == 0).mean(axis=0)
         row_phase = np.array([row_same[p::factor].mean() for p in range(factor)])
         col_phase = np.array([col_same[p::factor].mean() for p in range(factor)])
-        # Exactly one phase of the grid has differences; everything else repeats.
+        # Go on only if exactly one phase of the grid has differences and all others repeat.
         if (
             np.sort(row_phase)[1:].min(initial=1) < 0.6
             or np.sort(col_phase)[1:].min(initial=1) < 0.6
@@ -102,17 +101,17 @@ def _windows(dn: np.ndarray, present: np.ndarray, weight: float, source: str) ->
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """``dn`` (T, 12, H, W) and ``present`` (12,) bool of one file of training data.
+    """Read ``dn`` (T, 12, H, W) and ``present`` (12,) bool of one file of training data.
 
     Raises
     ------
     UnsupportedArrayError
-        The file is damaged, lacks one of them, or they have other shapes.
+        The file is damaged, lacks one of the arrays, or they have other shapes.
     """
     try:
         with np.load(path) as file:
             dn, present = file["dn"], file["present"].astype(bool)
-    except Exception as error:  # numpy, zipfile and zlib raise their own, pickle is not read
+    except Exception as error:  # numpy, zipfile and zlib have no common error; no pickle is read
         raise UnsupportedArrayError(
             f"{path} cannot be read as training data ({type(error).__name__}: {error}): it needs "
             "dn (time, 12, y, x) and present (12,)"
@@ -126,11 +125,10 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def npz_windows(folder: Path, smallest: int = 60) -> list[Window]:
-    """Windows of every cube in a folder of ``.npz`` files (``dn`` (T, 12, H, W), ``present``
-    (12,)).
+    """Return the windows of every cube in a folder of ``.npz`` files (see :func:`read_npz`).
 
-    Frames narrower than ``smallest`` pixels are left out.  A window weighs as the square root of
-    its cube's area, so that one large tile does not outvote two hundred places.
+    Cubes narrower than ``smallest`` pixels are left out.  The windows of a cube share a weight that
+    is the square root of its area, so that one large tile does not outweigh two hundred places.
     """
     out: list[Window] = []
     for path in sorted(Path(folder).glob("*.npz")):
@@ -143,7 +141,7 @@ def npz_windows(folder: Path, smallest: int = 60) -> list[Window]:
             smooth = smooth_resampled(frame)
             if not np.array_equal(smooth, frame):
                 mine.extend(_windows(smooth, present, 1.0, path.stem))
-        # Everything is on one grid; a place seen a hundred times is still one place.
+        # At most four dates count towards the area: more dates of a place add little variety.
         area = cube.shape[2] * cube.shape[3] * min(len(cube), 4)
         share = area**0.5 / max(len(mine), 1)
         out.extend(Window(w.dn, w.present, w.mean, w.covariance, share, w.source) for w in mine)
@@ -151,10 +149,10 @@ def npz_windows(folder: Path, smallest: int = 60) -> list[Window]:
 
 
 def zarr_windows(path: Path, bands: Sequence[str] = L2A_BANDS) -> list[Window]:
-    """Windows of a Zarr array (time, band, y, x) of DN, or of every such array of a group.
+    """Return the windows of a Zarr array (time, band, y, x) of DN, or of a group of such arrays.
 
-    ``bands`` are the array's bands in order, by Sentinel-2 name; those missing from L2A order are
-    left absent.  The offset of baseline 04.00 must have been removed.
+    ``bands`` are the Sentinel-2 names of the array's bands, in its order.  Other L2A bands are
+    absent.  The offset of baseline 04.00 must have been removed.
     """
     import zarr
 
@@ -178,11 +176,11 @@ def zarr_windows(path: Path, bands: Sequence[str] = L2A_BANDS) -> list[Window]:
 
 
 def ssl4eo_windows(path: Path, samples: int | None = None) -> list[Window]:
-    """Windows of one SSL4EO-S12 v1.1 file (zarr-zip; arXiv 2503.00168), S2L2A.
+    """Return the windows of one SSL4EO-S12 v1.1 file (zarr-zip; arXiv 2503.00168), S2L2A.
 
-    ``bands`` is (sample, time, band, y, x) int16 with 1000 DN added to every pixel (its statistics
-    show it; the paper does not say): taken off here, and clipped at 1 so that dark pixels do not
-    turn into nodata.
+    Its array ``bands`` is (sample, time, band, y, x) int16 with 1000 DN added to every pixel.  The
+    paper does not mention this, but its statistics show it.  The offset is subtracted here, and
+    the result is clipped at 1 so that dark pixels do not become nodata.
     """
     import zarr
 
@@ -201,7 +199,10 @@ def ssl4eo_windows(path: Path, samples: int | None = None) -> list[Window]:
 
 
 def windows(path: Path) -> list[Window]:
-    """Windows of whatever lies at ``path``: a folder of ``.npz``, an SSL4EO zarr-zip, or a Zarr."""
+    """Return the windows of the data at ``path``.
+
+    It may be a folder of ``.npz``, an SSL4EO zarr-zip, a folder of those, or a Zarr store.
+    """
     path = Path(path)
     if path.suffix == ".zip":
         return ssl4eo_windows(path)
@@ -213,27 +214,27 @@ def windows(path: Path) -> list[Window]:
 
 
 def _shared(mine: list[Window]) -> list[Window]:
-    """One place's weight, shared by its windows: the square root of its area."""
+    """Give windows of one place equal shares of its weight: the square root of its area."""
     area = sum(w.dn.shape[1] * w.dn.shape[2] for w in mine)
     return [replace(w, weight=area**0.5 / len(mine)) for w in mine]
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops of frames, and how each is turned into the KLT coordinates of its window.
+    """Crops of frames, with the rotation of each into the KLT coordinates of its window.
 
-    Pixels travel as they are stored: rotating them is work for the device that trains.
+    Pixels are kept as stored. The training device rotates them (:meth:`rotated`).
     """
 
     dn: np.ndarray  # (B, 12, crop, crop) uint16, absent bands zero
     mean: np.ndarray  # (B, 12) float32, DN
-    rotation: np.ndarray  # (B, 12, 12) float32, rows are components; gains are in it
+    rotation: np.ndarray  # (B, 12, 12) float32, rows are components; it includes the gains
     sigma: np.ndarray  # (B, 12) float32, standard deviation of each component over its window, DN
-    bands: np.ndarray  # (B,) how many bands are there
+    bands: np.ndarray  # (B,) number of present bands
 
     def rotated(self, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-        """Components (B, 12, crop, crop) float32 DN, sigma (B, 12), band counts (B,)."""
-        # Torch computes little with uint16, and copies int16 as well.
+        """Return components (B, 12, crop, crop) float32 DN, sigma (B, 12), band counts (B,)."""
+        # As int16, because torch supports few operations on uint16.
         dn = torch.from_numpy(self.dn.view(np.int16)).to(device).int() & 0xFFFF
         mean, rotation, sigma = (
             torch.from_numpy(a).to(device) for a in (self.mean, self.rotation, self.sigma)
@@ -244,7 +245,7 @@ class Crops:
 
 
 class Sampler:
-    """Draws augmented crops without end; deterministic for a seed."""
+    """Draws augmented crops, deterministic for a seed."""
 
     def __init__(
         self,
@@ -263,7 +264,7 @@ class Sampler:
         self.rng = np.random.default_rng(seed)
 
     def draw(self) -> tuple[Any, ...]:
-        """One crop's part of each array of :class:`Crops`."""
+        """Draw one crop; return its part of each array of :class:`Crops`."""
         rng, crop = self.rng, self.crop
         window = self.windows[int(np.searchsorted(self.cumulative, rng.random()))]
         bands = self._bands(window.present)
@@ -272,7 +273,7 @@ class Sampler:
         values, vectors = np.linalg.eigh(covariance)
         order = np.argsort(-values)
         values, vectors = values[order], vectors[:, order]
-        # Sign fixed by the largest coefficient, as in the codec.
+        # The largest coefficient fixes the sign, as in the codec.
         vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(bands))])
         patch = window.dn[bands]
         height, width = patch.shape[1:]

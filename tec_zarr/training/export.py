@@ -1,7 +1,7 @@
-"""From a trained network to released weights: freeze the integers, fit the probability tables.
+"""Make a weights file of a trained network: freeze its integers and fit its probability tables.
 
-Tables start from the density used in training and are then replaced by what the encoder really
-produces (with its rate-distortion optimised rounding) on training crops.
+Tables start from the density used in training. They are then fitted to the symbols that the encoder
+produces on training crops, with its rate-distortion optimised rounding.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tec_zarr.networks.image_net import S2Net, upper
 from tec_zarr.networks.series_net import TemporalNet
 from tec_zarr.training.data import Window
 
-#: Symbols run from -REACH to REACH at most; further ones are escapes.
+#: Symbols run from -REACH to REACH at most; larger ones are escapes.
 REACH = 1024
-#: How many observations the density of training counts for in a fitted table.
+#: Weight of the density of training in a fitted table, as a number of observations.
 PRIOR_COUNT = 400.0
 
 
 def density_tables() -> np.ndarray:
-    """Integer tables (SCALES, 2 REACH + 1) of the half Gauss, half Laplace mixture."""
+    """Return integer tables (SCALES, 2 REACH + 1) of the half Gauss, half Laplace mixture."""
     out = np.zeros((SCALES, 2 * REACH + 1), np.int64)
     for index in range(SCALES):
         sigma = 2.0 ** (index / 4 - SCALE_OFFSET)
@@ -48,10 +48,10 @@ def density_tables() -> np.ndarray:
 
 
 def fitted_tables(count: Callable[[Tables, np.ndarray], None], rounds: int = 2) -> np.ndarray:
-    """Tables re-estimated from what an encoder really produces.
+    """Return tables that are fitted to the symbols of an encoder.
 
-    ``count(tables, counts)`` codes training data with ``tables`` and adds how often each table
-    (row) met each symbol (column, from -REACH to REACH).
+    ``count(tables, counts)`` codes training data with ``tables``. It adds to ``counts`` how often
+    each table (row) coded each symbol (column, from -REACH to REACH).
     """
     start = density_tables()
     tables = start.copy()
@@ -60,7 +60,8 @@ def fitted_tables(count: Callable[[Tables, np.ndarray], None], rounds: int = 2) 
         count(Tables(tables), counts)
         for index in range(SCALES):
             used = np.flatnonzero(start[index])
-            # Symmetric by construction of the transform's signs; averaging halves the noise.
+            # The signs of the transform make symbols symmetric, so adding the mirrored counts
+            # lowers the noise.
             seen = counts[index] + counts[index][::-1]
             share = start[index, used] / (1 << TABLE_BITS)
             tables[index, used] = integer_table(seen[used] + PRIOR_COUNT * share)
@@ -73,7 +74,7 @@ def _add(counts: np.ndarray, tables: Tables, symbols: np.ndarray, index: np.ndar
 
 
 class _Recorder:
-    """Stands in for the encoder's symbol sink and counts."""
+    """Replaces the encoder's symbol sink, and counts the symbols."""
 
     def __init__(self, counts: np.ndarray, tables: Tables):
         self.counts, self.tables = counts, tables
@@ -83,7 +84,7 @@ class _Recorder:
 
 
 def release(net: S2Net, windows: list[Window], path: Path) -> str:
-    """Write the weights file of an image model and return its sha256 (hex).
+    """Write the weights file of an image model and return its SHA-256 (hex).
 
     Tables are fitted to ``windows`` at qualities 1 to 8.
     """
@@ -102,7 +103,7 @@ def release(net: S2Net, windows: list[Window], path: Path) -> str:
 
 
 class _Counting(series.TecTtS2):
-    """Counts the symbols of every predicted date that it codes."""
+    """A temporal model that counts the symbols of every predicted date."""
 
     counts: np.ndarray
 
@@ -123,7 +124,7 @@ class _CountingEncoder(SymbolEncoder):
 def release_temporal(
     net: TemporalNet, cubes: list[np.ndarray], image_sha256: str, path: Path
 ) -> str:
-    """Write the weights file of a temporal model and return its sha256 (hex).
+    """Write the weights file of a temporal model and return its SHA-256 (hex).
 
     Tables are fitted to ``cubes``, float32 DN (T, C, h, w), at qualities 1 to 7.5.
     """

@@ -1,6 +1,6 @@
-"""Starting point of the default model: a lapped transform and PCA in closed form.
+"""Initialise the image model: a lapped transform and PCA in closed form.
 
-Trained from random numbers a transform needs days; from here it beats JPEG 2000 before step one.
+A transform trained from random numbers needs days. This start beats JPEG 2000 before any training.
 """
 
 from __future__ import annotations
@@ -12,24 +12,27 @@ from tec_zarr.models.constants import BLOCK, CHANNELS, COMPONENTS, SCALE_OFFSET
 from tec_zarr.networks.image_net import S2Net, overlap
 from tec_zarr.training.data import Sampler
 
-#: Distortion (DN) at which the transform is tuned and channels are chosen: about 44 dB.
+#: Error (DN) at which the transform is tuned and channels are chosen: about 44 dB.
 TARGET_RMSE = 60.0
 
 
 def _unit_noise(matrix: Tensor) -> Tensor:
-    """Scale so that white latent noise keeps its power through the inverse."""
+    """Scale a matrix so that white noise on the latents keeps its power through the inverse."""
     return matrix * (torch.linalg.inv(matrix).square().sum() / BLOCK).sqrt()
 
 
 def _blocks(x: Tensor) -> Tensor:
-    """(N, K, 8h, 8w) to (N, K, h * w, 64)."""
+    """Cut images (N, K, 8h, 8w) into blocks (N, K, h * w, 64)."""
     n, k, height, width = x.shape
     folded = x.reshape(n, k, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
     return folded.permute(0, 1, 2, 4, 3, 5).reshape(n, k, -1, BLOCK * BLOCK)
 
 
 def _bases(blocks: Tensor) -> Tensor:
-    """PCA of each component's 8 x 8 blocks, samples weighing the same: (K, 64, 64), sorted."""
+    """Return the PCA of each component's 8 x 8 blocks, (K, 64, 64), largest variance first.
+
+    Samples are normalised by their power, so that each has about the same weight.
+    """
     out = []
     for component in blocks.unbind(1):
         weight = 1.0 / (component.square().mean((1, 2), keepdim=True) + 100.0)
@@ -44,7 +47,7 @@ def _mean_rate(blocks: Tensor, bases: Tensor, distortion: float) -> Tensor:
 
 
 def tuned_overlap(samples: Tensor, steps: int, seed: int) -> Tensor:
-    """Overlap matrix (8, 8) with the least mean Gaussian rate of the blocks at the target error."""
+    """Fit the overlap matrix (8, 8) that minimises the blocks' Gaussian rate at `TARGET_RMSE`."""
     eye = torch.eye(BLOCK)
     matrix = (eye + 0.15 * (eye - eye.flip(0))).requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
@@ -83,8 +86,8 @@ def initialise(net: S2Net, sampler: Sampler, count: int = 400, seed: int = 0) ->
         net.synthesis.copy_(kernel.flatten(1).T)
         net.analysis_overlap.copy_(matrix)
         net.synthesis_overlap.copy_(torch.linalg.inv(matrix))
-        # Scale index = spread of the channel's component (in the condition, quarter octaves over
-        # the step) + a constant: how much of that spread falls into this frequency.
+        # The scale index is the spread of the channel's component (from the condition, in quarter
+        # octaves over the step) plus a constant: the share of the spread in this frequency.
         spread = sigma.clamp_min(1.0).square()[:, :, None]
         share = torch.log2((variance + 1.0) / spread).median(0).values.flatten()[chosen]
         net.prior.zero_()

@@ -1,4 +1,4 @@
-"""A run's log as a picture: loss over steps, and the rate-distortion curve as it moves."""
+"""Plot a run's log: the loss over steps, and the rate-distortion curves of its validations."""
 
 from __future__ import annotations
 

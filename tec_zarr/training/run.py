@@ -1,4 +1,4 @@
-"""One command from a configuration file to weights: train, fit the tables, plot the log."""
+"""Train as a configuration file says: read it, train, fit the tables, plot the log."""
 
 from __future__ import annotations
 
@@ -23,22 +23,27 @@ from tec_zarr.training.train_terracodec import train_family
 
 
 def read_config(path: Path) -> Config | ContextConfig | TemporalConfig | FamilyConfig:
-    """The configuration of a run from TOML; relative paths count from the file's folder.
+    """Read the configuration of a run from TOML; relative paths start at the file's folder.
 
-    ``model = "tec-s2-context"`` asks for the context network of the image model, ``"tec-tt-s2"``
-    for the temporal model, ``"tec-flex-s2"`` for the tables that make its streams flexible,
-    ``"tec-s2-pixels"`` for another way from the old image model's latents to pixels, the name of a
-    published one for that architecture, nothing for the old image model.
+    The key ``model`` selects what is trained:
+
+    - ``"tec-s2-context"``: the context network of the tile model (`tec_zarr.models.tile`).
+    - ``"tec-tt-s2"``: the temporal model.
+    - ``"tec-flex-s2"``: the tables that make its streams flexible.
+    - ``"tec-s2-pixels"``: a way from the latents of the image model (`tec_zarr.networks.image`) to
+      pixels.
+    - The name of a published model: its architecture.
+    - No ``model``: the image model.
 
     Raises
     ------
     UnsupportedArrayError
-        Not TOML, unknown keys, ``data`` and ``out`` missing, or values of another type or out of
-        range.
+        The file is not TOML, has unknown keys, lacks ``data`` or ``out``, or has values of another
+        type or out of range.
     """
     try:
         values = tomllib.loads(Path(path).read_text())
-    except ValueError as error:  # tomllib's own names the line, UnicodeDecodeError the byte
+    except ValueError as error:  # the message names the line (TOML) or the byte (UTF-8)
         raise UnsupportedArrayError(f"{path} is not TOML: {error}") from error
     kind: type[Config | ContextConfig | TemporalConfig | FamilyConfig] = Config
     if values.get("model") in PUBLISHED:
@@ -71,7 +76,7 @@ def read_config(path: Path) -> Config | ContextConfig | TemporalConfig | FamilyC
 
 
 def _check_types(path: Path, kind: type, values: dict[str, Any]) -> None:
-    """Compare values from TOML with the annotations of a configuration."""
+    """Check that values from TOML have the annotated types of a configuration."""
     hints = get_type_hints(kind)
     for key, value in values.items():
         least = 0 if hints[key] is float or key == "seed" else 1
@@ -92,7 +97,7 @@ def _check_types(path: Path, kind: type, values: dict[str, Any]) -> None:
 
 
 def run(path: Path) -> Path:
-    """Train as ``path`` says; returns the weights file in the run's folder."""
+    """Train as the file ``path`` says; return the weights file in the run's folder."""
     config = read_config(path)
     out = Path(config.out)
     if isinstance(config, ContextConfig):
@@ -122,7 +127,7 @@ def run(path: Path) -> Path:
 
 
 def tuning_windows(config: Config, count: int = 48) -> list:
-    """Training windows of full size, evenly spread, on which the probability tables are fitted."""
+    """Return large training windows, evenly spread, for the fit of the probability tables."""
     kept, _ = split_windows(config)
     large = [w for w in kept if min(w.dn.shape[1:]) >= 96] or kept
     return large[:: max(len(large) // count, 1)][:count]

@@ -1,4 +1,4 @@
-"""What every training does: steps, checkpoints, logs, data in the background."""
+"""Parts that all trainings share: steps, checkpoints, logs, data loading in the background."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from tec_zarr.errors import TecError
 from tec_zarr.terracodec.checkpoints import first_not_finite
 
+#: Weight of squared error in the loss, in bits per squared step.
 LAMBDA = 8.0
 
 
-#: Settings that a run may be resumed with other values of: no others keep its result what the log
-#: and the first configuration say.
+#: Settings that may change when a run is resumed. A change of any other would make the result
+#: differ from what the log and the first configuration say.
 MAY_CHANGE = frozenset(
     {"out", "steps", "threads", "workers", "device", "checkpoint_seconds", "validate_every"}
 )
@@ -39,9 +40,9 @@ Item = TypeVar("Item")
 
 
 class Prefetch:
-    """What ``makers`` make, in turns, each in a thread of its own: the network need not wait.
+    """Runs each of ``makers`` in a thread of its own, so that training need not wait for data.
 
-    The order is that of the makers, whatever the threads do.
+    The results come from the makers in turns. The order does not depend on the threads.
     """
 
     def __init__(self, makers: Sequence[Callable[[], Any]]):
@@ -61,9 +62,10 @@ class Prefetch:
 
 
 def hold_back(kept: list[Item], held: list[Item]) -> tuple[list[Item], list[Item]]:
-    """What to train on and what to validate on, of what is not held out by its name and what is.
+    """Return the items to train on and the items to validate on.
 
-    Data of one's own has none of the places that are: every twentieth is held back instead.
+    ``held`` are the items that are held out by name. If there are none, as in a user's own data,
+    every twentieth item of ``kept`` is held out instead.
     """
     if not held:
         held, kept = kept[::20], [item for i, item in enumerate(kept) if i % 20]
@@ -77,7 +79,7 @@ def descend(
     optimiser: torch.optim.Optimizer,
     decay: float | Tensor,
 ) -> None:
-    """One step of the optimiser, and of the running average of the parameters."""
+    """Take one step of the optimiser, and update the running average of the parameters."""
     optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
@@ -90,15 +92,15 @@ def descend(
 
 
 class Stepper:
-    """One step of the optimiser on a loss, and of the running average of the parameters.
+    """Takes steps of the optimiser on a loss, and updates the running average of the parameters.
 
-    On a GPU the whole step is recorded once and replayed (a CUDA graph): the networks are small, so
-    that starting their kernels one by one takes longer than running them.
+    On a GPU the whole step is recorded once and replayed (a CUDA graph). The networks are small, so
+    starting their kernels one by one would take longer than running them.
 
     Parameters
     ----------
     loss : callable
-        From tensors, whose shapes are the same in every step, to a scalar.
+        Returns a scalar from tensors. Their shapes must be the same in every step.
     rates : sequence of float
         Largest learning rate of each of the optimiser's groups.
     """
@@ -119,14 +121,17 @@ class Stepper:
         self.graph: Any = None
         recorded = self.device.type == "cuda"
         for group in optimiser.param_groups:
-            # Set here, after a checkpoint was taken up: it may come from the other kind of device.
+            # Set after a checkpoint was restored, which may come from the other kind of device.
             group["capturable"] = recorded
             group["lr"] = torch.zeros((), device=device) if recorded else 0.0
         for state in optimiser.state.values():
             state["step"] = state["step"].to(device)
 
     def __call__(self, share: float, decay: float, *inputs: Tensor) -> Tensor:
-        """Step at ``share`` of the largest rates; returns the loss, valid until the next call."""
+        """Take a step at ``share`` of the largest rates; return the loss.
+
+        The tensor is valid until the next call.
+        """
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             if self.device.type == "cuda":
                 group["lr"].fill_(share * rate)
@@ -147,7 +152,7 @@ class Stepper:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):  # steps like any other, on one batch
+            for _ in range(3):  # warm-up before recording: three real steps on one batch
                 self._step(self.inputs)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
@@ -155,7 +160,7 @@ class Stepper:
             self.result = self._step(self.inputs)
 
     def _step(self, inputs: Sequence[Tensor]) -> Tensor:
-        # Weights that autocast has converted must not outlive a recording.
+        # No cache, because weights that autocast converted must not outlive a recording.
         with torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False):
             loss = self.loss(*inputs)
         descend(loss, self.net, self.average, self.optimiser, self.decay)
@@ -163,14 +168,15 @@ class Stepper:
 
 
 def adam(groups: list[dict[str, Any]] | Iterable[nn.Parameter]) -> torch.optim.AdamW:
-    """The optimiser of all trainings of the embedded models."""
+    """Make the optimiser of the embedded models' trainings."""
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
 
 
 def check_loss(loss: Tensor, step: int) -> None:
-    """Stop a training whose loss is not finite: its weights are lost, its checkpoint is not.
+    """Raise TecError if the loss is not finite. The last checkpoint is not affected.
 
-    On a GPU every tenth step only is looked at, as looking waits for it: what is lost stays so.
+    On a GPU only every tenth step is checked, because a check waits for the device. A loss that is
+    not finite stays so.
     """
     if loss.device.type == "cuda" and step % 10:
         return
@@ -185,7 +191,15 @@ def check_loss(loss: Tensor, step: int) -> None:
 def save_checkpoint(
     path: Path, net: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, step: int
 ) -> None:
-    """All that going on needs; a run that is killed meanwhile keeps the checkpoint before."""
+    """Write everything that a run needs to resume.
+
+    The file is replaced at the end, so a run killed during the write keeps the previous checkpoint.
+
+    Raises
+    ------
+    TecError
+        A parameter is not finite.
+    """
     strange = first_not_finite(net) or first_not_finite(average)
     if strange is not None:
         raise TecError(
@@ -204,12 +218,12 @@ def save_checkpoint(
 
 
 def begin_run(config: Any) -> Path:
-    """The folder of a run, made if need be, with its configuration (a dataclass) in it.
+    """Make the folder of a run if needed, write its configuration (a dataclass), and return it.
 
     Raises
     ------
     TecError
-        The run that is to be resumed there has another configuration, or there is no such device.
+        The run to resume has another configuration, or the device cannot be used.
     """
     _check_device(config.device)
     out = Path(config.out)
@@ -224,13 +238,13 @@ def begin_run(config: Any) -> Path:
 def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         reason = str(error).splitlines()[0]
         raise TecError(f"device {device!r} cannot be used here: {reason}") from error
 
 
 def _check_same_run(path: Path, now: dict[str, Any]) -> None:
-    """A resumed run is the one that was begun: the same model, data and loss."""
+    """Raise TecError if settings differ from those the run was begun with, `MAY_CHANGE` apart."""
     try:
         before = dict(json.loads(path.read_text()))
     except (OSError, TypeError, ValueError) as error:
@@ -260,7 +274,7 @@ def add_to_log(out: Path, line: dict[str, Any]) -> None:
 def restore_checkpoint(
     path: Path, net: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, device: str
 ) -> int:
-    """Take up what :func:`save_checkpoint` wrote, if anything; returns the steps done."""
+    """Restore a checkpoint of :func:`save_checkpoint` if there is one; return the steps done."""
     if not path.exists():
         return 0
     try:
@@ -269,7 +283,7 @@ def restore_checkpoint(
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         return int(state["step"])
-    except Exception as error:  # torch, pickle and zip raise their own; torch's advice is unsafe
+    except Exception as error:  # no common error type; torch's message gives unsafe advice
         raise TecError(
             f"{path} is no checkpoint of this run, or damaged ({type(error).__name__}): delete it "
             "to begin anew, or choose another out"
@@ -278,12 +292,12 @@ def restore_checkpoint(
 
 @contextmanager
 def reading_start(path: str) -> Iterator[None]:
-    """Name the weights to start from if they cannot be read, or are another model's."""
+    """Raise TecError that names ``path`` if the weights in it do not load into this model."""
     try:
         yield
     except (TecError, OSError):
         raise
-    except Exception as error:  # torch, pickle, zip and safetensors raise their own
+    except Exception as error:  # torch, pickle, zip and safetensors have no common error type
         raise TecError(
             f"start = {path!r} holds no weights of this model ({type(error).__name__}): it is "
             "damaged, or another model's"
@@ -291,10 +305,10 @@ def reading_start(path: str) -> Iterator[None]:
 
 
 def with_its_threads(train: Callable[[Settings], Result]) -> Callable[[Settings], Result]:
-    """Have a training run with its configuration's ``threads`` of torch's, and put them back.
+    """Decorate a training to run with ``threads`` torch threads, as its configuration says.
 
-    Pixels of one stream may differ in the last place from one number of threads to another, so
-    that a program which trains and then reads archives must not be left with other ones.
+    The number is set back afterwards. Decoded pixels may differ in the last place between numbers
+    of threads, so a program that trains and then reads archives must keep its own.
     """
 
     @wraps(train)
@@ -310,6 +324,6 @@ def with_its_threads(train: Callable[[Settings], Result]) -> Callable[[Settings]
 
 
 def share_of_rate(step: int, steps: int, warm_up: int) -> float:
-    """Part of the largest learning rate at ``step``: a linear warm-up, half a cosine to 2 %."""
+    """Return the share of the largest learning rate: a linear warm-up, half a cosine to 2 %."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * cosine)

@@ -1,4 +1,4 @@
-"""Time series to train on."""
+"""Time series for training: reading them, and drawing samples from them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from tec_zarr.training.configs import FamilyConfig
 
 
-#: Dates of a sample: pairs, which most places have, and series.
+#: Numbers of dates of a sample. Most places have at least two.
 LENGTHS = (2, 4)
 
 
 @dataclass(frozen=True)
 class Series:
-    """Dates of one place, nodata filled: ``dn`` (T, 12, h, w), ``present`` (12,) bool."""
+    """Dates of one place with nodata filled: ``dn`` (T, 12, h, w), ``present`` (12,) bool."""
 
     dn: np.ndarray
     present: np.ndarray
@@ -38,7 +38,10 @@ def read_series(
     smallest: int = 24,
     fewest: int = LENGTHS[0],
 ) -> list[Series]:
-    """Every place of the ``.npz`` folders with so many good dates or more, held out or not."""
+    """Read the places of the ``.npz`` folders: those held out, or those that are not.
+
+    A place needs ``fewest`` dates with at most 10 % nodata, and ``smallest`` pixels a side.
+    """
     out = []
     for path in sorted(p for folder in config.data for p in Path(folder).glob("*.npz")):
         kept_out = path.stem.startswith(config.held_out)
@@ -62,12 +65,12 @@ def read_series(
 
 
 def load_series(config: TemporalConfig) -> list[Series]:
-    """Every place that is not held out.
+    """Read all places that are not held out.
 
     Raises
     ------
     UnsupportedArrayError
-        There is none of two dates or more.
+        No place has two dates or more.
     """
     kept = read_series(config, held=False)
     if not kept:
@@ -79,7 +82,7 @@ def load_series(config: TemporalConfig) -> list[Series]:
 
 
 class SeriesSampler:
-    """Draws augmented crops of several dates without end; deterministic for a seed."""
+    """Draws augmented crops of several dates, deterministic for a seed."""
 
     def __init__(self, series: list[Series], crop: int, seed: int | Sequence[int]):
         self.series, self.crop, self.rng = series, crop, np.random.default_rng(seed)
@@ -91,7 +94,7 @@ class SeriesSampler:
         return fitting[int(self.rng.choice(len(fitting), p=weights / weights.sum()))]
 
     def _dates(self, count: int, dates: int) -> np.ndarray:
-        """Mostly near one another in time, in order or not."""
+        """Draw indexes of dates near one another in time, in order or shuffled."""
         rng = self.rng
         if count <= dates:
             return np.concatenate([rng.permutation(count), rng.integers(0, count, dates - count)])
@@ -110,7 +113,7 @@ class SeriesSampler:
         return bands
 
     def draw(self, dates: int) -> np.ndarray:
-        """(dates, 12, crop, crop) float32 DN; absent bands are zero."""
+        """Draw a crop, (dates, 12, crop, crop) float32 DN; absent bands are zero and come last."""
         rng, crop = self.rng, self.crop
         place = self._place(dates)
         bands = self._bands(place.present)
@@ -123,7 +126,7 @@ class SeriesSampler:
             cube = cube[:, :, ::-1]
         cube = np.rot90(cube, rng.integers(0, 4), axes=(2, 3))
         gain = np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.08, len(bands)))
-        # Haze and sun: each date has its own.
+        # Each date gets gains of its own, for haze and sun.
         gains = gain * np.exp(rng.normal(0, 0.05, (dates, len(bands))))
         out = np.zeros((dates, BANDS, crop, crop), np.float32)
         out[:, : len(bands)] = cube * gains[:, :, None, None]

@@ -1,9 +1,9 @@
-"""Training of the embedded default model: one command, CPU or GPU, resumable.
+"""Training of the image model ``tec-s2``, on a CPU or a GPU; a run can be resumed.
 
-Loss per tile: ``(bits + 8 SSE / step^2) * weight(quality)`` with quality drawn from 1 to 8.  The
-factor 8 is where a uniform quantiser of that step sits on its rate-distortion curve (dR/dD = 6 /
-(ln 2 step^2) at high rate, a little less with dead zones), the weight evens out the levels' share
-of the gradient.
+The loss of a tile is ``(bits + 8 SSE / step^2) * weight(quality)``, with quality drawn from 1 to 8.
+The factor 8 is the slope of the rate-distortion curve of a uniform quantiser with that step (dR/dD
+= 6 / (ln 2 step^2) at high rate, a little less with dead zones).  The weight balances the levels'
+shares of the gradient.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ from tec_zarr.training.runs import (
 
 
 def condition_vector(sigma: Tensor, quality: Tensor) -> Tensor:
-    """(B, 13) whole numbers: eighths of quality over 4.5, quarter octaves of sigma over step."""
+    """Return the condition (B, 13), whole numbers.
+
+    The first is quality minus 4.5, in eighths. The others are log2(sigma / step), in quarters.
+    """
     spread = torch.log2(sigma.clamp_min(1e-3) / step_size(quality)[:, None])
     spread = torch.round(4 * spread).clamp(COND_LOW, COND_HIGH)
     return torch.cat([torch.round(8 * (quality[:, None] - 4.5)), spread], 1)
@@ -49,7 +52,10 @@ def condition_vector(sigma: Tensor, quality: Tensor) -> Tensor:
 def tile_loss(
     net: S2Net, components: Tensor, sigma: Tensor, bands: Tensor, quality: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Bits per pixel and mean squared error over the present bands, per tile, and the loss."""
+    """Return the loss, and per tile the bits per pixel and band and the mean squared error.
+
+    Both are means over the present bands.
+    """
     condition = condition_vector(sigma, quality)
     coded = net(components, quality, condition)
     present = torch.arange(components.shape[1], device=bands.device)[None] < bands[:, None]
@@ -63,12 +69,13 @@ def tile_loss(
 
 
 def draw_quality(count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Four of five between 1 and 6, where archives are written, the rest anywhere up to 8."""
+    """Draw qualities: four of five between 1 and 6, the range of archives, the others up to 8."""
     top = torch.where(torch.rand(count, generator=generator) < 0.8, 6.0, float(LEVELS))
     return 1 + (top - 1) * torch.rand(count, generator=generator)
 
 
 def split_windows(config: Config) -> tuple[list[Window], list[Window]]:
+    """Return the windows to train on and the windows that are held out."""
     usable = [
         replace(w, weight=0.4 * w.weight) if w.source.startswith(config.discounted) else w
         for path in config.data
@@ -82,7 +89,7 @@ def split_windows(config: Config) -> tuple[list[Window], list[Window]]:
 
 @torch.no_grad()
 def validate(net: S2Net, held: list[Window], config: Config) -> dict[str, list[float]]:
-    """Estimated (bpppb, PSNR) on fixed crops of held-out places at qualities 2 .. 7."""
+    """Estimate bits per pixel and band, and PSNR (dB), on held-out crops at qualities 2 to 7."""
     sampler = Sampler(held, config.crop, seed=1, drop_bands=False)
     components, sigma, bands = sampler.batch(24).rotated(config.device)
     curve = {}
@@ -98,7 +105,10 @@ def validate(net: S2Net, held: list[Window], config: Config) -> dict[str, list[f
 
 @with_its_threads
 def train(config: Config) -> S2Net:
-    """Run or resume; returns the averaged (EMA) network, leaves ``last.pt`` and ``log.jsonl``."""
+    """Run or resume a training, and return the averaged (EMA) network.
+
+    The run's folder holds ``last.pt`` and ``log.jsonl``.
+    """
     torch.manual_seed(config.seed)
     out = begin_run(config)
     kept, held = split_windows(config)

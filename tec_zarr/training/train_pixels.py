@@ -1,8 +1,8 @@
 """Training of :class:`~tec_zarr.networks.pixel_net.PixelNet` on latents that an image model coded.
 
-Latents stay as they are, so that streams keep their size: a new way from latents to pixels is
-fitted to crops that were encoded with the model, at qualities from 1 to 8.  A crop's loss is its
-squared error over that of the model's own float32 synthesis.
+The network is fitted to crops that the model encoded at qualities from 1 to 8.  The latents do not
+change, so streams keep their size.  The loss of a crop is its squared error, divided by that of
+the model's own synthesis.
 """
 
 from __future__ import annotations
@@ -38,19 +38,23 @@ from tec_zarr.training.train_series import image_model
 
 @dataclass(frozen=True)
 class Coded:
-    """Crops as a decoder has them, and what they were: arrays over N crops of P blocks."""
+    """Coded crops and their original pixels: arrays over N crops of P blocks."""
 
     latents: np.ndarray  # (N, P, 320) int16, 1/16 step
     condition: np.ndarray  # (N, 13) float32
     quality: np.ndarray  # (N,) float32
-    dn: np.ndarray  # (N, 12, crop, crop) uint16, the bands there are first
+    dn: np.ndarray  # (N, 12, crop, crop) uint16, present bands first
     mean: np.ndarray  # (N, 12) float32, DN
-    basis: np.ndarray  # (N, 12, 12) float32, components that are coded in rows
-    #: Squared error of the model's own synthesis, a pixel and over the coded components.
+    basis: np.ndarray  # (N, 12, 12) float32, rows are the coded components
+    #: Squared error of the model's own synthesis, per pixel, summed over the coded components.
     error: np.ndarray  # (N,) float32
 
     def batch(self, chosen: np.ndarray | slice) -> tuple[Tensor, ...]:
-        """Latents (B, 320, h, w) in steps, condition, quality, components (B, 12, ...), error."""
+        """Return the tensors of the ``chosen`` crops.
+
+        They are latents (B, 320, h, w) in steps, condition, quality, components (B, 12, crop,
+        crop) in DN, and error.
+        """
         latents = torch.from_numpy(self.latents[chosen]).float() / 16
         side = self.dn.shape[2] // BLOCK
         centred = self.dn[chosen].astype(np.float32) - self.mean[chosen][:, :, None, None]
@@ -65,7 +69,7 @@ class Coded:
 
 
 class _Nowhere:
-    """Where symbols go whose size is of no interest."""
+    """A symbol sink that discards the symbols."""
 
     def put(self, symbols: np.ndarray, index: np.ndarray) -> None:
         pass
@@ -74,7 +78,7 @@ class _Nowhere:
 def coded_crops(
     model: TecS2, windows: list[Window], config: PixelConfig, count: int, seed: int
 ) -> Coded:
-    """``count`` crops of ``windows``, encoded with ``model``."""
+    """Draw ``count`` crops of ``windows`` and encode them with ``model``."""
     generator = torch.Generator().manual_seed(seed)
     sampler = Sampler(windows, config.crop, seed)
     rows = []
@@ -83,7 +87,7 @@ def coded_crops(
         there = np.flatnonzero(dn.any((1, 2)))[: int(bands)]
         if not len(there):
             continue
-        # Gains as for the image model, on the pixels themselves: a codec finds the KLT again.
+        # Gains as for the image model, but applied to the pixels: the codec computes the KLT.
         gain = float(torch.empty(1).normal_(0, 0.25, generator=generator).exp())
         pixels = np.clip(np.rint(dn[there] * gain), 1, 65535).astype(np.float32)
         quality = float(draw_quality(1, generator))
@@ -111,7 +115,10 @@ def coded_crops(
 
 
 def started(model: TecS2, coded: Coded, config: PixelConfig) -> PixelNet:
-    """A net that begins with the model's linear synthesis, of the pairs that carry most."""
+    """Make a net that starts from the model's linear synthesis.
+
+    It uses the pairs of component and channel that contribute most.
+    """
     net = PixelNet(config.width)
     own = model.net.synthesis.detach().unflatten(0, (COMPONENTS, -1))
     steps = model.net.steps(torch.from_numpy(coded.quality))[:, :, 0, 0].numpy()
@@ -119,7 +126,7 @@ def started(model: TecS2, coded: Coded, config: PixelConfig) -> PixelNet:
     worth = coded.basis.any(2).T @ (sizes / coded.error[:, None])
     worth = worth * own.square().sum(1).numpy()
     first = own.square().sum(1).argmax(0).numpy()
-    worth[first, np.arange(CHANNELS)] = np.inf  # every channel is of some component
+    worth[first, np.arange(CHANNELS)] = np.inf  # keep at least one pair of every channel
     with torch.no_grad():
         net.synthesis.copy_(own)
         net.overlap.copy_(model.net.synthesis_overlap)
@@ -136,7 +143,7 @@ def pixel_loss(
     components: Tensor,
     error: Tensor,
 ) -> Tensor:
-    """Squared error over the coded components and that of the model's synthesis, (B,)."""
+    """Return the squared error of the coded components, divided by ``error``, (B,)."""
     found = net(latents, steps, condition)
     there = components.flatten(2).any(2)
     squared = (found - components).square().mean((2, 3)) * there
@@ -145,7 +152,7 @@ def pixel_loss(
 
 @torch.no_grad()
 def validate(net: PixelNet, model: TecS2, held: Coded) -> dict[str, float]:
-    """PSNR lost to the model's own synthesis, dB, by quality."""
+    """Return the loss of PSNR against the model's own synthesis, dB, by quality."""
     losses = []
     for start in range(0, len(held.quality), 16):
         latents, condition, quality, *rest = held.batch(slice(start, start + 16))
@@ -157,7 +164,7 @@ def validate(net: PixelNet, model: TecS2, held: Coded) -> dict[str, float]:
 
 @with_its_threads
 def train_pixels(config: PixelConfig) -> tuple[TecS2, PixelNet]:
-    """Run or resume; returns the image model and the averaged net."""
+    """Run or resume a training, and return the image model and the averaged net."""
     torch.manual_seed(config.seed)
     out = begin_run(config)
     loaded = image_model(config.image)

@@ -1,12 +1,11 @@
 """Training of the temporal networks of ``tec-tt-s2``, on the frozen transform of an image model.
 
-A sample is a few dates of one place, in some order.  Each but the first is predicted from those
-before it (:mod:`tec_zarr.networks.series`) and the temporal networks learn to code what is left.
-Predictions are made from dates that were quantised, as a decoder has them, but without the
-networks' means, so that all dates are one batch for the networks.  Symbols are really rounded:
-scales learn from the symbols themselves, means from noisy ones, so that they have a gradient, and
-from the squared error wherever the symbol is zero.  The refinement learns from the error of the
-picture.
+A sample is a few dates of one place, in any order.  Each date but the first is predicted from dates
+before it (:mod:`tec_zarr.networks.series`).  The temporal networks learn to code the difference.
+Predictions use quantised dates, as in a decoder, but quantised without the networks' means.  So all
+dates form one batch for the networks.  Symbols are rounded without noise.  Scales learn from these
+symbols.  Means learn from noisy symbols, which give a gradient, and from the squared error where
+the symbol is zero.  The refinement learns from the error of the picture.
 """
 
 from __future__ import annotations
@@ -67,7 +66,10 @@ from tec_zarr.training.series import LENGTHS, Series, SeriesSampler, load_series
 
 
 def image_model(sha256: str) -> TecS2:
-    """The image model whose networks weights (SHA-256; without one the newest) have or use."""
+    """Return the image model with the networks of the weights ``sha256``; if empty, the newest.
+
+    If those weights only add pixels, the result is the model that they build on.
+    """
     found = get_model("tec-s2", sha256 or None)
     assert isinstance(found, TecS2)
     if found.networks_sha256 == found.weights_sha256:
@@ -76,12 +78,12 @@ def image_model(sha256: str) -> TecS2:
 
 
 def split_series(config: TemporalConfig) -> tuple[list[Series], list[Series]]:
-    """Places to train on, and those held out."""
+    """Return the places to train on and the places that are held out."""
     return hold_back(load_series(config), read_series(config, held=True))
 
 
 def thawed(frozen: Net, net: Net) -> Net:
-    """Give ``net``, which can be trained, the values of frozen weights of the same sizes."""
+    """Copy frozen weights into ``net``, a network of the same sizes that can be trained."""
     net.load_state_dict(frozen.state_dict())
     for name, module in frozen.named_modules():
         if isinstance(module, IntConv):
@@ -94,7 +96,7 @@ def thawed(frozen: Net, net: Net) -> Net:
 
 
 class Transform:
-    """The image model's transform on batches: pictures, predictions, latents, all in float32."""
+    """The image model's transform on batches in float32: pictures, predictions and latents."""
 
     def __init__(self, net: S2Net):
         self.net = net
@@ -108,7 +110,7 @@ class Transform:
         self.synthesis = dct @ net.synthesis.unflatten(0, (COMPONENTS, -1))  # (12, 64, 320)
 
     def picture(self, dn: Tensor) -> Tensor:
-        """(B, 12, 8 h, 8 w) DN to (B, 12, 64, h, w), without the mean."""
+        """Transform (B, 12, 8 h, 8 w) DN to pictures (B, 12, 64, h, w) without the mean."""
         lapped = overlap(dn - dn.mean((2, 3), keepdim=True), self.net.analysis_overlap)
         batch, bands, height, width = lapped.shape
         blocks = lapped.view(batch, bands, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
@@ -116,7 +118,10 @@ class Transform:
         return torch.einsum("gf,bcfhw->bcghw", self.dct, blocks)
 
     def prediction(self, picture: Tensor, references: list[Tensor]) -> Tensor:
-        """Least-squares weighted sum of ``references`` for each band and class of frequency."""
+        """Return the weighted sum of ``references`` that is nearest to ``picture``.
+
+        Weights are fitted by least squares for each band and class of frequency.
+        """
         out = torch.zeros_like(picture)
         if not references:
             return out
@@ -134,7 +139,11 @@ class Transform:
         return out
 
     def basis(self, difference: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """KLT (B, 12, 12), its spreads (B, 12) as the networks take them, which are active."""
+        """Return the KLT of a difference, its spreads, and its active components.
+
+        They are (B, 12, 12), (B, 12) and (B, 12). Spreads are in the networks' units. Active
+        components, which are coded, have the value 1, others 0.
+        """
         flat = difference.flatten(2).double()
         values, basis = torch.linalg.eigh(flat @ flat.transpose(1, 2) / flat.shape[2])
         values, basis = values.flip(-1), basis.flip(-1)
@@ -159,7 +168,11 @@ class Transform:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What coding dates took, (B,) each: objective with gradients, bits, weighted error."""
+    """Result of coding dates.
+
+    Objective (with gradients), bits and weighted error are (B,); decoded latents are (B, 320, h,
+    w).
+    """
 
     objective: Tensor
     bits: Tensor
@@ -168,7 +181,9 @@ class Outcome:
 
 
 def code(latents: Tensor, passes: Iterator[Pass], weight: Tensor) -> Outcome:
-    """Walk ``passes`` with hard symbols; ``weight`` (B, 320, 1, 1) is of squared steps."""
+    """Code latents pass by pass with rounded symbols; ``weight`` (B, 320, 1, 1) is for squared
+    errors in steps.
+    """
     groups = latents.split(GROUPS, 1)
     decoded, means, scales = ([torch.zeros_like(g) for g in groups] for _ in range(3))
     for step in passes:
@@ -190,25 +205,25 @@ def code(latents: Tensor, passes: Iterator[Pass], weight: Tensor) -> Outcome:
 
 
 class Dates(NamedTuple):
-    """Dates (B, ...) as the networks meet them, each in the basis of its own difference."""
+    """Dates (B, ...) as inputs of the networks, each in the basis of its own difference."""
 
     latents: Tensor  # (B, 320, h, w), before rounding, in steps
-    past: Tensor  # (B, 320, h, w), of the prediction
+    past: Tensor  # (B, 320, h, w), latents of the prediction, in steps
     condition: Tensor  # (B, 13)
     steps: Tensor  # (B, 320, 1, 1), DN
     step: Tensor  # (B,), DN
-    difference: Tensor  # (B, 12, 64, h, w), picture less prediction, DN
+    difference: Tensor  # (B, 12, 64, h, w), picture minus prediction, DN
     basis: Tensor  # (B, 12, 12)
     active: Tensor  # (B, 12)
 
     @property
     def weight(self) -> Tensor:
-        """Of squared errors in steps, (B, 320, 1, 1)."""
+        """Weight of squared errors in steps, (B, 320, 1, 1)."""
         return (self.steps / self.step[:, None, None, None]).square()
 
 
 def rounded(date: Dates) -> Tensor:
-    """Latents as a quantiser leaves them that does not know what to expect."""
+    """Quantise latents with a dead zone around zero, without the networks' predictions."""
     size = date.latents.abs()
     return date.latents.sign() * torch.floor(size + 0.4)
 
@@ -221,9 +236,10 @@ def dates_of(
     references: list[int],
     quantise: Callable[[Dates], Tensor],
 ) -> list[Dates]:
-    """(B, T, 12, H, W) date by date, date t predicted from the ``references[t]`` before it.
+    """Prepare DN (B, T, 12, H, W) date by date.
 
-    ``quantise`` says what is decoded of a date's latents, by which later ones are predicted.
+    Date t is predicted from the ``references[t]`` dates before it.  ``quantise`` returns the
+    decoded latents of a date, from which later dates are predicted.
     """
     image, step = transform.net, step_size(quality)
     steps = image.steps(quality)
@@ -246,7 +262,7 @@ def dates_of(
 
 
 def picture_error(transform: Transform, date: Dates, whole: Tensor) -> Tensor:
-    """Squared error of the pictures of decoded latents, (B,), in the objective's unit."""
+    """Return the squared error of the pictures of decoded latents, (B,), in bits."""
     corrected = (whole + transform.net.decoder(whole, date.condition)).float()
     with full_precision(corrected):
         decoded = transform.decoded(corrected, date.basis, date.active, date.steps)
@@ -255,7 +271,7 @@ def picture_error(transform: Transform, date: Dates, whole: Tensor) -> Tensor:
 
 
 def coded_date(transform: Transform, net: TemporalNet, date: Dates) -> tuple[Outcome, Tensor]:
-    """Code dates by the temporal networks; also the error of their refined pictures, (B,)."""
+    """Code dates with the temporal networks; also return the error of refined pictures, (B,)."""
     coded = code(date.latents, net.passes(date.condition, date.past), date.weight)
     refined = net.refine.refined(coded.decoded, date.past, date.condition)
     return coded, picture_error(transform, date, refined)
@@ -265,7 +281,10 @@ def coded_date(transform: Transform, net: TemporalNet, date: Dates) -> tuple[Out
 def validate(
     transform: Transform, net: TemporalNet, batches: dict[float, Tensor]
 ) -> dict[str, list[list[float]]]:
-    """Bits, error and their sum of each date, over those of the image model."""
+    """Return bits, error and their sum for each date, divided by those of the image model.
+
+    The keys are the qualities of ``batches``.
+    """
     image, out = transform.net, {}
     for level, dn in batches.items():
         quality = torch.full((len(dn),), level, device=dn.device)
@@ -295,7 +314,10 @@ def validate(
 
 @with_its_threads
 def train_temporal(config: TemporalConfig) -> TemporalNet:
-    """Run or resume; returns the averaged (EMA) network, leaves ``last.pt`` and ``log.jsonl``."""
+    """Run or resume a training, and return the averaged (EMA) network.
+
+    The run's folder holds ``last.pt`` and ``log.jsonl``.
+    """
     out = begin_run(config)
     image = image_model(config.image)
     frozen = thawed(image.net, S2Net()).eval().requires_grad_(False)
@@ -316,7 +338,7 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
     torch.manual_seed(config.seed + start)
     rng = np.random.default_rng(config.seed + start)
     series, held_out = split_series(config)
-    # Samples of two dates and of four; their dates together are as many.
+    # Batches have samples of two or of four dates. Both kinds have the same number of dates.
     count, most = config.batch, LENGTHS[-1]
     shapes = [(count * most // dates, dates) for dates in LENGTHS]
 
@@ -366,7 +388,7 @@ def train_temporal(config: TemporalConfig) -> TemporalNet:
 
 
 def tuning_cubes(config: TemporalConfig, dates: int = 6, side: int = 128) -> list[np.ndarray]:
-    """Training series on which the probability tables are fitted, float32 DN (T, C, h, w)."""
+    """Return training series for the fit of the probability tables, float32 DN (T, C, h, w)."""
     series = sorted(split_series(config)[0], key=lambda s: -s.weight)[:40]
     out = []
     for number, place in enumerate(series):

@@ -1,10 +1,10 @@
-"""Training of TEC-FP, TEC-ELIC, TEC-TT and FlexTEC from nothing, at any size, on a CPU or a GPU.
+"""Training of TEC-FP, TEC-ELIC, TEC-TT and FlexTEC at any size, on a CPU or a GPU.
 
-Loss of a date: bits per pixel and band, plus ``distortion`` times the mean squared error in
-standardised units (the published lambdas fit that form, see ``docs/training.md``). The reference
-published no training code: schedule, optimiser and augmentation are ours. FlexTEC draws one
-number of tokens k for a batch with P(k) = k / 136; the rate counts the first k tokens, the
-synthesis sees learned mask tokens for the others, the next date's context all of them.
+The loss of a date is its bits per pixel and band, plus ``distortion`` times the mean squared error
+in standardised units. The published lambdas fit that form (see ``docs/training.md``). The reference
+published no training code, so schedule, optimiser and augmentation are this package's. FlexTEC
+draws one number of tokens k for a batch, with P(k) = k / 136. The rate counts the first k tokens.
+The synthesis gets learned mask tokens for the others. The next date's context sees all tokens.
 """
 
 from __future__ import annotations
@@ -48,16 +48,17 @@ from tec_zarr.training.series import Series, SeriesSampler, read_series
 __all__ = ["series_loss", "train_family"]
 
 TAIL_WEIGHT = 1e-3
-"""Of the loss that moves the bottlenecks' quantiles: they are parameters that nothing else moves,
-and Adam does not see the scale, but the clipping of gradients does."""
+"""Weight of the loss that moves the bottlenecks' quantiles. Nothing else moves these parameters,
+and Adam does not depend on the scale of a loss. But the clipping of gradients does, so the weight
+is small."""
 
 OFFSET = 1000
-"""DN that SSL4EO-S12 v1.1 carries on top."""
+"""DN that are added to every pixel of SSL4EO-S12 v1.1."""
 
 
 @dataclass(frozen=True)
 class _StoredSeries:
-    """One sample of an SSL4EO-S12 v1.1 file (time, band, y, x), read when it is drawn."""
+    """One sample (time, band, y, x) of an SSL4EO-S12 v1.1 file; indexing reads the file."""
 
     path: Path
     sample: int
@@ -85,7 +86,7 @@ class DateSampler(SeriesSampler):
         return weights / weights[-1]
 
     def draw(self, dates: int) -> np.ndarray:
-        """(dates, bands, crop, crop) float32 in standardised units."""
+        """Draw a crop, (dates, bands, crop, crop) float32 in standardised units."""
         rng, crop = self.rng, self.crop
         place = self.series[int(np.searchsorted(self._cumulative, rng.random()))]
         cube = np.asarray(place.dn[np.sort(self._dates(len(place.dn), dates))])
@@ -102,12 +103,14 @@ class DateSampler(SeriesSampler):
 
 
 def load_places(config: FamilyConfig) -> tuple[list[Series], list[Series]]:
-    """Places to train on, and those held out; every twentieth where none is named.
+    """Return the places to train on and the places that are held out.
+
+    Every twentieth place is held out if none is named.
 
     Raises
     ------
     UnsupportedArrayError
-        No place with all bands of the model, and, for temporal models, two dates.
+        No place has all bands of the model (and two dates, for temporal models).
     """
     bands = published.PUBLISHED[config.model].bands
     kept, held = list(_stored(config, bands, held=False)), list(_stored(config, bands, held=True))
@@ -149,17 +152,17 @@ def _stored(config: FamilyConfig, bands: int, held: bool) -> Iterator[Series]:
 def series_loss(
     net: nn.Module, series: Tensor, distortion: float, tokens: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of a batch, with its rate and its error.
+    """Return the loss of a batch, with its rate and its error.
 
     Parameters
     ----------
     net : FactorizedPrior, ELIC, TemporalTransformer or FlexTEC
     series : Tensor, shape (B, T, C, H, W)
-        Standardised; FP and ELIC see every date for itself.
+        Standardised. FP and ELIC code every date independently.
     distortion : float
         Lambda.
     tokens : int, optional
-        FlexTEC: tokens that are sent of every date. None draws one number with P(k) = k / 136.
+        FlexTEC: number of tokens sent of every date. None draws one with P(k) = k / 136.
 
     Returns
     -------
@@ -186,7 +189,7 @@ def _tail_loss(net: nn.Module) -> Tensor | float:
 
 @torch.no_grad()
 def validate(net: nn.Module, series: Tensor, config: FamilyConfig) -> dict[str, list[float]]:
-    """(loss, bits per pixel and band, squared error) on fixed crops; by tokens for FlexTEC."""
+    """Return loss, bits per pixel and band, and squared error on fixed crops, by tokens sent."""
     net.eval()
     out = {}
     for tokens in (1, 4, 16) if isinstance(net, FlexTEC) else (16,):
@@ -196,12 +199,12 @@ def validate(net: nn.Module, series: Tensor, config: FamilyConfig) -> dict[str, 
 
 
 def build(config: FamilyConfig) -> nn.Module:
-    """The network of a configuration, with random weights or those to start from.
+    """Make the network of a configuration, with random weights or the weights of `start`.
 
     Raises
     ------
     TecError
-        Both `network` and `start` are given, or `network` is not what the architecture takes.
+        Both `network` and `start` are given, or the architecture does not take `network`.
     """
     if config.start and config.network:
         raise TecError(
@@ -226,13 +229,13 @@ def build(config: FamilyConfig) -> nn.Module:
 def train_family(config: FamilyConfig) -> Path:
     """Run or resume a training.
 
-    Leaves ``last.pt`` and ``log.jsonl`` in the run's folder, and the averaged (EMA) network as
-    safetensors, which `tec_zarr.terracodec.load` takes as ``path``.
+    The run's folder holds ``last.pt``, ``log.jsonl``, and the averaged (EMA) network as
+    safetensors. `tec_zarr.terracodec.load` takes it as ``path``.
 
     Returns
     -------
     Path
-        The weights.
+        The file of the averaged network.
     """
     torch.manual_seed(config.seed)
     out = begin_run(config)

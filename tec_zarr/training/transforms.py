@@ -1,9 +1,9 @@
-"""The fixed transforms: how they are made for a weights file. Training only.
+"""Make the fixed transforms of a weights file of the tile model. Only training uses them.
 
 A lapped transform is a small matrix across each block boundary, then a discrete cosine transform
 of the blocks (Tran, Liang and Tu, "Lapped transform via time-domain pre- and post-filtering", IEEE
-Trans. Signal Processing 51(6), 2003). The matrix is made for the largest coding gain on a
-first-order autoregressive signal.
+Trans. Signal Processing 51(6), 2003). The matrix maximises the coding gain on a first-order
+autoregressive signal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLOCKS = 5
 
 
 def dct(size: int) -> np.ndarray:
-    """Orthonormal cosine transform: row u is what sample i has in frequency u."""
+    """Return the orthonormal cosine transform; entry (u, i) is frequency u at sample i."""
     u, i = np.arange(size)[:, None], np.arange(size)[None]
     matrix = np.cos(np.pi * (2 * i + 1) * u / (2 * size)) * np.sqrt(2 / size)
     matrix[0] /= np.sqrt(2)
@@ -35,7 +35,7 @@ def _analysis(size: int, overlap: np.ndarray, blocks: int = _BLOCKS) -> np.ndarr
 
 
 def overlap(size: int, rounds: int = 400) -> np.ndarray:
-    """The matrix across a boundary, by descent on the coding gain."""
+    """Return the matrix across a boundary, fitted by gradient descent on the coding gain."""
     half, length = size // 2, size * _BLOCKS
     one, turned = np.eye(half), np.eye(half)[::-1]
     butterfly = torch.from_numpy(np.block([[one, turned], [turned, -one]]) / np.sqrt(2))
@@ -63,18 +63,18 @@ def overlap(size: int, rounds: int = 400) -> np.ndarray:
 
 
 def gains(size: int, matrix: np.ndarray, kind: str | None, cells: int) -> np.ndarray:
-    """What a coefficient of each frequency counts in pixels: the norm of what it adds to a line.
+    """Return the norm of the line of pixels that a unit coefficient of each frequency adds.
 
     Parameters
     ----------
     kind : str or None
-        How values of level 1 become pixels, "repeated" or "bilinear"; None at level 0.
+        How values of level 1 become pixels: "repeated" or "bilinear". None at level 0.
     cells : int
-        Values of the plane whose mean is a native value.
+        Number of values of the plane whose mean is one native value.
     """
     synthesis = np.linalg.inv(_analysis(size, matrix))
     length = size * _BLOCKS
-    if cells > 1:  # averaged over sliding cells, as a mean over all phases
+    if cells > 1:  # the mean of sliding cells stands for the mean over all phases
         kernel = np.ones(cells) / cells
         synthesis = np.stack([np.convolve(c, kernel, "same") for c in synthesis.T], axis=1)
     if kind is not None:
@@ -93,7 +93,7 @@ def gains(size: int, matrix: np.ndarray, kind: str | None, cells: int) -> np.nda
 
 
 def fixed_tensors() -> dict[str, np.ndarray]:
-    """The tensors of a weights file that no training changes."""
+    """Return the tensors of a weights file that training does not change."""
     out: dict[str, np.ndarray] = {}
     for size in (8, 16):
         across = overlap(size)
