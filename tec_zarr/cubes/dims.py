@@ -94,7 +94,8 @@ def band_labels(da: xr.DataArray) -> list[str] | None:
     sources = [names for names in sources if not _only_count(names)]
     if not sources:
         return None
-    best = max(sources, key=lambda names: sum(is_band(n, names) for n in names))  # first of equals
+    # If several sources name as many bands, max takes the first.
+    best = max(sources, key=lambda names: sum(is_band(n, names) for n in names))
     return [word(n) if n else f"unnamed_{i}" for i, n in enumerate(best, start=1)]
 
 
@@ -125,8 +126,7 @@ def variable_bands(arrays: Mapping[Any, xr.DataArray]) -> dict[str, str]:
 
 
 def selected_band(da: xr.DataArray) -> str | None:
-    """Return the canonical name of a band selected by ``.sel(band="B04")``; None if there is none.
-    """
+    """Return the canonical name of a band selected by ``.sel(band="B04")``, or None."""
     for name, coord in da.coords.items():
         if str(name).lower() in BAND and coord.ndim == 0 and is_band(coord.item()):
             return band_name(str(coord.item()))

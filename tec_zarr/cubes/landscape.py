@@ -119,8 +119,7 @@ class Landscape:
         self.building, self.roof = _buildings(rng, y, x)
 
     def on(self, day: int, rng: np.random.Generator) -> Field:
-        """Return surface reflectance in DN on a day of year, ``(12, y, x)``, with relief shading.
-        """
+        """Return surface reflectance on a day of year, DN ``(12, y, x)``, with relief shading."""
         spectra = _SPECTRA
         wet = 0.12 * np.cos(2 * np.pi * (day - 20) / 365)
         soil = self.parcel_soil[self.parcel] + 0.20 * self.soil

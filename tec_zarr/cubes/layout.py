@@ -127,7 +127,9 @@ def _length(blocks: tuple[int, ...], target: int) -> int:
 
 
 def _fit(blocks: tuple[int, ...], limit: int, step: int = 1) -> int:
-    """Return the largest multiple of ``step`` up to ``limit`` that divides all blocks but the last.
+    """Return the largest multiple of ``step``, at most ``limit``, that divides the blocks.
+
+    The last block may be of any length.
     """
     common = math.gcd(*blocks[:-1])
     if common == 0:  # A single block: any length fits. Return no more than the array needs.

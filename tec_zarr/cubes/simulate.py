@@ -36,7 +36,7 @@ def simulate(
     -------
     DataArray or Dataset
         The values that a reader of the store will get, with the dimensions, dtype, coordinates and
-        attributes of ``obj``. Always lazy.
+        attributes of ``obj``. Reflectance is always lazy.
     """
     if max_error is not None:
         options["max_error"] = max_error
@@ -76,8 +76,7 @@ def weigh(
 
 @dataclass(frozen=True)
 class _Written:
-    """How an array is written: codec, chunk shape, CF packing, and the value that pads edge chunks.
-    """
+    """Codec, chunk shape and CF packing of an array, and the value that pads its edge chunks."""
 
     codec: ChunkSpec
     chunk: tuple[int, ...]

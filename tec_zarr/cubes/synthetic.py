@@ -148,7 +148,7 @@ class _Sky:
             edge = np.quantile(shape, 1 - cover)
             self.opacity = ramp(shape + 0.09 * towers - edge, -0.15, 0.65)
             reach = 18 + 8 * np.cos(2 * np.pi * (day - 355) / 365)
-            # The sun stands in the south-south-east: shadows fall to the north-north-west.
+            # The sun is in the south-south-east, so shadows fall to the north-north-west.
             self.shadow = np.roll(self.opacity, (-int(reach), -int(reach * 0.4)), axis=(0, 1))
             self.shadow = ramp(self.shadow, 0.1, 0.7) * (1 - self.opacity)
         self.brightness = np.clip(0.95 + 0.14 * shape + 0.06 * towers, 0.4, 1.6)
@@ -178,8 +178,7 @@ class _Sky:
 
 
 def _days(dates: int, seed: int) -> NDArray[np.int64]:
-    """Return the days of the year of the dates, in multiples of the five-day revisit if possible.
-    """
+    """Return the day of year of each date; multiples of the five-day revisit if possible."""
     rng = np.random.default_rng([seed, 2])
     step = 365 / dates
     days = 25 + step * np.arange(dates) + rng.uniform(0, 0.3 * step, dates)

@@ -71,8 +71,8 @@ class WarmUp(WorkerPlugin):
         models = [get_model(name, weights) for name, weights in self.models]
         self._torch_threads = set_torch_threads(1)
         self._concurrency = zarr.config.get("async.concurrency")
-        # On a GPU, tec_zarr.codec.batching encodes the chunks of a task together: let Zarr hand
-        # over as many at once.
+        # On a GPU, tec_zarr.codec.batching encodes several chunks of a task together. Zarr must
+        # hand over that many at once.
         batched = any(map(on_device, models))
         zarr.config.set({"async.concurrency": LARGEST if batched else 1})
 

@@ -134,7 +134,7 @@ class Plan:
     consolidated : bool
         Whether the target gets consolidated metadata.
     config : dict
-        Identifies this plan: ``config_sha256``, ``source_sha256``, and the main settings in words.
+        Identifies this plan: ``config_sha256``, ``source_sha256``, and the main settings.
     """
 
     arrays: tuple[ArrayPlan, ...]

@@ -262,7 +262,7 @@ def _recorded(plan: Plan, manifest: Manifest) -> dict[tuple[int, int], Done]:
 
 
 def _some(finished: Mapping[tuple[int, int], Done]) -> list[tuple[int, int, int]]:
-    """Array, region and CRC32 of the source of a few regions, spread over all."""
+    """Return (array, region, CRC32 of the source) of a few finished regions, spread over all."""
     known = sorted(finished)
     picked = known[:: -(-len(known) // _CHECKED_AGAIN) or 1]
     return [(*key, finished[key].source_crc32) for key in picked]

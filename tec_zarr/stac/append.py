@@ -24,8 +24,7 @@ _NOT_SAID = {"f": np.nan, "O": "", "T": "", "U": ""}
 
 @contextmanager
 def without_zarr_notes() -> Iterator[None]:
-    """Silence Zarr's warnings that strings and consolidated metadata have no v3 specification yet.
-    """
+    """Silence Zarr's warnings that v3 does not specify strings and consolidated metadata yet."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have a Zarr V3 specification")
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")

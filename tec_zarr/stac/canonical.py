@@ -287,8 +287,7 @@ def _classes(scl: xr.DataArray) -> xr.DataArray:
 
 
 def _clean(ds: xr.Dataset, records: list[dict[str, Any]], said: list[str]) -> xr.Dataset:
-    """Keep only coordinates that Zarr can store, with dtypes and dimensions that suit later dates.
-    """
+    """Keep only coordinates that Zarr can store. Change them so that later dates fit too."""
     dropped = []
     for name, coord in ds.coords.items():
         if name in (*ds.dims, "spatial_ref", REMOVED):

@@ -40,8 +40,9 @@ SAME_PASS = np.timedelta64(1, "h")
 
 _DARK_BANDS = ("B04", "B12", "B02", "B11", "B03")
 
-# An assumption: no scene has reflectance below -0.02 in 2 % of its pixels, so such DN do not
-# carry the offset. Atmospheric correction goes below 0 in deep shade, but not that far.
+# This assumes that no scene has a reflectance below -0.02 in 2 % of its pixels. With the offset
+# such a reflectance is a DN below 800. So if 2 % of the DN are below 800, they do not carry the
+# offset. Atmospheric correction gives values below 0 in deep shade, but not that low.
 _PROOF_DN = BASELINE_0400_OFFSET - 200
 
 _PROOF_SHARE = 0.02
@@ -361,7 +362,7 @@ def _evidence(
             coord = image[key]
             cell = (coord.isel(time=date) if "time" in coord.dims else coord).item()
             stated = {str(cell)} if cell is not None and cell == cell else set()
-        # Several baselines of one overpass are fine as long as they agree about the offset.
+        # Items of one overpass may differ in baseline, if these agree about the offset.
         if len({carries_offset(s) for s in stated} if key == _EVIDENCE[0] else stated) > 1:
             raise OffsetError(
                 f"the items of {_label(image, date)} disagree about {key}: {sorted(stated)}. "

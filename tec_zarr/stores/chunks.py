@@ -99,7 +99,7 @@ def _shard_lengths(path: StorePath, inside: tuple[int, ...]) -> np.ndarray:
     """
     index: Any = sync(path.get(byte_range=SuffixByteRequest(16 * math.prod(inside) + 4)))
     lengths = np.frombuffer(index.to_bytes()[:-4], "<u8").reshape(-1, 2)[:, 1]
-    absent = lengths == np.iinfo(np.uint64).max  # never written
+    absent = lengths == np.iinfo(np.uint64).max  # chunks that are not stored
     return np.where(absent, 0, lengths).astype(np.int64).reshape(inside)
 
 

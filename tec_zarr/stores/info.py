@@ -105,7 +105,7 @@ class StoredArray:
 
     @property
     def ratio(self) -> float:
-        """Raw by stored size."""
+        """Raw bytes divided by stored bytes."""
         return self.raw_bytes / max(1, self.stored_bytes)
 
     @property
