@@ -1,1 +1,1 @@
-"""Xarray objects to codec settings: dimensions, packing, layout, encoding, files."""
+"""Prepare xarray objects for TEC: dimensions, bands, packing, chunks, encoding, files."""

@@ -1,7 +1,7 @@
-"""Which Sentinel-2 bands an xarray object holds: by coordinate, description, name, or its user.
+"""Dimensions and bands of xarray objects, and which of their variables are reflectance.
 
-A band coordinate that only counts (rioxarray's 1 to N) names nothing. Then the descriptions
-count, and after them what the user says.
+Bands are named by the band coordinate. If that only counts (rioxarray's 1 to N), they are named by
+descriptions, or by the name of the variable, or by the user.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ BAND = ("band", "bands", "variable", "channel")
 Y = ("y", "lat", "latitude", "northing")
 X = ("x", "lon", "longitude", "easting")
 
-#: Attributes in which writers of files say what a band is.
+#: Attributes in which files describe a band.
 _DESCRIPTIONS = ("long_name", "DESCRIPTION", "description", "band_name", "common_name",
                  "eo:common_name")  # fmt: skip
-#: Attributes that GeoTIFFs leave with one entry a band.
+#: Attributes of GeoTIFFs that have one entry per band.
 _PER_BAND = (*_DESCRIPTIONS, "scales", "offsets", "band_tags", "nodatavals")
-#: A number, or what rioxarray and others make of it: band_1, "Band 1".
+#: A band number as rioxarray and others write it: 1, band_1, "Band 1".
 _NUMBER = re.compile(r"(?:band[ _]?)?(0|[1-9]\d*)(?:\.0)?", re.I)
 
-#: What the names of what is no reflectance end in, whatever its dimensions and dtype.
+#: Endings of names of variables that are not reflectance, whatever their dimensions and dtype.
 _OTHER_WORDS = re.compile(
     r"(?<![a-z])(scl|masks?|msk|qa|flags?|class(es|ification)?|labels?|prob(ability|abilities)?"
     r"|cldprb|snwprb|aot|wvp|angles?|zenith|azimuth|elevation|dem|dsm|dtm)([\W\d_]*|_?\d+m)$"
@@ -40,17 +40,17 @@ XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
 
 
 def find_dim(da: xr.DataArray, names: tuple[str, ...]) -> str | None:
-    """First of the usual ``names`` that is a dimension of ``da``."""
+    """Return the first dimension of ``da`` that is called by one of ``names``; None if none is."""
     return next((str(d) for d in da.dims if str(d).lower() in names), None)
 
 
 def word(value: Any) -> str:
-    """A name as text: fixed-length text of files is bytes where nothing says that it is text."""
+    """Return a name as text. Files may hold fixed-length text as bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def known_bands(names: Iterable[Any]) -> tuple[str, ...] | None:
-    """Canonical names of bands, None if they are not all those of Sentinel-2 bands."""
+    """Return the canonical names of bands; None unless all are names of Sentinel-2 bands."""
     try:
         return band_names([word(n) for n in names]) or None
     except UnknownBandError:
@@ -58,7 +58,10 @@ def known_bands(names: Iterable[Any]) -> tuple[str, ...] | None:
 
 
 def is_band(name: Any, beside: Iterable[Any] = ()) -> bool:
-    """Whether a name is one of a Sentinel-2 band."""
+    """Return whether ``name`` names a Sentinel-2 band.
+
+    ``beside`` are the names of the bands beside it: some names are clear only among these.
+    """
     try:
         return bool(band_name(word(name), [word(n) for n in beside]))
     except UnknownBandError:
@@ -66,12 +69,12 @@ def is_band(name: Any, beside: Iterable[Any] = ()) -> bool:
 
 
 def band_labels(da: xr.DataArray) -> list[str] | None:
-    """What the file calls the bands along the band dimension, known or not.
+    """Return the names that the file gives to the bands along the band dimension, known or not.
 
     Returns
     -------
     list of str or None
-        One name a band; None where nothing but numbers stands there.
+        One name per band; None if the file only numbers the bands.
     """
     dim = find_dim(da, BAND)
     if dim is None:
@@ -91,22 +94,24 @@ def band_labels(da: xr.DataArray) -> list[str] | None:
     sources = [names for names in sources if not _only_count(names)]
     if not sources:
         return None
-    best = max(sources, key=lambda names: sum(is_band(n, names) for n in names))  # first of equals
+    # If several sources name as many bands, max takes the first.
+    best = max(sources, key=lambda names: sum(is_band(n, names) for n in names))
     return [word(n) if n else f"unnamed_{i}" for i, n in enumerate(best, start=1)]
 
 
 def variable_bands(arrays: Mapping[Any, xr.DataArray]) -> dict[str, str]:
-    """Variables without a band dimension that are one Sentinel-2 band each.
+    """Return the variables without a band dimension that are one Sentinel-2 band each.
 
     Parameters
     ----------
     arrays : mapping of str to DataArray
-        What lies beside one another: ``swir_2`` is understood beside the others.
+        All variables of one dataset: a name such as ``swir_2`` is clear only beside the others.
 
     Returns
     -------
     dict of str to str
-        Variable to canonical name. One band may stand there several times (B02_10m, B02_20m).
+        Name of the variable to canonical name of the band. Several variables may be the same band
+        (B02_10m, B02_20m).
     """
     alone = [(str(n), da) for n, da in arrays.items() if find_dim(da, BAND) is None]
     counted = [name for name, _ in alone if _NUMBER.fullmatch(name)]
@@ -121,7 +126,7 @@ def variable_bands(arrays: Mapping[Any, xr.DataArray]) -> dict[str, str]:
 
 
 def selected_band(da: xr.DataArray) -> str | None:
-    """Canonical name of the one band that was selected, ``.sel(band="B04")``."""
+    """Return the canonical name of a band selected by ``.sel(band="B04")``, or None."""
     for name, coord in da.coords.items():
         if str(name).lower() in BAND and coord.ndim == 0 and is_band(coord.item()):
             return band_name(str(coord.item()))
@@ -129,7 +134,7 @@ def selected_band(da: xr.DataArray) -> str | None:
 
 
 def mixed_bands(da: xr.DataArray) -> list[str]:
-    """Names along the band dimension that are no Sentinel-2 bands, beside others that are."""
+    """Return the names along the band dimension that are not Sentinel-2 bands, if others are."""
     labels = band_labels(da) or []
     strange = [name for name in labels if not is_band(name, labels)]
     return strange if len(strange) < len(labels) else []
@@ -141,24 +146,24 @@ def name_bands(
     images: Iterable[str],
     said: list[str],
 ) -> xr.Dataset:
-    """Bands called by Sentinel-2's names, and what is no band split off as a variable.
+    """Give bands their Sentinel-2 names, and split off layers that are not bands as variables.
 
     Parameters
     ----------
     ds : Dataset
         As it was opened.
     bands : sequence of str, optional
-        What the user calls them, in the order of the file; overrules what the file says. Names
-        of no band, such as SCL, are split off.
+        Names of the bands, from the user, in the order of the file. They overrule the names in the
+        file. Layers with other names than those of bands, such as SCL, are split off.
     images : iterable of str
         Variables that may be reflectance.
     said : list of str
-        Gets a line about everything that was taken for something else than it is called.
+        Gets a line about every band that was renamed or split off.
 
     Raises
     ------
     UnsupportedArrayError
-        As many ``bands`` as no variable has, or the same band twice.
+        No variable has as many bands as ``bands`` has names, or a name occurs twice.
     """
     arrays = {name: ds[name] for name in images if find_dim(ds[name], BAND) is not None}
     if bands is not None:
@@ -185,11 +190,11 @@ def _named(ds: xr.Dataset, name: str, labels: Sequence[str], said: list[str]) ->
     before = ds[name][dim].values.tolist() if dim in ds.coords else range(1, len(labels) + 1)
     keep = [i for i, label in enumerate(labels) if is_band(label, labels)]
     given = [labels[i] for i in keep]
-    if known_bands(given) is None:  # the same band twice: encoding says so
+    if known_bands(given) is None:  # The same band occurs twice: `encoding` will raise an error.
         return ds
     extras = [i for i in range(len(labels)) if i not in keep]
     shared = [n for n in ds.data_vars if dim in ds[n].dims and str(n) != name]
-    if extras and shared:  # another variable needs all of them
+    if extras and shared:  # Another variable needs the whole band dimension.
         return ds
     canonical = dict(zip(keep, known_bands(given) or (), strict=True))
     taken = [f"{before[i]} as {band}" for i, band in canonical.items() if _differs(before[i], band)]
@@ -206,7 +211,7 @@ def _named(ds: xr.Dataset, name: str, labels: Sequence[str], said: list[str]) ->
         said.append(f"{labels[i]} is no Sentinel-2 band: kept without loss, as {variable!r}")
     out = ds.isel({dim: keep}) if extras else ds
     if taken or dim not in ds.coords:
-        names = np.array(list(canonical.values()), object)  # U3 is no type of Zarr v3
+        names = np.array(list(canonical.values()), object)  # Zarr v3 has no dtype U3.
         out = out.assign_coords({dim: (dim, names, _attrs(ds, dim))})
     out = out.assign(split)
     if extras:
@@ -215,7 +220,7 @@ def _named(ds: xr.Dataset, name: str, labels: Sequence[str], said: list[str]) ->
 
 
 def _of_bands(attrs: Mapping[Any, Any], count: int, chosen: Sequence[int]) -> dict[Any, Any]:
-    """Attributes of some of ``count`` bands."""
+    """Return attributes with the entries of the ``chosen`` of ``count`` bands only."""
     return {
         key: [value[i] for i in chosen]
         if key in _PER_BAND and isinstance(value, list | tuple | np.ndarray) and len(value) == count
@@ -229,9 +234,9 @@ def _attrs(ds: xr.Dataset, dim: str) -> Mapping[Any, Any]:
 
 
 def _check_known(bands: Sequence[str]) -> None:
-    """Some bands, none of them twice."""
+    """Raise an error if no name is one of a band, or if a name occurs twice."""
     if not any(is_band(b, bands) for b in bands):
-        band_names(bands)  # says which are known
+        band_names(bands)  # Raises an error that lists the known names.
     known_twice = [b for b in bands if is_band(b, bands)]
     band_names(known_twice)
     if len(set(bands)) < len(bands):
@@ -239,12 +244,12 @@ def _check_known(bands: Sequence[str]) -> None:
 
 
 def _differs(before: Any, band: str) -> bool:
-    """Whether a name says less than the band's: B2 and b02_10m say the same as B02."""
+    """Return whether a name differs from that of its band. B2 and b02_10m count as B02."""
     return not re.fullmatch(rf"b0?{band[1:].lstrip('0').lower()}(_\d+m)?", str(before).lower())
 
 
 def _only_count(names: Sequence[Any]) -> bool:
-    """0 to N - 1 or 1 to N, bare or after the word band, which names nothing."""
+    """Return whether names only count: 0 to N - 1 or 1 to N, with or without the word band."""
     numbers = [_NUMBER.fullmatch(str(name)) for name in names]
     found = [int(number[1]) for number in numbers if number]
     count = len(names)
@@ -254,14 +259,22 @@ def _only_count(names: Sequence[Any]) -> bool:
 def chosen_variables(
     ds: xr.Dataset, variables: Iterable[str] | None, bands: Iterable[str] | None = None
 ) -> set[str]:
-    """Variables of ``ds`` that are to be coded as reflectance.
+    """Return the variables of ``ds`` to encode as reflectance.
 
-    ``bands``, if given, names those of the variables that have as many bands and no names.
+    Parameters
+    ----------
+    ds : Dataset
+        Its variables are searched.
+    variables : iterable of str, optional
+        Names of the variables. Default: those that look like reflectance.
+    bands : iterable of str, optional
+        Names of the bands. Without ``variables``, and if nothing looks like reflectance, a
+        variable with as many unnamed bands is taken.
 
     Raises
     ------
     UnsupportedArrayError
-        ``variables`` that are not there, or none given and none found.
+        Some ``variables`` do not exist, or none were given and none were found.
     """
     if isinstance(ds, xr.DataTree):
         raise UnsupportedArrayError(
@@ -289,17 +302,17 @@ def chosen_variables(
 
 
 def may_have_bands(name: Any, da: xr.DataArray) -> bool:
-    """Whether ``da`` may be reflectance of bands that only have to be named."""
+    """Return whether ``da`` may be reflectance with a band dimension, its bands named or not."""
     return _could_be_reflectance(name, da) and find_dim(da, BAND) is not None
 
 
 def counted(ds: xr.Dataset) -> list[str]:
-    """Variables of ``ds`` that may be reflectance: images with a band dimension."""
+    """Return the variables of ``ds`` that may be reflectance: images with a band dimension."""
     return [str(n) for n, da in ds.data_vars.items() if may_have_bands(n, da)]
 
 
 def _why_none(ds: xr.Dataset) -> str:
-    """Why no variable is taken for reflectance, and what makes one of it."""
+    """Return a message that says why no variable is taken for reflectance, and what to do."""
     arrays = {str(n): da for n, da in ds.data_vars.items()}
     images = {n: da for n, da in arrays.items() if find_dim(da, Y) and find_dim(da, X)}
     alone = variable_bands(ds.data_vars)
@@ -334,7 +347,7 @@ def _why_none(ds: xr.Dataset) -> str:
 
 
 def split_off(name: str, strange: list[str]) -> str:
-    """What to do about a band that is none."""
+    """Return a message that says what to do about layers that are not Sentinel-2 bands."""
     return (
         f"{', '.join(map(repr, strange))} among the bands of {name!r} is no Sentinel-2 band, and "
         "would not be kept exactly: tec_zarr.stack_bands(ds) splits it off (as tec-zarr encode "
@@ -343,13 +356,12 @@ def split_off(name: str, strange: list[str]) -> str:
 
 
 def holds_tec(da: xr.DataArray) -> bool:
-    """Whether the encoding of ``da`` says that it was read from TEC chunks."""
+    """Return whether ``da`` was read from TEC chunks, by its encoding."""
     return stored_spec(da) is not None
 
 
 def stored_spec(da: xr.DataArray) -> ChunkSpec | None:
-    """TEC's settings for the chunks that ``da`` was read from, by its encoding, if TEC made them.
-    """
+    """Return the TEC settings of the chunks that ``da`` was read from; None if not from TEC."""
     stored = [da.encoding.get("serializer"), da.encoding.get("compressor")]
     for key in ("compressors", "filters"):
         stored += da.encoding.get(key) or ()
@@ -357,29 +369,33 @@ def stored_spec(da: xr.DataArray) -> ChunkSpec | None:
 
 
 def reflectance_names(ds: xr.Dataset) -> set[str]:
-    """Variables of ``ds`` that look like Sentinel-2 reflectance."""
+    """Return the variables of ``ds`` that look like Sentinel-2 reflectance."""
     alone = variable_bands(ds.data_vars)
     return likely({str(n): names_bands(n, da, str(n) in alone) for n, da in ds.data_vars.items()})
 
 
 def likely(named: Mapping[str, bool | None]) -> set[str]:
-    """Which of several arrays beside one another are reflectance, from what `names_bands` says."""
+    """Return which arrays of one group are reflectance.
+
+    ``named`` maps each array to the result of `names_bands`. Arrays without band names are
+    reflectance only if no array of the group has band names.
+    """
     found = {name for name, known in named.items() if known}
     return found or {name for name, known in named.items() if known is False}
 
 
 def names_bands(name: Any, da: xr.DataArray, alone: bool) -> bool | None:
-    """Whether ``da`` says which Sentinel-2 bands it holds; None if it is no reflectance.
+    """Return whether ``da`` names the Sentinel-2 bands it holds; None if it is not reflectance.
 
-    Without names, False, it is reflectance if nothing beside it has names. ``alone``: whether it
-    is called like one band.
+    With False, `likely` takes it for reflectance only if no array beside it has band names.
+    ``alone`` says whether `variable_bands` takes the variable for one band.
     """
     if not _could_be_reflectance(name, da):
         return None
     if holds_tec(da):
         return True
     dim = find_dim(da, BAND)
-    if dim is None:  # what was selected is a coordinate of everything beside it, too
+    if dim is None:  # A selected band is a coordinate of all variables: it proves little.
         return True if alone else None if selected_band(da) is None else False
     labels = band_labels(da)
     if labels is None:
@@ -388,14 +404,14 @@ def names_bands(name: Any, da: xr.DataArray, alone: bool) -> bool | None:
 
 
 def _could_be_reflectance(name: Any, da: xr.DataArray) -> bool:
-    """By dtype and dimensions, and not marked or named as something else."""
+    """Return whether dtype and dimensions fit, and nothing marks ``da`` as something else."""
     image = find_dim(da, Y) is not None and find_dim(da, X) is not None
     return da.dtype.name in DTYPES and image and not is_something_else(name, da)
 
 
 def is_something_else(name: Any, da: xr.DataArray) -> bool:
-    """Whether flags, CF or the name say that ``da`` is a class, mask, angle, elevation, ..."""
-    if holds_tec(da):  # somebody said so before
+    """Return whether flags, CF attributes or the name mark ``da`` as a class, mask, angle, ..."""
+    if holds_tec(da):  # It was written as reflectance.
         return False
     standard = str(da.attrs.get("standard_name", "")).lower()
     return (
@@ -406,13 +422,14 @@ def is_something_else(name: Any, da: xr.DataArray) -> bool:
 
 
 def canonical_order(obj: XrObject) -> XrObject:
-    """Images with dimensions (..., time, band, y, x), as TEC stores them."""
+    """Transpose images to (..., time, band, y, x), the order in which TEC stores them."""
     if isinstance(obj, xr.DataArray):
         return transposed(obj)
     return obj.map(transposed, keep_attrs=True)
 
 
 def transposed(da: xr.DataArray) -> xr.DataArray:
+    """Transpose an image to (time, band, y, x). Arrays with other dimensions stay as they are."""
     dims = [find_dim(da, names) for names in (TIME, BAND, Y, X)]
     known = [d for d in dims if d is not None]
     if dims[2] is None or dims[3] is None or len(known) != da.ndim:
@@ -421,7 +438,11 @@ def transposed(da: xr.DataArray) -> xr.DataArray:
 
 
 def same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Equal but for what files round: a tenth of a pixel, fractions of a second, times of day."""
+    """Return where two coordinates agree, apart from rounding in files.
+
+    Numbers may differ by a tenth of a pixel. Times may differ by a second. If one side has only
+    dates, the times of day are ignored.
+    """
     if before.dtype.kind == after.dtype.kind == "M":
         seconds = [moments.astype("M8[ns]").astype("M8[s]") for moments in (before, after)]
         days = [moments.astype("M8[D]") for moments in seconds]
@@ -436,17 +457,18 @@ def same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def image_dims(cube: xr.DataArray) -> tuple[str, ...] | None:
-    """Its dimensions in the order of TEC, None without y and x."""
+    """Return the dimensions of an image in the order (time, band, y, x); None without y and x."""
     kinds = dims_by_kind(cube)
     return tuple(d for d in kinds if d is not None) if None not in kinds[2:] else None
 
 
 def dims_by_kind(cube: xr.DataArray) -> list[str | None]:
+    """Return the dimensions for time, band, y and x; None for each that the cube lacks."""
     return [find_dim(cube, names) for names in (TIME, BAND, Y, X)]
 
 
 def names_along_bands(da: xr.DataArray) -> list[str]:
-    """Names along the band dimension; the array's own name where it has none."""
+    """Return the names along the band dimension; the array's name if it has no such dimension."""
     dim = find_dim(da, BAND)
     if dim is None:
         return [str(da.name)]

@@ -1,8 +1,11 @@
-"""How xarray objects are laid out in a Zarr store: ``encoding`` to write, ``decode`` to leave.
+"""Make the ``encoding`` that xarray passes to Zarr, and remove it again.
 
-``xarray`` hands each variable's ``encoding`` to Zarr unchanged. What has to stand there differs
-by Zarr format, by dtype and by Dask chunks, and mistakes show only much later; so it is decided
-here, once.
+`encoding` makes the settings that write a dataset with TEC. `decode` removes them, so that the
+data can be written without TEC.
+
+xarray hands each variable's ``encoding`` to Zarr unchanged. The right settings depend on the Zarr
+format, the dtype and the Dask chunks, and mistakes show only much later. So this module alone
+decides them.
 """
 
 from __future__ import annotations
@@ -50,12 +53,10 @@ from tec_zarr.errors import SecondGenerationWarning, SeparateBandsWarning, Unsup
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset, xr.DataTree)
 
 CONTAINER = "tec_compression"
-"""Name of the scalar coordinate that says what compressed the data
-(`tec_zarr.cubes.provenance`).
-"""
+"""Name of the scalar coordinate that describes the compression (`tec_zarr.cubes.provenance`)."""
 
 UNNAMED = "__xarray_dataarray_variable__"
-"""What xarray calls an array without a name in a store."""
+"""Name that xarray gives in a store to an array without a name."""
 
 _STORAGE_KEYS = ("chunks", "shards", "preferred_chunks", "compressors", "compressor", "filters",
                  "serializer", "source", "original_shape", "write_empty_chunks",
@@ -79,85 +80,89 @@ def encoding(
     shards: bool = True,
     variables: Iterable[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Encoding to pass to ``to_zarr``: reflectance by TEC, everything else lossless.
+    """Return the encoding to pass to ``to_zarr``: TEC for reflectance, lossless for all else.
 
     Parameters
     ----------
     obj : DataArray or Dataset
-        With dimensions (time, band, y, x), or without time or band; the usual names are known.
+        Dimensions (time, band, y, x), or without time or band. Other usual names are understood.
     quality : float
         1 (smallest) to 8 (finest).
     model : str
         Name of the learned model.
     zarr_format : {3, 2}
-        What ``to_zarr`` is called with.
+        Must equal the ``zarr_format`` passed to ``to_zarr``.
     bands : iterable of str, optional
-        Sentinel-2 names along the band dimension; None takes the band coordinate, descriptions
-        (``long_name``) where that only counts, or the variable's name when it has no such
-        dimension.
+        Sentinel-2 names along the band dimension. None takes them from the band coordinate, or
+        from descriptions (``long_name``) if that only counts, or from the name of a variable that
+        has no band dimension.
     nodata : number or sequence of numbers, optional
-        Values besides NaN that mean "nothing measured"; None for no such value. What the data
-        declare (``_FillValue``, ``missing_value``, ``nodata``, ``.rio.nodata``, ...) comes on top.
+        Values besides NaN that mean "nothing measured"; None for no such value. The values that
+        the data declare (``_FillValue``, ``missing_value``, ``nodata``, ``.rio.nodata``, ...) are
+        added to these.
     scale : float, optional
-        Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN. Floats that
-        xarray made of integers without a scale factor are DN, and are stored as these integers.
+        Unit of floating-point data: 1e-4 for reflectance (the default), 1 for DN. Floats that
+        xarray made from integers without a scale factor are DN, and are stored as these integers.
     max_error : number, sequence of numbers or mapping, optional
         Largest absolute error of every sample, in the units of the data (DN, or reflectance for
-        floats), for all bands or for each; 0 is lossless. A mapping names them, and indices:
-        ``{"ndvi": 0.01}``, ``{"nd:B8A,B04": 0.02, "B02": 5, "all": 50}``. Instead of
-        ``quality``, at which only bands are coded that no name stands for.
+        floats): one for all bands, or one for each; 0 is lossless. A mapping names bands and
+        indices: ``{"ndvi": 0.01}``, ``{"nd:B8A,B04": 0.02, "B02": 5, "all": 50}``. It replaces
+        ``quality``, which then applies only to bands that the mapping does not name.
     psnr, max_bytes : number, optional
-        PSNR (dB) that every chunk reaches, or bytes that no chunk exceeds, with the quality
-        chosen for each chunk. Instead of ``quality``.
+        PSNR (dB) that every chunk reaches, or bytes that no chunk exceeds. The quality is chosen
+        for each chunk, so either replaces ``quality``.
     gop : int, optional
-        For temporal models (``model="tec-tt-s2"``): dates of a chunk refer to one another only
-        within runs of this many. None: within the chunk, whose length in time is the other way
-        to say how much has to be decoded for one date.
+        For temporal models (``model="tec-tt-s2"``): the number of successive dates that may be
+        predicted from one another. None: all dates of a chunk. Decoding one date takes at most
+        this many; shorter chunks in time have the same effect.
     chunks : mapping, optional
         Dimension name to chunk length, -1 for a whole dimension. Default: about 4 dates, all
-        bands, about 256 x 256 in equal parts without a sliver at the end, fitted to the Dask
-        chunks if there are any.
+        bands, and about 256 x 256 pixels. Lengths divide the image into nearly equal parts, and fit
+        the Dask chunks if there are any.
     shards : bool
-        Gather chunks into shards of up to 1024 x 1024 pixels (Zarr v3 only): TEC chunks are tiny.
+        Gather chunks into shards of up to 1024 x 1024 pixels, because TEC chunks are small. Only
+        for Zarr v3.
     variables : iterable of str, optional
         Variables that are reflectance. Default: those with a band dimension whose coordinate
-        names Sentinel-2 bands, and those named like a band; if there are none, those with a
-        band dimension without names. Never those that flags, a ``standard_name`` or a name such
-        as ``scl``, ``mask`` or ``view_zenith`` make something else.
+        names Sentinel-2 bands, and those named like a band. If there are none, those with a band
+        dimension without names. Variables with flags, with another ``standard_name``, or with a
+        name such as ``scl``, ``mask`` or ``view_zenith`` are never taken by default.
 
     Returns
     -------
     dict
-        Name of every variable and coordinate to its encoding. Times have a unit that clock times
-        appended later fit into (`tec_zarr.cubes.packing.time_encoding`).
+        Name of every variable and coordinate to its encoding. The unit of times is fine enough for
+        clock times appended later (`tec_zarr.cubes.packing.time_encoding`).
 
     Raises
     ------
     UnsupportedArrayError
-        Data that TEC cannot take as it is; the message says how to change it.
+        TEC cannot encode the data as they are. The message says how to change them.
 
     Warns
     -----
     SecondGenerationWarning
-        When the data were read from a TEC store: encoding them again loses more.
+        The data were read from a TEC store. Encoding them again loses more.
     SeparateBandsWarning
-        When bands of one grid are variables of their own, which costs twice the bytes.
+        Bands of one grid are separate variables, which takes twice the bytes.
 
     Notes
     -----
-    Floating-point data in memory that fit become uint16 DN with the CF attributes
-    ``scale_factor`` and ``_FillValue`` 0 (NaN), so that any reader sees reflectance; data that
-    xarray unpacked from integers are packed the same way again. Lazy data that were computed
-    with, and data with values that integers would wrap, keep their dtype: the codec takes floats
-    too and makes the same bytes of them. xarray packs what is appended later without looking:
-    where it may hold zero or less, write the first dates as lazy floats (``ds.chunk()``).
+    Floating-point data in memory become uint16 DN if they fit. The CF attributes ``scale_factor``
+    and ``_FillValue`` 0 (NaN) make any reader see reflectance. Data that xarray unpacked from
+    integers are packed in the same way again. Other data keep their dtype: lazy results of a
+    computation, and values outside the range of the integers. The codec takes floats too, and
+    makes the same bytes from them. xarray packs dates that are appended later without checking
+    their range. If these may hold zero or less, write the first dates as lazy floats
+    (``ds.chunk()``).
     """
     if zarr_format not in (2, 3):
         raise UnsupportedArrayError(f"zarr_format is {zarr_format}, it must be 2 or 3")
     if bands is not None and not isinstance(bands, str):
         bands = tuple(bands)
     if isinstance(obj, xr.DataArray):
-        obj = obj.assign_attrs(nodata=unencoded(obj))  # .rio.set_nodata is of this object only
+        # A copy of the object loses what .rio.set_nodata has set: keep it as an attribute.
+        obj = obj.assign_attrs(nodata=unencoded(obj))
         obj = obj.to_dataset(name=UNNAMED if obj.name is None else str(obj.name))
         name, da = next(iter(obj.data_vars.items()))
         strange = mixed_bands(da) if bands is None else []
@@ -181,23 +186,24 @@ def encoding(
             if not spec.is_lossless:
                 _warn_second_generation(name, da)
             out[name] = _tec(name, da, spec, zarr_format, chunks, shards)
-        else:  # also for text and scalars: xarray keeps the codecs of what has no entry
+        else:  # Text and scalars need an entry too: without one xarray keeps their old codecs.
             numbers = da.ndim and da.dtype.kind in "biufmM"
             out[name] = (_lossless(zarr_format) if numbers else {}) | _lossless_packing(da)
-        if "grid_mapping" in da.encoding:  # to_zarr forgets what is not repeated
+        if "grid_mapping" in da.encoding:  # to_zarr drops it unless it is in this encoding.
             out[name]["grid_mapping"] = da.encoding["grid_mapping"]
     if spec.is_lossless:
-        out.pop(CONTAINER, None)  # describe drops it
+        out.pop(CONTAINER, None)  # `provenance.describe` drops this coordinate.
     return out
 
 
 def decode(obj: XrObject) -> XrObject:
-    """Same data without the encoding of its store: the way out of TEC.
+    """Remove the encoding that a store gave to the data, so that they can be written without TEC.
 
-    Lazy data stay lazy. What belongs to the values (units, CRS, CF packing) is kept, codecs,
-    chunks and shards are not: ``tec_zarr.decode(ds).to_zarr("plain.zarr")`` is a plain store.
-    Nor is a CF packing that does not hold the values any more, because they were changed or
-    come from several stores: they are written as they are, since xarray would wrap them.
+    ``tec_zarr.decode(ds).to_zarr("plain.zarr")`` writes a plain store. Lazy data stay lazy. Codecs,
+    chunks and shards are removed. Encoding that belongs to the values (units, CRS, CF packing) is
+    kept. A CF packing that does not fit the values is removed too, because xarray would wrap
+    integers that are out of range. It may not fit if the values were changed, or come from several
+    stores.
 
     Parameters
     ----------
@@ -220,18 +226,18 @@ def decode(obj: XrObject) -> XrObject:
 
 
 def without_codecs(obj: XrObject) -> XrObject:
-    """A shallow copy without codecs, chunks and shards, and with the packing that it has."""
+    """Return a shallow copy without codecs, chunks and shards. The CF packing is kept."""
     out: XrObject = obj.copy(deep=False)
     for member in _members(out):
         for key in _STORAGE_KEYS:
             member.encoding.pop(key, None)
-        if member.encoding.pop("char_dim_name", None):  # netCDF's rows of characters
+        if member.encoding.pop("char_dim_name", None):  # NetCDF stores text as rows of characters.
             member.encoding.pop("dtype", None)
     return out
 
 
 def _members(obj: Any) -> list[xr.DataArray]:
-    """The array itself or the variables, and the coordinates."""
+    """Return the array or the variables of a dataset, and the coordinates."""
     arrays = [obj] if isinstance(obj, xr.DataArray) else obj.data_vars.values()
     return [*arrays, *obj.coords.values()]
 
@@ -239,10 +245,13 @@ def _members(obj: Any) -> list[xr.DataArray]:
 def _bands_of(
     name: str, da: xr.DataArray, bands: Iterable[str] | None, alone: Mapping[str, str]
 ) -> tuple[str, ...] | None:
-    """Names that the codec gets; ``alone``: the bands that are variables of their own."""
+    """Return the band names that the codec gets; None if they are not known.
+
+    ``alone`` maps variables that are one band each to the names of these bands.
+    """
     if bands is not None:
         return (bands,) if isinstance(bands, str) else tuple(bands)
-    if find_dim(da, BAND) is None:  # by the variable's name or by what was selected
+    if find_dim(da, BAND) is None:  # Ask the variable's name, then the selected band.
         label = alone.get(name) or selected_band(da)
         return None if label is None else (label,)
     labels = band_labels(da)
@@ -261,7 +270,7 @@ def _warn_second_generation(name: str, da: xr.DataArray) -> None:
 
 
 def _warn_separate_bands(arrays: Mapping[str, xr.DataArray]) -> None:
-    """Bands that could be one array cost about twice as much one by one."""
+    """Warn if several bands that could be one array are separate: they take twice the bytes."""
     shapes = Counter((da.dims, da.shape, da.dtype) for da in arrays.values())
     most = max(shapes.values(), default=0)
     if most > 1:
@@ -308,8 +317,9 @@ def _tec(
 
 
 def _check_unit(da: xr.DataArray, spec: ChunkSpec, cf: Mapping[str, Any]) -> None:
-    """Refuse floats in memory that are plainly not in the unit of ``spec``; integers without a
-    scale factor, which ``cf`` makes of them again, are DN.
+    """Raise an error if floats in memory are plainly not in the unit of ``spec``.
+
+    Floats that ``cf`` packs as integers without a scale factor are DN, and need no check.
     """
     whole = bool(cf) and "scale_factor" not in cf
     if da.dtype.kind != "f" or da.chunks is not None or spec.max_error is not None or whole:
@@ -319,7 +329,7 @@ def _check_unit(da: xr.DataArray, spec: ChunkSpec, cf: Mapping[str, Any]) -> Non
 
 
 def _check_count(name: str, da: xr.DataArray, spec: ChunkSpec, band: str | None) -> None:
-    """Names and bounds have to be as many as there are bands."""
+    """Raise an error unless there is one name, and one bound, for each band."""
     count = da.sizes[band] if band else 1
     for label, given in (("bands", spec.bands), ("max_error", spec.max_error)):
         if isinstance(given, tuple) and len(given) != count:
@@ -329,24 +339,27 @@ def _check_count(name: str, da: xr.DataArray, spec: ChunkSpec, band: str | None)
 
 
 def _stored_nodata(da: xr.DataArray, cf: Mapping[str, Any]) -> list[float]:
-    """What ``da`` says is nodata, in the units in which it is stored with the packing ``cf``."""
-    if cf and cf != stored_packing(da):  # integers made now: nothing but NaN was nodata
+    """Return the nodata values that ``da`` declares, in stored units with the packing ``cf``."""
+    if cf and cf != stored_packing(da):  # New integers, made from floats: only NaN was nodata.
         return fill_values(cf)
     found = [*fill_values(cf), *nodata_values(da)]
     line = unpacking(da)
-    if not cf and line != (1, 0):  # floats made of integers, stored as floats
+    if not cf and line != (1, 0):  # Floats unpacked from integers, and now stored as floats.
         found += [float(da.dtype.type(value * line[0] + line[1])) for value in found]
     return found
 
 
 def unpacking(da: xr.DataArray) -> tuple[float, float]:
-    """Factor and sum that made values of the integers that ``da`` was stored as; else 1 and 0."""
+    """Return scale and offset that made floats from the stored integers of ``da``; else 1 and 0."""
     stored = stored_packing(da)
     return (1, 0) if stored is None else cf_line(stored)
 
 
 def _lossless_packing(da: xr.DataArray) -> dict[str, Any]:
-    """CF keys of a variable that is stored without loss: integers with NaN stay integers."""
+    """Return the CF keys of a variable stored without loss.
+
+    Floats that xarray made from integers with a fill value are stored as integers again.
+    """
     if da.dtype.kind in "mM":
         return time_encoding(da)
     stored = stored_packing(da)
@@ -355,14 +368,14 @@ def _lossless_packing(da: xr.DataArray) -> dict[str, Any]:
 
 
 def _is_packed_right(da: xr.DataArray) -> bool:
-    """Whether the packing in the encoding of numbers, if there is one, holds them as they are."""
+    """Return whether the CF packing in the encoding, if there is one, can hold the values."""
     kept = da.encoding.get("dtype", da.dtype)
     if da.dtype.kind not in "iuf" or da.encoding.get("_Unsigned"):
         return True
     if cf_line(da.encoding) == (1, 0) and kept == da.dtype:
         return True
     stored = stored_packing(da)
-    if stored is None:  # floats packed in floats stay as precise as they were, if they are floats
+    if stored is None:  # Floats packed as floats keep their precision. Integers would not.
         return da.dtype.kind == "f" and ("scale_factor" in da.encoding or kept == da.dtype)
     return holds(da, stored, on_grid=True)
 

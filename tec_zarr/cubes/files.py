@@ -1,4 +1,4 @@
-"""Open what people have: Zarr, NetCDF, GeoTIFF stacks, and the .npz cubes of the benchmarks."""
+"""Open cubes from files: Zarr, NetCDF, GeoTIFFs, and the .npz cubes of the benchmarks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TIFF = (".tif", ".tiff")
 def open_cube(
     path: str | Path, *, bands: Sequence[str] | None = None, said: list[str] | None = None
 ) -> xr.Dataset:
-    """Open a cube lazily, whatever its container.
+    """Open a cube lazily from any of the supported formats.
 
     Parameters
     ----------
@@ -41,20 +41,21 @@ def open_cube(
         or one per date and band with the band in its name), or an ``.npz`` with ``dn``
         (T, 12, H, W) and ``present`` (12,).
     bands : sequence of str, optional
-        Names of the bands, in the order of the file. Default: what the file says.
+        Names of the bands, in the order of the file. Default: the names in the file.
     said : list of str, optional
-        Gets a line about every band that was taken for something else than it is called.
+        Gets a line about every band that was renamed or split off.
 
     Returns
     -------
     Dataset
-        Reflectance arrays with dimensions (time, band, y, x), time and band only where the
-        source has them, and whatever else the source holds, such as bands that are none.
+        Reflectance arrays with dimensions (time, band, y, x), without time or band if the source
+        lacks them. All else that the source holds is kept; layers that are not bands become
+        variables.
 
     Raises
     ------
     UnsupportedArrayError
-        Not one of those, or damaged.
+        The format is not supported, or the file is damaged.
     """
     path = Path(path)
     with readable(path):
@@ -64,7 +65,7 @@ def open_cube(
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Say which file it was when the library that reads it fails, whatever that raises."""
+    """Turn any exception of the library that reads a file into an error that names the file."""
     if not path.exists():
         raise UnsupportedArrayError(f"{path} does not exist")
     try:
@@ -109,7 +110,7 @@ def _open_folder(path: Path) -> xr.Dataset:
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a folder is a Zarr store, or looks like what is left of one."""
+    """Return whether a folder is a Zarr store, or perhaps a damaged one, by its name and files."""
     names = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
     return path.suffix.lower() == ".zarr" or any((path / name).exists() for name in names)
 
@@ -124,13 +125,13 @@ def _open_netcdf(path: Path) -> xr.Dataset:
     except ValueError as error:
         if "IO backends" not in str(error):
             raise
-        raise UnsupportedArrayError(  # xarray has no reader of this kind of NetCDF
+        raise UnsupportedArrayError(  # No library that reads this NetCDF is installed.
             f"{path} is NetCDF: pip install 'tec_zarr[netcdf]'"
         ) from error
 
 
 def _canonical(ds: xr.Dataset) -> xr.Dataset:
-    """Dimensions of every image in the order (time, band, y, x)."""
+    """Transpose every image to (time, band, y, x)."""
     for name in ds.data_vars:
         dims = [find_dim(ds[name], names) for names in (TIME, BAND, Y, X)]
         order = [d for d in dims if d is not None]
@@ -159,8 +160,10 @@ def _open_npz(path: Path) -> xr.Dataset:
 
 
 def with_known_nodata(ds: xr.Dataset) -> xr.Dataset:
-    """``ds`` with an attribute ``nodata`` where only the TEC codec knows what nodata is, because
-    it was told when the data were encoded."""
+    """Add an attribute ``nodata`` to variables whose nodata values only the TEC codec knows.
+
+    The user gave these values to `tec_zarr.encoding`, and no attribute holds them.
+    """
     found = {}
     for name, da in ds.data_vars.items():
         codec = stored_spec(da)

@@ -1,4 +1,4 @@
-"""GeoTIFF stacks to cubes and back, with their names, dates, tags and CRS."""
+"""Read GeoTIFFs as a cube and write a cube as GeoTIFFs, with names, dates, tags and CRS."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tec_zarr.sentinel2 import NODATA, band_name
 _BAND_IN_NAME = re.compile(r"(?<![A-Za-z0-9])B(?:0?[1-9]|1[0-2]|0?8A)(?![A-Za-z0-9])", re.I)
 
 
-#: Tags that say what GeoTIFFs have fields for: written again from these.
+#: Tags whose content GeoTIFFs also hold in fields of their own. The fields are read instead.
 _NO_TAGS = (*KEYS, "scale_factor", "add_offset", "scales", "offsets", "long_name", "crs",
             "grid_mapping", "transform", "coordinates", "dtype", "calendar",
             "_Unsigned")  # fmt: skip
@@ -48,6 +48,25 @@ _DATE_IN_NAME = re.compile(
 
 
 def open_tiffs(paths: list[Path]) -> xr.Dataset:
+    """Open GeoTIFFs of one grid lazily as one cube.
+
+    Parameters
+    ----------
+    paths : list of Path
+        Files with one date each. Files of the same date hold different bands. Dates are read from
+        the file names.
+
+    Returns
+    -------
+    Dataset
+        ``reflectance`` (time, band, y, x).
+
+    Raises
+    ------
+    UnsupportedArrayError
+        The files differ in grid, nodata, scale or offset, some name Sentinel-2 bands and others do
+        not, or rioxarray is missing.
+    """
     try:
         import rioxarray
     except ImportError as error:
@@ -59,7 +78,7 @@ def open_tiffs(paths: list[Path]) -> xr.Dataset:
     named: dict[bool, Path] = {}
     grids: dict[Path, xr.DataArray] = {}
     for path in paths:
-        with warnings.catch_warnings():  # of scales that differ from band to band: kept as such
+        with warnings.catch_warnings():  # `_cube_attrs` handles scales that differ between bands.
             warnings.filterwarnings("ignore", ".*differ across bands")
             opened = rioxarray.open_rasterio(path, chunks={}, mask_and_scale=False)
         image = cast(xr.DataArray, opened)
@@ -87,20 +106,20 @@ def open_tiffs(paths: list[Path]) -> xr.Dataset:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a GeoTIFF says of its pixels beside their values.
+    """Metadata of the pixels of one GeoTIFF.
 
     Attributes
     ----------
     nodata : tuple of float
-        Of the file, or of a tag; empty if none is declared.
+        Nodata value of the file or of a tag; empty if none is declared.
     scales, offsets : tuple of float
-        What makes values of the numbers of each band.
+        For each band: values are stored numbers times scale plus offset.
     tags : dict
-        Of the file, and those that all of its bands have.
+        Tags of the file.
     band_tags : list of dict
-        The other tags of each band.
+        Tags of each band.
     descriptions : tuple of str
-        Of each band; "" for none.
+        Description of each band; "" if it has none.
     """
 
     nodata: tuple[float, ...]
@@ -120,7 +139,7 @@ class _Facts:
             nodata: Any = () if file.nodata is None else (float(file.nodata),)
             descriptions = tuple(text or "" for text in file.descriptions)
         nodata = nodata or declared(tags, image.dtype, str(path))[:1]
-        if set(scales) == {1.0} and set(offsets) == {0.0}:  # some write CF attributes as tags
+        if set(scales) == {1.0} and set(offsets) == {0.0}:  # CF attributes may be stored as tags.
             scales = (_number(tags, "scale_factor", 1.0),) * len(scales)
             offsets = (_number(tags, "add_offset", 0.0),) * len(offsets)
         return cls(
@@ -137,16 +156,16 @@ def _number(tags: Mapping[str, str], key: str, usual: float) -> float:
 
 
 def _cube_attrs(facts: Mapping[Path, _Facts], dtype: np.dtype, bands: int) -> dict[str, Any]:
-    """Attributes of the cube: nodata, scale and offset, and the tags that all files share.
+    """Return the attributes of the cube: nodata, scale, offset, and the tags that all files share.
 
-    Readers that know CF see what the scale and the offset make of the numbers. Where these differ
-    from band to band, for which CF has no word, they are ``scales`` and ``offsets``, as rioxarray
-    has them.
+    Scale and offset become the CF attributes ``scale_factor`` and ``add_offset``. CF has no
+    attributes for values that differ between bands. Those become ``scales`` and ``offsets``, the
+    names that rioxarray uses.
     """
     attrs: dict[str, Any] = shared([f.tags for f in facts.values()])
     nodata = _common_nodata({path: f.nodata for path, f in facts.items()}, dtype)
     if any(f.nodata for f in facts.values()):
-        # xarray makes floats of integers with a _FillValue: 0, which is usual, needs none.
+        # xarray converts integers with a _FillValue to floats. Avoid that for the usual value 0.
         integer = dtype.kind != "f"
         key = "nodata" if integer and nodata == NODATA else "_FillValue"
         attrs[key] = dtype.type(nodata).item() if fits(nodata, dtype) else nodata
@@ -171,15 +190,22 @@ def _cube_attrs(facts: Mapping[Path, _Facts], dtype: np.dtype, bands: int) -> di
         attrs |= tags
     words = shared([{"long_name": list(f.descriptions)} for f in facts.values()])
     described = words.get("long_name", [])
-    usual = list(known_bands(described) or ())  # the band coordinate has these
+    usual = list(known_bands(described) or ())  # The band coordinate holds these names already.
     if len(described) == bands and any(described) and described != usual:
         attrs |= words
     return attrs
 
 
 def _common_nodata(found: Mapping[Path, tuple[float, ...]], dtype: np.dtype) -> float:
-    """The nodata value of all files; where they declare none 0, as everywhere for Sentinel-2, or
-    NaN of floats.
+    """Return the nodata value that all files share.
+
+    A file that declares none has the usual value: 0, as always in Sentinel-2 data, or NaN in
+    floats.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        The files have different nodata values.
     """
     usual = math.nan if dtype.kind == "f" else float(NODATA)
     values = {path: v[0] if v else usual for path, v in found.items()}
@@ -195,7 +221,7 @@ def _common_nodata(found: Mapping[Path, tuple[float, ...]], dtype: np.dtype) -> 
 
 
 def _moment(date: re.Match[str]) -> str:
-    """ISO 8601, midnight where the name has no time of day."""
+    """Return the date in a file name as ISO 8601; midnight if it has no time of day."""
     year, month, day, hour, minute, second, fraction = date.groups(default="00")
     return f"{year}-{month}-{day}T{hour}:{minute}:{second}.{fraction}"
 
@@ -203,7 +229,7 @@ def _moment(date: re.Match[str]) -> str:
 def _on_grid(
     path: Path, image: xr.DataArray, others: Mapping[Path, xr.DataArray]
 ) -> xr.DataArray:
-    """Image with the coordinates of the first file, which it has to share."""
+    """Check that an image has the grid of the first file, and give it the same coordinates."""
     for other, first in others.items():
         if image.shape[-2:] != first.shape[-2:]:
             sizes = [f"{h} x {w}" for h, w in (first.shape[-2:], image.shape[-2:])]
@@ -224,8 +250,10 @@ def _on_grid(
 
 
 def _tiff_bands(path: Path, image: xr.DataArray, facts: _Facts) -> list[str] | None:
-    """What a file calls its bands, if any of these is Sentinel-2's: by descriptions, by openEO's
-    tags DESCRIPTION, of one band by the name of the file.
+    """Return the names of a file's bands; None if none of them is a Sentinel-2 band.
+
+    They come from the descriptions, from openEO's tags DESCRIPTION, or, if there is only one band,
+    from the name of the file.
     """
     tagged = [tags.get("DESCRIPTION") or f"unnamed_{i}"
               for i, tags in enumerate(facts.band_tags, start=1)]  # fmt: skip
@@ -239,20 +267,20 @@ def _tiff_bands(path: Path, image: xr.DataArray, facts: _Facts) -> list[str] | N
 
 
 def write_geotiffs(ds: xr.Dataset, folder: str | Path) -> list[Path]:
-    """Write every image of ``ds`` as GeoTIFFs, one per date (the way out of Zarr).
+    """Write every image of ``ds`` as GeoTIFFs, one per date.
 
     Parameters
     ----------
     ds : Dataset
         Variables with dimensions (time, band, y, x), time and band optional.
     folder : str or Path
-        Made if it does not exist.
+        Created if it does not exist.
 
     Returns
     -------
     list of Path
-        The files, ``NAME_DATE.tif``: `open_cube` makes the cube of them again. Images that are no
-        reflectance, such as classes, lie beside it in folders of their names.
+        The files, ``NAME_DATE.tif``. `open_cube` reads them as a cube again. Images that are not
+        reflectance, such as classes, are written to folders of their own inside ``folder``.
     """
     import rioxarray  # noqa: F401  registers the .rio accessor
 
@@ -261,7 +289,7 @@ def write_geotiffs(ds: xr.Dataset, folder: str | Path) -> list[Path]:
     for name, da in ds.data_vars.items():
         if not is_image(da):
             continue
-        # In one folder with a cube they would be taken for bands of it.
+        # In the folder of a cube, other images would be read as bands of that cube.
         place = Path(folder) if name in cubes or not cubes else Path(folder) / str(name)
         place.mkdir(parents=True, exist_ok=True)
         time, crs = find_dim(da, TIME), crs_of(da, ds)
@@ -275,13 +303,15 @@ def write_geotiffs(ds: xr.Dataset, folder: str | Path) -> list[Path]:
 
 
 def is_image(da: xr.DataArray) -> bool:
-    """Whether an array has the two axes of an image."""
+    """Return whether an array has the two axes of an image, y and x."""
     return find_dim(da, Y) is not None and find_dim(da, X) is not None
 
 
 def _raster(image: xr.DataArray, crs: Any) -> xr.DataArray:
-    """What rioxarray can write: no bool, band names as descriptions, plain attributes, one
-    nodata value, scales and offsets of every band, and a CRS.
+    """Convert an image to a form that rioxarray can write.
+
+    Bool becomes uint8, band names become descriptions. Only plain attributes are kept. There is
+    one nodata value, a scale and an offset for every band, and a CRS.
     """
     if image.dtype == bool:
         image = image.astype("uint8")
@@ -294,7 +324,7 @@ def _raster(image: xr.DataArray, crs: Any) -> xr.DataArray:
         kept[key] = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
     plain: dict[str, Any] = {k: v for k, v in attrs.items() if isinstance(v, str | int | float)}
     if crs is not None:
-        plain.pop("crs", None)  # GDAL complains of old spellings
+        plain.pop("crs", None)  # GDAL warns of old spellings such as +init=epsg.
     for key in ("scales", "offsets"):
         values = kept[key] * (count if len(kept[key]) == 1 else 1)
         if len(values) == count:
@@ -310,7 +340,7 @@ def _raster(image: xr.DataArray, crs: Any) -> xr.DataArray:
         plain["long_name"] = tuple(words) if len(words) == count else words[0]
     nodata: list[float] = []
     if image.dtype.kind != "f" or not np.isfinite(image.encoding.get("_FillValue", np.nan)):
-        with contextlib.suppress(UnsupportedArrayError):  # words: no GeoTIFF has them
+        with contextlib.suppress(UnsupportedArrayError):  # A GeoTIFF cannot hold words as nodata.
             nodata = [v for v in nodata_values(image) if fits(v, image.dtype)]
     image = image.drop_attrs(deep=False).assign_attrs(plain)
     image = image.rio.set_spatial_dims(x_dim=find_dim(image, X), y_dim=find_dim(image, Y))
@@ -323,8 +353,11 @@ def _raster(image: xr.DataArray, crs: Any) -> xr.DataArray:
 
 
 def _date_labels(da: xr.DataArray, time: str) -> list[str]:
-    """What the names of the dates' files end in, all different: seconds, where these do not tell
-    them apart nanoseconds, and of equal dates also their numbers."""
+    """Return a different ending for the file name of each date.
+
+    It is the time in seconds. If seconds are not enough to tell all dates apart, it is the time in
+    nanoseconds. If some dates are equal, their numbers are added.
+    """
     numbers = [f"_{i:04d}" for i in range(da.sizes[time])]
     if time not in da.coords or da[time].dtype.kind != "M":
         return numbers
@@ -337,19 +370,19 @@ def _date_labels(da: xr.DataArray, time: str) -> list[str]:
 
 
 def crs_of(image: xr.DataArray, obj: Any = None) -> Any:
-    """What the data say about their coordinate reference system; None if nothing.
+    """Return the coordinate reference system that the data declare; None if they declare none.
 
     Parameters
     ----------
     image : DataArray
-        Asked first: its grid mapping, ``crs`` and ``proj:`` fields.
+        Its grid mapping, ``crs`` and ``proj:`` fields are looked at first.
     obj : DataArray, Dataset or DataTree, optional
-        What it is part of.
+        The object that ``image`` is part of.
 
     Returns
     -------
     DataArray, str, int or dict
-        The variable with the CF attributes, or what pyproj takes.
+        The variable with the CF attributes, or a value that pyproj can read.
     """
     whole = obj if isinstance(obj, xr.Dataset) else image.to_dataset(name="image")
     for name in ("spatial_ref", image.encoding.get("grid_mapping"), "crs"):

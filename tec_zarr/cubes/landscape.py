@@ -44,7 +44,7 @@ SKY_LIGHT = np.array(
 
 @dataclass(frozen=True)
 class _Crop:
-    """When a crop is green: days of year of green-up and harvest, and how dense it gets."""
+    """Growth of a crop: days of year of green-up and harvest, and its density."""
 
     green: str
     up: float
@@ -68,7 +68,7 @@ _CROP_SHARES = (0.30, 0.24, 0.20, 0.10, 0.08, 0.08)
 
 
 class Landscape:
-    """What stays where it is: relief, water, parcels, forest, roads, town."""
+    """The parts of the scene that do not move: relief, water, parcels, forest, roads, town."""
 
     def __init__(self, grid: int, seed: int) -> None:
         rng = np.random.default_rng([seed, 0])
@@ -119,7 +119,7 @@ class Landscape:
         self.building, self.roof = _buildings(rng, y, x)
 
     def on(self, day: int, rng: np.random.Generator) -> Field:
-        """Surface reflectance in DN on a day of year, ``(12, y, x)``, shaded by the relief."""
+        """Return surface reflectance on a day of year, DN ``(12, y, x)``, with relief shading."""
         spectra = _SPECTRA
         wet = 0.12 * np.cos(2 * np.pi * (day - 20) / 365)
         soil = self.parcel_soil[self.parcel] + 0.20 * self.soil
@@ -151,7 +151,7 @@ class Landscape:
         return surface
 
     def water(self) -> Field:
-        """Cover of open water, 0 to 1."""
+        """Return the cover of open water, 0 to 1."""
         return np.maximum(self.river, self.pond)
 
     def _grow(self, surface: Field, day: int) -> None:
@@ -172,7 +172,7 @@ class Landscape:
         return _mix("dry grass", "grass", green)
 
     def _illumination(self, day: int) -> Field:
-        """Cosine of the sun's incidence over that of flat ground, softened by sky light."""
+        """Return the sunlight relative to flat ground, ``(12, y, x)``, softened by sky light."""
         zenith = np.radians(47 - 21 * np.cos(2 * np.pi * (day - 172) / 365))
         azimuth = np.radians(158)
         east, north = np.sin(azimuth), np.cos(azimuth)
@@ -192,8 +192,9 @@ class Landscape:
 
 
 def noise(rng: np.random.Generator, grid: int, length: float, beta: float) -> Field:
-    """Fractal noise of mean 0 and variance 1: power falls as f**-beta beyond 1/length px."""
-    n = max(48, grid + min(grid, int(2 * length)))  # larger than shown: it must not look periodic
+    """Return fractal noise of mean 0 and variance 1. Power falls as f**-beta beyond 1/length px."""
+    # The field is periodic. It is made larger than the grid, so that the period does not show.
+    n = max(48, grid + min(grid, int(2 * length)))
     fy, fx = np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None]
     amplitude = (fy**2 + fx**2 + length**-2) ** (-beta / 4)
     amplitude[0, 0] = 0
@@ -202,19 +203,19 @@ def noise(rng: np.random.Generator, grid: int, length: float, beta: float) -> Fi
 
 
 def ramp(x: NDArray, low: float, high: float) -> Field:
-    """Smooth step from 0 at low to 1 at high."""
+    """Return a smooth step from 0 at low to 1 at high."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return (t * t * (3 - 2 * t)).astype(np.float32)
 
 
 def _season(day: NDArray | int, up: float, down: float, up_days: float, down_days: float) -> Any:
-    """Double logistic greenness, 0 to 1, of a day or of each."""
+    """Return the greenness, 0 to 1, of one day or of several: a double logistic curve."""
     rise = 1 / (1 + np.exp(-(day - up) / up_days))
     return rise - 1 / (1 + np.exp(-(day - down) / down_days)) * rise
 
 
 def _blend(a: Field, b: Field, share: Field) -> Field:
-    """Spectra a where share is 0, b where it is 1, ``(band, y, x)``."""
+    """Mix two spectra: a where share is 0, b where it is 1. Returns ``(band, y, x)``."""
     return (a[:, None, None] + (b - a)[:, None, None] * share).astype(np.float32)
 
 
@@ -228,7 +229,7 @@ def _paint(surface: Field, cover: Field, spectrum: Field) -> None:
 
 
 def _meander(rng: np.random.Generator, grid: int) -> NDArray[np.float64]:
-    """A river's course from the left edge to the right, as (y, x) points."""
+    """Return the course of a river from the left edge to the right, as (y, x) points."""
     s = np.linspace(-0.1, 1.1, 160)
     x = s * grid
     y = grid * (rng.uniform(0.3, 0.7) + rng.uniform(-0.25, 0.25) * (s - 0.5))
@@ -240,7 +241,7 @@ def _meander(rng: np.random.Generator, grid: int) -> NDArray[np.float64]:
 
 
 def _distance(y: Field, x: Field, line: NDArray[np.float64]) -> Field:
-    """Distance of every pixel to a polyline of (y, x) points, in pixels."""
+    """Return the distance of every pixel to a polyline of (y, x) points, in pixels."""
     nearest = np.full(y.shape, np.inf, np.float32)
     for (y0, x0), (y1, x1) in pairwise(line):
         dy, dx = y1 - y0, x1 - x0
@@ -251,10 +252,10 @@ def _distance(y: Field, x: Field, line: NDArray[np.float64]) -> Field:
 
 
 def _parcels(rng: np.random.Generator, y: Field, x: Field) -> tuple[NDArray[np.intp], Field]:
-    """Parcel number of every pixel, and its distance to the parcel's edge in pixels.
+    """Return the parcel number of every pixel, and its distance to the parcel's edge in pixels.
 
-    Farm land comes in blocks (Voronoi cells), each cut into strips of its own direction and
-    strips into parcels.
+    Farm land consists of blocks (Voronoi cells). Each block is cut into strips of one direction,
+    and each strip into parcels.
     """
     grid = len(y)
     y = y + 3 * noise(rng, grid, 90, 5.5)
@@ -279,7 +280,7 @@ def _parcels(rng: np.random.Generator, y: Field, x: Field) -> tuple[NDArray[np.i
 def _voronoi(
     rng: np.random.Generator, y: Field, x: Field, spacing: float
 ) -> tuple[NDArray[np.intp], Field]:
-    """Cell of every pixel among jittered seed points, and about the distance to its edge."""
+    """Return the Voronoi cell of every pixel, and its approximate distance to the cell's edge."""
     cells = int(np.ceil(len(y) / spacing)) + 2
     centres = (np.mgrid[:cells, :cells].reshape(2, -1).T - 0.5) * spacing
     centres = centres + rng.uniform(-0.4, 0.4, centres.shape) * spacing
@@ -295,7 +296,10 @@ def _voronoi(
 
 
 def _buildings(rng: np.random.Generator, y: Field, x: Field) -> tuple[Field, NDArray[np.int64]]:
-    """Cover by buildings and streets, and their material, everywhere: the town cuts it out."""
+    """Return the cover by buildings and streets, and their material, for the whole grid.
+
+    The caller keeps only the part inside the town.
+    """
     turn = rng.uniform(0, np.pi / 2)
     u, v = np.cos(turn) * y + np.sin(turn) * x, -np.sin(turn) * y + np.cos(turn) * x
     plot_u, plot_v = np.floor(u / 3.1).astype(np.int64), np.floor(v / 2.6).astype(np.int64)
@@ -311,7 +315,7 @@ def _buildings(rng: np.random.Generator, y: Field, x: Field) -> tuple[Field, NDA
 def _roads(
     rng: np.random.Generator, grid: int, river: NDArray[np.float64]
 ) -> tuple[tuple[float, float], list[NDArray[np.float64]]]:
-    """The town's centre and roads that meet there; one follows the river."""
+    """Return the centre of the town and the roads that meet there; one follows the river."""
     side = 1 if river[:, 0].mean() < grid / 2 else -1
     bank = river[::6] + np.array([side * 17.0, 0.0])
     centre = bank[rng.integers(len(bank) // 3, 2 * len(bank) // 3)]
@@ -325,7 +329,7 @@ def _roads(
 
 
 def _hash01(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
-    """A number in [0, 1) that looks random, for a pair of integers."""
+    """Hash a pair of integers to a number in [0, 1)."""
     mixed = a.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed = mixed ^ (b.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F))
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)

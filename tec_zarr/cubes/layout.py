@@ -1,4 +1,4 @@
-"""Chunks and shards of a cube."""
+"""Choose the chunks and shards of a cube, and fit its Dask chunks to them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim
 from tec_zarr.errors import UnsupportedArrayError
 
 CHUNK = {"time": 4, "space": 256}
-"""Default chunk: as many dates and pixels as are read together, and all bands."""
+"""Default chunk length: dates, and pixels along each side. Chunks hold all bands."""
 
 
 SHARD_SIDE = 1024
-"""Longest side of a shard in pixels: an object of about 1 MB instead of sixteen of 60 kB."""
+"""Longest side of a shard in pixels. A shard is one object of about 1 MB, not sixteen of 60 kB."""
 
 
 def rechunk(ds: xr.Dataset) -> xr.Dataset:
-    """Images in Dask chunks that are whole shards, so that no two tasks write the same one."""
+    """Rechunk images to Dask chunks of whole shards, so that no two tasks write the same shard."""
     lengths: dict[str, int] = {}
     for da in ds.data_vars.values():
         time, band, y, x = (find_dim(da, names) for names in (TIME, BAND, Y, X))
@@ -32,7 +32,7 @@ def rechunk(ds: xr.Dataset) -> xr.Dataset:
 
 
 def words_in_memory(ds: xr.Dataset) -> xr.Dataset:
-    """``ds`` whose words are not lazy: Zarr has to see what kind of words they are."""
+    """Load text variables into memory, because Zarr has to see the values to choose a dtype."""
     return ds.assign({n: ds[n].compute() for n, v in ds.variables.items()
                       if v.chunks is not None and v.dtype == object})  # fmt: skip
 
@@ -44,7 +44,21 @@ def layout(
     chunks: Mapping[str, int] | None,
     shards: bool,
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Chunk and shard of an array, fitted to its Dask chunks."""
+    """Return chunk shape and shard shape of an array, fitted to its Dask chunks.
+
+    Parameters
+    ----------
+    name : str
+        Name of the array, for messages.
+    da : DataArray
+        The array.
+    order : list of str or None
+        Its dimensions for time, band, y and x.
+    chunks : mapping or None
+        Chunk lengths that the user asked for, by dimension; -1 for a whole dimension.
+    shards : bool
+        Whether to use shards.
+    """
     wanted = _wanted(name, da, chunks)
     chunk, shard = [], []
     for dim in map(str, da.dims):
@@ -63,7 +77,7 @@ def layout(
                 )
         else:
             target = CHUNK["time"] if dim == order[0] else CHUNK["space"]
-            length = wanted.get(dim) or _length(blocks, target)  # never 0, see _wanted
+            length = wanted.get(dim) or _length(blocks, target)  # `_wanted` never returns 0.
             if dim not in wanted and length * 4 < min(target, size) and dim != order[0]:
                 raise UnsupportedArrayError(
                     f"the Dask chunks of {name!r} along {dim!r} ({blocks[0]}, ...) have no "
@@ -78,7 +92,7 @@ def layout(
 def _wanted(
     name: str, da: xr.DataArray, chunks: Mapping[str, int] | None
 ) -> dict[str, int]:
-    """Chunk lengths that were asked for, by dimension."""
+    """Check the chunk lengths that the user asked for, and return them by dimension."""
     if chunks is not None and not isinstance(chunks, Mapping):
         raise UnsupportedArrayError(
             f"chunks is {chunks!r}, it must name dimensions, such as {{'time': 12}}"
@@ -101,18 +115,24 @@ def _wanted(
 
 
 def _length(blocks: tuple[int, ...], target: int) -> int:
-    """Chunk length near ``target`` that leaves no sliver at the end, or fits the Dask blocks."""
+    """Return a chunk length near ``target`` for the Dask blocks along one dimension.
+
+    A single block is divided into nearly equal chunks, so that the last one is not tiny.
+    """
     if len(blocks) > 1:
         return _fit(blocks, target)
-    if blocks[0] == 0:  # to be appended to
+    if blocks[0] == 0:  # Data will be appended.
         return target
     return -(-blocks[0] // max(1, round(blocks[0] / target)))
 
 
 def _fit(blocks: tuple[int, ...], limit: int, step: int = 1) -> int:
-    """Largest multiple of ``step`` up to ``limit`` that divides all Dask blocks but the last."""
+    """Return the largest multiple of ``step``, at most ``limit``, that divides the blocks.
+
+    The last block may be of any length.
+    """
     common = math.gcd(*blocks[:-1])
-    if common == 0:  # a single block: anything fits; no longer than the array needs
+    if common == 0:  # A single block: any length fits. Return no more than the array needs.
         return max(min(limit // step, -(-blocks[0] // step)), 1) * step
     fits = [n for n in range(step, min(limit, common) + 1, step) if common % n == 0]
     return max(fits, default=step)

@@ -1,8 +1,8 @@
-"""Which numbers mean "nothing measured": the one place that knows where people write them down.
+"""Find the nodata values of an array: the numbers that mean "nothing measured".
 
-CF says ``_FillValue`` and ``missing_value``; datacube, odc-stac, DEA and titiler say ``nodata``;
-xarray's old ``open_rasterio`` says ``nodatavals``; rioxarray reads ``fill_value``, and keeps what
-``.rio.set_nodata`` was told outside of the attributes.
+Only this module knows where libraries write them. CF uses ``_FillValue`` and ``missing_value``.
+datacube, odc-stac, DEA and titiler use ``nodata``. ``xarray.open_rasterio`` used ``nodatavals``.
+rioxarray reads ``fill_value``, and keeps the value of ``.rio.set_nodata`` outside the attributes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CF_KEYS = ("_FillValue", "missing_value")
 """Attributes that every reader of CF knows; xarray moves them to a variable's encoding."""
 
 KEYS = (*CF_KEYS, "nodata", "nodatavals", "no_data", "nodata_value", "fill_value")
-"""Attributes that say what nodata is."""
+"""Attributes that declare nodata values."""
 
 _NO_VALUE = ("", "none", "null")
 
@@ -42,29 +42,30 @@ _NO_VALUE = ("", "none", "null")
 def declared(
     attrs: Mapping[str, Any], dtype: np.dtype, name: str = "", keys: tuple[str, ...] = KEYS
 ) -> tuple[float, ...]:
-    """Numbers that attributes say mean nothing measured, NaN and infinities among them.
+    """Return the nodata values that attributes declare, including NaN and infinities.
 
     Parameters
     ----------
     attrs : mapping
-        Of an xarray or Zarr variable, or the tags of a GeoTIFF: numbers, numbers as text, lists
-        of them, or base64 as xarray writes fill values of floats in Zarr format 3.
+        Attributes of an xarray or Zarr variable, or tags of a GeoTIFF. Values may be numbers,
+        numbers as text, lists of these, or base64, as which xarray writes the fill values of
+        floats in Zarr format 3.
     dtype : dtype
-        Of the variable.
+        Dtype of the variable.
     name : str
-        What messages call it.
+        Name of the variable, for messages.
     keys : tuple of str
-        Which attributes are looked at.
+        Attributes to look at.
 
     Returns
     -------
     tuple of float
-        In stored units, each once, in the order of ``keys``.
+        Nodata values in stored units, each once, in the order of ``keys``.
 
     Raises
     ------
     UnsupportedArrayError
-        Something that is no number.
+        A value is not a number.
     """
     found: dict[str, float] = {}
     for key in keys:
@@ -85,17 +86,21 @@ def declared(
 
 
 def nodata_values(da: xr.DataArray) -> tuple[float, ...]:
-    """Finite numbers that ``da`` says mean nothing measured, besides NaN.
+    """Return the finite nodata values that ``da`` declares, in stored units.
 
-    Attributes, rioxarray's ``.rio.nodata`` and the CF keys of the encoding are asked. They count
-    in stored units: in floats that xarray unpacked from integers NaN stands for ``_FillValue``.
+    They come from attributes, rioxarray's ``.rio.nodata`` and the CF keys of the encoding. In
+    floats that xarray unpacked from integers, ``_FillValue`` has become NaN. `unencoded` leaves
+    it out.
     """
     encoded = declared(da.encoding, da.dtype, str(da.name or ""), CF_KEYS)
     return tuple(dict.fromkeys((*unencoded(da), *filter(math.isfinite, encoded))))
 
 
 def unencoded(da: xr.DataArray) -> tuple[float, ...]:
-    """Those of `nodata_values` that may be found among the values, whatever xarray made NaN of."""
+    """Return those of `nodata_values` that may still occur among the values.
+
+    That leaves out the CF keys of the encoding, which xarray has turned into NaN.
+    """
     found = declared(da.attrs, da.dtype, str(da.name or ""))
     told = getattr((getattr(da, "_cache", None) or {}).get("rio"), "_nodata", None)
     if told is not None and told is not False:
@@ -106,17 +111,23 @@ def unencoded(da: xr.DataArray) -> tuple[float, ...]:
 def is_nodata(
     values: Any, nodata: Iterable[float], line: tuple[float, float] = (1, 0)
 ) -> Any | None:
-    """Where values are nodata: bool, of the kind and shape of ``values``; None without ``nodata``.
+    """Return where values are nodata.
 
     Parameters
     ----------
     values : DataArray or ndarray
         Lazy or not.
     nodata : iterable of float
-        Stored numbers. Some write them down in the units of the values: where that is something
-        else, both are looked for, but for 0, which may have been measured.
-    line : (factor, sum)
-        What made ``values`` of stored numbers.
+        Nodata values in stored units. Some files declare them in the units of the values instead.
+        So both are looked for if these units differ. The exception is a value of 0, which may have
+        been measured.
+    line : (factor, offset)
+        ``values`` are stored numbers times factor plus offset.
+
+    Returns
+    -------
+    DataArray or ndarray of bool, or None
+        Of the type and shape of ``values``; None if ``nodata`` is empty.
     """
     missing = None
     factor, added = line
@@ -130,7 +141,7 @@ def is_nodata(
 
 
 def fits(value: float, dtype: np.dtype) -> bool:
-    """Whether an array of this dtype can hold ``value``."""
+    """Return whether an array of this dtype can hold ``value``."""
     if dtype.kind == "f":
         return not math.isfinite(value) or abs(value) <= np.finfo(dtype).max
     limits = np.iinfo(dtype)
@@ -138,9 +149,9 @@ def fits(value: float, dtype: np.dtype) -> bool:
 
 
 def number(stated: Any, dtype: np.dtype) -> Any:
-    """A fill value as a number; None for what is none.
+    """Convert a fill value to a number; None if it is not a number.
 
-    xarray keeps those of floats as base64 in Zarr format 3.
+    xarray writes the fill values of floats as base64 in Zarr format 3.
     """
     if stated is None or isinstance(stated, int | float | np.number):
         return stated

@@ -1,4 +1,4 @@
-"""Which stored numbers stand for times, so that what is appended later fits."""
+"""CF packing: the integers that stand for floats, and the units of stored times."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 _UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
 PACKING = ("dtype", "_FillValue", "missing_value", "scale_factor", "add_offset")
-"""Keys of a variable's encoding that say which stored numbers its values are, by CF."""
+"""CF keys of a variable's encoding that define how its values are stored."""
 
-#: Samples of an array in memory that are looked at together, so that copies stay small.
+#: Number of samples that are checked at a time, so that copies stay small.
 AT_ONCE = 2**22
 
-#: Dask's layers of data that a store was opened to and that were cut or rechunked since.
+#: Names of Dask layers of data that were opened, and then only cut, rechunked or transposed.
 _AS_READ = re.compile(r"(original-)?open_\w+-.*|getitem-.*|rechunk-.*|transpose-.*")
 
 STACKED_AS_READ = "stacked-as-read-"
-"""What the name of Dask's layer of stacked arrays starts with, if all are as they were read."""
+"""Prefix of the name of a Dask layer that stacks arrays, all of them as they were read."""
 
 
 def time_encoding(da: xr.DataArray | xr.Variable) -> dict[str, Any]:
-    """CF keys of a variable that holds times or durations, fine enough for what is appended later.
+    """Return CF keys for times or durations, with a unit fine enough for times appended later.
 
     Parameters
     ----------
@@ -42,15 +42,15 @@ def time_encoding(da: xr.DataArray | xr.Variable) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``units`` and ``dtype`` for ``to_zarr(encoding=...)``. Dates are whole microseconds, or
-        nanoseconds where they have such digits or are lazy. Empty for what holds no times.
+        ``units`` and ``dtype`` for ``to_zarr(encoding=...)``. Times are whole microseconds, or
+        nanoseconds if they have such digits or are lazy. Empty if ``da`` holds no times.
 
     Notes
     -----
-    Left to itself, xarray counts the coarsest unit that the first dates fit into, such as days. It
-    writes an appended clock time in a finer unit, and the store still says days. A unit finer than
-    the dtype (datetime64[s]) makes NaT of all dates unless the reference date has digits of that
-    unit, hence the microsecond in the reference date of such data.
+    By default xarray chooses the coarsest unit that the first dates fit into, such as days. It then
+    writes an appended clock time in a finer unit, but the store still says days. A unit finer than
+    the dtype (datetime64[s]) turns all dates into NaT, unless the reference date has digits of that
+    unit. Therefore the reference date of such data has a microsecond.
     """
     if da.dtype.kind not in "mM":
         return {}
@@ -70,14 +70,20 @@ def _below_microseconds(times: np.ndarray) -> bool:
 
 
 def fill_values(packing: Mapping[str, Any]) -> list[float]:
-    """Finite numbers that stand for nodata by CF."""
+    """Return the finite nodata values that the CF keys declare."""
     return [v for v in declared(packing, np.dtype("f8"), keys=CF_KEYS) if math.isfinite(v)]
 
 
 def cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], ChunkSpec]:
-    """CF keys that make integers of floats where that wraps nothing, and the codec's settings.
+    """Choose a CF packing of floats as integers, if no value would wrap.
 
-    With CF packing the codec sees the packed integers, without it the floats themselves.
+    Returns
+    -------
+    packing : dict
+        CF keys; empty if the floats are stored as floats.
+    spec : ChunkSpec
+        Settings of the codec. With a packing the codec gets the packed integers, without one it
+        gets the floats.
     """
     if da.dtype.kind != "f":
         return {}, _in_stored_units(da, spec)
@@ -85,11 +91,11 @@ def cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], Chunk
     exact = _has_exact_band(spec)
     whole = stored is not None and cf_line(stored) == (1, 0)
     if stored and whole and spec.scale in (None, 1) and holds(da, stored, on_grid=True):
-        # A file of integers without a scale factor holds DN.
+        # Stored integers without a scale factor are DN.
         known = np.dtype(stored["dtype"]).name in DTYPES
         kept = known and not (exact and not _gives_same_bits(da, stored))
         return (stored, spec) if kept else ({}, replace(spec, scale=1))
-    if any(spec.fill_values):  # what rounds to a nodata value would be one
+    if any(spec.fill_values):  # A value that rounds to a nodata value would become nodata.
         return {}, _in_stored_units(da, spec)
     unit = spec.scale or 1 / DN_PER_REFLECTANCE
     if stored and "scale_factor" in stored and np.dtype(stored["dtype"]).name in DTYPES:
@@ -107,7 +113,10 @@ def cf_packing(da: xr.DataArray, spec: ChunkSpec) -> tuple[dict[str, Any], Chunk
 
 
 def _has_exact_band(spec: ChunkSpec) -> bool:
-    """Whether some band has to come back bit for bit, which integers do not do for most floats."""
+    """Return whether some band has a bound of 0, so that its floats must come back bit for bit.
+
+    Packing as integers changes most floats.
+    """
     bounds: Any = spec.max_error
     if isinstance(bounds, Mapping):
         bounds = list(bounds.values())
@@ -115,8 +124,11 @@ def _has_exact_band(spec: ChunkSpec) -> bool:
 
 
 def _gives_same_bits(da: xr.DataArray, packing: Mapping[str, Any]) -> bool:
-    """Whether a reader gets the very floats of ``da`` from integers of the packing, which holds
-    them. Lazy data are as they were read: only their dtype can differ."""
+    """Return whether packing and unpacking the floats of ``da`` gives the same bits.
+
+    ``packing`` must hold ``da`` (see `holds`). Of lazy data only the dtype is compared, because
+    their values are as they were read.
+    """
     plain = {k: v if k == "dtype" else np.asarray(v).item() for k, v in packing.items()}
     attrs = {k: v for k, v in plain.items() if k != "dtype"}
     parts = [np.zeros(0, da.dtype)] if is_as_read(da) else _parts(da)
@@ -130,9 +142,9 @@ def _gives_same_bits(da: xr.DataArray, packing: Mapping[str, Any]) -> bool:
 
 
 def _in_stored_units(da: xr.DataArray, spec: ChunkSpec) -> ChunkSpec:
-    """Settings for numbers that CF attributes, not applied yet, make reflectance of.
+    """Return settings for stored numbers whose CF scale and offset have not been applied.
 
-    Bounds are in the units of the numbers.
+    Bounds stay in the units of the stored numbers.
     """
     line = cf_line(da.attrs)
     if spec.scale is not None or line == (1, 0):
@@ -141,29 +153,35 @@ def _in_stored_units(da: xr.DataArray, spec: ChunkSpec) -> ChunkSpec:
 
 
 def stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
-    """CF keys of the integers that xarray made floats of when it read ``da``, if it did."""
+    """Return the CF keys of the integers from which xarray made the floats of ``da``.
+
+    None if ``da`` does not hold floats that xarray unpacked from integers.
+    """
     stored = {k: da.encoding[k] for k in PACKING if da.encoding.get(k) is not None}
     if da.dtype.kind != "f" or np.dtype(stored.get("dtype", "f4")).kind not in "iu":
         return None
-    if da.encoding.get("_Unsigned"):  # integers that are not what their dtype says
+    if da.encoding.get("_Unsigned"):  # The dtype in the encoding is signed, the integers are not.
         return None
     fills = fill_values({k: stored.pop(k, ()) for k in CF_KEYS})
-    stored |= {"_FillValue": fills[0]} if fills else {}  # all of them are NaN by now
+    # xarray has turned all fill values into NaN, so one of them is enough.
+    stored |= {"_FillValue": fills[0]} if fills else {}
     if cf_line(stored) == (1, 0):
         stored = {k: v for k, v in stored.items() if k not in ("scale_factor", "add_offset")}
     return stored
 
 
 def cf_line(packing: Mapping[str, Any]) -> tuple[float, float]:
-    """Factor and sum that make values of stored numbers."""
+    """Return (factor, offset): values are stored numbers times factor plus offset."""
     return float(packing.get("scale_factor") or 1), float(packing.get("add_offset") or 0)
 
 
 def holds(
     da: xr.DataArray, packing: Mapping[str, Any], on_grid: bool, slack: float = 1e-3
 ) -> bool:
-    """Whether ``packing`` holds floats, as `_fits` says. xarray packs without looking, and keeps a
-    packing through arithmetic. Lazy data fit if they are as they were read, in the same packing.
+    """Return whether integers of ``packing`` can hold floats, by the rules of `_fits`.
+
+    xarray does not check this when it packs, and it keeps a packing through arithmetic. Lazy data
+    are not computed: they fit only if they are as they were read, from the same packing.
     """
     if is_as_read(da):
         fills, read = set(fill_values(packing)), set(fill_values(da.encoding))
@@ -174,12 +192,15 @@ def holds(
 
 
 def is_as_read(da: xr.DataArray) -> bool:
-    """Whether ``da`` is lazy and nobody has computed with it, nor put several stores together."""
+    """Return whether ``da`` is lazy and its values are as they were read from one store.
+
+    False if something was computed with it, or if it joins several stores.
+    """
     if da.chunks is None:
-        return not da.variable._in_memory  # a backend's own lazy array
+        return not da.variable._in_memory  # Backends have lazy arrays without Dask.
     layers = list(getattr(da.data.dask, "layers", ()))
     stacked = [layer for layer in layers if layer.startswith(STACKED_AS_READ)]
-    if stacked:  # of several arrays, each of which is as it was read
+    if stacked:  # `stack_bands` made it from arrays that are all as they were read.
         layers = [n for n in layers if n not in stacked and not n.startswith("stack-")]
     read = sum(layer.startswith("open_") for layer in layers)
     return (len(stacked) == 1 or read == 1) and all(map(_AS_READ.fullmatch, layers))
@@ -188,8 +209,10 @@ def is_as_read(da: xr.DataArray) -> bool:
 def _fits(
     da: xr.DataArray, packing: Mapping[str, Any], on_grid: bool, slack: float = 1e-3
 ) -> bool:
-    """Whether integers of this packing can hold floats in memory: none wraps, none becomes nodata,
-    NaN has a number of its own and, with ``on_grid``, none is rounded by more than ``slack``.
+    """Return whether integers of this packing can hold floats in memory.
+
+    They can if no value wraps, no value becomes nodata, and NaN has a number of its own. With
+    ``on_grid``, no value may be rounded by more than ``slack``, in stored units.
     """
     return all(_part_fits(part, packing, on_grid, slack) for part in _parts(da))
 
@@ -217,14 +240,17 @@ def _part_fits(
 
 
 def packed_spec(spec: ChunkSpec, factor: float, added: float) -> ChunkSpec:
-    """The same settings for integers that ``factor`` and ``added`` make the values of."""
+    """Convert settings for values to settings for packed integers.
+
+    Values are integers times ``factor`` plus ``added``.
+    """
     unit = spec.scale or 1 / DN_PER_REFLECTANCE
     spec = replace(spec, scale=round(unit / factor, 9), offset=round(-added / unit, 6))
     return bounds_in(factor, spec)
 
 
 def bounds_in(factor: float, spec: ChunkSpec) -> ChunkSpec:
-    """The same bounds for data that are packed with this scale factor."""
+    """Convert bounds from units of values to units of data packed with this scale factor."""
     if spec.max_error is None:
         return spec
     if isinstance(spec.max_error, NamedBounds):

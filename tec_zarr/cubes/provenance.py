@@ -1,10 +1,10 @@
-"""What was done to an array, written into its attributes: CF's shape for lossy compression.
+"""Describe the lossy compression of an array in its attributes, in the form that CF uses.
 
-CF 1.12 (section 8.4) describes quantised variables by a container variable that several of them
-share, with the attributes ``algorithm`` and ``implementation``, named by an attribute of each of
-them, and by further attributes of each for its own parameters. Here the container is the scalar
-coordinate `CONTAINER`, named by ``lossy_compression``, because TEC is none of CF's algorithms.
-All attributes are text or numbers, so that they survive in netCDF too.
+CF 1.12 (section 8.4) describes quantised variables by a container variable, which several of them
+may share. It has the attributes ``algorithm`` and ``implementation``. Each quantised variable names
+the container in an attribute, and has further attributes for its own parameters. Here the container
+is the scalar coordinate `CONTAINER`. The attribute ``lossy_compression`` names it, because TEC is
+not one of CF's algorithms. All attributes are text or numbers, so that netCDF can hold them too.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
 
 
 def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObject:
-    """Attributes that say how ``obj`` is compressed, to write it together with them.
+    """Add attributes that say how ``obj`` is compressed. Call it before writing ``obj``.
 
     Parameters
     ----------
     obj : DataArray or Dataset
-        What is going to be written.
+        Data to write.
     encoding : mapping
-        Of `tec_zarr.encoding`, for the same object.
+        Result of `tec_zarr.encoding` for the same object.
 
     Returns
     -------
     DataArray or Dataset
-        A shallow copy. Each array that TEC encodes with a loss has ``lossy_compression``,
-        ``lossy_compression_quality`` and, if asked for, ``lossy_compression_max_error`` (in the
-        units of the data), ``..._psnr`` (dB) and ``..._max_bytes``; the object has the scalar
-        coordinate ``tec_compression`` with ``algorithm``, ``implementation``, ``model``,
-        ``weights_sha256`` and ``reader``, which says what to install. What an earlier compression
-        left there is replaced.
+        A shallow copy. Each array that TEC encodes with a loss has ``lossy_compression`` and the
+        parameters that were asked for: ``lossy_compression_quality``,
+        ``lossy_compression_max_error`` (in the units of the data), ``..._psnr`` (dB) or
+        ``..._max_bytes``. The object has the scalar coordinate ``tec_compression`` with the
+        attributes ``algorithm``, ``implementation``, ``model``, ``weights_sha256`` and ``reader``,
+        which says what to install. Attributes of an earlier compression are replaced.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObje
         member.attrs = attributes
     out = out.drop_vars(CONTAINER, errors="ignore")
     if container is not None:
-        # Not 0: a chunk of nothing but the fill value is not written, and some readers look for it.
+        # Some readers need the chunk of this value. Zarr would not write it for the fill value 0.
         out = out.assign_coords({CONTAINER: ((), np.int32(1), container)})
     return out
 
@@ -99,4 +99,5 @@ def _parameters(spec: ChunkSpec, factor: float) -> dict[str, Any]:
 
 
 def listing_of(values: Mapping[str, Any]) -> str:
+    """Return bounds as text, such as ``ndvi: 0.01 all: 50``."""
     return " ".join(f"{name}: {float(value):.9g}" for name, value in values.items())

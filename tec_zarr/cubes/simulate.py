@@ -1,4 +1,4 @@
-"""What a cube will be after TEC, and how many bytes it will take, before anything is written."""
+"""Predict the values and the bytes of a cube after TEC, without writing anything."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ MaxError = float | Sequence[float] | Mapping[str, float] | None
 def simulate(
     obj: XrObject, *, quality: float = 4.0, max_error: MaxError = None, **options: Any
 ) -> XrObject:
-    """What ``obj`` will be after TEC, before anything is written.
+    """Return ``obj`` as it will be after writing it with TEC and reading it. Writes nothing.
 
     Parameters
     ----------
     obj : DataArray or Dataset
         Cube, dimensions in any order. Variables that are not reflectance stay as they are.
     quality, max_error, **options
-        Of `tec_zarr.encoding`. `weigh` says how many bytes it takes.
+        As in `tec_zarr.encoding`. `weigh` returns the number of bytes.
 
     Returns
     -------
     DataArray or Dataset
-        Same dimensions, dtype, coordinates and attributes; lazy, for arrays in memory too.
-        The same values as writing with the same settings and reading gives.
+        The values that a reader of the store will get, with the dimensions, dtype, coordinates and
+        attributes of ``obj``. Reflectance is always lazy.
     """
     if max_error is not None:
         options["max_error"] = max_error
@@ -54,7 +54,7 @@ def weigh(
     max_error: MaxError = None,
     **options: Any,
 ) -> int:
-    """Bytes that TEC chunks of ``obj`` will take; encodes everything, writes nothing.
+    """Return the bytes that the TEC chunks of ``obj`` will take. Encodes all, writes nothing.
 
     Parameters are those of `simulate`. Metadata and lossless variables are not counted.
     """
@@ -76,7 +76,7 @@ def weigh(
 
 @dataclass(frozen=True)
 class _Written:
-    """How Zarr and xarray write an array: codec, chunk shape, CF packing, what pads edge chunks."""
+    """Codec, chunk shape and CF packing of an array, and the value that pads its edge chunks."""
 
     codec: ChunkSpec
     chunk: tuple[int, ...]
@@ -85,7 +85,7 @@ class _Written:
     fill: float
 
     def frames(self, block: np.ndarray) -> Iterator[tuple[tuple[slice, ...], bytes]]:
-        """Where the chunks of a block of whole chunks lie, and their bytes."""
+        """Yield place and bytes of each chunk in a block of whole chunks."""
         packed = self._packed(block)
         starts = (range(0, size, n) for size, n in zip(block.shape, self.chunk, strict=True))
         for corner in itertools.product(*starts):
@@ -96,7 +96,7 @@ class _Written:
             yield place, encode_chunk(padded, self.codec, padding=(self.fill,))
 
     def read_back(self, block: np.ndarray) -> np.ndarray:
-        """The block after writing and reading."""
+        """Return the block as it is after writing and reading."""
         out = np.empty_like(self._packed(block[:0]), shape=block.shape)
         for place, frame in self.frames(block):
             size = (slice(n) for n in out[place].shape)
@@ -104,7 +104,7 @@ class _Written:
         return self._unpacked(out).astype(block.dtype)
 
     def weight(self, block: np.ndarray) -> np.ndarray:
-        """Bytes of the block's chunks, an array of one number."""
+        """Return the bytes of the block's chunks as an array with one element."""
         total = sum(len(frame) for _, frame in self.frames(block))
         return np.full((1,) * block.ndim, total, np.int64)
 
@@ -124,7 +124,7 @@ class _Written:
 def _plan(
     da: xr.DataArray, quality: float, options: Mapping[str, Any]
 ) -> tuple[_Written, Any]:
-    """How ``da`` is written, and its data as a Dask array of whole chunks."""
+    """Return how ``da`` is written, and its data as a Dask array of whole chunks."""
     settings = {k: v for k, v in options.items() if k != "variables"}
     ordered = transposed(without_codecs(da))
     name = str(da.name) if da.name is not None else "cube"

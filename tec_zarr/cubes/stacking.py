@@ -1,6 +1,6 @@
-"""One array of all bands instead of one variable a band, and back.
+"""Stack variables of one band each into one array of all bands, and unstack it again.
 
-TEC codes bands together: stacked they cost about half of what they cost one by one.
+TEC encodes the bands of an array together. That takes about half the bytes of separate variables.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import BANDS
 
 STACKED = "tec_stacked"
-"""Attribute of a stacked array: JSON of the variables it was made of, and their attributes."""
+"""Attribute of a stacked array: its original variables and their attributes, as JSON."""
 
 SELECTED = "tec_stacked_band"
 """Attribute of a stacked array: the scalar coordinate ``band`` that the variables had."""
 
 NAME = "reflectance"
-"""What a stacked array is called."""
+"""Name of a stacked array."""
 
 
 def stack_bands(
@@ -45,30 +45,30 @@ def stack_bands(
     *,
     said: list[str] | None = None,
 ) -> xr.Dataset:
-    """The bands in one array, as TEC codes them best; what is no band beside it.
+    """Stack the bands into one array, which TEC encodes best. Other layers become variables.
 
     Parameters
     ----------
     obj : DataArray or Dataset
-        Bands along a dimension, or as variables. Dtype and units stay as they are, lazy data
-        stay lazy.
+        Bands along a dimension, or as variables. Dtype and units stay as they are. Lazy data stay
+        lazy.
     bands : sequence of str, optional
-        Names along the band dimension, where nothing else says them.
+        Names along the band dimension, if the data do not name them.
     said : list of str, optional
-        Gets a line about everything that was done.
+        Gets a line about each change.
 
     Returns
     -------
     Dataset
-        Variables of the same dimensions, dtype, packing and nodata that are one Sentinel-2 band
-        each are one variable ``reflectance`` (..., band, y, x), in the order of wavelengths;
-        `unstack_bands` gives them back. Bands along a dimension that are none (SCL, a mask, a
-        date) are variables of their own.
+        Variables of one Sentinel-2 band each become one variable ``reflectance``
+        (..., band, y, x), in the order of wavelengths, if they have the same dimensions, dtype,
+        packing and nodata. `unstack_bands` undoes that. Layers along a band dimension that are not
+        bands (SCL, a mask, a date) become variables.
 
     Raises
     ------
     UnsupportedArrayError
-        ``bands`` that do not fit.
+        ``bands`` does not fit the data.
     """
     said = [] if said is None else said
     ds = obj.to_dataset(name=obj.name or NAME) if isinstance(obj, xr.DataArray) else obj
@@ -91,19 +91,33 @@ def stack_bands(
 
 
 def alike(ds: xr.Dataset, names: Iterable[str]) -> dict[str, str]:
-    """The most variables that can be one array, in the order of wavelengths, with their bands."""
+    """Return the largest group of variables that can form one array, in the order of wavelengths.
+
+    Returns
+    -------
+    dict of str to str
+        Name of the variable to canonical name of its band.
+    """
     names = set(names)
     alone = {n: b for n, b in variable_bands(ds.data_vars).items() if n in names}
     groups: dict[str, dict[str, str]] = {}
     for name, band in sorted(alone.items(), key=lambda pair: (list(BANDS).index(pair[1]), pair)):
         group = groups.setdefault(repr(_kind(ds[name])), {})
-        if band not in group.values():  # of B02_10m and B02_20m the first
+        if band not in group.values():  # Of B02_10m and B02_20m take the first.
             group[name] = band
     return max(groups.values(), key=len, default={})
 
 
 def stacked(ds: xr.Dataset, found: Mapping[str, str]) -> xr.DataArray:
-    """Variables in one array (..., band, y, x): names to bands, as of `alike`."""
+    """Stack variables into one array (..., band, y, x).
+
+    Parameters
+    ----------
+    ds : Dataset
+        It holds the variables.
+    found : mapping of str to str
+        Name of each variable to name of its band, from `alike`.
+    """
     parts = [ds[name].variable for name in found]
     *outer, y, x = parts[0].dims
     image = xr.Variable.concat(parts, "band")
@@ -118,7 +132,7 @@ def stacked(ds: xr.Dataset, found: Mapping[str, str]) -> xr.DataArray:
     own = {n: {k: v for k, v in a.items() if k not in common} for n, a in own.items()}
     image.attrs = {**common, STACKED: json.dumps(own)}
     coords = {n: c for n, c in ds[next(iter(found))].coords.items() if n != "band"}
-    bands = np.array(list(found.values()), dtype=object)  # U3 is no type of Zarr v3
+    bands = np.array(list(found.values()), dtype=object)  # Zarr v3 has no dtype U3.
     out = xr.DataArray(image, coords | {"band": bands}, name=NAME)
     out.encoding = {k: v for k, v in parts[0].encoding.items()
                     if k in (*PACKING, "grid_mapping", "_Unsigned")}  # fmt: skip
@@ -126,12 +140,12 @@ def stacked(ds: xr.Dataset, found: Mapping[str, str]) -> xr.DataArray:
 
 
 def single_array(ds: xr.Dataset, names: set[str]) -> xr.DataArray:
-    """One (..., band, y, x) array of the reflectance variables ``names`` of ``ds``.
+    """Return the reflectance variables ``names`` of ``ds`` as one array (..., band, y, x).
 
     Raises
     ------
     UnsupportedArrayError
-        If there are none.
+        ``ds`` has none of these variables.
     """
     chosen = [n for n in ds.data_vars if n in names]
     if not chosen:
@@ -150,7 +164,7 @@ def single_array(ds: xr.Dataset, names: set[str]) -> xr.DataArray:
         nodata = {value for da in parts for value in unencoded(da)}
         out.attrs = shared([da.attrs for da in parts]) | ({"nodata": [*nodata]} if nodata else {})
         out.encoding = shared([da.encoding for da in parts], PACKING)
-    if codec := stored_spec(parts[0]):  # it knows what it was told of nodata
+    if codec := stored_spec(parts[0]):  # It holds the nodata values that the user gave it.
         out.encoding["serializer"] = codec
     return out
 
@@ -158,7 +172,7 @@ def single_array(ds: xr.Dataset, names: set[str]) -> xr.DataArray:
 def shared(
     found: Sequence[Mapping[Any, Any]], keys: Iterable[str] | None = None
 ) -> dict[str, Any]:
-    """Entries (of ``keys``, default all) that are the same in all of several attributes."""
+    """Return the entries that are the same in all mappings; only those of ``keys``, if given."""
     first, *others = found
     return {
         key: first[key]
@@ -168,7 +182,10 @@ def shared(
 
 
 def _labelled(da: xr.DataArray) -> xr.DataArray:
-    """With the bands' names that the codec or a description has, where the coordinate has none."""
+    """Return the array with band names in its coordinate.
+
+    If the coordinate has none, they come from the codec or from descriptions.
+    """
     spec, dim = stored_spec(da), find_dim(da, BAND)
     labels = [word(b) for b in da[dim].values] if dim in da.coords else []
     if dim is None or known_bands(labels or ["?"]) is not None:
@@ -182,12 +199,12 @@ def _labelled(da: xr.DataArray) -> xr.DataArray:
 
 
 def made_of(da: xr.DataArray) -> list[str]:
-    """Names of the variables that a stacked array was made of."""
+    """Return the names of the variables that a stacked array was made from."""
     return list(json.loads(da.attrs[STACKED])) if STACKED in da.attrs else []
 
 
 def unstack_bands(ds: xr.Dataset) -> xr.Dataset:
-    """The variables that `stack_bands` stacked, with their names and attributes."""
+    """Undo `stack_bands`: return the original variables with their names and attributes."""
     for name in [str(n) for n, da in ds.data_vars.items() if STACKED in da.attrs]:
         da = ds[name]
         own = json.loads(da.attrs[STACKED])
@@ -210,7 +227,10 @@ def unstack_bands(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _kind(da: xr.DataArray) -> tuple[Any, ...]:
-    """Equal for arrays that can be one: a difference in nodata or packing would be lost."""
+    """Return a key that is equal for arrays that can be stacked.
+
+    It includes nodata and packing, because a stacked array has only one of each.
+    """
     packing = [str(da.encoding.get(key)) for key in (*PACKING, "grid_mapping")]
     said = [str(da.attrs.get(key)) for key in (*PACKING, *KEYS, "units")]
     return (da.dims, da.shape, str(da.dtype), packing, said)
@@ -221,7 +241,7 @@ def _itself(block: np.ndarray) -> np.ndarray:
 
 
 def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    """Attributes as JSON has them; what it cannot hold as text."""
+    """Convert attributes to values that JSON can hold. All other values become text."""
     return {str(k): v.tolist() if isinstance(v, np.ndarray | np.generic) else v
             if isinstance(v, str | int | float | list | tuple | dict | None) else str(v)
             for k, v in attrs.items()}  # fmt: skip

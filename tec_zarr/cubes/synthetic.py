@@ -1,11 +1,12 @@
-"""A synthetic Sentinel-2 L2A cube that looks and compresses like a real one.
+"""Make a synthetic Sentinel-2 L2A cube that looks and compresses like a real one.
 
-For the demo, the tests and the benchmarks of a machine without data. It draws one landscape
-(relief, a river with its flood plain, ponds, parcels with crops, forests, roads, a town) and
-images it on several dates: phenology, sun, haze, clouds with their shadows, sensor noise. Bands
-are imaged at their native 10, 20 or 60 m and then brought to the 10 m grid, as users do.
+It serves the demo, the tests, and benchmarks on machines without data. A landscape is drawn once
+(:mod:`tec_zarr.cubes.landscape`): relief, a river with its flood plain, ponds, parcels with crops,
+forests, roads, a town. It is then imaged on several dates, with phenology, sun, haze, clouds with
+their shadows, and sensor noise. Bands are imaged at their native 10, 20 or 60 m and then resampled
+to the 10 m grid, as users do.
 
-Everything follows from ``seed``. Needs numpy and xarray only.
+``seed`` determines everything. Only numpy and xarray are needed.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ def cube(
     Parameters
     ----------
     dates : int
-        Number of acquisitions, spread over one year.
+        Number of dates, spread over one year.
     size : int
         Height and width in pixels of 10 m.
     bands : sequence of str
-        Bands in the order wanted; any spelling of `tec_zarr.sentinel2.band_name`.
+        Bands in the order of the result; any spelling that `tec_zarr.sentinel2.band_name` knows.
     seed : int
-        Another seed is another place.
+        Another seed gives another place.
     clouds : bool
-        Clouds and their shadows, and haze, on some of the dates; the first date is clear.
+        Whether some dates have clouds, their shadows and haze. The first date is without clouds.
     nodata_edge : bool
-        The slanted edge of a swath, nodata (0) in all bands, on the last date.
+        Whether the last date shows the slanted edge of a swath: nodata (0) in all bands beyond it.
     resampling : {"nearest", "bilinear"}
-        How the 20 m and 60 m bands come to the 10 m grid.
+        How the 20 m and 60 m bands are resampled to the 10 m grid.
 
     Returns
     -------
@@ -64,7 +65,7 @@ def cube(
     Raises
     ------
     UnsupportedArrayError
-        If dates or size is below 1, the resampling is unknown, or a band is not in L2A.
+        ``dates`` or ``size`` is below 1, the resampling is unknown, or a band is not in L2A.
 
     Examples
     --------
@@ -89,7 +90,7 @@ def dataset(
     -------
     xarray.Dataset
         ``reflectance`` (time, band, y, x) uint16 and ``scl`` (time, y, x) uint8, the classes
-        of `tec_zarr.sentinel2.SCL_CLASSES` at 20 m brought to 10 m by nearest neighbour.
+        of `tec_zarr.sentinel2.SCL_CLASSES` at 20 m, resampled to 10 m by nearest neighbour.
         Parameters, coordinates and errors as for `cube`.
     """
     names = band_names(bands)
@@ -132,7 +133,7 @@ _CLOUD = np.array(
     (6300, 6100, 5900, 6000, 6150, 6300, 6400, 6450, 6550, 6900, 4400, 3400), np.float32
 )
 _COVER = (0.0, 0.10, 0.02, 0.25)
-"""Cloud cover of the dates, in turn."""
+"""Cloud cover of the first dates. Later dates repeat it."""
 
 
 class _Sky:
@@ -147,7 +148,7 @@ class _Sky:
             edge = np.quantile(shape, 1 - cover)
             self.opacity = ramp(shape + 0.09 * towers - edge, -0.15, 0.65)
             reach = 18 + 8 * np.cos(2 * np.pi * (day - 355) / 365)
-            # The sun stands in the south-south-east: shadows fall to the north-north-west.
+            # The sun is in the south-south-east, so shadows fall to the north-north-west.
             self.shadow = np.roll(self.opacity, (-int(reach), -int(reach * 0.4)), axis=(0, 1))
             self.shadow = ramp(self.shadow, 0.1, 0.7) * (1 - self.opacity)
         self.brightness = np.clip(0.95 + 0.14 * shape + 0.06 * towers, 0.4, 1.6)
@@ -155,14 +156,14 @@ class _Sky:
         self.haze = hazy * np.clip(1 + 0.5 * noise(rng, grid, 200, 4.0), 0, 3)
 
     def image(self, surface: Field, name: str) -> Field:
-        """What the sensor sees of a band's surface, in DN."""
+        """Return the DN of a band that the sensor sees through shadow, haze and clouds."""
         k = L2A_BANDS.index(name)
         light = 1 - self.shadow * (1 - SKY_LIGHT[k]) * 0.85
         seen = surface * light + 10_000 * self.haze * SKY_LIGHT[k]
         return seen + self.opacity * (_CLOUD[k] * self.brightness - seen)
 
     def classify(self, land: Landscape, surface: Field) -> NDArray[np.uint8]:
-        """Scene classes at 20 m on the 10 m grid."""
+        """Return the scene classes at 20 m, repeated on the 10 m grid."""
         red, nir = surface[L2A_BANDS.index("B04")], surface[L2A_BANDS.index("B08")]
         opacity, shadow, water, ndvi = (
             _coarse(field, 2)
@@ -177,7 +178,7 @@ class _Sky:
 
 
 def _days(dates: int, seed: int) -> NDArray[np.int64]:
-    """Days of the year of the acquisitions, multiples of the five-day revisit apart."""
+    """Return the day of year of each date; multiples of the five-day revisit if possible."""
     rng = np.random.default_rng([seed, 2])
     step = 365 / dates
     days = 25 + step * np.arange(dates) + rng.uniform(0, 0.3 * step, dates)
@@ -187,7 +188,7 @@ def _days(dates: int, seed: int) -> NDArray[np.int64]:
 def _sensor(
     band: Field, name: str, rng: np.random.Generator, resampling: str
 ) -> NDArray[np.uint16]:
-    """Integrate over native pixels, blur as the optics do, add noise, bring to 10 m, digitise."""
+    """Image a band: average over native pixels, blur, add noise, resample to 10 m, and round."""
     factor = BANDS[name].gsd // 10
     native: NDArray = _soften(_coarse(band, factor))
     native = native + rng.normal(0, 1, native.shape) * (3 + 0.06 * np.sqrt(np.abs(native)))
@@ -196,7 +197,7 @@ def _sensor(
 
 
 def _outside_swath(grid: int, seed: int) -> NDArray[np.bool_]:
-    """The far side of a swath edge, slanted as Sentinel-2's descending orbits are."""
+    """Return where pixels lie outside the swath, whose edge slants as in descending orbits."""
     rng = np.random.default_rng([seed, 3])
     y, x = np.mgrid[:grid, :grid]
     return x - 0.24 * (y - grid / 2) > grid * rng.uniform(0.72, 0.88)
@@ -262,7 +263,7 @@ def _ndvi(red: Field, nir: Field) -> Field:
 
 
 def _soften(field: Field) -> Field:
-    """The optics' point spread: a response of about 0.28 at the Nyquist frequency."""
+    """Blur as the optics do, with a response of about 0.28 at the Nyquist frequency."""
     for axis in (0, 1):
         padded = np.pad(field, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
         n = field.shape[axis]
@@ -272,7 +273,7 @@ def _soften(field: Field) -> Field:
 
 
 def _coarse(field: Field, factor: int) -> Field:
-    """Mean over blocks of factor x factor pixels."""
+    """Return the means over blocks of factor x factor pixels."""
     n = len(field) // factor
     return field.reshape(n, factor, n, factor).mean(axis=(1, 3))
 
@@ -282,7 +283,7 @@ def _nearest(field: NDArray, factor: int) -> NDArray:
 
 
 def _bilinear(field: Field, factor: int) -> Field:
-    """Pixel centres aligned, the border extended."""
+    """Enlarge bilinearly, with aligned pixel centres and an extended border."""
     for axis in (0, 1):
         n = field.shape[axis]
         at = np.clip((np.arange(n * factor) + 0.5) / factor - 0.5, 0, n - 1)

@@ -1,4 +1,4 @@
-"""Stored times in a unit that later dates with clock times fit into."""
+"""Convert stored times to microseconds, so that clock times can be appended later."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SINCE = re.compile(r"\s*([a-z]+)(\s+since\s.*)", re.IGNORECASE | re.DOTALL)
 
 @dataclass(frozen=True)
 class Finer:
-    """How stored whole numbers become microseconds since the same date, as int64.
+    """Converts stored integers to microseconds since the same date, as int64.
 
     Attributes
     ----------
     units : str
         CF units of the result.
     factor : int
-        What the numbers are multiplied by.
+        Microseconds in one stored unit.
     missing : tuple of int
-        Numbers that stay as they are, because they stand for nothing.
+        Numbers that stay as they are, because they mean "no time".
     """
 
     units: str
@@ -36,18 +36,30 @@ class Finer:
     missing: tuple[int, ...]
 
     def __call__(self, stored: np.ndarray) -> np.ndarray:
-        """The numbers in microseconds."""
+        """Return the stored numbers in microseconds, int64."""
         wide = stored.astype(np.int64)
         return np.where(np.isin(wide, self.missing), wide, wide * self.factor)
 
 
 def finer(stored: np.ndarray, units: Any, missing: tuple[int, ...]) -> Finer | None:
-    """What makes microseconds of stored times; None where they are no whole numbers of a coarser
-    unit, or do not fit.
+    """Return the conversion of stored times to microseconds.
 
-    ``missing`` are the numbers that stand for nothing (_FillValue, and NaT as xarray writes it).
-    Left to itself xarray counts whole days since the first date. Clock times that are appended to
-    such a store come back in other centuries, or cannot be read.
+    By default xarray stores whole days since the first date. Clock times appended to such a store
+    are read as dates in other centuries, or cannot be read.
+
+    Parameters
+    ----------
+    stored : ndarray
+        Stored times.
+    units : str
+        Their CF units.
+    missing : tuple of int
+        Numbers that mean "no time": _FillValue, and the number that xarray writes for NaT.
+
+    Returns
+    -------
+    Finer or None
+        None if the times are not integers of a coarser unit, or would overflow int64.
     """
     found = _SINCE.fullmatch(units) if isinstance(units, str) else None
     name = found[1].lower() if found else ""

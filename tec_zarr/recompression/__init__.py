@@ -1,1 +1,1 @@
-"""Whole Zarr stores made again with TEC, chunk by chunk, resumable."""
+"""Recompress whole Zarr stores with TEC, region by region. An interrupted run can continue."""

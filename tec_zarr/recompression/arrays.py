@@ -1,4 +1,4 @@
-"""Arrays of a source: which are reflectance, and how each is stored in the target."""
+"""Decide which arrays of a source are reflectance, and how the target stores these."""
 
 from __future__ import annotations
 
@@ -36,20 +36,21 @@ from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 from tec_zarr.stores.chunks import tec_spec
 
 REGION_BYTES = 256 * 2**20
-"""A region of reflectance is not grown beyond this size in memory."""
+"""Largest size in memory that a region of reflectance grows to."""
 
 
 COPY_BYTES = 32 * 2**20
-"""Size of the regions in which other arrays are copied."""
+"""Size in memory of the regions in which all other arrays are copied."""
 
 
 DIMENSIONS = "_ARRAY_DIMENSIONS"
+"""Attribute in which Zarr format 2 stores the names of the dimensions."""
 
 
 def describe_array(
     path: str, array: zarr.Array, sources: Mapping[str, zarr.Array], settings: Settings
 ) -> xr.DataArray:
-    """The array's name, dimensions and bands, with nothing behind them."""
+    """Return a DataArray with the array's name, dimensions and bands. Its data are lazy zeros."""
     shape, name = array.shape, path.rpartition("/")[2]
     dims = dimensions(array)
     if dims is None and array.ndim == 4 and _is_called_reflectance(path, settings):
@@ -67,7 +68,10 @@ def describe_array(
 
 
 def _is_called_reflectance(path: str, settings: Settings) -> bool:
-    """By the user or by its name; an array whose dimensions have no names could be classes."""
+    """Return whether the user or its own name calls an array reflectance.
+
+    This is asked of arrays whose dimensions have no names: these could also hold classes.
+    """
     name = path.rpartition("/")[2]
     if settings.variables is not None:
         return path in settings.variables or name in settings.variables
@@ -75,13 +79,22 @@ def _is_called_reflectance(path: str, settings: Settings) -> bool:
 
 
 def dimensions(array: zarr.Array) -> Sequence[str | None] | None:
+    """Return the names of an array's dimensions; None if it has none."""
     if array.metadata.zarr_format == 3:
         return array.metadata.dimension_names
     return cast("Sequence[str | None] | None", array.attrs.get(DIMENSIONS))
 
 
 def reflectance_array(sources: Mapping[str, zarr.Array], settings: Settings) -> set[str]:
-    """Paths of the arrays to code."""
+    """Return the paths of the arrays to encode with TEC.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        A variable of the settings does not exist, or no array looks like reflectance.
+    RecompressError
+        An array is stored with TEC already.
+    """
     if settings.variables is None:
         chosen = set()
         found = {path: describe_array(path, array, sources, settings)
@@ -121,7 +134,7 @@ def reflectance_array(sources: Mapping[str, zarr.Array], settings: Settings) -> 
 def tec_storage(
     path: str, da: xr.DataArray, array: zarr.Array, settings: Settings
 ) -> dict[str, Any]:
-    """Chunks, shards and codec of a reflectance array, as :func:`tec_zarr.encoding` has them."""
+    """Return chunks, shards and codec of a reflectance array, as from :func:`tec_zarr.encoding`."""
     attrs: dict[str, Any] = dict(array.attrs)
     name = str(da.name or "array")
     nodata = () if settings.nodata is None else tuple(np.atleast_1d(settings.nodata).tolist())
@@ -137,8 +150,8 @@ def tec_storage(
     try:
         storage = encoding(aligned.rename(name), **arguments)[name]
     except UnsupportedArrayError:
-        # Chunks of the source that no chunk of a sensible size fits into; if that is not the
-        # reason, the same error comes again.
+        # Perhaps no chunk of a sensible size divides the source's chunks: ignore these. If the
+        # error has another cause, it is raised again.
         storage = encoding(da.rename(name), **arguments)[name]
     factor = attrs.get("scale_factor")
     if factor:
@@ -149,7 +162,10 @@ def tec_storage(
 
 
 def _check_bounds(path: str, spec: ChunkSpec, factor: float) -> None:
-    """Refuse bounds of packed data that are meant in DN: they would leave nothing of them."""
+    """Refuse bounds that were meant in DN, although the data have a scale factor.
+
+    Such bounds would be a reflectance of 1 or more, and would destroy the data.
+    """
     bounds: Any = spec.max_error
     if isinstance(bounds, Mapping):
         bounds = [value for name, value in bounds.items() if index_bands(name) is None]
@@ -163,13 +179,13 @@ def _check_bounds(path: str, spec: ChunkSpec, factor: float) -> None:
 
 
 def _missing(path: str, array: zarr.Array) -> tuple[float, ...]:
-    """Values that Zarr or attributes say nothing was measured where they are."""
+    """Return the nodata values that the fill value or the attributes declare."""
     padding = declared({"_FillValue": array.fill_value}, array.dtype, path)
     return tuple(v for v in (*padding, *declared(array.attrs, array.dtype, path)) if v == v)
 
 
 def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:
-    """Whole chunks of the source, about as long as a shard, within the memory of a region."""
+    """Return a shape of whole source chunks, about as long as a shard, up to REGION_BYTES."""
     roles: dict[Any, str] = {find_dim(da, TIME): "time", find_dim(da, BAND): "band",
              find_dim(da, Y): "space", find_dim(da, X): "space"}  # fmt: skip
 
@@ -189,7 +205,7 @@ def _block(da: xr.DataArray, array: zarr.Array) -> tuple[int, ...]:
 
 
 def region_of(array: zarr.Array, da: xr.DataArray, made: zarr.Array) -> tuple[int, ...]:
-    """Of an array to code."""
+    """Return the shape of a region of an array to encode, in whole shards (or chunks)."""
     outer = made.shards or made.chunks
     return tuple(
         -(-size // step) * step if block >= size else block if block % step == 0 else step

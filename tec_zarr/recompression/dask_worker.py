@@ -1,4 +1,4 @@
-"""What every Dask worker does once, before its first region."""
+"""Set up a Dask worker for recompression: models, threads, memory, Dask's own measurements."""
 
 from __future__ import annotations
 
@@ -16,41 +16,50 @@ from tec_zarr.recompression.region import set_torch_threads
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 _DASK = {_TRIM_THRESHOLD: 64 * 2**10, _TOP_PAD: 128 * 2**10, _MMAP_THRESHOLD: 128 * 2**10}
 _KEPT = {_TRIM_THRESHOLD: 64 * 2**20, _TOP_PAD: 64 * 2**20, _MMAP_THRESHOLD: 32 * 2**20}
-"""The thresholds are where glibc's own end up in a process that frees arrays of a model's size; a
-pad as large as the heap of a thread keeps glibc from unmapping that whenever it is empty."""
+"""Values while a recompression runs.
+
+glibc itself raises the two thresholds to these values in a process that frees arrays as large as a
+model's. The pad equals the heap of a thread: so glibc does not unmap a heap when it becomes empty.
+"""
 _PROFILER = ("profile", "profile-cycle")
 _TICK, _TICK_MS = "tick", 1000
-"""Dask looks fifty times a second how late its event loop is; once will do (its limit is 3 s)."""
+"""Period for Dask's measurement of how late its event loop is.
+
+Dask measures it fifty times a second. Once is enough, because its limit is 3 s.
+"""
 QUIET = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": f"{_TICK_MS} ms",
     "distributed.worker.memory.monitor-interval": "1 s",
 }
-"""Dask's settings with which a scheduler and nannies on the machine of the workers take a quarter
-of the processor time: `WarmUp` reaches the workers only (``docs/scaling.md``)."""
+"""Dask settings for a scheduler and nannies on the same machine as the workers.
+
+With them these take a quarter of the processor time (``docs/scaling.md``). `WarmUp` does the same
+for workers, but cannot reach the scheduler and the nannies.
+"""
 
 
 class WarmUp(WorkerPlugin):
-    """Load the models and give each task one core: the cluster's own threads share the machine.
+    """Load the models and give each task one core, because the cluster's threads share the machine.
 
-    Dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``, which makes glibc return every
-    larger array to the system at once. A model allocates such arrays for each of its steps, and
-    encoding then takes 2.9 times the processor time (``docs/scaling.md``); so memory that was
-    freed is kept while a recompression runs. Dask's profiler, which looks at the stack a hundred
-    times a second, rests meanwhile: a region is one long task that always looks the same. The
-    event loop's measurement of itself slows down from fifty times a second to once.
+    Dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``. With it glibc returns every larger
+    array to the system when it is freed. A model allocates such arrays in each of its steps, so
+    encoding takes 2.9 times the processor time (``docs/scaling.md``). Therefore this plugin lets
+    glibc keep freed memory. It pauses Dask's profiler, which reads the stack a hundred times a
+    second: a region is one long task whose profile says nothing. It slows Dask's measurement of
+    its event loop from fifty times a second to once. `teardown` undoes all of this.
 
     Parameters
     ----------
     models : sequence of (str, str)
-        Names and SHA-256 of the weights.
+        Name of each model and SHA-256 of its weights.
     """
 
     def __init__(self, models: Sequence[tuple[str, str]]) -> None:
         self.models = tuple(models)
 
     def setup(self, worker: Worker) -> None:
-        """Load, and remember what was set."""
+        """Load the models, change the settings, and remember the old ones."""
         _set_malloc(_KEPT)
         callbacks = worker.periodic_callbacks
         self._paused = [callbacks[name] for name in _PROFILER if name in callbacks]
@@ -62,12 +71,13 @@ class WarmUp(WorkerPlugin):
         models = [get_model(name, weights) for name, weights in self.models]
         self._torch_threads = set_torch_threads(1)
         self._concurrency = zarr.config.get("async.concurrency")
-        # A task on a GPU worker hands its chunks over together, see tec_zarr.codec.batching.
+        # On a GPU, tec_zarr.codec.batching encodes several chunks of a task together. Zarr must
+        # hand over that many at once.
         batched = any(map(on_device, models))
         zarr.config.set({"async.concurrency": LARGEST if batched else 1})
 
     def teardown(self, worker: Worker) -> None:
-        """Put it back, for whoever uses the worker next."""
+        """Restore the old settings for the next user of the worker."""
         _set_malloc(_DASK)
         for callback in self._paused:
             callback.start()
@@ -78,7 +88,7 @@ class WarmUp(WorkerPlugin):
 
 
 def _set_malloc(parameters: Mapping[int, int]) -> None:
-    """Set glibc's parameters; other C libraries have none of this and need none of it."""
+    """Set malloc parameters of glibc. Does nothing with other C libraries, which do not need it."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in parameters.items():

@@ -1,4 +1,7 @@
-"""Regions done by threads of this process, or by a Dask cluster."""
+"""Run the regions of a recompression in threads of this process, or on a Dask cluster.
+
+Both engines hand the outcome of every region to the observer, and stop when the observer says so.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,14 @@ if TYPE_CHECKING:
 
 
 _WINDOW = 3
-"""Tasks handed to a cluster for each of its threads: busy workers, and a small scheduler."""
+"""Tasks per thread that a cluster has at any time.
+
+That is enough to keep the workers busy, and few enough to keep the scheduler small.
+"""
 
 
 def failure_of(job: Job, error: Exception) -> Failure:
+    """Describe the error of a region as a `Failure`."""
     region = tuple((s.start, s.stop) for s in job.array.region_slices(job.number))
     message = f"{type(error).__name__}: {error}"
     return Failure(job.array.path, region, message, isinstance(error, TargetError))
@@ -44,7 +51,21 @@ def failure_of(job: Job, error: Exception) -> Failure:
 def run_threads(
     pending: Iterable[Job], count: int, threads: int | None, retries: int, observer: Observer
 ) -> None:
-    """Dask's threaded scheduler."""
+    """Make the regions with Dask's threaded scheduler.
+
+    Parameters
+    ----------
+    pending : iterable of Job
+        Regions to make.
+    count : int
+        Number of them.
+    threads : int, optional
+        Default: one for each core that this process may use.
+    retries : int
+        Further attempts for a region that failed.
+    observer : Observer
+        Called with each outcome.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = max(1, min(threads or cores or 1, count))
     each = max(1, (threads if threads > (cores or 1) else cores or 1) // threads)
@@ -72,7 +93,7 @@ def run_threads(
             try:
                 compute(*tasks, scheduler="threads", pool=pool, optimize_graph=False)
             finally:
-                observer.stopped.set()  # an interrupted run ends after the regions at work
+                observer.stopped.set()  # An interrupted run ends after the regions in progress.
     finally:
         set_torch_threads(before)
 
@@ -85,7 +106,10 @@ def run_cluster(
     retries: int,
     observer: Observer,
 ) -> None:
-    """A distributed scheduler, with a bounded number of tasks at any time."""
+    """Make the regions on a Dask cluster, with a bounded number of tasks at any time.
+
+    With ``gpu``, only workers with a GPU encode. If there are other workers, those read.
+    """
     from distributed import as_completed
 
     from tec_zarr.recompression.dask_worker import WarmUp
@@ -135,5 +159,5 @@ def run_cluster(
                 running.add(submit(following))
     finally:
         client.cancel(list(jobs), force=True)
-        with contextlib.suppress(Exception):  # the cluster may be what failed
+        with contextlib.suppress(Exception):  # The cluster itself may have failed.
             client.unregister_worker_plugin(plugin)

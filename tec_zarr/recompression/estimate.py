@@ -1,4 +1,4 @@
-"""How large a recompressed store will be, from a few of its regions."""
+"""Estimate the size of a recompressed store from a sample of chunks."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from tec_zarr.stores.objects import open_source
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a recompression would take, from a sample of chunks.
+    """Bytes and time that a recompression would take, estimated from a sample of chunks.
 
     Attributes
     ----------
     regions, raw_bytes : int
-        Of the whole source; known exactly.
+        Number of regions and size in memory of the whole source. Exact.
     stored_bytes : int
-        Estimated.
+        Size of the target. Estimated.
     core_seconds : float
-        Estimated: reading and encoding on one core of this machine.
+        Seconds to read and encode on one core of this machine. Estimated.
     read_amplification : float
-        Largest of all arrays: how often a source chunk would be read.
+        How often a source chunk would be read on average, in the array where that is most.
     sampled_chunks : int
-        What the estimate rests on.
+        Number of chunks in the sample.
     """
 
     regions: int
@@ -52,19 +52,19 @@ def estimate(
     source_options: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Estimate:
-    """Encode some chunks of every array, spread over it, and extrapolate. Writes nothing.
+    """Encode some chunks, spread over every array, and extrapolate. Writes nothing.
 
     Parameters
     ----------
     source, source_options, **settings
         As for :func:`recompress`.
     sample : int
-        Chunks of each array.
+        Chunks to encode of each array.
 
     Returns
     -------
     Estimate
-        Without verification and without the time to write.
+        It does not include the time to verify and to write.
     """
     if not (isinstance(sample, int | np.integer) and sample >= 1):
         raise UnsupportedArrayError(f"sample is {sample!r}, it must be a whole number from 1")
@@ -84,7 +84,7 @@ def estimate(
             spent += time.perf_counter() - start
             keys = array.keys(chunk)
             size += sum(n for n, _ in stored_objects(array.template, keys).values())
-            for key in keys:  # the next chunk starts with an empty shard again
+            for key in keys:  # Otherwise the next chunk would be added to this shard.
                 sync(array.template.store.delete(key))
             samples += block.size
             chunks += 1

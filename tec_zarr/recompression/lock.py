@@ -1,9 +1,10 @@
-"""One run on a store at a time: an object that says who is at work there, and that it lives.
+"""Lock a store, so that only one run at a time writes to it.
 
-Stores have no locks, so the holder renews the object while it lives. One that a killed process
-left counts for nothing: at once if the process was on this machine, otherwise after `DEAD_AFTER`.
-Where a store cannot create an object exclusively two runs may both begin; one of them finds the
-other's object at its next renewal, and stops.
+Stores have no locks. So a run writes an object that names it, the holder, and renews this object
+while it lives. The object of a killed process no longer counts: at once if that process was on
+this machine, otherwise `DEAD_AFTER` seconds after its last renewal. If a store cannot create an
+object exclusively, two runs may both begin. Then one of them finds the other's object at its next
+renewal, and stops.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ DEAD_AFTER = 300.0
 
 _KEY = f"{FOLDER}/lock.json"
 _HELD: set[str] = set()
-"""Tokens that this process holds."""
+"""Tokens of the locks that this process holds."""
 
 
 class Lock:
-    """Keeps other runs off a store, from `acquire` to `release`.
+    """Keeps other runs off a store, within the context of `held`.
 
     Attributes
     ----------
@@ -56,14 +57,14 @@ class Lock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Lock]:
-        """Hold the store.
+        """Hold the lock of the store while the context lasts.
 
         Raises
         ------
         RecompressError
-            Another run is at work there.
+            Another run holds the lock.
         Exception
-            The store cannot be written; each filesystem has its own kinds.
+            The store cannot be written. Each filesystem raises its own exceptions.
         """
         forget_listings(self.store)
         self._refuse_while(self._found())
@@ -80,12 +81,12 @@ class Lock:
             if self._renewing.ident is not None:
                 self._renewing.join()
             _HELD.discard(self._token)
-            with contextlib.suppress(Exception):  # its age says that it is abandoned
+            with contextlib.suppress(Exception):  # A lock that stays expires after DEAD_AFTER.
                 if self._is_mine(self._found()):
                     sync(self.store.delete(_KEY))
 
     def check(self) -> None:
-        """Raise RecompressError where another run has taken the store over."""
+        """Raise RecompressError if another run has taken the store over."""
         if not self._is_mine(self._found()):
             raise RecompressError(
                 f"another run has taken over {self.store}: this one was not seen for "
@@ -116,7 +117,8 @@ class Lock:
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWED):
-            with contextlib.suppress(Exception):  # full or unreachable: the next time, or too old
+            # The store may be full or unreachable. The next renewal may work, or the lock expires.
+            with contextlib.suppress(Exception):
                 if not self._is_mine(self._found()):
                     self.lost.set()
                     return
@@ -133,6 +135,6 @@ def _lives(holder: dict[str, Any]) -> bool:
         os.kill(holder["process"], 0)
     except (KeyError, TypeError, ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # The process lives and belongs to another user.
         return True
     return True

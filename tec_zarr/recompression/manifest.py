@@ -1,11 +1,11 @@
-"""What a recompression has finished, kept beside the data so that any later run can go on.
+"""Record the finished regions of a recompression in the target, so that a later run can continue.
 
-``_tec/config.json`` says what is being made of what. Each finished region has one small object
-of its own, ``_tec/done/ARRAY-REGION.json``, which the worker writes after the region's data are
-stored and verified: there is no moment at which a finished region is not on record, however
-the client ends, and nobody rewrites what others wrote. Objects are written atomically where the
-store can (files by rename, object stores by nature); each carries a checksum, so that a torn one
-counts as absent and its region is made again, to the same bytes.
+``_tec/config.json`` records the source and the plan. Each finished region has a small object of its
+own, ``_tec/done/ARRAY-REGION.json``. The worker writes it after the region's data are stored and
+verified. So every region that a worker finished is on record, even if the client is killed, and no
+worker rewrites the record of another. Objects are written atomically if the store can do so (files
+by rename; object stores always do). Each object has a checksum. An incomplete one counts as absent:
+its region is made again, to the same bytes.
 """
 
 from __future__ import annotations
@@ -41,16 +41,17 @@ class Done:
     source_crc32 : int
         CRC32 of the samples that were read.
     objects : dict
-        Stored objects of the region, key to (length, CRC32). Chunks that hold nothing but the
-        fill value are not stored: a region without objects is finished too.
+        Stored objects of the region: key to (length, CRC32). Chunks that hold only the fill value
+        are not stored, so a finished region may have no objects.
     raw_bytes : int
         Size of the region in memory.
     samples, verified : int
-        How many it has, and how many of them were read back and compared.
+        Number of samples, and number of those that were read back and compared.
     squared_error : float
-        Sum over the verified, measured samples, DN squared, clipped as PSNR is.
+        Sum of squared errors (DN squared) of the samples that were verified and are not nodata.
+        Both sides are clipped as for the PSNR.
     compared : int
-        How many samples that sum has.
+        Number of samples in that sum.
     max_error : float
         Largest absolute error among them, DN.
     seconds : float
@@ -82,12 +83,12 @@ class Manifest:
         self.store = store
 
     def read_config(self) -> dict[str, Any] | None:
-        """What the store is being filled with; None when nothing was begun.
+        """Return the configuration of the plan that fills the store; None if no run has begun.
 
         Raises
         ------
         RecompressError
-            The record is damaged although regions are finished.
+            The configuration is damaged, but regions are finished.
         """
         data = read(self.store, _CONFIG)
         config = None if data is None else unsealed(data)
@@ -99,16 +100,16 @@ class Manifest:
         return config
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Begin: from here on the target can only be filled with exactly this."""
+        """Begin a recompression. From then on only the same plan can fill the target."""
         write(self.store, _CONFIG, sealed(config))
 
     def mark(self, done: Done) -> None:
-        """Record a finished region. The last step of a worker.
+        """Record a finished region. This is the last step of a worker.
 
         Raises
         ------
         RecompressError
-            There is no record to write to: its run has ended, or did not begin in this storage.
+            The store has no configuration: the run has ended, or it began in another storage.
         """
         if read(self.store, _CONFIG) is None:
             raise RecompressError(
@@ -118,19 +119,20 @@ class Manifest:
         write(self.store, f"{_DONE}{done.array}-{done.region}.json", sealed(asdict(done)))
 
     def forget(self, array: int, region: int) -> None:
-        """Take a region off the record, to be made again."""
+        """Delete the record of a region, so that it is made again."""
         sync(self.store.delete(f"{_DONE}{array}-{region}.json"))
 
     def finished(self) -> dict[tuple[int, int], Done]:
-        """Regions on record whose objects are all there, with the recorded lengths."""
+        """Return the recorded regions whose objects all exist with the recorded lengths."""
         forget_listings(self.store)
         found = sync(self._finished(self._done_keys()))
         return {(done.array, done.region): done for done in found if done is not None}
 
     def remove(self) -> None:
-        """Delete the record: the store is complete, and readers see Zarr and nothing else.
+        """Delete the whole record of a complete store, so that only Zarr's objects remain.
 
-        The configuration goes first, so that an interruption leaves no half of a record.
+        The configuration is deleted first: without it the rest of a record counts for nothing,
+        should the deletion be interrupted.
         """
         sync(self.store.delete(_CONFIG))
         forget_listings(self.store)
@@ -160,13 +162,13 @@ class Manifest:
 
 
 def sealed(item: Mapping[str, Any]) -> bytes:
-    """A JSON object with its checksum."""
+    """Return ``item`` and its CRC32 as one JSON document."""
     body = json.dumps(item, sort_keys=True)
     return json.dumps({"crc32": zlib.crc32(body.encode()), "item": item}, sort_keys=True).encode()
 
 
 def unsealed(data: bytes) -> dict[str, Any] | None:
-    """Content of what :func:`sealed` made, None when it is torn or damaged."""
+    """Return the item in a document of :func:`sealed`; None if it is incomplete or damaged."""
     try:
         document = json.loads(data)
         item = document["item"]
@@ -178,7 +180,7 @@ def unsealed(data: bytes) -> dict[str, Any] | None:
 
 
 def _as_done(item: dict[str, Any] | None) -> Done | None:
-    """What :meth:`Manifest.mark` recorded; None when it is something else."""
+    """Return the `Done` that :meth:`Manifest.mark` recorded; None if ``item`` is no such record."""
     try:
         objects = {key: (int(n), int(crc)) for key, (n, crc) in (item or {})["objects"].items()}
         done = Done(**{**(item or {}), "objects": objects})

@@ -1,7 +1,7 @@
-"""TEC stores in the other Zarr format, or in other shards, without decoding a chunk.
+"""Move TEC stores to the other Zarr format, or to other shards, without decoding a TEC chunk.
 
-A chunk is a frame, the same bytes in both formats and inside or outside a shard. What is not TEC
-is copied through its values, which keep them exactly.
+A TEC chunk is a frame. Its bytes are the same in both formats, and inside or outside a shard. All
+other arrays are decoded and written again, without loss.
 """
 
 from __future__ import annotations
@@ -41,29 +41,31 @@ def move(
     shards: Sequence[int] | None,
     progress: Callable[[], object],
 ) -> int:
-    """Write ``root`` to an empty store in this format, metadata last.
+    """Write ``root`` to an empty store in another format or other shards, metadata last.
 
     Parameters
     ----------
     root : Group or Array
-        With TEC arrays that `check_frames` takes.
+        Its TEC arrays must pass `check_frames`.
     store : Store
+        Target; empty.
     zarr_format : {2, 3}
+        Format of the target.
     shards : sequence of int or None
-        Shape of the shards of TEC arrays, whole chunks along each axis; empty: none. None: as they
-        are.
+        Shape of the shards of TEC arrays, in whole chunks along each axis. Empty: no shards. None:
+        the shards of the source.
     progress : callable
-        Called after every object of frames, and after every part of another array.
+        Called after every object that holds frames, and after every part of any other array.
 
     Returns
     -------
     int
-        Chunks that were moved.
+        Number of TEC chunks that were moved.
 
     Raises
     ------
     UnsupportedArrayError
-        Shards in format 2, or such as hold parts of chunks.
+        Shards in format 2, or shards that do not hold whole chunks.
     """
     template, nodes = MemoryStore(), list_nodes(root)
     for path, node in nodes.items():
@@ -75,7 +77,7 @@ def move(
     for path, array in nodes.items():
         if isinstance(array, zarr.Array):
             spec, storage = tec_spec(array), copy_storage(array, zarr_format)
-            if not array.compressors and not array.filters:  # such as embedded weights
+            if not array.compressors and not array.filters:  # For instance, embedded weights.
                 storage["compressors"] = None
             if spec is not None:
                 storage = {"chunks": array.chunks} | _shards(path, array, zarr_format, shards)
@@ -104,7 +106,10 @@ def move(
 
 
 def check_frames(path: str, array: zarr.Array) -> None:
-    """Refuse arrays whose TEC chunks cannot be reached without decoding something else."""
+    """Refuse arrays with other codecs beside TEC, or with a shard index that is not at the end.
+
+    Their TEC chunks cannot be read without decoding something else.
+    """
     codecs = codecs_of(array)
     sharding = codecs[0] if isinstance(codecs[0], ShardingCodec) else None
     inner = codecs if sharding is None else sharding.codecs
@@ -138,10 +143,11 @@ def _shards(
 
 
 def _absent(source: zarr.Array, target: zarr.Array) -> bytes | None:
-    """Frame for chunks that the source does not store; None where the target reads the same then.
+    """Return the frame to write for chunks that the source does not store.
 
-    They hold the fill value. Format 2 calls that nodata, which format 3 leaves to an attribute, so
-    that the two arrays need not have the same one.
+    Such chunks hold the fill value of the source. None if the target has the same fill value, so
+    that it need not store them either. The two may differ: format 2 uses the fill value for nodata,
+    format 3 uses an attribute.
     """
     spec, fill = tec_spec(source), cast("float | None", source.fill_value)
     fill = 0 if fill is None else fill
@@ -157,7 +163,7 @@ def _same(fill: float, other: Any) -> bool:
 def _move_frames(
     source: zarr.Array, target: zarr.Array, absent: bytes | None, progress: Callable[[], object]
 ) -> int:
-    """Write each object of the target from the frames of the source; the number of frames."""
+    """Write each object of the target from the frames of the source. Returns how many frames."""
     inside, before = chunks_in_object(target), chunks_in_object(source)
 
     @lru_cache(maxsize=math.prod(-(-n // m) + 1 for n, m in zip(inside, before, strict=True)))

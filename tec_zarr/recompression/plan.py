@@ -1,8 +1,9 @@
-"""What a recompression will do, settled before the first chunk is read.
+"""Plan a recompression before the first chunk is read.
 
-The target's arrays are made in memory first. Their metadata is the plan: it is hashed, so that a
-run can only be continued by the same plan, and it is written to the target *last*, when every
-region is finished. Until then Zarr finds no array there, so nobody can take a part for the whole.
+The arrays of the target are made in memory first. Their metadata are the plan. A hash of them makes
+sure that only the same plan continues a run. They are written to the target *last*, when every
+region is finished. Until then Zarr finds no array there, so nobody can mistake an incomplete target
+for a complete one.
 """
 
 from __future__ import annotations
@@ -42,31 +43,31 @@ from tec_zarr.stores.chunks import tec_spec
 from tec_zarr.stores.objects import is_metadata, list_keys, list_nodes, publication_order, read
 
 PROVENANCE = "tec_zarr"
-"""Attribute of the target's root that says what it was made of."""
+"""Attribute of the target's root that describes its source and its plan."""
 
 SOURCES_READ = "sources_read"
-"""Key in there: number of the array, of the region, CRC32 of the source's samples."""
+"""Key in `PROVENANCE`: a list of (array number, region number, CRC32 of the source's samples)."""
 
 
 @dataclass(frozen=True)
 class ArrayPlan:
-    """One array: where it comes from, where it goes to, in which pieces.
+    """Source, target and regions of one array.
 
     Attributes
     ----------
     index : int
         Position in the plan.
     path : str
-        Inside source and target.
+        Path inside source and target.
     source, target, template : zarr.Array
-        ``target`` has no metadata in its store yet; ``template`` is the same array in memory.
+        ``target`` has no metadata in its store yet. ``template`` is the same array in memory.
     region : tuple of int
-        Shape of a region: whole shards (or chunks) of the target and, where possible, whole
-        chunks of the source.
+        Shape of a region: whole shards (or chunks) of the target and, if possible, whole chunks of
+        the source.
     spec : ChunkSpec or None
-        None where the array is copied without loss.
+        TEC settings; None if the array is copied without loss.
     finer : Finer or None
-        What the stored times of a coordinate go through, if they are of a coarse unit.
+        Converts the stored times of a coordinate to microseconds, if their unit is coarser.
     """
 
     index: int
@@ -80,7 +81,7 @@ class ArrayPlan:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Regions along each axis."""
+        """Number of regions along each axis."""
         return _counts(self.source.shape, self.region)
 
     @property
@@ -89,27 +90,27 @@ class ArrayPlan:
         return math.prod(self.counts)
 
     def region_slices(self, number: int) -> tuple[slice, ...]:
-        """Where region ``number`` lies in the array."""
+        """Return the slices of region ``number`` in the array."""
         at = [int(i) for i in np.unravel_index(number, self.counts)]
         return box(at, self.region, self.source.shape)
 
     def chunk_slices(self, region: tuple[slice, ...]) -> list[tuple[slice, ...]]:
-        """Chunks (those inside the shards) of a region."""
+        """Return the slices of all target chunks (not shards) in a region."""
         return [box(at, self.target.chunks, self.source.shape)
                 for at in _touched(region, self.target.chunks)]  # fmt: skip
 
     def keys(self, region: tuple[slice, ...]) -> list[str]:
-        """Keys of the stored objects of a region."""
+        """Return the keys of the target's objects that a region is stored in."""
         prefix = f"{self.path}/" if self.path else ""
         return [prefix + key for key in _object_keys(self.target, region)]
 
     def source_keys(self, region: tuple[slice, ...]) -> list[str]:
-        """Keys, inside the source array, of the objects that a region is read from."""
+        """Return the keys of the objects that a region is read from, inside the source array."""
         return _object_keys(self.source, region)
 
     @property
     def read_amplification(self) -> float:
-        """How often a source chunk is read on average; 1 when regions are aligned with them."""
+        """How often a source chunk is read on average; 1 if regions hold whole source chunks."""
         shape, chunks = self.source.shape, self.source.chunks
         touched = 1.0
         for size, region, chunk in zip(shape, self.region, chunks, strict=True):
@@ -122,17 +123,18 @@ class ArrayPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is to be done.
+    """The whole plan of a recompression.
 
     Attributes
     ----------
     arrays : tuple of ArrayPlan
+        All arrays of the source.
     template : MemoryStore
-        The target's groups and arrays without data.
+        Groups and arrays of the target, without data.
     consolidated : bool
         Whether the target gets consolidated metadata.
     config : dict
-        What identifies this plan: ``config_sha256``, ``source_sha256`` and what they stand for.
+        Identifies this plan: ``config_sha256``, ``source_sha256``, and the main settings.
     """
 
     arrays: tuple[ArrayPlan, ...]
@@ -146,12 +148,13 @@ class Plan:
         return sum(array.regions for array in self.arrays)
 
     def metadata(self, sources_read: Sequence[Sequence[int]]) -> dict[str, bytes]:
-        """Keys and bytes that make the target a Zarr store, in the order to write them.
+        """Return keys and bytes of the target's metadata, in the order to write them.
 
         Parameters
         ----------
         sources_read : sequence of (array, region, CRC32)
-            What some regions of the source held, so that a later run can look whether they do.
+            Checksums of some regions of the source. A later run compares them with the source, to
+            see whether it has changed.
         """
         zarr_format = self.arrays[0].template.metadata.zarr_format
         root = _root(self.template, zarr_format)
@@ -167,9 +170,9 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
     Raises
     ------
     UnsupportedArrayError
-        Reflectance that TEC cannot take as it is, or none at all.
+        TEC cannot encode the reflectance as it is, or there is no reflectance.
     RecompressError
-        A source that is TEC already.
+        The source is encoded with TEC already.
     """
     template = MemoryStore()
     nodes = list_nodes(source)
@@ -207,12 +210,12 @@ def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings
 
 
 def provenance(target: Store) -> dict[str, Any] | None:
-    """What a finished target says it was made of; None where there is no Zarr node.
+    """Return the `PROVENANCE` attribute of a finished target; None if the target is not finished.
 
     Raises
     ------
     RecompressError
-        The target holds something else.
+        The target holds something that no recompression wrote.
     """
     for key in ("zarr.json", ".zattrs"):
         document = read(target, key)
@@ -233,7 +236,7 @@ def provenance(target: Store) -> dict[str, Any] | None:
 def box(
     at: Sequence[int], lengths: Sequence[int], shape: Sequence[int]
 ) -> tuple[slice, ...]:
-    """Cell ``at`` of a regular grid, cut off at the array's end."""
+    """Return the slices of cell ``at`` of a regular grid, cut off at the end of the array."""
     return tuple(
         slice(i * n, min((i + 1) * n, size))
         for i, n, size in zip(at, lengths, shape, strict=True)
@@ -256,7 +259,10 @@ def _object_keys(array: zarr.Array, region: Sequence[slice]) -> list[str]:
 
 
 def copy_storage(array: zarr.Array, zarr_format: Literal[2, 3]) -> dict[str, Any]:
-    """The chunks of the source and Zarr's default compressor."""
+    """Return the storage of an array that is copied: chunks and shards of the source.
+
+    Zarr adds its default compressor. In format 2, which has no shards, each shard becomes a chunk.
+    """
     shards = array.shards if zarr_format == 3 else None
     chunks = array.chunks if shards or not array.shards else array.shards
     return {"chunks": chunks} | ({"shards": shards} if shards else {})
@@ -270,7 +276,7 @@ def create_array(
     storage: Mapping[str, Any],
     times: Finer | None = None,
 ) -> zarr.Array:
-    """An array like ``array`` in another format, chunks or codecs; without its data."""
+    """Create an array like ``array`` with another format, chunks or codecs. Copies no data."""
     attrs: dict[str, Any] = dict(array.attrs)
     dims = dimensions(array)
     fill, old = array.metadata.fill_value, array.metadata.zarr_format
@@ -278,12 +284,13 @@ def create_array(
     extra: dict[str, Any] = {}
     plain = array.dtype.kind in "biufc"
     if old == 2 and array.dtype.kind == "b":
-        # What Zarr fills masks with: no measurement can be missing in them, but xarray would read
-        # objects of True and NaN.
+        # Zarr gives masks a fill value, but no value of a mask means nodata. With it, xarray would
+        # read the mask as objects of True and NaN.
         fill = None
     if zarr_format == 3:
         extra["dimension_names"] = dims
-        # Only format 2 says "missing" with the fill value, and a CF attribute says it before that.
+        # In format 2 the fill value also means nodata, unless the attribute _FillValue exists. In
+        # format 3 only the attribute means nodata.
         missing = _number(attrs.get("_FillValue", fill), array.dtype) if plain else None
         if old == 2 and missing is not None:
             attrs["_FillValue"] = FillValueCoder.encode(missing, array.dtype)
@@ -302,7 +309,10 @@ def create_array(
 
 
 def _finer_times(array: zarr.Array) -> Finer | None:
-    """For whole-number times along one dimension, to which dates can be appended."""
+    """Return the conversion to microseconds for stored times; None if the array needs none.
+
+    It is for integer times along one dimension, to which dates can be appended.
+    """
     if array.ndim != 1 or array.dtype.kind not in "iu" or "units" not in array.attrs:
         return None
     stated = [array.attrs.get("_FillValue"), array.attrs.get("missing_value")]
@@ -313,7 +323,7 @@ def _finer_times(array: zarr.Array) -> Finer | None:
 
 
 def elsewhere(template: zarr.Array, store: Store, path: str) -> zarr.Array:
-    """The template's array in another store, without writing its metadata there."""
+    """Return the array of ``template`` in another store, without writing its metadata there."""
     return zarr.Array(
         zarr.AsyncArray(
             metadata=template.metadata, store_path=StorePath(store, path)
@@ -322,7 +332,10 @@ def elsewhere(template: zarr.Array, store: Store, path: str) -> zarr.Array:
 
 
 def region_of_copy(array: zarr.Array, made: zarr.Array) -> tuple[int, ...]:
-    """Shape of the parts to copy an array in: whole shards or chunks of the one to be made."""
+    """Return the shape of the regions in which an array is copied.
+
+    They are whole shards (or chunks) of the array ``made``, of up to `COPY_BYTES`.
+    """
     region = list(made.shards or made.chunks)
     for axis in reversed(range(array.ndim)):
         cells = -(-array.shape[axis] // region[axis])
@@ -338,7 +351,7 @@ def _root(store: Store, zarr_format: Literal[2, 3]) -> zarr.Group | zarr.Array:
 
 
 def documents(store: MemoryStore) -> dict[str, bytes]:
-    """Metadata documents in the order to write them."""
+    """Return key and bytes of all metadata documents, in the order to write them."""
     keys = sorted(filter(is_metadata, list_keys(store, "")), key=publication_order)
     return {key: read(store, key) or b"" for key in keys}
 
@@ -366,7 +379,7 @@ def _config(
 
 
 def _fingerprint(array: ArrayPlan) -> list[Any]:
-    """Metadata of a source array, attributes included."""
+    """Return path and metadata of a source array, attributes included."""
     documents = array.source.metadata.to_buffer_dict(default_buffer_prototype())
     return [array.path, {key: value.to_bytes().decode() for key, value in documents.items()}]
 

@@ -1,4 +1,4 @@
-"""How far a recompression is, and what it reports in the end."""
+"""Progress bar, log lines and final report of a recompression."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tec_zarr.recompression.plan import Plan
 from tec_zarr.recompression.verify import psnr_of
 
 LOG_SECONDS = 60.0
-"""Time between two lines of the log."""
+"""Seconds between two lines of the log."""
 
 
 _LOG = logging.getLogger("tec_zarr.recompress")
@@ -32,13 +32,13 @@ class Failure:
     Attributes
     ----------
     path : str
-        The array.
+        Path of the array.
     region : tuple of (int, int)
         Start and stop along each axis.
     error : str
-        Kind and message of the last attempt's error.
+        Type and message of the error of the last attempt.
     fatal : bool
-        Whether all others would fail too (no space, no permission): the run stops then.
+        Whether all other regions would fail too (no space, no permission). Then the run stops.
     """
 
     path: str
@@ -53,26 +53,27 @@ class Failure:
 
 @dataclass(frozen=True)
 class RecompressReport:
-    """What a recompression did.
+    """Result of a recompression.
 
     Attributes
     ----------
     complete : bool
-        Whether every region is finished and the target can be read.
+        Whether every region is finished, so that the target can be read.
     regions, finished, resumed : int
-        All regions, those finished now, and those of them that an earlier run had finished.
+        Number of all regions, of finished ones, and of those that an earlier run had finished.
     failures : tuple of Failure
         Regions that could not be made in this run.
     raw_bytes, stored_bytes : int
-        Of the finished regions.
+        Size of the finished regions in memory, and in the target.
     samples, verified : int
         Samples in the finished regions, and those that were read back and compared.
     psnr, max_error : float
-        Of the verified reflectance, dB and DN; ``nan`` when there was none.
+        PSNR (dB) and largest absolute error (DN) of the verified reflectance; ``nan`` if no
+        reflectance was verified.
     seconds : float
         Wall time of this run.
     worker_seconds : float
-        Time that the workers took for the finished regions, of all runs.
+        Time that workers took for the finished regions, in all runs together.
     """
 
     complete: bool
@@ -91,16 +92,16 @@ class RecompressReport:
 
     @property
     def ratio(self) -> float:
-        """Raw by stored size."""
+        """Raw bytes divided by stored bytes."""
         return self.raw_bytes / max(1, self.stored_bytes)
 
     @property
     def bits_per_sample(self) -> float:
-        """Stored bits for each pixel of each band, of all arrays together."""
+        """Stored bits per sample (one pixel of one band on one date), over all arrays."""
         return 8 * self.stored_bytes / max(1, self.samples)
 
     def to_json(self) -> dict[str, Any]:
-        """For logs and files."""
+        """Return the report as a dict that JSON can hold, for logs and files."""
         return {**asdict(self), "ratio": self.ratio, "bits_per_sample": self.bits_per_sample}
 
 

@@ -1,4 +1,4 @@
-"""One region: read, encoded, written, verified."""
+"""Make one region: read, encode, write and verify it. This runs on the workers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tec_zarr.recompression.verify import (
 )
 
 _FATAL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
-"""The target takes nothing more, whatever the region."""
+"""Errors after which the target accepts no region at all."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to make one region."""
+    """One region to make: array, number of the region, and how to verify it."""
 
     array: ArrayPlan
     number: int
@@ -51,8 +51,8 @@ def read_block(array: ArrayPlan, region: tuple[slice, ...]) -> np.ndarray:
     path = array.source.store_path
     key = "zarr.json" if array.source.metadata.zarr_format == 3 else ".zarray"
     if not sync((path / key).exists()):
-        # Zarr takes missing chunks for the fill value, and all of them are missing from a
-        # source that went away.
+        # Zarr reads a missing chunk as the fill value. If the source was deleted meanwhile, all
+        # its chunks are missing.
         raise RecompressError(f"the source {path} is gone: what was read cannot be trusted")
     return block
 
@@ -77,10 +77,10 @@ def write_region(job: Job, block: np.ndarray, start: float | None = None) -> Don
 
 
 def _writer(array: ArrayPlan, region: tuple[slice, ...], block: np.ndarray) -> zarr.Array:
-    """The target, told not to look for empty chunks where there are none.
+    """Return the target array; skip Zarr's search for empty chunks if the block has none.
 
-    Zarr's look at every sample takes 4 % of the time that encoding takes; in most chunks the first
-    sample says it all.
+    Zarr compares every sample with the fill value, which takes 4 % of the encoding time. Here the
+    first sample of a chunk nearly always shows that the chunk is not empty.
     """
     fill = array.target.fill_value
     if array.spec is None or fill is None:
@@ -96,7 +96,7 @@ def _writer(array: ArrayPlan, region: tuple[slice, ...], block: np.ndarray) -> z
 
 
 def stored_objects(array: zarr.Array, keys: list[str]) -> dict[str, tuple[int, int]]:
-    """Length and CRC32 of the objects that are there."""
+    """Return length and CRC32 of each of the objects ``keys`` that exists."""
 
     async def collect() -> dict[str, tuple[int, int]]:
         found = {}
@@ -116,7 +116,7 @@ def crc_of(block: np.ndarray) -> int:
 
 
 def set_torch_threads(threads: int) -> int:
-    """Set how many threads torch uses inside a model, if any model has loaded torch."""
+    """Set how many threads torch uses, if any model has loaded torch. Returns the old number."""
     torch = sys.modules.get("torch")
     if torch is None:
         return threads

@@ -1,7 +1,8 @@
-"""Recompress whole archives with Dask: resumable, verified, one task for each region.
+"""Recompress whole archives with Dask: one task for each region, verified, resumable.
 
-A region is one or more whole shards, aligned with the source's chunks where possible, so that no
-two tasks write the same object and no source chunk is decoded twice. See ``docs/recompress.md``.
+A region is one or more whole shards of the target, so no two tasks write the same object. If
+possible it is also whole chunks of the source, so no source chunk is decoded twice. See
+``docs/recompress.md``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 _CHECKED_AGAIN = 4
-"""Finished regions whose source is read again when a run is repeated."""
+"""How many finished regions a repeated run reads again, to see whether the source has changed."""
 
 
 def recompress(
@@ -49,34 +50,35 @@ def recompress(
     target_options: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> RecompressReport:
-    """Copy a Zarr store with its reflectance in TEC, on all cores or on a Dask cluster.
+    """Copy a Zarr store and encode its reflectance with TEC, on all cores or on a Dask cluster.
 
-    The call can be repeated after any interruption: it goes on where it was. The target becomes
-    a Zarr store only when its last region is finished.
+    After any interruption, repeat the call: it continues where it stopped. The target becomes a
+    readable Zarr store only when its last region is finished.
 
     Parameters
     ----------
     source : path, URL, zarr Store, Group or Array
         Zarr format 2 or 3, any codec.
     target : path, URL or zarr Store
-        Empty, or the beginning that an earlier call with the same arguments left.
+        Empty, or an incomplete target of an earlier call with the same arguments.
     client : distributed.Client, optional
         Cluster to run on. Default: threads of this process.
     gpu : bool
-        Make regions only on workers with the Dask resource ``GPU``, one at a time for each; if
-        the cluster has other workers too, those read.
+        Encode only on workers with the Dask resource ``GPU``, one region at a time on each. If the
+        cluster has other workers too, those read.
     threads : int, optional
-        Threads without a client. Default: one for each core that this process may use.
+        Number of threads if there is no client. Default: one for each core that this process may
+        use.
     retries : int
         Further attempts for a region that failed.
     verify : {"sample", "full", "none"}
         Read back one chunk of every region, all of it, or nothing, before it counts as finished.
-        Other arrays must be equal. In reflectance, nodata must be equal and nothing else may
-        have become nodata, a ``max_error`` must hold, and the PSNR must be above 20 dB.
+        Arrays copied without loss must be equal. In reflectance, nodata must be equal and nothing
+        else may have become nodata, a ``max_error`` must hold, and the PSNR must reach 20 dB.
     progress : bool
         Show a bar on a terminal.
     source_options, target_options : mapping, optional
-        For the fsspec filesystem of a URL.
+        Options of the fsspec filesystem of a URL.
     **settings
         Those of :class:`tec_zarr.recompression.settings.Settings`: quality, max_error, psnr,
         max_bytes, model, zarr_format, bands, nodata, scale, chunks, shards, variables.
@@ -84,19 +86,20 @@ def recompress(
     Returns
     -------
     RecompressReport
-        Failures are in there, not raised; ``complete`` says whether the target can be used.
+        It lists the regions that failed; these raise no error. ``complete`` says whether the
+        target can be used.
 
     Raises
     ------
     RecompressError
-        Nothing could be begun: a source that cannot be read, a target that cannot be written or
-        that was begun differently, no worker with a GPU.
+        The run could not begin: the source cannot be read, the target cannot be written or was
+        begun with other arguments, or no worker has a GPU.
     UnsupportedArrayError
-        Data that TEC cannot take as they are, or an argument out of its range.
+        TEC cannot encode the data as they are, or an argument is out of its range.
 
     Notes
     -----
-    Once a minute a JSON line goes to the logger ``tec_zarr.recompress``.
+    Once a minute the logger ``tec_zarr.recompress`` gets a JSON line.
     """
     began = time.monotonic()
     wanted = Settings(**settings)
@@ -115,7 +118,7 @@ def recompress(
         resumed = len(finished)
 
         def make() -> Tally:
-            """All regions that are not finished."""
+            """Make all regions that are not finished."""
             tally = Tally(plan, finished.values())
             pending = (
                 Job(array, number, verify)
@@ -162,7 +165,10 @@ def _check_arguments(verify: str, retries: int) -> None:
 
 
 def _check_cluster(client: Client | None, gpu: bool, target: Any) -> int:
-    """Number of workers that encode; refuse what would hang or vanish."""
+    """Return the number of workers that encode.
+
+    Refuses clusters on which tasks would wait for ever, and targets that workers cannot write to.
+    """
     if client is None:
         if gpu:
             raise RecompressError("gpu=True needs a Dask cluster: pass client=Client(...)")
@@ -183,23 +189,23 @@ def _check_cluster(client: Client | None, gpu: bool, target: Any) -> int:
 
 @contextlib.contextmanager
 def _locked(manifest: Manifest, plan: Plan) -> Iterator[Lock | None]:
-    """Begin or go on, with the target locked; None when the whole target is finished."""
+    """Lock the target and begin, or continue. Yields None if the whole target is finished."""
     store = manifest.store
     with contextlib.ExitStack() as stack:
         try:
             complete, lock = _is_complete(manifest, plan), None
             if not complete:
                 lock = stack.enter_context(Lock(store).held())
-                complete = _is_complete(manifest, plan)  # made so by who held the lock before
+                complete = _is_complete(manifest, plan)  # The last holder may have finished it.
             if complete:
-                if list_keys(store, f"{FOLDER}/"):  # of workers that outlived their run
+                if list_keys(store, f"{FOLDER}/"):  # Workers that outlived their run wrote these.
                     manifest.remove()
                 lock = None
             elif manifest.read_config() is None:
                 manifest.write_config(plan.config)
         except RecompressError:
             raise
-        except Exception as error:  # each filesystem has its own kinds
+        except Exception as error:  # Each filesystem raises its own exceptions.
             raise RecompressError(
                 f"the target {store} cannot be written ({type(error).__name__}: {error}); it must "
                 "be a store of files or objects, with room and with permission to write"
@@ -208,7 +214,7 @@ def _locked(manifest: Manifest, plan: Plan) -> Iterator[Lock | None]:
 
 
 def _is_complete(manifest: Manifest, plan: Plan) -> bool:
-    """Whether a target is finished; refuse one that was begun as something else."""
+    """Return whether a target is finished. Refuses one that another plan began."""
     store = manifest.store
     begun = manifest.read_config()
     before = begun if begun is not None else provenance(store)
@@ -222,13 +228,13 @@ def _is_complete(manifest: Manifest, plan: Plan) -> bool:
             "the call with the arguments of the first one, or choose another target"
         )
     if begun is None:
-        # Targets that were finished before this was kept have nothing to compare with.
+        # If the target has no checksums of the source, there is nothing to compare.
         _check_source(plan, before.get(SOURCES_READ, []))
     return begun is None
 
 
 def _check_shared(client: Client, manifest: Manifest) -> None:
-    """Refuse workers that do not see what this process wrote: what they write would be lost."""
+    """Refuse workers that cannot read what this process wrote: their data would be lost."""
     begun = manifest.read_config()
     seen = client.run(Manifest.read_config, manifest)
     apart = sorted(worker for worker, found in seen.items() if found != begun)
@@ -241,7 +247,10 @@ def _check_shared(client: Client, manifest: Manifest) -> None:
 
 
 def _recorded(plan: Plan, manifest: Manifest) -> dict[tuple[int, int], Done]:
-    """All regions as this process sees them: do not publish what workers wrote elsewhere."""
+    """Return all regions that this process sees as finished; raise an error if some are missing.
+
+    Workers without shared storage may have written them elsewhere.
+    """
     seen = manifest.finished()
     if len(seen) < plan.regions:
         raise RecompressError(
@@ -253,14 +262,14 @@ def _recorded(plan: Plan, manifest: Manifest) -> dict[tuple[int, int], Done]:
 
 
 def _some(finished: Mapping[tuple[int, int], Done]) -> list[tuple[int, int, int]]:
-    """Array, region and CRC32 of the source of a few regions, spread over all."""
+    """Return (array, region, CRC32 of the source) of a few finished regions, spread over all."""
     known = sorted(finished)
     picked = known[:: -(-len(known) // _CHECKED_AGAIN) or 1]
     return [(*key, finished[key].source_crc32) for key in picked]
 
 
 def _check_source(plan: Plan, sources_read: Iterable[Sequence[int]]) -> None:
-    """Refuse what was made of another state of the source: read some regions of it again."""
+    """Read some regions of the source again, and raise an error if their checksums differ."""
     for index, number, crc in sources_read:
         array = plan.arrays[index]
         region = array.region_slices(number)
@@ -275,34 +284,26 @@ def _check_source(plan: Plan, sources_read: Iterable[Sequence[int]]) -> None:
 def _publish(
     plan: Plan, manifest: Manifest, finished: Mapping[tuple[int, int], Done], resumed: bool
 ) -> None:
-    """Make the finished target visible, and leave nothing but Zarr."""
+    """Write the metadata of the finished target, which makes it readable, and delete the record."""
     store = manifest.store
     if resumed and isinstance(store, LocalStore):
-        for key in list_keys(store, ""):  # writes that a killed process did not finish
+        for key in list_keys(store, ""):  # A killed process leaves incomplete files.
             if key.endswith(".partial"):
                 sync(store.delete(key))
     try:
         for key, document in plan.metadata(_some(finished)).items():
             write(store, key, document)
         manifest.remove()
-    except Exception as error:  # each filesystem has its own kinds
+    except Exception as error:  # Each filesystem raises its own exceptions.
         raise RecompressError(
             f"all regions are finished, but the metadata could not be written to {store} "
             f"({type(error).__name__}: {error}): repeat the call"
         ) from error
 
 
-# On the worker
-
-
 def _moved(array: ArrayPlan, number: int) -> Failure:
+    """Return the failure of a region whose source changed while it was read."""
     return failure_of(Job(array, number, "none"), RecompressError(
         "the source was written to while it was read: objects of this region have another size, "
         "ETag or time than before"
     ))  # fmt: skip
-
-
-# Engines: each hands the outcome of every job to the observer, and stops when that says so
-
-
-# What the user sees

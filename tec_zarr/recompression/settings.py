@@ -1,4 +1,4 @@
-"""What a recompression was asked for."""
+"""Settings of a recompression, checked."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from tec_zarr.errors import UnsupportedArrayError
 
 @dataclass(frozen=True)
 class Settings:
-    """How the target is made; the arguments are those of :func:`tec_zarr.encoding`.
+    """Settings of the target, mostly the arguments of :func:`tec_zarr.encoding`.
 
     Parameters
     ----------
     quality, model, zarr_format, bands, nodata, scale, max_error, psnr, max_bytes, chunks, shards
         See :func:`tec_zarr.encoding`. Integers with the CF attributes ``scale_factor`` and
-        ``add_offset`` are understood without ``scale``. ``max_error`` is in the units of the data
-        as readers that know CF see them, whatever they are packed in.
+        ``add_offset`` need no ``scale``. ``max_error`` is in the units that readers that know CF
+        see, not in those of the stored integers.
     variables : sequence of str, optional
-        Names or paths of the arrays that are reflectance. Default: those with a band dimension
-        whose coordinate names Sentinel-2 bands, and those named like a band; of arrays whose
-        dimensions have no names only those called "reflectance" or like a band, with four. All
-        others are copied without loss. One name may stand alone.
+        Names or paths of the arrays that are reflectance; a single name may be a str. Default:
+        arrays with a band dimension whose coordinate names Sentinel-2 bands, and arrays named like
+        a band. If the dimensions of an array have no names, it must have four dimensions and be
+        called "reflectance" or like a band. All other arrays are copied without loss.
 
     Raises
     ------
     UnsupportedArrayError
-        An argument out of its range.
+        An argument is out of its range.
     """
 
     quality: float = 4.0
@@ -50,7 +50,8 @@ class Settings:
             raise UnsupportedArrayError(f"zarr_format is {self.zarr_format}, it must be 2 or 3")
         names = {f.name for f in fields(ChunkSpec)} & {f.name for f in fields(self)}
         spec = ChunkSpec(**{name: getattr(self, name) for name in names})
-        # As JSON has them, so that they equal what is on record when a run goes on.
+        # Convert to the types that JSON gives back, so that the settings equal those on record
+        # when a run continues.
         plain: dict[str, Any] = {name: spec.to_config()[name] for name in names}
         if isinstance(self.variables, str):
             plain["variables"] = (self.variables,)

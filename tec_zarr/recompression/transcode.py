@@ -1,4 +1,4 @@
-"""Whole stores transcoded: fewer steps, the other Zarr format, other shards; nothing is decoded."""
+"""Transcode whole stores: to a lower quality, to the other Zarr format, or to other shards."""
 
 from __future__ import annotations
 
@@ -39,41 +39,42 @@ def transcode(
     shards: Sequence[int] | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> int:
-    """Copy a Zarr store without encoding it again: FlexTEC arrays at a lower quality, or arrays of
-    any model in the other Zarr format or in other shards.
+    """Copy a Zarr store at a lower quality, in the other Zarr format or in other shards.
 
-    A lower quality copies everything else byte by byte. Another format or other shards move the
-    chunks of TEC arrays byte by byte, and copy everything else through its values.
+    Nothing is encoded again. Only FlexTEC arrays can get a lower quality; all else is then copied
+    byte by byte. Arrays of any model can move to another format or other shards: TEC chunks are
+    then copied byte by byte, and all other arrays are decoded and written again without loss.
 
     Parameters
     ----------
     source : path, URL, zarr store, Group or Array
-        With an array at least whose codec is TEC; for ``tokens`` with a FlexTEC model.
+        At least one array must have the codec TEC. For ``tokens``, all TEC arrays must be FlexTEC.
     target : path, URL or zarr store
         Empty or missing.
     tokens : int or sequence of int, optional
-        As for `transcode_chunk`; one for each date of a chunk.
+        Tokens to keep, as for `transcode_chunk`: one number for all dates of a chunk, or one for
+        each.
     zarr_format : {2, 3}, optional
-        Format of the target. Default: that of the source, or 3 where ``shards`` has some.
+        Format of the target. Default: that of the source, or 3 if ``shards`` is not empty.
     shards : sequence of int, optional
-        Shape of the shards of TEC arrays, in pixels and dates: whole chunks. Empty: no shards.
-        Default: as they are; none from format 2.
+        Shape of the shards of TEC arrays, in dates, bands and pixels: whole chunks. Empty: no
+        shards. Default: the shards of the source.
     progress : callable
         Called after every object that was copied.
 
     Returns
     -------
     int
-        Chunks that were lowered or moved.
+        Number of chunks that were lowered or moved.
 
     Raises
     ------
     UnsupportedArrayError
-        No TEC array, nothing to do, ``tokens`` together with another format or shards, for
-        ``tokens`` no FlexTEC array or TEC arrays of other models, a codec behind TEC, a target
-        with something in it, or arguments out of range.
+        There is no TEC array, or nothing to do. ``tokens`` came together with another format or
+        shards, or there is a TEC array that is not FlexTEC. Another codec follows TEC. The target
+        is not empty. An argument is out of range.
     TecError
-        As `transcode_chunk`; the target is incomplete then, and cannot be opened.
+        As for `transcode_chunk`. Then the target is incomplete and cannot be opened.
     """
     root = open_source(source, None)
     arrays = {p: node for p, node in list_nodes(root).items() if isinstance(node, zarr.Array)}
@@ -132,7 +133,7 @@ def _check_array(path: str, array: zarr.Array, tokens: int | Sequence[int]) -> N
 
 
 def _object(data: bytes, array: zarr.Array, tokens: int | Sequence[int]) -> tuple[bytes, int]:
-    """A chunk or a shard of chunks at the lower quality, and how many chunks it holds."""
+    """Return a chunk or shard at the lower quality, and the number of chunks in it."""
     if array.shards is None:
         return transcode_chunk(data, tokens), 1
     frames = frames_of(data, math.prod(chunks_in_object(array)))
@@ -141,7 +142,7 @@ def _object(data: bytes, array: zarr.Array, tokens: int | Sequence[int]) -> tupl
 
 
 def _relabelled(data: bytes, tokens: int | Sequence[int]) -> bytes:
-    """Metadata of one object that say the lower quality wherever they named a higher one."""
+    """Return a metadata document with every quality in it lowered to that of ``tokens``."""
 
     def walk(item: Any) -> bool:
         changed = False
@@ -154,7 +155,7 @@ def _relabelled(data: bytes, tokens: int | Sequence[int]) -> bytes:
             label = f"{ATTRIBUTE}_quality"
             if label in item:
                 item[label] = min(item[label], quality_of(tokens))
-                # What was measured or asked for then no longer holds.
+                # The PSNR and the number of bytes of the old quality no longer hold.
                 for name in ("psnr", "max_bytes", "psnr_measured"):
                     item.pop(f"{ATTRIBUTE}_{name}", None)
                 changed = True

@@ -1,4 +1,4 @@
-"""What was written read again and compared with the source."""
+"""Verify a region: read it back from the target and compare it with the source."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ Verify = Literal["sample", "full", "none"]
 
 
 MIN_PSNR = 20.0
-"""Verified samples below this many dB are not a coarse quality but a defect."""
+"""PSNR in dB. A lower one is a defect: no quality setting is that coarse."""
 
 
 def values_in(array: zarr.Array, region: tuple[slice, ...]) -> np.ndarray:
-    """Part of an array in its own dtype, in the machine's byte order.
+    """Read part of an array as an ndarray of the array's dtype, in the machine's byte order.
 
-    Zarr returns the value of an array without dimensions as a scalar, and NumPy gives a text
-    scalar the width of its text.
+    Zarr returns the value of an array without dimensions as a scalar, and NumPy makes the dtype of
+    a text scalar only as wide as its text. Hence the conversion to the array's dtype.
     """
     dtype = array.dtype if array.dtype.kind in "OT" else array.dtype.newbyteorder("=")
     return np.asarray(array[region]).astype(dtype, copy=False)
 
 
 def inside_source(part: tuple[slice, ...], region: tuple[slice, ...]) -> tuple[Any, ...]:
-    """Where a part of a region lies in it; the dots make it an array also without dimensions."""
+    """Return the index of a part inside its region.
+
+    The ellipsis at its end makes the result an array, even if it has no dimensions.
+    """
     return *(slice(p.start - r.start, p.stop - r.start)
              for p, r in zip(part, region, strict=True)), ...  # fmt: skip
 
@@ -43,9 +46,26 @@ def inside_source(part: tuple[slice, ...], region: tuple[slice, ...]) -> tuple[A
 def verify_region(
     array: ArrayPlan, region: tuple[slice, ...], block: np.ndarray, verify: Verify, number: int
 ) -> tuple[int, float, int, float]:
-    """Samples verified, squared error (DN), samples in it, largest error (DN)."""
+    """Read back a region or one of its chunks, and compare it with ``block``.
+
+    Returns
+    -------
+    verified : int
+        Samples read back and compared.
+    squared : float
+        Sum of squared errors of reflectance, DN squared, clipped as for the PSNR.
+    compared : int
+        Number of samples in that sum.
+    worst : float
+        Largest absolute error, DN.
+
+    Raises
+    ------
+    VerificationError
+        What was read back differs from the source more than it may.
+    """
     parts = [] if verify == "none" else array.chunk_slices(region)
-    if verify == "sample":  # any chunk, but the same one in every run
+    if verify == "sample":  # Pick a chunk by a hash, so that every run picks the same one.
         at = zlib.crc32(f"{array.path}:{number}".encode()) % len(parts)
         parts = parts[at : at + 1]
     verified, squared, compared, worst = 0, 0.0, 0, 0.0
@@ -69,17 +89,23 @@ def verify_region(
 
 class _Errors(NamedTuple):
     squared: float
-    """Sum over the measured samples, DN squared, both sides clipped as for PSNR."""
+    """Sum of squared errors over samples that are not nodata, DN squared, clipped as for PSNR."""
     compared: int
-    """How many samples that sum has."""
+    """Number of samples in that sum."""
     largest: float
-    """Largest absolute difference in DN, not clipped."""
+    """Largest absolute error in DN, not clipped."""
 
 
 def _dn_errors(
     spec: ChunkSpec, fill: float | None, reference: np.ndarray, decoded: np.ndarray
 ) -> _Errors:
-    """Compare one chunk of reflectance; nodata and bounds have to hold without exception."""
+    """Compare one chunk of reflectance with its source.
+
+    Raises
+    ------
+    VerificationError
+        Nodata is not where it was, or an error exceeds its bound.
+    """
     nodata = [*spec.fill_values, *(() if fill is None else (fill,))]
     missing, lost = (where_missing(a, nodata) for a in (reference, decoded))
     if not np.array_equal(missing, lost) or not _equal(reference[missing], decoded[missing]):
@@ -89,7 +115,7 @@ def _dn_errors(
     with np.errstate(invalid="ignore"):
         error = after - before
     if reference.dtype.kind == "f":
-        error[reference == decoded] = 0  # infinities too
+        error[reference == decoded] = 0  # The difference of two equal infinities is NaN.
     scale = spec.scale or default_scale(reference.dtype)
     largest = max(float(error.max(initial=0)), -float(error.min(initial=0)))
     if spec.max_error is not None:
@@ -100,16 +126,16 @@ def _dn_errors(
         values /= scale
         values -= spec.offset
         np.clip(values, 0, PEAK, out=values)
-    clipped = (after - before).ravel()  # zero where nodata is
+    clipped = (after - before).ravel()  # 0 for nodata
     return _Errors(float(clipped @ clipped), missing.size - int(missing.sum()), largest / scale)
 
 
 def where_missing(values: np.ndarray, nodata: Iterable[float]) -> np.ndarray:
-    """Where there is nodata or NaN."""
+    """Return where ``values`` are NaN or one of the ``nodata`` values; bool, of the same shape."""
     floats = values.dtype.kind == "f"
     missing = np.isnan(values) if floats else np.zeros(values.shape, bool)
     for value in nodata:
-        # Integers are compared as such: ten times faster than by way of float64.
+        # Comparing integers with an integer is ten times faster than with a float64.
         missing |= values == (value if floats or value % 1 else int(value))
     return missing
 

@@ -1,7 +1,7 @@
-"""Whether a source stays as it is while it is read: its listing before and after.
+"""Find out whether a source changed while it was read, from its listings before and after.
 
-An object that was written anew has another size, ETag or time. Only objects that a region reads
-count, so that dates appended meanwhile do no harm unless they change a chunk that was there.
+An object that was written again has another size, ETag or time. Only objects that a region reads
+count. So appended dates do no harm, unless they change a chunk that existed before.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ _SAYS = (
     "size", "etag", "e_tag", "version", "generation", "mtime", "ino", "LastModified",
     "last_modified", "updated", "modified", "created",
 )  # fmt: skip
-"""What the filesystems call what changes with an object."""
+"""Names that filesystems give to the fields that change when an object is written again."""
 
 State = Sequence[Sequence[int] | None]
-"""A number for each region of each array; None for arrays of stores that cannot be listed."""
+"""A hash for each region of each array; None for an array whose store cannot be listed."""
 
 
 def state_of(arrays: Sequence[ArrayPlan]) -> State:
-    """State of the objects that the regions of the arrays are read from.
+    """Return hashes of the size, ETag and time of the objects that each region is read from.
 
-    Of paths, URLs and obstore's stores; others cannot be listed without reading all they hold.
+    This works for paths, URLs and obstore's stores. Other stores cannot list these without reading
+    every object.
     """
     return [_regions(array) for array in arrays]
 
 
 def changed(before: State, after: State) -> list[tuple[int, int]]:
-    """Array and region of all that were read from objects that have changed since."""
+    """Return (array, region) of all regions that were read from objects that changed."""
     return [
         (index, number)
         for index, (then, now) in enumerate(zip(before, after, strict=True))
@@ -49,9 +50,12 @@ def changed(before: State, after: State) -> list[tuple[int, int]]:
 
 
 def _regions(array: ArrayPlan) -> list[int] | None:
-    with contextlib.suppress(Exception):  # each filesystem has its own kinds
+    """Return a hash for each region of an array; None if its store cannot be listed."""
+    with contextlib.suppress(Exception):  # Each filesystem raises its own exceptions.
         listed = dict(_listing(array.source))
-        if listed:  # not even metadata: unlisted, or gone, which every read looks for
+        # A listing without even metadata means that the store cannot be listed, or that the source
+        # was deleted. `read_block` looks for a deleted source.
+        if listed:
             return [
                 hash(tuple(map(listed.get, array.source_keys(array.region_slices(number)))))
                 for number in range(array.regions)
@@ -60,12 +64,12 @@ def _regions(array: ArrayPlan) -> list[int] | None:
 
 
 def _listing(array: zarr.Array) -> Iterator[tuple[str, int]]:
-    """Key inside the array and state of every object under it.
+    """Yield the key, inside the array, and a hash of the state of every object of the array.
 
     Raises
     ------
     TypeError
-        A store that cannot be listed with sizes.
+        The store cannot be listed with sizes.
     """
     store, path = array.store_path.store, array.path
     if isinstance(store, LocalStore):
@@ -79,7 +83,7 @@ def _listing(array: zarr.Array) -> Iterator[tuple[str, int]]:
         base = "/".join(filter(None, (store.path.rstrip("/"), path)))
         forget_listings(store)
         listed: Mapping[str, Any] = sync(store.fs._find(base, detail=True))
-        forget_listings(store)  # it would be kept in memory
+        forget_listings(store)  # Else fsspec would keep the listing in memory.
         for key, info in listed.items():
             yield _inside(key, base), _said({**info, "etag": info.get("ETag")})
     elif isinstance(store, Obstore):

@@ -1,1 +1,1 @@
-"""From STAC items to cubes in canonical form, and appended to stores."""
+"""Load STAC items, make canonical cubes from them, and write or append these to stores."""

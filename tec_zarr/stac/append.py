@@ -1,4 +1,4 @@
-"""Cubes in canonical form written to a store, and later dates appended to it."""
+"""Write a canonical cube to a store, and append later dates to it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tec_zarr.sentinel2 import NODATA
 from tec_zarr.stac.canonical import in_time_order, rechunk_images
 
 _NOT_SAID = {"f": np.nan, "O": "", "T": "", "U": ""}
-"""What stands, by kind of dtype, in a coordinate that the items of later dates do not have."""
+"""Values, by kind of dtype, for a coordinate that the items of appended dates lack."""
 
 
 @contextmanager
 def without_zarr_notes() -> Iterator[None]:
-    """Strings and consolidated metadata have no specification in v3 yet: nothing to act on."""
+    """Silence Zarr's warnings that v3 does not specify strings and consolidated metadata yet."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have a Zarr V3 specification")
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
@@ -40,17 +40,17 @@ def write(
     Parameters
     ----------
     cube : Dataset
-        From `prepare`, in any Dask chunks; dates are stored in their order.
+        From `prepare`, in any Dask chunks. Dates are sorted.
     out : str or Path
-        A Zarr v3 store that does not exist yet.
+        Path of a new Zarr v3 store.
     quality, model
         As in `tec_zarr.encoding`.
 
     Notes
     -----
-    ``xr.open_zarr(out, decode_coords="all")`` shows all dates. Those of a last time chunk that
-    is not full yet are also kept losslessly, in a group ``tail-N``, so that `append` codes them
-    again from what was measured and not from what was decoded.
+    ``xr.open_zarr(out, decode_coords="all")`` shows all dates. If the last time chunk is not full,
+    its dates are also stored without loss, in a group ``tail-N``. From there `append` encodes them
+    again without a second loss.
     """
     out = Path(out)
     if out.exists():
@@ -67,19 +67,20 @@ def write(
 
 @without_zarr_notes()
 def append(cube: xr.Dataset, out: str | Path) -> int:
-    """Append the dates of a canonical cube that are later than those of a store of `write`.
+    """Append later dates of a canonical cube to a store that `write` made.
 
-    Full time chunks are not touched. The last one, if it is not full, is coded again together
-    with the new dates, from its lossless copy. An interrupted append is repaired by the next.
+    Full time chunks are not changed. If the last time chunk is not full, it is encoded again
+    together with the new dates, from its lossless copy. If an append is interrupted, the next one
+    repairs the store.
 
     Parameters
     ----------
     cube : Dataset
-        From `prepare`, with the same bands and CRS, and pixels on the same lattice: what is
-        outside the store's area is cut off, what is missing is nodata. Dates that the store has
-        are skipped.
+        From `prepare`, with the bands and the CRS of the store, and pixels on the same lattice.
+        Pixels outside the store's area are cut off. Pixels that the cube lacks become nodata. Dates
+        that the store has already are skipped.
     out : str or Path
-        The store; one writer at a time.
+        The store. It allows one writer at a time.
 
     Returns
     -------
@@ -89,7 +90,8 @@ def append(cube: xr.Dataset, out: str | Path) -> int:
     Raises
     ------
     UnsupportedArrayError
-        Another grid, other bands, dates before the last one, or a store of something else.
+        The cube has another grid, other bands, or new dates before the last one of the store; or
+        `write` did not make the store.
     """
     import zarr
 
@@ -148,7 +150,7 @@ def _to_zarr(ds: xr.Dataset, out: Path, **arguments: Any) -> None:
 
 
 def _commit(out: Path, written: xr.Dataset, before: int | None = None) -> None:
-    """Keep the dates of the last, partly filled chunk; then say how many dates are complete."""
+    """Store a lossless copy of the last time chunk if it is not full, then the number of dates."""
     import zarr
 
     dates = (before or 0) + written.sizes["time"]
@@ -172,6 +174,7 @@ def _commit(out: Path, written: xr.Dataset, before: int | None = None) -> None:
 
 
 def _tail(out: Path, root: Any) -> xr.Dataset | None:
+    """Return the lossless copy of the last time chunk; None if that chunk is full."""
     dates = int(root.attrs["tec_dates"])
     if dates % CHUNK["time"] == 0:
         return None
@@ -180,7 +183,13 @@ def _tail(out: Path, root: Any) -> xr.Dataset | None:
 
 
 def _on_grid_of(old: xr.Dataset, new: xr.Dataset, out: Path) -> xr.Dataset:
-    """``new`` on the pixels of ``old``, which catalogues cover more or less of each time."""
+    """Return ``new`` on the pixels of ``old``. Each search may cover another part of these.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        CRS or bands differ, or no pixel is shared.
+    """
     codes = [ds.spatial_ref.attrs.get("crs_wkt") if "spatial_ref" in ds else None
              for ds in (old, new)]  # fmt: skip
     if codes[0] != codes[1]:

@@ -1,8 +1,8 @@
-"""One canonical cube from what stackstac, odc-stac and EOPF products give.
+"""Make a canonical cube from data that stackstac, odc-stac or an EOPF product gives.
 
-DN with the offset of baseline 04.00 removed (:mod:`tec_zarr.stac.offset`), 0 = nodata, canonical
-band names, scene classes beside it. Decided by the shape of the data; none of these libraries is
-imported.
+A canonical cube holds DN without the offset of baseline 04.00 (:mod:`tec_zarr.stac.offset`),
+0 = nodata, canonical band names, and the scene classes as a second variable. The form of the data
+shows where they come from; none of these libraries is imported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def prepare(
     items: Iterable[Any] | None = None,
     offset: int | Sequence[int] | None = None,
 ) -> xr.Dataset:
-    """Canonical cube, in Dask chunks that TEC writes without a surprise.
+    """Make the canonical cube of loaded data, in Dask chunks that suit TEC.
 
     Parameters
     ----------
@@ -37,33 +37,34 @@ def prepare(
         A stackstac array (float64 reflectance with NaN, or DN; SCL may be one of its bands), an
         odc-stac Dataset of bands, or an EOPF product as ``xarray.open_datatree`` gives it.
     items : iterable of pystac.Item or dict, optional
-        The items it was loaded from. odc-stac keeps none of their properties, so the offset is
-        decided from them. Items within an hour of a date belong to it.
+        Items that the data were loaded from. They are needed to decide about the offset of data
+        from odc-stac, which keeps none of their properties. Items within an hour of a date belong
+        to that date.
     offset : int or sequence of int, optional
-        DN that the pixels of all dates, or of each date, carry on top: 0 or 1000. Overrules
-        everything else that is known.
+        DN added to the pixels of all dates, or of each date: 0 or 1000. Overrules all metadata.
 
     Returns
     -------
     Dataset
-        ``reflectance`` (time, band, y, x) uint16 DN, 0 = nodata, dark pixels that fall to 0 or
-        below without the offset set to 1; ``scl`` (time, y, x) uint8 where there is one.
-        Coordinates that Zarr can store, ``spatial_ref`` (CF), ``item_id`` per date, and
-        ``boa_offset_removed``: the DN taken off each date. Bands are in the order of their
-        wavelengths, dates in order. Lazy data stay lazy.
-        ``attrs["history"]`` says in words what was done.
+        ``reflectance`` (time, band, y, x) uint16 DN, 0 = nodata. Dark pixels that would be 0 or
+        less without the offset are 1. ``scl`` (time, y, x) uint8 if the data have scene classes.
+        Coordinates that Zarr can store, ``spatial_ref`` (CF), ``item_id`` for each date, and
+        ``boa_offset_removed``: the DN subtracted from each date. Bands are in the order of
+        wavelengths, dates in order of time. Lazy data stay lazy.
+        ``attrs["history"]`` describes each change in words.
 
     Raises
     ------
     OffsetError
-        Baseline, flag, ``raster:bands`` and pixels contradict each other, or say nothing.
+        Baseline, flag, ``raster:bands`` and pixels contradict one another, or none of them tells
+        whether the offset is there.
     UnsupportedArrayError
-        No Sentinel-2 bands, or bands on several grids.
+        There are no Sentinel-2 bands, or they are on several grids.
 
     Notes
     -----
-    The pixels are asked once: two dark bands of the middle 512 x 512 pixels of each date are
-    read. Pixels can prove that the offset is not there; bright scenes prove nothing.
+    Two dark bands of the middle 512 x 512 pixels of each date are read. Dark pixels can prove that
+    the offset is not there. Bright scenes prove nothing.
     """
     said: list[str] = []
     image, scl = _gather(obj, said)
@@ -82,7 +83,7 @@ def prepare(
     ds = in_time_order(ds)
     if ds is not before_sorting:
         said.append("dates sorted")
-    ds = ds.assign_coords(band=ds.band.values.astype(object))  # U3 is no type of Zarr v3
+    ds = ds.assign_coords(band=ds.band.values.astype(object))  # Zarr v3 has no dtype U3.
     if crs is not None:
         ds = _with_crs(ds, crs)
     before = _chunk_words(ds.reflectance)
@@ -94,7 +95,7 @@ def prepare(
         "long_name": "surface reflectance x 10000",
         "units": "1e-4",
         "source": "Copernicus Sentinel-2",
-        "nodata": NODATA,  # what odc-stac, rioxarray and titiler look for
+        "nodata": NODATA,  # odc-stac, rioxarray and titiler look for this attribute.
     }
     if "scl" in ds:
         ds.scl.attrs = {"long_name": "scene classification"}
@@ -104,21 +105,21 @@ def prepare(
 
 def harmonize(obj: xr.DataArray | xr.Dataset, *, items: Iterable[Any] | None = None,
               offset: int | Sequence[int] | None = None) -> xr.Dataset:  # fmt: skip
-    """Take off the +1000 DN of baseline 04.00 and later where the pixels carry it.
+    """Subtract the +1000 DN of baseline 04.00 and later from the dates that carry it.
 
-    Parameters, errors and the decision are those of `prepare`, and so is the result, but for
-    the chunks, which stay as they are. Dates that went through it before stay as they are.
+    Parameters, errors and result are those of `prepare`, but the chunks stay as they are. Dates
+    from which the offset was removed before are not changed.
     """
     ds = prepare(obj, items=items, offset=offset)
     chunks = obj.chunksizes
     if not chunks:
         return ds.compute()
-    # Bands that are no band (SCL) are no longer among them.
+    # Leave out the chunks of a dimension whose length changed: SCL is no longer one of the bands.
     return ds.chunk({d: c for d, c in chunks.items() if ds.sizes.get(d) == sum(c)})
 
 
 def to_reflectance(cube: xr.DataArray) -> xr.DataArray:
-    """DN to float32 reflectance with NaN for nodata: the way back from the canonical cube."""
+    """Convert a canonical cube from DN to float32 reflectance, with NaN for nodata."""
     out = (cube.where(cube != NODATA) / np.float32(DN_PER_REFLECTANCE)).astype("float32")
     out.attrs = {k: v for k, v in cube.attrs.items() if k not in ("units", "nodata")}
     out.attrs["units"] = "1"
@@ -127,7 +128,7 @@ def to_reflectance(cube: xr.DataArray) -> xr.DataArray:
 
 
 def _gather(obj: Any, said: list[str]) -> tuple[xr.DataArray, xr.DataArray | None]:
-    """Bands as one array with dimensions (time, band, y, x), and the scene classes."""
+    """Return the bands as one array (time, band, y, x), and the scene classes or None."""
     if isinstance(obj, xr.DataTree):
         obj = _flatten_eopf(obj, said)
     if isinstance(obj, xr.DataArray):
@@ -166,10 +167,18 @@ def _gather(obj: Any, said: list[str]) -> tuple[xr.DataArray, xr.DataArray | Non
 
 
 def sort_layers(names: Iterable[str]) -> tuple[dict[str, str], str | None]:
-    """Canonical band name to the name given, in wavelength order; and the name of SCL."""
+    """Find the bands and the scene classes among names.
+
+    Returns
+    -------
+    bands : dict of str to str
+        Canonical name of each band to the given name, in the order of wavelengths.
+    scl : str or None
+        The given name of the scene classes.
+    """
     known: dict[str, str] = {}
     scl = None
-    for name in sorted(names):  # B02_10m before B02_20m: the finest of several wins
+    for name in sorted(names):  # B02_10m comes before B02_20m, so the finest is taken.
         if name.lower().split("_")[0] == "scl":
             scl = scl or name
             continue
@@ -179,14 +188,14 @@ def sort_layers(names: Iterable[str]) -> tuple[dict[str, str], str | None]:
 
 
 def _named(image: xr.DataArray) -> xr.DataArray:
-    """With its band dimension called ``band`` and holding canonical names."""
+    """Rename the band dimension to ``band`` and give it canonical names."""
     dim = find_dim(image, BAND)
     image = image.rename({dim: "band"}) if dim != "band" else image
     return image.assign_coords(band=list(band_names(image.band.values.tolist())))
 
 
 def _by_wavelength(image: xr.DataArray, said: list[str]) -> xr.DataArray:
-    """Bands with canonical names in the order of their wavelengths."""
+    """Sort bands with canonical names by wavelength."""
     order = list(BANDS)
     places = [order.index(name) for name in image.band.values]
     if places == sorted(places):
@@ -196,7 +205,7 @@ def _by_wavelength(image: xr.DataArray, said: list[str]) -> xr.DataArray:
 
 
 def _ordered(da: xr.DataArray) -> xr.DataArray:
-    """Dimensions (time, band, y, x), a scalar time made a dimension."""
+    """Transpose to (time, band, y, x). A scalar time becomes a dimension."""
     time = find_dim(da, TIME)
     if time is None and "time" in da.coords:
         da = da.expand_dims("time")
@@ -214,7 +223,10 @@ def _ordered(da: xr.DataArray) -> xr.DataArray:
 
 
 def _flatten_eopf(tree: xr.DataTree, said: list[str]) -> xr.Dataset:
-    """Bands of the groups r10m, r20m, r60m on the finest grid, each pixel repeated."""
+    """Return the bands of the groups r10m, r20m and r60m on the finest grid.
+
+    The pixels of coarser bands are repeated.
+    """
     found: dict[str, xr.DataArray] = {}
     groups = sorted(tree.subtree, key=lambda node: node.name or "")
     for node in groups:
@@ -249,7 +261,10 @@ def _flatten_eopf(tree: xr.DataTree, said: list[str]) -> xr.Dataset:
 
 
 def _centre(image: xr.DataArray, said: list[str]) -> xr.DataArray:
-    """stackstac labels pixels by their top left corner, rioxarray and CF by their centre."""
+    """Move coordinates from the corners of the pixels to their centres, if they are at corners.
+
+    stackstac labels pixels by their top left corner, rioxarray and CF by their centre.
+    """
     grid = image.attrs.get("transform")
     y, x = find_dim(image, Y), find_dim(image, X)
     if grid is None or x not in image.coords or y not in image.coords:
@@ -264,12 +279,15 @@ def _centre(image: xr.DataArray, said: list[str]) -> xr.DataArray:
 
 
 def _classes(scl: xr.DataArray) -> xr.DataArray:
-    """uint8; loaders make floats with NaN of it, where the item does not say its dtype."""
+    """Convert scene classes to uint8.
+
+    Loaders make floats with NaN from them if the item does not state the dtype.
+    """
     return scl.fillna(0).round().astype("uint8") if scl.dtype.kind == "f" else scl.astype("uint8")
 
 
 def _clean(ds: xr.Dataset, records: list[dict[str, Any]], said: list[str]) -> xr.Dataset:
-    """Only coordinates that Zarr can store, in types and dimensions that later dates have too."""
+    """Keep only coordinates that Zarr can store. Change them so that later dates fit too."""
     dropped = []
     for name, coord in ds.coords.items():
         if name in (*ds.dims, "spatial_ref", REMOVED):
@@ -278,7 +296,7 @@ def _clean(ds: xr.Dataset, records: list[dict[str, Any]], said: list[str]) -> xr
         if values is None:
             dropped.append(str(name))
             ds = ds.drop_vars([name])
-        elif coord.ndim == 0:  # one value for all these dates: others may differ
+        elif coord.ndim == 0:  # These dates share one value, but appended dates may have another.
             ds = ds.assign_coords({name: ("time", np.full(ds.sizes["time"], values))})
         else:
             ds = ds.assign_coords({name: (coord.dims, values)})
@@ -296,12 +314,18 @@ def _clean(ds: xr.Dataset, records: list[dict[str, Any]], said: list[str]) -> xr
 
 
 def _of_source_grid(name: str) -> bool:
-    """Says how the files lie, not how the cube does: that is in ``spatial_ref``."""
+    """Return whether a coordinate describes the grid of the files.
+
+    ``spatial_ref`` describes the grid of the cube.
+    """
     return name == "epsg" or name.startswith("proj:")
 
 
 def _storable(values: np.ndarray) -> np.ndarray | None:
-    """Numbers as floats and strings of any length, with NaN and "" for None; None for objects."""
+    """Convert values of a coordinate to a dtype that Zarr can store; None if that is impossible.
+
+    Integers become floats, with NaN for None. Strings get any length, with "" for None.
+    """
     if values.dtype.kind in "iu":
         return values.astype(np.float64)
     if values.dtype.kind in "bfM":
@@ -320,9 +344,10 @@ def _storable(values: np.ndarray) -> np.ndarray | None:
 
 
 def _with_crs(ds: xr.Dataset, crs: Any) -> xr.Dataset:
-    """With ``spatial_ref``, whose value is the EPSG code as odc-stac has it.
+    """Add the coordinate ``spatial_ref``. Its value is the EPSG code, as odc-stac writes it.
 
-    A value of 0 would be Zarr's fill value: not stored, and VirtualiZarr 2.5 fails on that.
+    A value of 0 would be Zarr's fill value, which Zarr does not store. VirtualiZarr 2.5 fails on
+    such a coordinate.
     """
     if isinstance(crs, xr.DataArray):
         code, attrs = int(crs) if crs.dtype.kind in "iu" else 0, crs.attrs
@@ -343,12 +368,12 @@ def _with_crs(ds: xr.Dataset, crs: Any) -> xr.Dataset:
 
 
 def in_time_order(ds: xr.Dataset) -> xr.Dataset:
-    """``ds`` itself, or sorted by time: ``sel(time=slice(...))`` needs dates in order."""
+    """Sort by time, if dates are not in order. ``sel(time=slice(...))`` needs them in order."""
     return ds if ds.indexes["time"].is_monotonic_increasing else ds.sortby("time")
 
 
 def rechunk_images(ds: xr.Dataset) -> xr.Dataset:
-    """Images in chunks for TEC; coordinates in memory."""
+    """Rechunk images for TEC and load coordinates into memory."""
     coords = {n: c.compute() for n, c in ds.coords.items() if n not in ds.dims}
     return rechunk(ds).assign_coords(coords)
 

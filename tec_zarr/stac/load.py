@@ -1,7 +1,8 @@
-"""From a STAC search to a store in TEC that can grow.
+"""Search a STAC catalogue, load its items, and write them to a store in TEC.
 
-`from_stac` searches, loads (odc-stac or stackstac), makes the canonical cube
-(:mod:`tec_zarr.stac.canonical`) and writes it; `append` adds dates later.
+`from_stac` does all of this: it searches, loads (odc-stac or stackstac), makes the canonical cube
+(:mod:`tec_zarr.stac.canonical`), and writes it or appends it to a store
+(:mod:`tec_zarr.stac.append`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["EARTH_SEARCH", "from_stac", "load", "search"]
 
 EARTH_SEARCH = "https://earth-search.aws.element84.com/v1"
-"""The catalogue searched by default: open, needs no key."""
+"""The catalogue searched by default. It is open and needs no key."""
 
 _EO = "https://stac-extensions.github.io/eo/v1.1.0/schema.json"
 
 _EPSG = ("proj:epsg", "proj:code")
 
 _ALL_BANDS = "all-bands"
-"""Name of the asset of an item whose bands are one file."""
+"""Name given to the asset of an item that has all its bands in one file."""
 
 _PROJECTION = "https://stac-extensions.github.io/projection/v1.1.0/schema.json"
 
@@ -56,12 +57,12 @@ def from_stac(
     model: str = "tec-s2",
     append_dates: bool = False,
 ) -> xr.Dataset:
-    """Search, load, prepare and write: from an area and a period to a store in TEC.
+    """Search an area and a period, load and prepare the data, and write them to a store in TEC.
 
     Parameters
     ----------
     out : str or Path
-        Zarr store: a new one, or with ``append_dates`` one of an earlier call.
+        Path of a new Zarr store, or, with ``append_dates``, of a store of an earlier call.
     bbox, datetime, catalog, collection
         As in `search`.
     bands, resolution, crs, loader
@@ -69,14 +70,14 @@ def from_stac(
     offset
         As in `prepare`.
     quality, model
-        As in `tec_zarr.encoding`; unused with ``append_dates``.
+        As in `tec_zarr.encoding`. Not used with ``append_dates``.
     append_dates : bool
-        Add later dates to ``out``.
+        Whether to append later dates to an existing store.
 
     Returns
     -------
     Dataset
-        The store, opened.
+        The opened store.
     """
     items = search(catalog, bbox=bbox, datetime=datetime, collection=collection)
     loaded = load(items, bbox=bbox, bands=bands, resolution=resolution, crs=crs, loader=loader)
@@ -95,26 +96,26 @@ def search(
     datetime: str,
     collection: str = "sentinel-2-l2a",
 ) -> list[pystac.Item]:
-    """Items of a STAC API, or of a static catalogue on disk, sorted by time.
+    """Search a STAC API, or a static catalogue on disk. Returns the items sorted by time.
 
     Parameters
     ----------
     catalog : str or Path
         URL of a STAC API (Earth Search, Planetary Computer), or path of a ``catalog.json`` or a
-        ``collection.json``, in which ``collection`` is not asked for.
+        ``collection.json``.
     bbox : sequence of float
         West, south, east, north in degrees.
     datetime : str
-        ``"2023-06"``, ``"2023-06-01/2023-08-31"``.
+        A period, such as ``"2023-06"`` or ``"2023-06-01/2023-08-31"``.
     collection : str
-        In a STAC API.
+        Collection of a STAC API. Not used for a catalogue on disk.
 
     Raises
     ------
     UnsupportedArrayError
-        ``datetime`` is not what it should be.
+        ``datetime`` cannot be read as a period.
     TecError
-        Nothing found, a catalogue that cannot be read, or a package is missing.
+        No item was found, the catalogue cannot be read, or a package is missing.
     """
     period = _period(datetime)
     if urlparse(str(catalog)).scheme in ("http", "https"):
@@ -135,23 +136,24 @@ def load(
     crs: str | int | None = None,
     loader: str = "odc-stac",
 ) -> xr.DataArray | xr.Dataset:
-    """Load items lazily, granules of one overpass merged.
+    """Load items lazily, and merge the granules of one overpass.
 
     Parameters
     ----------
     items : sequence of pystac.Item
         For instance from `search`.
     bbox : sequence of float, optional
-        West, south, east, north in degrees; what no item covers is left out. Default: all that
-        the items cover.
+        West, south, east, north in degrees. It is cut to the area that the items cover. Default:
+        that whole area.
     bands : sequence of str, optional
-        Any spelling. Default: every band that all items have. SCL always comes with them.
+        Bands to load, in any spelling. Default: every band that all items have. SCL is always
+        loaded too, if all items have it.
     resolution : float
-        Metres.
+        Side of a pixel in metres.
     crs : str or int, optional
-        Such as ``"EPSG:32632"``. Default: that of most items.
+        CRS such as ``"EPSG:32632"``. Default: that of most items.
     loader : {"odc-stac", "stackstac"}
-        Which library reads.
+        Library that reads the items.
 
     Returns
     -------
@@ -161,10 +163,10 @@ def load(
     Raises
     ------
     UnsupportedArrayError
-        Bands that the items do not share, a ``crs`` that is no EPSG code, a ``resolution`` that
-        is not a positive number.
+        Some items lack a band, ``crs`` is not an EPSG code, or ``resolution`` is not a positive
+        number.
     TecError
-        Items that say no projection, or another loader.
+        An item states no projection, or the loader is unknown.
     """
     if not (np.isfinite(resolution) and resolution > 0):
         raise UnsupportedArrayError(
@@ -213,7 +215,7 @@ def _search_api(
         client = Client.open(url, modifier=sign)
         found = client.search(collections=[collection], bbox=list(bbox), datetime=datetime)
         return list(found.items())
-    except Exception as error:  # pystac-client's, those of requests, and of whatever signs
+    except Exception as error:  # pystac-client, requests and the signing raise their own.
         raise TecError(
             f"the catalogue {url} cannot be searched ({type(error).__name__}: {error}): look at "
             "its address, the name of the collection and the network"
@@ -221,7 +223,7 @@ def _search_api(
 
 
 def _period(datetime: str) -> tuple[np.datetime64, np.datetime64]:
-    """First moment of a period, and the first one after it."""
+    """Return the first moment of a period, and the first moment after it."""
     start, slash, end = datetime.partition("/")
     last = (end or start) if slash else start
     try:
@@ -244,9 +246,9 @@ def _search_files(
     low, high = period
     try:
         catalog = pystac.read_file(str(path))
-        if not isinstance(catalog, pystac.Catalog):  # which a Collection is
+        if not isinstance(catalog, pystac.Catalog):  # A Collection is a Catalog.
             raise pystac.STACError(f"it is a STAC {type(catalog).__name__}")
-    except Exception as error:  # no such file, no JSON, JSON of something else
+    except Exception as error:  # The file is missing, is not JSON, or is other JSON.
         raise TecError(
             f"{path} is neither a STAC API's address nor a catalogue on disk "
             f"({type(error).__name__}: {error})"
@@ -262,9 +264,10 @@ def _search_files(
 
 
 def _with_same_assets(item: pystac.Item) -> pystac.Item:
-    """One name for the file of all bands, which openEO calls differently in every item.
+    """Rename the asset that holds all bands in one file to `_ALL_BANDS`.
 
-    What the item does not say (projection, dtype, nodata) is read from the file.
+    openEO gives it another name in every item. Projection, dtype and nodata are read from the file
+    if the item does not state them.
     """
     several = [name for name, asset in item.assets.items() if len(_eo_bands(asset)) > 1]
     if len(several) != 1 or not sort_layers(_eo_bands(item.assets[several[0]]))[0]:
@@ -281,13 +284,14 @@ def _with_same_assets(item: pystac.Item) -> pystac.Item:
         if code is not None and not any(item.properties.get(k) for k in _EPSG):
             item.properties["proj:epsg"] = code
     asset.extra_fields["bands"] = bands
-    if not any("/eo/" in url for url in item.stac_extensions):  # odc-stac looks no further
+    # odc-stac reads the bands of an asset only if the item lists this extension.
+    if not any("/eo/" in url for url in item.stac_extensions):
         item.stac_extensions.append(_EO)
     return item
 
 
 def _eo_bands(asset: pystac.Asset) -> list[str]:
-    """Names of the bands in an asset's file, in its order."""
+    """Return the names of the bands in an asset's file, in the order of the file."""
     listed = asset.extra_fields.get("eo:bands") or asset.extra_fields.get("bands") or ()
     return [str(band.get("name")) for band in listed]
 
@@ -305,13 +309,13 @@ def _asset_names(items: Sequence[pystac.Item], bands: Sequence[str] | None) -> l
 
 
 def _layers(item: pystac.Item) -> set[str]:
-    """What can be loaded of an item: assets, or the bands of the one file of all bands."""
+    """Return the names of all layers of an item: its assets, and the bands of `_ALL_BANDS`."""
     names = set(item.assets)
     return names | set(_eo_bands(item.assets[_ALL_BANDS])) if _ALL_BANDS in names else names
 
 
 def _covered(items: Sequence[pystac.Item], bbox: Sequence[float] | None) -> list[float] | None:
-    """Part of ``bbox`` that items cover: loaders would fill the rest with nodata."""
+    """Return the part of ``bbox`` that items cover. Loaders would fill the rest with nodata."""
     if bbox is None or any(item.bbox is None for item in items):
         return None if bbox is None else list(bbox)
     boxes = np.array([item.bbox for item in items])
@@ -342,7 +346,10 @@ def _common_epsg(items: Sequence[pystac.Item]) -> int:
 
 
 def _with_projection(item: pystac.Item) -> pystac.Item:
-    """odc-stac reads ``proj:`` fields only of items that list the extension."""
+    """Return an item that lists the projection extension.
+
+    odc-stac reads the ``proj:`` fields only of such items.
+    """
     if any("/projection/" in url for url in item.stac_extensions):
         return item
     item = item.clone()
@@ -351,7 +358,7 @@ def _with_projection(item: pystac.Item) -> pystac.Item:
 
 
 def _plain_with_epsg(item: pystac.Item) -> dict[str, Any]:
-    """stackstac knows ``proj:epsg``, not the newer ``proj:code``."""
+    """Return an item as JSON with ``proj:epsg``, because stackstac does not know ``proj:code``."""
     plain = json.loads(json.dumps(item.to_dict(transform_hrefs=False)))
     plain["properties"]["proj:epsg"] = _item_epsg(item)
     for name, asset in plain["assets"].items():
@@ -360,7 +367,10 @@ def _plain_with_epsg(item: pystac.Item) -> dict[str, Any]:
 
 
 def _merge_granules(cube: xr.DataArray) -> xr.DataArray:
-    """One date for each overpass: the first granule that measured a pixel gives it."""
+    """Merge the granules of each overpass into one date.
+
+    Each pixel comes from the first granule that is not nodata there.
+    """
     import dask.array
 
     starts = [0, *(np.flatnonzero(np.diff(cube.time.values) > SAME_PASS) + 1).tolist()]

@@ -1,9 +1,9 @@
-"""The +1000 DN offset of processing baseline 04.00: is it in the pixels, and off with it.
+"""Decide whether pixels carry the +1000 DN offset of processing baseline 04.00, and remove it.
 
-ESA adds 1000 DN from baseline 04.00 on; Planetary Computer leaves it in; Earth Search takes it
-out and says so in ``earthsearch:boa_offset_applied``, which is sometimes wrong
-(Element84/earth-search issue 71), while its ``raster:bands`` say -0.1 either way (issue 66).
-So every source is asked, the pixels too, and contradictions are refused.
+ESA adds 1000 DN from baseline 04.00 on. Planetary Computer leaves this offset in the pixels. Earth
+Search removes it and says so in ``earthsearch:boa_offset_applied``, but that flag is sometimes
+wrong (Element84/earth-search issue 71). The ``raster:bands`` of Earth Search say -0.1 in either
+case (issue 66). So all metadata and the pixels are compared, and a contradiction raises an error.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ __all__ = ["Evidence", "OffsetError", "remove_offset"]
 _EVIDENCE = ("s2:processing_baseline", "earthsearch:boa_offset_applied", "raster:bands")
 
 REMOVED = "boa_offset_removed"
-"""Coordinate that says which DN were taken off each date."""
+"""Name of the coordinate with the DN that were subtracted from each date."""
 
 SAME_PASS = np.timedelta64(1, "h")
-"""Items closer than this are granules of one overpass: an orbit takes 100 minutes."""
+"""Items closer in time than this are granules of one overpass. An orbit takes 100 minutes."""
 
 _DARK_BANDS = ("B04", "B12", "B02", "B11", "B03")
 
-# An assumption: no scene has reflectance below -0.02 in 2 % of its pixels, so such DN do not
-# carry the offset. Atmospheric correction goes below 0 in deep shade, but not that far.
+# This assumes that no scene has a reflectance below -0.02 in 2 % of its pixels. With the offset
+# such a reflectance is a DN below 800. So if 2 % of the DN are below 800, they do not carry the
+# offset. Atmospheric correction gives values below 0 in deep shade, but not that low.
 _PROOF_DN = BASELINE_0400_OFFSET - 200
 
 _PROOF_SHARE = 0.02
@@ -49,18 +50,18 @@ _PROOF_SHARE = 0.02
 _SAMPLE_SIDE = 512
 
 _ZERO_DN = 1e-3
-"""Below this, floats are a DN of 0 that arithmetic went over."""
+"""A float DN below this is 0 with rounding errors of arithmetic."""
 
-_REFLECTANCE_LIMIT = 5  # nothing reflects that much; DN are above
+_REFLECTANCE_LIMIT = 5  # No reflectance is that high. DN are higher.
 
 
 class OffsetError(TecError):
-    """What is said about the +1000 DN offset contradicts itself, or nothing is said."""
+    """The evidence for the +1000 DN offset contradicts itself, or there is none."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is said about the offset of one date.
+    """Evidence for or against the offset in one date. None means that a source says nothing.
 
     Attributes
     ----------
@@ -71,9 +72,9 @@ class Evidence:
     removed : bool, optional
         ``earthsearch:boa_offset_applied``.
     raster : int, optional
-        DN to take off, after ``raster:bands`` or CF ``add_offset``.
+        DN to subtract according to ``raster:bands`` or CF ``add_offset``.
     absent : bool, optional
-        The pixels prove that there is no offset; None where nothing was measured.
+        Whether the pixels prove that there is no offset; None if too few were measured.
     """
 
     label: str
@@ -83,7 +84,13 @@ class Evidence:
     absent: bool | None = None
 
     def decide(self) -> int:
-        """DN that the pixels carry, 0 or 1000; raises OffsetError."""
+        """Return the offset that the pixels carry, 0 or 1000 DN.
+
+        Raises
+        ------
+        OffsetError
+            The evidence contradicts itself, or there is none.
+        """
         new = None if self.baseline is None else carries_offset(self.baseline)
         if self.removed is not None:
             carried = 0 if self.removed or new is False else BASELINE_0400_OFFSET
@@ -124,18 +131,18 @@ class Evidence:
 def remove_offset(
     image: xr.DataArray, records: list[dict[str, Any]], offset: Any, said: list[str]
 ) -> xr.DataArray:
-    """uint16 DN without the offset, from DN or reflectance as loaded.
+    """Convert loaded DN or reflectance to uint16 DN without the offset.
 
     Parameters
     ----------
     image : DataArray (time, band, y, x)
-        With canonical band names, and what the loader kept of the items.
+        With canonical band names, and with the metadata that the loader kept of the items.
     records : list of dict
-        Of `item_record`.
+        From `item_record`.
     offset : int or sequence of int, optional
-        Decided by the user.
+        The offset of all dates or of each, if the user gave it: 0 or 1000 DN.
     said : list of str
-        What is done is added here.
+        Gets a line about each change.
 
     Raises
     ------
@@ -173,7 +180,7 @@ def remove_offset(
 
 
 def item_record(item: Any) -> dict[str, Any]:
-    """Id, time, properties and asset fields of a pystac item or of its JSON."""
+    """Return id, time, properties and assets of a pystac item or of its JSON."""
     plain = item if isinstance(item, Mapping) else item.to_dict(transform_hrefs=False)
     when = str(plain["properties"]["datetime"]).removesuffix("Z").split("+")[0]
     return {
@@ -185,15 +192,15 @@ def item_record(item: Any) -> dict[str, Any]:
 
 
 def items_of_date(records: list[dict[str, Any]], image: Any, date: int) -> list[dict[str, Any]]:
-    """Records of the items that one date of a cube was made from."""
+    """Return the records of the items that one date of a cube was made from."""
     moment = image.time.values[date]
     return [r for r in records if abs(r["time"] - moment) < SAME_PASS]
 
 
 def _without_declared(image: xr.DataArray) -> xr.DataArray:
-    """Nodata values that ``image`` declares become 0 in integers and NaN in floats.
+    """Replace the nodata values that ``image`` declares by 0 in integers and by NaN in floats.
 
-    Of signed integers with another value for nodata, 0 was measured: it becomes 1.
+    If signed integers declare another value than 0 for nodata, a 0 was measured. It becomes 1.
     """
     if image.dtype.kind == "f":
         missing = is_nodata(image, [v for v in unencoded(image) if v], unpacking(image))
@@ -208,18 +215,19 @@ def _without_declared(image: xr.DataArray) -> xr.DataArray:
 
 
 def _zeros_told(image: xr.DataArray, native: xr.DataArray, sample: np.ndarray) -> xr.DataArray:
-    """``native`` DN with NaN for zeros that mean nothing measured, where they are floats.
+    """Replace zeros that mean nodata by NaN in float DN. Integers stay as they are.
 
-    A float of 0 was measured where NaN or another number says what was not. Where neither
-    attributes nor pixels show that, pixels are empty that are 0 in all bands. A DN of 0 that an
-    offset made of another value is nodata of the file.
+    If the image has NaN, or declares another number as nodata, a loaded 0 was measured. If neither
+    attributes nor pixels show how nodata is marked, a pixel is nodata if it is 0 in all bands. If a
+    DN is 0 but the loaded value is not, an offset was added to the file's nodata value 0: the pixel
+    is nodata.
 
     Parameters
     ----------
     image, native : DataArray (time, band, y, x)
-        As loaded, and in DN.
+        The image as loaded, and in DN.
     sample : ndarray
-        Of `_sample`, of ``image``.
+        Result of `_sample` for ``image``.
     """
     if native.dtype.kind != "f":
         return native
@@ -237,8 +245,17 @@ def _zeros_told(image: xr.DataArray, native: xr.DataArray, sample: np.ndarray) -
 def _undo_scaling(
     image: xr.DataArray, sample: np.ndarray, records: list[dict[str, Any]], said: list[str]
 ) -> tuple[xr.DataArray, list[int | None], bool]:
-    """DN as they are in the files, the offset that the metadata of each date declares, and
-    whether somebody made reflectance of them in a way that the metadata do not tell."""
+    """Convert an image to the DN of the files.
+
+    Returns
+    -------
+    native : DataArray
+        DN as they are in the files.
+    raster : list of int or None
+        Offset in DN that the metadata of each date declare; None if they declare none.
+    rescaled : bool
+        Whether the image was reflectance, but no metadata say how it was made from DN.
+    """
     declared = [_declared(image, i, records) for i in range(image.sizes["time"])]
     raster = [None if d is None else round(-d[1] / d[0]) for d in declared]
     packing = {**image.attrs, **image.encoding}
@@ -248,7 +265,7 @@ def _undo_scaling(
     if image.dtype.kind in "iu":
         return image, raster, False
     measured = sample[np.isfinite(sample)]
-    if not measured.any():  # nothing in the middle: look everywhere
+    if not measured.any():  # The middle of the image is empty: look at all pixels.
         measured = np.atleast_1d(np.nan_to_num(np.abs(image).max().values))
     if np.percentile(np.abs(measured), 99) > _REFLECTANCE_LIMIT:
         _refuse_mixed_units(image, sample, records)
@@ -274,17 +291,17 @@ def _undo_scaling(
 def _declared(
     image: xr.DataArray, date: int, records: list[dict[str, Any]]
 ) -> tuple[float, float] | None:
-    """Scale and offset in ``raster:bands`` of one date, from its items.
+    """Return scale and offset that the ``raster:bands`` of one date declare; None if they do not.
 
-    The coordinate only speaks where no items do: stackstac makes one for all dates of what some
-    items have.
+    The coordinate ``raster:bands`` is used only if the date has no items: stackstac makes one
+    coordinate for all dates, even if only some items have these fields.
     """
     found = set()
     known = items_of_date(records, image, date)
     for record in known:
         for name, asset in record["assets"].items():
             entry = _first_mapping(asset.get("raster:bands"))
-            if entry is None and "raster:scale" in asset:  # version 2 of the raster extension
+            if entry is None and "raster:scale" in asset:  # Version 2 of the raster extension.
                 entry = {k: asset.get(f"raster:{k}", 0) for k in ("scale", "offset")}
             if entry and known_band(name) in image.band.values and "scale" in entry:
                 found.add((float(entry["scale"]), float(entry.get("offset", 0))))
@@ -306,7 +323,10 @@ def _declared(
 def _refuse_mixed_units(
     image: xr.DataArray, sample: np.ndarray, records: list[dict[str, Any]]
 ) -> None:
-    """stackstac rescales those items that have ``raster:bands`` and leaves the others as DN."""
+    """Raise an error if some dates look like reflectance and others like DN.
+
+    stackstac rescales only the items that have ``raster:bands``. The others stay DN.
+    """
     for date, values in enumerate(np.abs(sample)):
         measured = values[np.isfinite(values) & (values > 0)]
         if measured.size >= 50 and np.percentile(measured, 99) <= _REFLECTANCE_LIMIT:
@@ -332,7 +352,7 @@ def _evidence(
 ) -> Evidence:
     pixels = dark[np.isfinite(dark) & (dark != NODATA)]
     absent = bool((pixels < _PROOF_DN).mean() >= _PROOF_SHARE) if pixels.size >= 50 else None
-    if rescaled:  # what is said of the files does not hold for reflectance made of them
+    if rescaled:  # Metadata of the files do not apply to reflectance made from them.
         return Evidence(_label(image, date, records), absent=absent)
     values: dict[str, Any] = {}
     for key in _EVIDENCE[:2]:
@@ -342,7 +362,7 @@ def _evidence(
             coord = image[key]
             cell = (coord.isel(time=date) if "time" in coord.dims else coord).item()
             stated = {str(cell)} if cell is not None and cell == cell else set()
-        # Several baselines of one overpass are fine as long as they agree about the offset.
+        # Items of one overpass may differ in baseline, if these agree about the offset.
         if len({carries_offset(s) for s in stated} if key == _EVIDENCE[0] else stated) > 1:
             raise OffsetError(
                 f"the items of {_label(image, date)} disagree about {key}: {sorted(stated)}. "
@@ -360,7 +380,10 @@ def _evidence(
 
 
 def _property(record: dict[str, Any], key: str) -> Any:
-    """Value in an item; Copernicus names the baseline after the processing extension."""
+    """Return a property of an item; None if it has none.
+
+    Copernicus uses the name of the processing extension for the baseline.
+    """
     properties = record["properties"]
     value = properties.get(key)
     if value is None and key == _EVIDENCE[0] and "sentinel-2" in str(properties.get("platform")):
@@ -371,7 +394,7 @@ def _property(record: dict[str, Any], key: str) -> Any:
 def _warn_if_bright(
     image: xr.DataArray, records: list[dict[str, Any]], carried: np.ndarray, dark: np.ndarray
 ) -> None:
-    """A flag that says "removed" over pixels that all look as if it were still there."""
+    """Warn if the offset is said to be removed, but no sampled pixel is below 1000 DN."""
     for date in np.flatnonzero(carried == 0):
         evidence = _evidence(image, int(date), records, [None] * len(carried), dark[date])
         pixels = dark[date][np.isfinite(dark[date]) & (dark[date] != NODATA)]
@@ -386,7 +409,7 @@ def _warn_if_bright(
 
 
 def _sample(image: xr.DataArray) -> np.ndarray:
-    """Float64 (time, n) of two dark bands in the middle of each date."""
+    """Return samples of two dark bands from the middle of each date, float64 (time, n)."""
     bands = [b for b in _DARK_BANDS if b in image.band.values][:2] or image.band.values[:1].tolist()
     window = {}
     for dim in map(str, image.dims[-2:]):
@@ -397,7 +420,10 @@ def _sample(image: xr.DataArray) -> np.ndarray:
 
 
 def _to_uint16(native: xr.DataArray, taken: Any) -> xr.DataArray:
-    """Without the offset; nodata (0 in integers, NaN in floats) 0, what was measured at least 1."""
+    """Subtract the offset and convert to uint16.
+
+    Nodata (0 in integers, NaN in floats) become 0. All measured pixels become at least 1.
+    """
     if native.dtype == np.uint16 and not np.any(taken):
         return native
     floats = native.dtype.kind == "f"
@@ -415,7 +441,7 @@ def _label(image: xr.DataArray, date: int, records: Sequence[dict[str, Any]] = (
 
 
 def known_band(name: str) -> str | None:
-    """Canonical name of a band; None for what is none."""
+    """Return the canonical name of a band; None if ``name`` is not a band."""
     try:
         return band_name(name)
     except UnknownBandError:

@@ -1,1 +1,1 @@
-"""Zarr stores from outside, without xarray: objects, codec chain, chunks and shards."""
+"""Read and write Zarr stores without xarray: objects, codec chains, chunks and shards."""

@@ -1,4 +1,4 @@
-"""Chunks and shards of an array from outside: codec chain, sizes, headers; nothing is decoded."""
+"""Codec chain, shard index, chunk sizes and TEC headers of an array. Decodes no chunk."""
 
 from __future__ import annotations
 
@@ -23,12 +23,18 @@ _NO_CHUNK = np.iinfo(np.uint64).max
 
 
 def shard_index(shard: bytes, entries: int) -> np.ndarray:
-    """Offsets and lengths (entries, 2), as they stand at the end of a shard; uint64."""
+    """Return offset and length of each chunk (entries, 2), uint64, from the end of a shard."""
     return np.frombuffer(shard[-16 * entries - 4 : -4], "<u8").reshape(entries, 2).copy()
 
 
 def shard_of(frames: Sequence[bytes | None]) -> bytes:
-    """Chunks one after the other, None where there is none, and their index with its CRC32C."""
+    """Build a shard: the chunks one after the other, then their index and its CRC32C.
+
+    Parameters
+    ----------
+    frames : sequence of bytes or None
+        Chunks in the order of the index; None for a chunk that is not stored.
+    """
     from google_crc32c import value  # Zarr's own dependency
 
     index = np.full((len(frames), 2), _NO_CHUNK, "<u8")
@@ -43,7 +49,7 @@ def shard_of(frames: Sequence[bytes | None]) -> bytes:
 
 
 def frames_of(shard: bytes, entries: int) -> list[bytes | None]:
-    """Chunks of a shard by their place in it, None where there is none."""
+    """Return the chunks of a shard in the order of its index; None for a chunk not stored."""
     return [
         None if start == _NO_CHUNK else shard[int(start) : int(start + length)]
         for start, length in shard_index(shard, entries)
@@ -51,18 +57,18 @@ def frames_of(shard: bytes, entries: int) -> list[bytes | None]:
 
 
 def chunks_in_object(array: zarr.Array) -> tuple[int, ...]:
-    """Chunks along each axis in one stored object."""
+    """Return how many chunks one stored object (shard or chunk) holds along each axis."""
     whole = array.shards or array.chunks
     return tuple(n // step for n, step in zip(whole, array.chunks, strict=True))
 
 
 def chunk_bytes(array: zarr.Array) -> np.ndarray:
-    """Stored bytes of every chunk, 0 where nothing was written; decodes nothing.
+    """Return the stored bytes of every chunk, 0 for a chunk that is not stored. Decodes nothing.
 
     Parameters
     ----------
     array : zarr.Array
-        Of either format, with or without shards (with Zarr's default index).
+        Of Zarr format 2 or 3. Shards must have their index at the end, Zarr's default.
 
     Returns
     -------
@@ -87,10 +93,13 @@ def chunk_bytes(array: zarr.Array) -> np.ndarray:
 
 
 def _shard_lengths(path: StorePath, inside: tuple[int, ...]) -> np.ndarray:
-    """Lengths of a shard's chunks, from the index at its end: offset and length of each, CRC32C."""
+    """Return the lengths of a shard's chunks.
+
+    The index at the end of the shard holds offset and length of each chunk, and a CRC32C.
+    """
     index: Any = sync(path.get(byte_range=SuffixByteRequest(16 * math.prod(inside) + 4)))
     lengths = np.frombuffer(index.to_bytes()[:-4], "<u8").reshape(-1, 2)[:, 1]
-    absent = lengths == np.iinfo(np.uint64).max  # never written
+    absent = lengths == np.iinfo(np.uint64).max  # chunks that are not stored
     return np.where(absent, 0, lengths).astype(np.int64).reshape(inside)
 
 
@@ -98,12 +107,15 @@ _HEADER_BYTES = 4096
 
 
 def tec_spec(array: zarr.Array) -> ChunkSpec | None:
-    """TEC's settings for ``array``, None where it is not encoded with TEC."""
+    """Return the TEC settings of ``array``; None if TEC does not encode it."""
     return next((c for c in codecs_of(array) if isinstance(c, ChunkSpec)), None)
 
 
 def frame_headers(array: zarr.Array) -> Iterator[Header]:
-    """Headers of all TEC chunks that are stored, also inside shards, by reading nothing else."""
+    """Yield the header of every stored TEC chunk, inside shards too. Reads only the headers.
+
+    Yields nothing if another codec follows TEC, or if the shard index is not at the end.
+    """
     codecs = codecs_of(array)
     store = array.store_path
     sharding = codecs[0] if isinstance(codecs[0], ShardingCodec) else None
@@ -118,16 +130,16 @@ def frame_headers(array: zarr.Array) -> Iterator[Header]:
         spans = [(0, None)] if sharding is None else _shard_spans(path, entries)
         for start, length in spans:
             head = _get(path, start, min(length or _HEADER_BYTES, _HEADER_BYTES))
-            if head is None:  # a chunk of nothing but the fill value
+            if head is None:  # not stored: all its samples are the fill value
                 continue
             try:
                 yield read_header(head)
-            except FormatError:  # longer than usual, or damaged, which the whole of it says
+            except FormatError:  # The header is longer than _HEADER_BYTES, or it is damaged.
                 yield read_header(_get(path, start, length) or b"")
 
 
 def _shard_spans(path: StorePath, entries: int) -> list[tuple[int, int | None]]:
-    """Start and length of the chunks in a shard, from the index at its end."""
+    """Return start and length of each stored chunk of a shard, from the index at its end."""
     index = sync(path.get(byte_range=SuffixByteRequest(16 * entries + 4)))
     if index is None:
         return []
@@ -142,7 +154,7 @@ def _get(path: StorePath, start: int, length: int | None) -> bytes | None:
 
 
 def codecs_of(array: zarr.Array) -> list[object]:
-    """All codecs of an array, of either format, in the order of encoding."""
+    """Return all codecs of an array of Zarr format 2 or 3, in the order of encoding."""
     if array.metadata.zarr_format == 2:
         return [*array.filters, *array.compressors]
     return [*array.filters, array.serializer, *array.compressors]

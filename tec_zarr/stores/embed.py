@@ -1,15 +1,15 @@
-"""Weights that travel with the data: a store that decodes where its weights are not installed.
+"""Embed model weights in a store, so that machines without these weights can decode it.
 
-:func:`embed_weights` writes the safetensors files of the models that a store's TEC arrays name
-into the group ``tec_weights`` of that store; :func:`use_embedded_weights` brings them into the
-cache of the machine that reads. Codecs never see the store they are called for, so that the
-second step cannot happen by itself; an archive that was copied to a machine without the weights
-says so in the error.
+:func:`embed_weights` writes weights into the group ``tec_weights`` of a store. It writes the
+safetensors files of all models that the TEC arrays of the store name.
+:func:`use_embedded_weights` copies these files into the cache of the machine that reads. Users
+have to call it, because a codec cannot see the store that it decodes for. Without that call,
+decoding raises an error that names the missing weights.
 
-Weights from a store are data from a stranger: only arrays of plain bytes are read, their size is
-checked before and their SHA-256 after reading, they have to parse as safetensors (which cannot
-carry code), every tensor is checked before anything computes with it
-(:mod:`tec_zarr.networks.checks`), and nothing is encoded with them.
+Weights from a store come from a stranger, so they are checked. Only arrays of plain bytes are
+read. Their size is checked before reading, their SHA-256 after it. They must parse as safetensors,
+a format that cannot carry code. :mod:`tec_zarr.networks.checks` checks every tensor before
+anything computes with it. Embedded weights decode only; they never encode.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ from tec_zarr.models.weights import embedded_file, needed_weights, weights_file
 from tec_zarr.stores.objects import write
 
 GROUP = "tec_weights"
-"""Name of the group in the store; its arrays are named by the SHA-256 of what they hold."""
+"""Name of the group in the store. The name of each array is the SHA-256 of its bytes."""
 
 _CHUNK_BYTES = 8 * 2**20
 _MAX_CHUNKS = 4096
-"""Objects that one model's weights may lie in; 2 GiB written here take 256."""
+"""Most chunks that one model's weights may have. `embed_weights` writes 2 GiB as 256 chunks."""
 
 
 def embed_weights(store: Any) -> tuple[str, ...]:
-    """Put the weights that the store's TEC arrays need into the store itself.
+    """Write the weights that the TEC arrays of a store need into that store.
 
     Parameters
     ----------
     store : path, zarr store or zarr Group
-        A group of either Zarr format, writable. Arrays can hold nothing but chunks.
+        A writable group of Zarr format 2 or 3. A single array has no room for weights.
 
     Returns
     -------
     tuple of str
-        SHA-256 (hex) of all weights that the store holds now. Those that it held already are
-        read and not written again; what a call before left unfinished or damaged is replaced.
+        SHA-256 (hex) of all weights that the store holds now. Intact weights that it held already
+        are not written again. Incomplete or damaged ones are replaced.
 
     Raises
     ------
     UnsupportedArrayError
-        An array instead of a group.
+        The store is an array, not a group.
     UnknownModelError
-        An array uses a model of your own (``register_model``): its files are not known here.
+        An array uses a model of your own (``register_model``), whose files tec_zarr does not know.
     WeightsMismatchError
         The weights are not on this machine, or their file was changed.
     """
@@ -92,7 +92,10 @@ def embed_weights(store: Any) -> tuple[str, ...]:
 
 
 def _holds(group: zarr.Group, sha256: str) -> bool:
-    """Whether the weights are there, all of them: a call before may have been killed."""
+    """Return whether the group holds these weights, complete and intact.
+
+    A killed `embed_weights` leaves incomplete weights.
+    """
     if sha256 not in group:
         return False
     try:
@@ -103,7 +106,9 @@ def _holds(group: zarr.Group, sha256: str) -> bool:
 
 
 def _write(group: zarr.Group, sha256: str, data: bytes) -> None:
-    """Write weights in place of what is there; their metadata last, so that all are there or none.
+    """Write weights and replace existing ones.
+
+    The metadata come last, so that readers see complete weights or none.
     """
     if sha256 in group:
         del group[sha256]
@@ -124,17 +129,17 @@ def _write(group: zarr.Group, sha256: str, data: bytes) -> None:
 
 
 def use_embedded_weights(store: Any) -> tuple[str, ...]:
-    """Make the weights that travel in a store known to this machine.
+    """Copy the weights embedded in a store into the cache of this machine.
 
-    They are checked and copied into the user's cache (``$TEC_ZARR_CACHE``, folder ``embedded``), so
-    that other processes of this machine find them too; workers on other machines need the call as
-    well. They decode, and nothing is encoded with them. Weights that are here already are left
-    alone. A store without embedded weights is fine.
+    The call checks the weights and copies them into the user's cache (``$TEC_ZARR_CACHE``, folder
+    ``embedded``). Other processes of this machine find them there. Workers on other machines need
+    the call as well. These weights decode only; they never encode. Weights that this machine has
+    already are left alone. A store without embedded weights is fine.
 
     Parameters
     ----------
     store : path, zarr store or zarr Group
-        As for :func:`embed_weights`; reading is enough.
+        As for :func:`embed_weights`, but it may be read-only.
 
     Returns
     -------
@@ -144,13 +149,13 @@ def use_embedded_weights(store: Any) -> tuple[str, ...]:
     Raises
     ------
     UnsupportedArrayError
-        An array instead of a group.
+        The store is an array, not a group.
     LimitError
-        Weights larger than ``tec_zarr.config.MAX_WEIGHTS_BYTES``.
+        The weights are larger than ``tec_zarr.config.MAX_WEIGHTS_BYTES``.
     WeightsMismatchError
-        Bytes that do not have the SHA-256 that they are stored under.
+        The SHA-256 of the bytes differs from the name of their array.
     FormatError
-        Not an array of plain bytes, or not safetensors.
+        The weights are not an array of plain bytes, or not safetensors.
     """
     root = _open(store, "r")
     group = root.get(GROUP)
@@ -162,7 +167,7 @@ def use_embedded_weights(store: Any) -> tuple[str, ...]:
         try:
             file = weights_file(name, sha256)
         except UnknownModelError:
-            continue  # a model of somebody's own; whoever registers it brings its weights
+            continue  # The user registers this model, and its weights, with register_model.
         if sha256 in group and not file.is_file():
             data = _read(group[sha256], sha256, left)
             left -= len(data)
@@ -185,7 +190,7 @@ def _open(store: Any, mode: Any) -> zarr.Group:
 
 
 def _needed(root: zarr.Group) -> set[tuple[str, str]]:
-    """(model, weights) of every TEC array below ``root``."""
+    """Return (model name, weights SHA-256) of every TEC array below ``root``."""
     arrays = (node for _, node in root.members(max_depth=None) if isinstance(node, zarr.Array))
     specs = [spec for array in arrays for spec in _specs(array)]
     return {
@@ -194,7 +199,7 @@ def _needed(root: zarr.Group) -> set[tuple[str, str]]:
 
 
 def _specs(array: zarr.Array) -> Iterator[ChunkSpec]:
-    """TEC configurations of an array, also inside its shards."""
+    """Yield the TEC settings of an array, inside its shards too."""
     codecs = [array.serializer, *array.compressors, *array.filters]
     while codecs:
         codec = codecs.pop()
@@ -236,7 +241,7 @@ def _check_bytes(data: bytes, sha256: str, where: str) -> None:
 
 
 def _keep(data: bytes, sha256: str, file: Path) -> None:
-    """Write checked weights to ``file``; readers see all of it or nothing."""
+    """Check weights and write them to ``file`` in one step: readers see all of it or nothing."""
     from safetensors import SafetensorError, safe_open
 
     _check_bytes(data, sha256, f"{GROUP}/{sha256}")

@@ -1,4 +1,4 @@
-"""What a store says about its arrays: sizes, settings, kept bounds."""
+"""Sizes, TEC settings and measured errors of the arrays in a store. Decodes no chunk."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tec_zarr.stores.chunks import chunk_bytes, codecs_of, frame_headers, tec_sp
 
 @dataclass(frozen=True)
 class Stored:
-    """The store that a decoded cube came from.
+    """Sizes and settings of the store that a decoded cube came from.
 
     Attributes
     ----------
     n_bytes : int
-        All bytes of its reflectance, metadata included.
+        Stored bytes of the reflectance arrays, metadata included.
     chunks : tuple of int
-        Chunk shape, as many numbers as the array has dimensions.
+        Chunk shape, one length per dimension.
     chunk_bytes : ndarray of int, optional
-        Bytes of every chunk, one entry per chunk and dimension; None where the reflectance is
-        more than one array.
+        Stored bytes of every chunk, one entry per chunk along each dimension. None if the
+        reflectance is more than one array.
     spec : ChunkSpec, optional
-        TEC's settings; None where the store is not TEC.
+        TEC settings; None if the store is not TEC.
     """
 
     n_bytes: int
@@ -39,7 +39,7 @@ class Stored:
 
     @classmethod
     def of(cls, path: str | Path, names: Sequence[str]) -> Stored:
-        """Read sizes and settings of the arrays ``names`` of a Zarr store; decodes nothing."""
+        """Read sizes and settings of the arrays ``names`` of a Zarr store. Decodes nothing."""
         node = zarr.open(path, mode="r")
         nodes = [node] if isinstance(node, zarr.Array) else [node[name] for name in names]
         arrays = [array for array in nodes if isinstance(array, zarr.Array)]
@@ -53,18 +53,19 @@ class Stored:
 
 @dataclass(frozen=True)
 class KeptBound:
-    """A bound of an array, and how far its chunks are from it.
+    """An error bound of an array, and the largest error that its chunks have.
 
     Attributes
     ----------
     name : str
-        Of a band or of an index.
-    asked, error : float
-        Largest absolute error that was asked for, and that was measured when the chunks were
-        written: in the units of the stored array, or of the index. Infinity if only an index of
-        the band has a bound.
+        Name of a band or of an index.
+    asked : float
+        Largest absolute error allowed, in the units of the stored array or of the index. Infinity
+        if only an index of the band has a bound.
+    error : float
+        Largest absolute error measured when the chunks were written, in the same units.
     is_index : bool
-        Whether it is an index.
+        Whether the bound is on an index, not on a band.
     """
 
     name: str
@@ -80,15 +81,17 @@ class StoredArray:
     Attributes
     ----------
     path : str
-        Inside the store.
+        Path inside the store.
     shape, dtype, chunks
-        As in its metadata.
+        As in the metadata of the array.
     codec : str
-        What its chunks are encoded with.
-    raw_bytes, stored_bytes : int
-        Size in memory, and all bytes under its path in the store, metadata included.
+        Codec of its chunks, in words.
+    raw_bytes : int
+        Size in memory.
+    stored_bytes : int
+        All bytes under its path in the store, metadata included.
     bounds : tuple of KeptBound
-        Of arrays that were written with ``max_error``.
+        Bounds and measured errors of an array written with ``max_error``; else empty.
     """
 
     path: str
@@ -102,17 +105,17 @@ class StoredArray:
 
     @property
     def ratio(self) -> float:
-        """Raw by stored size."""
+        """Raw bytes divided by stored bytes."""
         return self.raw_bytes / max(1, self.stored_bytes)
 
     @property
     def bits_per_sample(self) -> float:
-        """Stored bits for each pixel of each band."""
+        """Stored bits per sample (one pixel of one band on one date)."""
         return 8 * self.stored_bytes / max(1, math.prod(self.shape))
 
 
 def stored_arrays(store: str | Path) -> list[StoredArray]:
-    """All arrays of a Zarr store of either format, without decoding a chunk."""
+    """Describe all arrays of a Zarr store of format 2 or 3. Decodes nothing."""
     node = zarr.open(store, mode="r")
     if isinstance(node, zarr.Array):
         return [_stored("/", node)]
@@ -121,10 +124,10 @@ def stored_arrays(store: str | Path) -> list[StoredArray]:
 
 
 def kept_bounds(array: zarr.Array) -> tuple[KeptBound, ...]:
-    """Bounds of an array and the errors that the headers of its chunks list. Decodes nothing.
+    """Return the bounds of an array and the errors listed in its chunk headers. Decodes nothing.
 
-    Empty for arrays without ``max_error``, and where a chunk does not say: it was written before
-    frames did, or another codec comes after TEC.
+    The result is empty if the array has no ``max_error``, if a chunk header lists no errors, or
+    if another codec follows TEC.
     """
     spec = tec_spec(array)
     if spec is None or spec.max_error is None:
@@ -133,7 +136,7 @@ def kept_bounds(array: zarr.Array) -> tuple[KeptBound, ...]:
     names: Sequence[str] | None = spec.bands
     for header in frame_headers(array):
         if header.bounds is None and header.latents_crc == 0:
-            continue  # nothing in this chunk is coded
+            continue  # No sample of this chunk is coded.
         if header.errors is None:
             return ()
         names = names or header.bands
@@ -176,4 +179,7 @@ def _target(spec: ChunkSpec) -> str:
 
 
 ATTRIBUTE = "lossy_compression"
-"""Attribute of an array that names its container; prefix of those with its parameters."""
+"""Attribute that names the CF container of an array's lossy compression.
+
+The names of the attributes that hold its parameters begin with it.
+"""

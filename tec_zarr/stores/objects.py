@@ -1,4 +1,4 @@
-"""Stores and their objects: open, list, read, write; metadata last."""
+"""Open Zarr stores; list, read and write their objects."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ _METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 
 
 def open_source(source: Any, options: Mapping[str, Any] | None) -> zarr.Group | zarr.Array:
-    """Open a path, URL or store for reading; Zarr objects are taken as they are."""
+    """Open a path, URL or store for reading. A Zarr group or array is returned unchanged."""
     if isinstance(source, zarr.Group | zarr.Array):
         return source
     try:
         if isinstance(source, Path) or (isinstance(source, str) and "://" not in source):
-            source = str(Path(source).absolute())  # workers may run in another directory
+            source = str(Path(source).absolute())  # Workers may run in another directory.
         return zarr.open(source, mode="r", storage_options=dict(options) if options else None)
-    except Exception as error:  # each filesystem has its own kinds
+    except Exception as error:  # Each filesystem raises its own exceptions.
         raise RecompressError(
             f"the source {source} cannot be opened as Zarr ({type(error).__name__}: {error})"
         ) from error
 
 
 def list_nodes(source: zarr.Group | zarr.Array) -> dict[str, zarr.Group | zarr.Array]:
-    """The node at the root and all below it, by path, in alphabetical order.
+    """Return the root node and all nodes below it, by path, in alphabetical order.
 
-    Each has its own metadata, because consolidated ones may be older: those are taken only where
-    a store cannot be listed, such as behind most web servers.
+    Each node is read from its own metadata, because consolidated metadata may be out of date.
+    Consolidated metadata are used only if the store cannot be listed, as behind most web servers.
     """
     if isinstance(source, zarr.Array):
         return {"": source}
     nodes: list[tuple[str, zarr.Group | zarr.Array]] = []
     own = source
     if source.metadata.consolidated_metadata is not None:
-        with contextlib.suppress(Exception):  # each filesystem has its own kinds
+        with contextlib.suppress(Exception):  # Each filesystem raises its own exceptions.
             own = zarr.open_group(source.store_path, mode="r", use_consolidated=False)
             nodes = sorted(own.members(max_depth=None))
     if not nodes:
@@ -52,7 +52,7 @@ def list_nodes(source: zarr.Group | zarr.Array) -> dict[str, zarr.Group | zarr.A
 
 
 def open_target(target: Any, options: Mapping[str, Any] | None) -> Store:
-    """Store of a path or URL; a store is taken as it is. Nothing is written."""
+    """Open a path or URL as a store for writing. A store is returned unchanged. Writes nothing."""
     if isinstance(target, Store):
         return target
     if "://" in str(target):
@@ -61,17 +61,21 @@ def open_target(target: Any, options: Mapping[str, Any] | None) -> Store:
 
 
 def is_metadata(key: str) -> bool:
-    """Whether a key of a store is that of a metadata document."""
+    """Return whether a key of a store names a metadata document."""
     return key.rpartition("/")[2] in _METADATA
 
 
 def publication_order(key: str) -> tuple[Any, ...]:
-    """Sort key: metadata documents last, the root's at the end, which makes the rest visible."""
+    """Return a sort key that puts metadata documents last, and those of the root at the end.
+
+    Readers find a store only once its root metadata exist. Writing them last hides incomplete
+    stores.
+    """
     return is_metadata(key), -key.count("/"), key == ".zmetadata", key
 
 
 def read(store: Store, key: str) -> bytes | None:
-    """One object, None where there is none."""
+    """Return the bytes of one object; None if it does not exist."""
     data = sync(store.get(key, default_buffer_prototype()))
     return None if data is None else data.to_bytes()
 
@@ -82,7 +86,7 @@ def write(store: Store, key: str, data: bytes) -> None:
 
 
 def list_keys(store: Store, prefix: str) -> list[str]:
-    """Keys under ``prefix``."""
+    """Return all keys that start with ``prefix``."""
 
     async def collect() -> list[str]:
         return [key async for key in store.list_prefix(prefix)]
@@ -91,7 +95,7 @@ def list_keys(store: Store, prefix: str) -> list[str]:
 
 
 def forget_listings(store: Store) -> None:
-    """Make fsspec look again: workers write behind the back of its cached listings."""
+    """Drop fsspec's cached listings, which do not show objects that other processes wrote."""
     filesystem = getattr(store, "fs", None)
     if filesystem is not None:
         filesystem.invalidate_cache()

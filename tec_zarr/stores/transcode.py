@@ -1,14 +1,15 @@
-"""What stored data become without encoding them again: FlexTEC at a lower quality, quick previews
-of it, and arrays of any model in the other Zarr format or in other shards
-(`tec_zarr.recompression.moving`).
+"""Lower the quality of one FlexTEC chunk without encoding it again, and preview it.
 
-FlexTEC keeps the 16 tokens of a date apart, coarse ones first. A chunk is lowered by cutting its
-last tokens off, which takes neither the network nor its weights; where later dates were predicted
-from tokens that go, those that stay are decoded and coded anew, by the network but without any
-further loss. Either way the chunk is the one that encoding at the lower quality makes.
+FlexTEC stores the 16 tokens of a date separately, coarse ones first. Cutting off the last
+tokens lowers the quality of a chunk. That needs neither the network nor its weights, unless later
+dates were predicted from tokens that are cut. Then the network decodes the remaining tokens and
+codes them again, without further loss. Either way the result equals the chunk that encoding at the
+lower quality makes.
 
-The steps of ``tec-flex-s2`` are its tokens. Its dates are predicted from the same step of one
-another, so that a chunk is cut to one number of steps, without any network.
+``tec-flex-s2`` calls its tokens steps. It predicts each step of a date from the same step of
+another date. So all dates of a chunk are cut to the same number of steps, without the network.
+
+`tec_zarr.recompression.transcode` does the same for whole stores.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tec_zarr.models.protocol import Encoded
 from tec_zarr.models.registry import register_model
 from tec_zarr.models.tokens import TOKENS, ContextError, check_tokens, cut
 
-#: The model whose dates have to be cut together.
+#: The model that needs the same number of steps for all dates of a chunk.
 _STEPPED = "tec-flex-s2"
 
 Shape = tuple[int, int, int, int]
@@ -45,23 +46,24 @@ def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> by
     data : bytes-like
         One frame.
     tokens : int or sequence of int
-        Tokens to keep of every date, or of each: 1 to 16. Dates that have fewer stay as they are.
+        Tokens to keep, 1 to 16: one number for all dates, or one for each. Dates that have fewer
+        tokens stay as they are.
 
     Returns
     -------
     bytes
-        Of FlexTEC a frame as :func:`tec_zarr.encode_chunk` makes it at the lower quality; of
-        tec-flex-s2 the first steps of this one.
+        For FlexTEC, the frame that :func:`tec_zarr.encode_chunk` makes at the lower quality. For
+        tec-flex-s2, a frame with the first steps of ``data``.
 
     Raises
     ------
     UnsupportedArrayError
-        A chunk of another model, tokens out of range, or several numbers for tec-flex-s2.
+        The chunk is of another model, tokens are out of range, or tec-flex-s2 got several numbers.
     FormatError, ChecksumError, VersionError
-        Damaged bytes.
+        The bytes are damaged.
     UnknownModelError, WeightsMismatchError
-        Later dates were predicted from tokens that go, and the weights that coding them anew
-        takes are not here.
+        Later dates were predicted from tokens that are cut, and this machine lacks the weights
+        that are needed to code these dates again.
     """
     frame = read_frame(data)
     _check_model(frame.header)
@@ -81,27 +83,27 @@ def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> by
 
 
 def preview_chunk(data: bytes | memoryview, tokens: int = 2) -> np.ndarray:
-    """Decode the first tokens of a FlexTEC chunk only: coarse, and sooner.
+    """Decode only the first tokens of a FlexTEC chunk: coarser, but faster.
 
     Parameters
     ----------
     data : bytes-like
         One frame.
     tokens : int
-        Tokens shown of every date, 1 to 15. Of dates that others were predicted from, more may
-        have to be decoded.
+        Tokens to show of every date, 1 to 15. If other dates were predicted from a date, more of
+        its tokens may have to be decoded.
 
     Returns
     -------
     ndarray
-        As from :func:`tec_zarr.decode_chunk`.
+        As :func:`tec_zarr.decode_chunk` returns it.
 
     Raises
     ------
     UnsupportedArrayError
-        A chunk of another model, or tokens out of range.
+        The chunk is of another model, or tokens are out of range.
     TecError
-        As :func:`tec_zarr.decode_chunk`.
+        As for :func:`tec_zarr.decode_chunk`.
     """
     frame = read_frame(data)
     _check_model(frame.header)
@@ -119,7 +121,7 @@ def preview_chunk(data: bytes | memoryview, tokens: int = 2) -> np.ndarray:
 
 
 def whole(tokens: Any) -> int | list[int]:
-    """Tokens as Python's integers, whoever made them."""
+    """Convert token numbers (Python or NumPy integers) to Python integers."""
     try:
         return whole_number(tokens) if np.ndim(tokens) == 0 else [whole_number(k) for k in tokens]
     except TypeError:
@@ -145,7 +147,15 @@ def _check_model(header: Header) -> None:
 
 
 def is_flexible(name: str, model: Callable[[], object]) -> bool:
-    """Whether a model is FlexTEC; published ones are known without their weights."""
+    """Return whether a model is FlexTEC. Published models need not be loaded for that.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model.
+    model : callable
+        Loads the model. Called only if the model is not a published one.
+    """
     published = models_published.PUBLISHED.get(name.partition("/")[0])
     if published is not None:
         return published.architecture == "flex"
@@ -157,7 +167,7 @@ def _lowered(
     tokens: int | Sequence[int],
     shorter: Callable[[list[bytes], Shape, list[int]], Encoded],
 ) -> bytes:
-    """The frame with every tile's sections replaced by shorter ones, and its checksum with them."""
+    """Replace the sections of every tile by shorter ones, and update the latents checksum."""
     header = frame.header
     kept = check_tokens(tokens, header.shape4[0])
     kinds = SectionKind.MASK, SectionKind.EXACT
@@ -188,5 +198,5 @@ def _lowered(
 
 
 def quality_of(tokens: int | Sequence[int]) -> float:
-    """Quality of the codec's scale, which starts at two tokens."""
+    """Convert tokens to the codec's quality scale, where two tokens are quality 1."""
     return max(1.0, (tokens if isinstance(tokens, int) else max(tokens)) / 2)
