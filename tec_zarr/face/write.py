@@ -84,8 +84,8 @@ def to_zarr(
     lazy (``compute=False``) or goes to a ``region``.
 
     A process that is killed while it writes leaves a store that opens, with nodata in place of
-    the missing chunks. ``tec-zarr encode`` and `tec_zarr.recompress` do not, as they write the
-    metadata last.
+    the missing chunks. ``tec-zarr encode`` and `tec_zarr.recompress` do not: their result can be
+    opened only when it is complete.
     """
     if measure and not compute:
         raise UnsupportedArrayError("nothing can be measured before it is written: compute=True")
