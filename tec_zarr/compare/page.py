@@ -285,7 +285,7 @@ def _chunks(
 ) -> dict[str, object] | None:
     """Bits per sample of every chunk, as one image for each position along dates and bands.
 
-    Returns None if the chunk sizes are not known or an image would have a single chunk.
+    Returns None if several arrays hold the reflectance, or if an image would be a single chunk.
     """
     if stored.chunk_bytes is None or math.prod(stored.chunk_bytes.shape[-2:]) == 1:
         return None
