@@ -53,8 +53,8 @@ class Rules:
     """Rules that give weights to other dates, and the share of each rule for one date.
 
     The rules are ordinary kriging in time with the variograms of `EXPONENTS`, and taking the last
-    date before. The share of a rule is the likelihood of its errors on the nearest dates. Each of
-    these is estimated from all dates but itself and ``date``.
+    date before. The share of a rule is the likelihood of its errors on the `COMPARED` nearest
+    dates, scaled to a sum of 1. Each of these dates is estimated from the others.
 
     Attributes
     ----------
