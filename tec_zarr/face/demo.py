@@ -58,7 +58,7 @@ def run_demo(
     """
     said: list[str] = []
     ds = synthetic.dataset() if source is None else open_cube(source, bands=bands, said=said)
-    # Kept lazy up to here, so that the store is the same as that of `tec-zarr encode`.
+    # Lazy until the encoding is chosen, so that the store is the same as that of `tec-zarr encode`.
     ds = rechunk(stack_bands(ds, said=said))
     settings = encoding(ds, quality=quality, model=model, scale=scale)
     names = chosen_variables(ds, None)
