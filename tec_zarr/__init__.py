@@ -1,7 +1,8 @@
 """TerraCodec (TEC) for Sentinel-2 cubes, as a numcodecs and a Zarr v3 codec.
 
-The names below are loaded when they are first used: ``import tec_zarr`` costs neither torch
-nor xarray, so that opening a store stays cheap. It makes the accessor ``.tec`` known to xarray.
+``import tec_zarr`` imports neither torch nor xarray, so that opening a store stays cheap. Each
+public name is loaded from its module at its first use. The import also registers the accessor
+``.tec`` with xarray, now or as soon as xarray is imported.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ _HOME = {
     "stack_bands": "cubes.stacking",
     "unstack_bands": "cubes.stacking",
 }
+"""The module below ``tec_zarr`` that defines each public name."""
 
 __all__ = [
     "TEC",
@@ -85,7 +87,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":  # reads the metadata of the installation: not at every import
+    if name == "__version__":  # reading the installation's metadata is too slow for every import
         value = importlib.import_module("importlib.metadata").version("tec_zarr")
     elif name in _HOME:
         value = getattr(importlib.import_module(f"tec_zarr.{_HOME[name]}"), name)

@@ -1,8 +1,8 @@
 """Limits that keep a damaged or hostile frame from taking the machine down.
 
 They are read at every call, so a program that needs more can set them once, at its start:
-``tec_zarr.config.MAX_CHUNK_SAMPLES = 2**32``. What a decoder allocates follows from them, see
-``docs/robustness.md``.
+``tec_zarr.config.MAX_CHUNK_SAMPLES = 2**32``. They bound what a decoder allocates:
+``docs/robustness.md`` says how.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ MAX_BANDS: int = 2**12
 """Longest band axis of a chunk."""
 
 MAX_LATENT_SECTIONS: int = 2**10
-"""Most latent sections of a frame: one a date and tile of 512 x 512 pixels. Each takes 1 to
-50 ms to decode (tec-s2, tec-flex-s2), however few its pixels are."""
+"""Most latent sections of a frame. A frame has one per date and tile of 512 x 512 pixels.
+Decoding one takes 1 to 50 ms (tec-s2, tec-flex-s2), even if its tile has few pixels."""
 
 MAX_HEADER_BYTES: int = 2**20
-"""Longest frame header; one of 1 MiB lists some 170,000 sections."""
+"""Longest frame header. A header of 1 MiB lists some 170,000 sections."""
 
 MAX_LATENTS_BYTES: int = 2**30
-"""Most bytes that the latents and the bound layer of one frame may have, as they are stored."""
+"""Most bytes of the latents and the bound layer of one frame, as stored."""
 
 MAX_MASK_BYTES: int = 2**31
-"""Most bytes that the mask and the exact values of one chunk may inflate to, each."""
+"""Most bytes of the mask of one chunk, and of its exact values, after decompression."""
 
 MAX_WEIGHTS_BYTES: int = 2**31
-"""Largest weights that are read from a store, all of its models together; TEC-TT's take 0.5 GB."""
+"""Most bytes of weights read from one store, all its models together. TEC-TT's take 0.5 GB."""
 
 MAX_CONCURRENT_CHUNKS: int = max(1, os.cpu_count() or 1)
-"""Chunks that may be inside a model at once; read when :mod:`tec_zarr.codec.encode` is imported.
+"""Chunks that a model may process at once. Unlike the limits above, it is read only once, when
+:mod:`tec_zarr.codec.batching` is imported.
 
-Zarr hands up to ten chunks to as many threads, and each would hold its own activations.
+Zarr passes up to ten chunks to ten threads, and each thread holds its own activations in memory.
 """
 
 DEVICE: str = os.environ.get("TEC_ZARR_DEVICE", "auto")
-"""Where published models go when they are loaded: ``"auto"`` (a GPU if torch has one, else the
-CPU) or a device of torch's. The default model runs on the CPU whatever this says.
+"""Device that published models are loaded on: ``"auto"`` (a GPU if torch has one, else the CPU)
+or the name of a torch device. The default model ignores this and runs on the CPU.
 """

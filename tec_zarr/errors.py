@@ -1,6 +1,7 @@
-"""Everything that tec_zarr raises or warns about, so that callers can catch by meaning.
+"""The errors and warnings that several rooms of tec_zarr share, one class per meaning.
 
-Every error is a ``ValueError``: Zarr and numcodecs pass those on to the user unchanged.
+Callers can catch each by its meaning. Every error is a ``ValueError``, because Zarr and numcodecs
+pass those on to the user unchanged.
 """
 
 from __future__ import annotations
@@ -42,16 +43,19 @@ class WeightsMismatchError(TecError):
 
 
 class SecondGenerationWarning(UserWarning):
-    """Data that already went through TEC is about to go through it again and lose more."""
+    """Data that TEC already compressed is about to be compressed with TEC again and lose more."""
 
 
 class SeparateBandsWarning(UserWarning):
-    """Bands in variables of their own are about to cost twice the bytes of one array."""
+    """Bands are in separate variables, which take about twice the bytes of one array."""
 
 
 class UnsuitedDataWarning(UserWarning):
-    """Data that TEC would keep badly, whatever the quality: classes, or more than twelve bands.
-    Or chunks that are padding for the most part."""
+    """TEC does not suit the data.
+
+    They are classes, have more than twelve bands, or their chunks are mostly padding. A higher
+    quality does not help.
+    """
 
 
 _OF_DATA = (
@@ -61,10 +65,10 @@ _OF_DATA = (
 
 
 def is_of_data(error: Exception) -> bool:
-    """Whether an error raised inside a decoder can come from the bytes that it was given.
+    """Return whether bad input bytes can have caused an error that a decoder raised.
 
-    What the machine or the caller causes cannot: memory that is short (torch has its own errors
-    for it), files, timeouts, whatever a signal handler raises, warnings turned into errors.
+    False for errors that the machine or the caller causes: a lack of memory (torch has its own
+    errors for it), files, timeouts, exceptions of signal handlers, warnings turned into errors.
     """
     short = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
     return isinstance(error, _OF_DATA) and not short and not isinstance(error, RecursionError)
@@ -75,8 +79,8 @@ class RecompressError(TecError):
 
 
 class VerificationError(RecompressError):
-    """What was read back is not what was written."""
+    """Data read back from the target differ from the data written."""
 
 
 class TargetError(RecompressError):
-    """The target takes nothing more: no space, or no permission."""
+    """The target accepts no more data: it has no space, or it denies permission."""

@@ -1,8 +1,10 @@
-"""What an interruption leaves: the result as it was before, and nothing beside it.
+"""Results that are written completely or not at all, even if the process is interrupted.
 
-A result is written in a hidden folder beside its place, and renamed when it is complete. The
-folder holds a file that its writer keeps locked. The kernel drops the lock of a killed process, so
-that the next writer of the same result can tell what is abandoned from what is at work.
+A result is written into a hidden folder beside its final path. When it is complete, it is renamed
+to that path. An interruption leaves the earlier result in place and no partial files.
+
+The writer keeps a lock on a file in the hidden folder. The kernel releases the lock when a process
+is killed. So the next writer of the same result can tell an abandoned folder from one in use.
 """
 
 from __future__ import annotations
@@ -22,29 +24,30 @@ from tec_zarr.errors import UnsupportedArrayError
 
 try:
     import fcntl
-except ImportError:  # Windows: abandoned folders stay there
+except ImportError:  # Windows has no fcntl: there, abandoned folders are not removed
     fcntl = None  # type: ignore[assignment]
 
 _LOCK = "writer.lock"
-"""In a hidden folder: locked while its writer lives, with the name of the result in it."""
+"""File in a hidden folder. It holds the name of the result and is locked while its writer runs."""
 
 _BEFORE = "before"
-"""In a hidden folder: what stood in the place of the result."""
+"""Name in a hidden folder of the earlier result, moved there while the new one replaces it."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ends the process; ``args`` has its number."""
+    """Raised when a signal asks the process to end; ``args`` holds the number of the signal."""
 
 
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
     """Make SIGTERM and SIGHUP raise `Interrupted`, as Ctrl-C raises KeyboardInterrupt.
 
-    Handlers that somebody else has set stay, and other threads than the main one change nothing.
+    Handlers that other code has set stay in place. Outside the main thread, nothing changes:
+    Python allows only the main thread to set handlers.
     """
 
     def interrupt(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_IGN)  # once: a second one would cut the tidying short
+        signal.signal(number, signal.SIG_IGN)  # a second signal would interrupt the clean-up
         raise Interrupted(number)
 
     ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -61,22 +64,24 @@ def signals_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(target: Path, source: Path, overwrite: bool) -> Iterator[Path]:
-    """Where to write ``target``: beside it, to be put in its place when all is done.
+    """Yield a path to write the result to, and move it to ``target`` when the block ends.
 
-    Whatever fails leaves ``target`` as it was, and nothing else; a killed process leaves a hidden
-    folder, out of which the next call puts back what it had taken away.
+    The path is in a hidden folder beside ``target``. If the block raises, ``target`` stays as it
+    was and the folder is removed. A killed process leaves the folder behind; the next call for the
+    same target removes it, and restores the earlier result if that was moved away.
 
     Parameters
     ----------
     target, source : Path
-        The result, and what it is made from.
+        The final path of the result, and the path of its input.
     overwrite : bool
-        Whether to replace a target that is there.
+        Whether an existing target may be replaced.
 
     Raises
     ------
     UnsupportedArrayError
-        The target is or holds the source or the working folder, or exists and may not be replaced.
+        The target is the source or the working folder, or contains one of them; or it exists and
+        may not be replaced.
     """
     shown, target, source = target, target.resolve(), source.resolve()
     if target in (source, *source.parents):
@@ -98,10 +103,10 @@ def replaced(target: Path, source: Path, overwrite: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def hidden_folder(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` to write it in; removed at the end, whatever happens.
+    """Yield a new hidden folder beside ``target``, and remove it at the end, also after an error.
 
-    Folders that killed processes left for the same target are removed first. What one of them had
-    moved out of the target's place goes back there.
+    Folders that killed processes left for the same target are removed first. If one of them holds
+    the earlier result, this is moved back to ``target``.
     """
     for abandoned in target.parent.glob(f".{glob.escape(target.name)}-*/{_LOCK}"):
         with contextlib.suppress(OSError), abandoned.open() as lock:
@@ -113,14 +118,18 @@ def hidden_folder(target: Path) -> Iterator[Path]:
             lock.write(target.name)
             lock.flush()
             _taken(lock)
-            (folder / f"{_LOCK}.new").rename(folder / _LOCK)  # never seen without its lock
+            # Renamed only now, so that no other process sees the file before it is locked.
+            (folder / f"{_LOCK}.new").rename(folder / _LOCK)
             yield folder
         finally:
             _remove(folder, target)
 
 
 def _taken(lock: IO) -> bool:
-    """Lock an open file; False where another process has it, or the file system has no locks."""
+    """Lock an open file.
+
+    Returns False if another process holds the lock, or if there are no locks on this system.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (OSError, AttributeError):
@@ -129,7 +138,7 @@ def _taken(lock: IO) -> bool:
 
 
 def _remove(folder: Path, target: Path) -> None:
-    """Put back what stood in the target's place, then remove the folder, its lock at the end."""
+    """Restore the earlier result if ``target`` is missing; remove the folder, its lock last."""
     before = folder / _BEFORE
     if os.path.lexists(before) and not os.path.lexists(target):
         before.rename(target)

@@ -2,13 +2,12 @@
 
 Every measure takes a reference and a decoded array of the same shape in digital numbers
 (DN), bands on axis -3 and pixels on the last two axes: ``(time, band, y, x)`` or
-``(band, y, x)``. Numbers computed with different ranges can't be compared, so PSNR and
-SSIM here always clip both sides to 0-10,000 DN (reflectance 0 to 1) and take 10,000 as
-the peak, whatever the content.
+``(band, y, x)``. PSNR and SSIM always clip both sides to 0-10,000 DN (reflectance 0 to 1) and
+take 10,000 as the peak, because numbers computed with different ranges can't be compared.
 
 ``valid`` is a boolean mask that broadcasts against the arrays (True = compare): pass
-``reference != 0`` to leave nodata out. NaN is never compared: `without_gaps` makes errors of
-what the decoded side has lost.
+``reference != 0`` to leave nodata out. NaN is never compared. `without_gaps` replaces values that
+only the decoded side lacks, so that they count as errors.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ PEAK = 10_000.0
 """Peak signal and upper clipping bound in DN: reflectance 1."""
 
 MEASURABLE_DN = (-2000.0, 65535.0)
-"""DN outside of which floats are fills: baseline 04.00 reaches down to -1000."""
+"""Floats outside this range of DN are fill values. Baseline 04.00 has DN down to -1000."""
 
 Curve = Sequence[tuple[float, float]]
 """A rate-distortion curve: ``(bits, psnr)`` points in any order."""
@@ -180,16 +179,20 @@ def sam(reference: ArrayLike, decoded: ArrayLike, valid: ArrayLike | None = None
 
 
 def measurable(values: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Values that can be DN or reflectance, flat: neither 0 nor a fill such as 1e20 or -9999."""
+    """Return the values that can be DN or reflectance, as a 1-D array.
+
+    It leaves out 0, NaN and fill values such as 1e20 or -9999.
+    """
     low, high = MEASURABLE_DN
     return values[(values > low) & (values < high) & (values != 0)]
 
 
 def dn_per_unit(*floats: NDArray[np.floating]) -> float:
-    """What makes DN of floats: 1 where they are DN, 10,000 where they are reflectance.
+    """Return the factor that turns floats into DN: 1 for DN, 10,000 for reflectance.
 
-    The median of the values that can be measured decides, of the first array that has any, with
-    the limit by which the codec refuses DN that are taken for reflectance: what uint16 can't hold.
+    The median of the measurable values decides, in the first array that has any. Floats whose
+    median times 10,000 does not fit into uint16 are DN. The codec uses the same limit to refuse DN
+    that are declared as reflectance.
     """
     for values in floats:
         known = measurable(values)
@@ -200,13 +203,15 @@ def dn_per_unit(*floats: NDArray[np.floating]) -> float:
 
 
 def nodata_differs(reference: NDArray, decoded: NDArray) -> NDArray[np.bool_]:
-    """Where one side has a finite value and the other has none."""
+    """Return True for each sample that is finite on one side only."""
     return np.isfinite(reference) != np.isfinite(decoded)
 
 
 def without_gaps(reference: NDArray, decoded: NDArray) -> NDArray:
-    """``decoded`` with 0 DN where it has nothing and the reference has: lost, so that it counts
-    as an error as large as what was there."""
+    """Return ``decoded`` with 0 DN at samples that only the reference has.
+
+    So a lost sample counts as an error as large as its original value.
+    """
     return np.where(np.isfinite(reference) & ~np.isfinite(decoded), 0, decoded)
 
 
@@ -216,13 +221,13 @@ def bpppb(n_bytes: int, shape: Sequence[int]) -> float:
 
 
 def bits_at(curve: Curve, psnrs: ArrayLike) -> NDArray[np.float64]:
-    """Bits at given PSNRs, by interpolation of log(bits) linear in PSNR.
+    """Bits at given PSNRs, by linear interpolation of log(bits) over PSNR.
 
     Parameters
     ----------
     curve : sequence of (bits, psnr)
-        Measured points. Only the lower staircase counts: a point that needs more bits
-        than another of equal or better PSNR is dropped.
+        Measured points. A point that needs more bits than another one of equal or better PSNR
+        is dropped.
     psnrs : array_like
         PSNRs in dB.
 
@@ -275,7 +280,7 @@ _WINDOW = _window()
 
 
 def _blur(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Separable Gaussian over the last two axes, only where the window fits."""
+    """Separable Gaussian over the last two axes, at positions where the window fits."""
     for axis in (-1, -2):
         length = x.shape[axis] - _WINDOW.size + 1
         moved = np.moveaxis(x, axis, -1)
@@ -288,7 +293,7 @@ def _blur(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def _pair(
     reference: ArrayLike, decoded: ArrayLike, valid: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Both arrays in float64 (so that uint16 differences can't wrap) and where to compare."""
+    """Both arrays in float64 (so that uint16 differences can't wrap) and the mask to compare."""
     x, y = np.asarray(reference, np.float64), np.asarray(decoded, np.float64)
     if x.shape != y.shape or x.ndim < 3:
         raise MetricsError(
@@ -334,7 +339,7 @@ def _decibel(mse: float) -> float:
 
 
 def _monotone(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bits and PSNR, both strictly increasing."""
+    """Bits and PSNR of a curve without the points that `bits_at` drops, both increasing."""
     kept: list[tuple[float, float]] = []
     for bits, quality in sorted(curve):
         if np.isfinite(quality) and bits > 0 and (not kept or quality > kept[-1][1]):

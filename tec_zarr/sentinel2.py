@@ -2,8 +2,8 @@
 
 Plain Python: importing this module costs nothing and pulls in neither numpy nor torch.
 
-The codec speaks digital numbers (DN), ``reflectance = DN / 10000`` with the offset of
-processing baseline 04.00 already removed and 0 as nodata.
+The codec works on digital numbers (DN): ``reflectance = DN / 10000``. The offset of processing
+baseline 04.00 is already removed, and 0 means nodata.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class UnknownBandError(TecError):
 
 
 class UnknownBaselineError(TecError):
-    """What should be a processing baseline is none."""
+    """A value that is not a processing baseline."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ NODATA = 0
 """The DN that means "no measurement" in every product."""
 
 BASELINE_0400_OFFSET = 1000
-"""DN that products of processing baseline 04.00 and later carry on top of the signal.
+"""DN that products of processing baseline 04.00 and later add to the signal.
 
 Their metadata says ``RADIO_ADD_OFFSET`` (L1C) or ``BOA_ADD_OFFSET`` (L2A) = -1000:
 ``reflectance = (DN - 1000) / 10000``. Nodata stays 0.
@@ -137,9 +137,9 @@ SCL_CLASSES: dict[int, str] = {
 """Values of the L2A scene classification layer (SCL)."""
 
 CLOUD_LIKE: frozenset[int] = frozenset({0, 1, 3, 8, 9, 10})
-"""SCL classes in which the ground is not seen: nodata, defective, shadow, cloud, cirrus."""
+"""SCL classes that do not show the ground: nodata, defective, shadow, cloud, cirrus."""
 
-# What catalogues call the bands besides the canonical and the STAC common name
+# Names of bands in catalogues, besides the canonical and the STAC common names
 # (Earth Search, Planetary Computer, EOPF, older STAC versions, Digital Earth).
 _OTHER_NAMES = {
     "aerosol": "B01",
@@ -164,10 +164,11 @@ _OTHER_NAMES = {
 _ALIASES = {band.common_name: band.name for band in BANDS.values()} | _OTHER_NAMES
 _NUMBERED = re.compile(r"b(?:and)?0?(8a|1[0-2]|[1-9])")
 _RESOLUTION = re.compile(r"(?:10|20|60)m$")
-#: What processing did, before common names only: Landsat's ``SR_B5`` is no B05.
+#: A prefix that names the processing. Allowed before common names only, as Landsat's ``SR_B5`` is
+#: not Sentinel-2's B05.
 _PROCESSING = re.compile(r"^(?:nbart?|lambertian|boa|toa|sr)(?=[a-z])")
 _MISSION = re.compile(r"^(?:s2|sentinel2)[a-d]?(?=[a-z])")
-#: A number with words after it, such as GDAL's "B4, central wavelength 665 nm".
+#: A band number followed by a description, such as GDAL's "B4, central wavelength 665 nm".
 _DESCRIBED = re.compile(
     r"\s*(b(?:and)?[\s_]?\d{1,2}a?)\s*(?:,\s|\s-\s|\()\s*([^()]*)\)?\s*", re.I
 )
@@ -183,8 +184,8 @@ def band_name(name: str, beside: Iterable[str] = ()) -> str:
         Any common spelling, in any case: ``"B2"``, ``"b02"``, ``"B02_10m"``, ``"blue"``,
         ``"red_edge_1"``, ``"nir08"``, ``"nbart_red"``, ``"B4, central wavelength 665 nm"``.
     beside : iterable of str, optional
-        Names of the other bands. ``swir_2`` is B12, but B11 beside ``swir_3`` or beside
-        Sentinel-2's own bands of Digital Earth Australia (``nbart_nir_1``).
+        Names of the other bands. They decide what ``swir_2`` means: B11 beside ``swir_3`` or
+        beside Digital Earth Australia's names of Sentinel-2 bands (``nbart_nir_1``), else B12.
 
     Returns
     -------
@@ -194,7 +195,7 @@ def band_name(name: str, beside: Iterable[str] = ()) -> str:
     Raises
     ------
     UnknownBandError
-        If the name is none of these.
+        If the name is not a known spelling.
 
     Examples
     --------
@@ -227,7 +228,10 @@ def _known(name: str, beside: Iterable[str]) -> str | None:
 
 
 def _without_swir_1(names: Iterable[str]) -> bool:
-    """Whether ``swir_1`` means a band at 1.2 micrometres, which Sentinel-2 does not have."""
+    """Return whether these names count SWIR bands from one that Sentinel-2 does not have.
+
+    In such names ``swir_1`` is a band at 1.2 micrometres, so that ``swir_2`` is B11.
+    """
     keys = {re.sub(r"[\s_\-]", "", str(name).lower()) for name in names}
     own = {f"{p}{b}" for p in ("nbar", "nbart") for b in ("nir1", "nir2", "rededge1")}
     return bool(keys & own) or any(_PROCESSING.sub("", key) == "swir3" for key in keys)
@@ -260,19 +264,19 @@ def band_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def carries_offset(processing_baseline: str | float) -> bool:
-    """Say whether products of a processing baseline carry the +1000 DN offset.
+    """Return whether products of a processing baseline carry the +1000 DN offset.
 
     Parameters
     ----------
     processing_baseline : str or float
         As in ``s2:processing_baseline`` or a product name: ``"05.09"``, ``"N0509"``, or the
-        number that tables make of it: 5.09.
+        number 5.09, as which tables often store it.
 
     Returns
     -------
     bool
-        True from baseline 04.00 on. It speaks of ESA's product only: a provider may have
-        removed the offset since (Earth Search does, Planetary Computer does not).
+        True from baseline 04.00 on. This is about ESA's product: a provider may have removed
+        the offset (Earth Search does, Planetary Computer does not).
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""Two cubes side by side: aligned, measured, shown."""
+"""Comparison of two cubes: align them, measure the errors, show them."""

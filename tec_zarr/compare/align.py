@@ -1,4 +1,4 @@
-"""Two cubes on the same footing, before any difference between them is taken."""
+"""Align two cubes before they are compared: same variables, bands, dates, pixels and units."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ __all__ = ["comparable", "in_dn", "pair"]
 def pair(
     original: xr.DataArray | xr.Dataset, decoded: xr.DataArray | xr.Dataset
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """The reflectance of two cubes, each as one array (..., band, y, x).
+    """Return the reflectance of two cubes, each as one array (..., band, y, x).
 
-    What was encoded of a cube says which of its variables that was, and what its bands are
-    called: nobody has to say it again.
+    If one cube was encoded with TEC, it tells which variables of the other one to compare. If only
+    one cube names its bands, the other one gets these names.
 
     Raises
     ------
     UnsupportedArrayError
-        One of them has no reflectance.
+        One of the cubes has no reflectance.
     """
     a, b = _image(original, _as_dataset(decoded)), _image(decoded, _as_dataset(original))
     return _with_names_of(a, b), _with_names_of(b, a)
@@ -65,7 +65,7 @@ def _chosen(ds: xr.Dataset, other: xr.Dataset) -> set[str]:
     """Variables of ``ds`` to compare with those of ``other``."""
     own = {str(n) for n, da in ds.data_vars.items() if holds_tec(da)}
     coded = [da for da in other.data_vars.values() if holds_tec(da)]
-    if not own and coded:  # what the other was made of
+    if not own and coded:  # the variables that the other cube was made of
         made = {n for da in coded for n in (made_of(da) or [str(da.name)])}
         own = made if made <= {str(n) for n in ds.data_vars} else set()
     own = own or reflectance_names(ds)
@@ -77,7 +77,7 @@ def _chosen(ds: xr.Dataset, other: xr.Dataset) -> set[str]:
 
 
 def _with_names_of(cube: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
-    """``cube`` with the bands' names of ``other``, if it has none itself."""
+    """``cube`` with the band names of ``other``, if it has none itself."""
     dim, names = find_dim(cube, BAND), known_bands(_labels(other))
     if dim is None or names is None or known_bands(_labels(cube)) is not None:
         return cube
@@ -98,20 +98,20 @@ def comparable(
     decoded: xr.DataArray,
     names: tuple[object, object] = ("the original", "the decoded cube"),
 ) -> xr.DataArray:
-    """``decoded`` with its bands in the order of ``original``.
+    """Check that two cubes can be compared; return ``decoded`` in the band order of ``original``.
 
     Parameters
     ----------
     original, decoded : DataArray
-        (time, band, y, x), time and band optional. Along a dimension that one of them has no
-        labels for, or no names of Sentinel-2 bands, they are taken as they lie.
+        (time, band, y, x), time and band optional. A dimension is compared by position if one of
+        them has no labels along it, or no names of Sentinel-2 bands.
     names : tuple
-        What messages call them.
+        Names of the two cubes in error messages.
 
     Raises
     ------
     UnsupportedArrayError
-        They are no images, or differ in shape, bands, dates or coordinates.
+        They are not images, or differ in shape, bands, dates or coordinates.
     """
     for name, cube in zip(names, (original, decoded), strict=True):
         if cube.dims != image_dims(cube):
@@ -136,7 +136,7 @@ def _check_labels(
     decoded: xr.DataArray,
     names: tuple[object, object],
 ) -> None:
-    """Refuse cubes of other dates or pixels."""
+    """Refuse cubes whose labels differ along one kind of dimension."""
     ours, theirs = find_dim(original, kind), find_dim(decoded, kind)
     if ours not in original.coords or theirs not in decoded.coords:
         return
@@ -166,12 +166,12 @@ def _in_order(
 
 
 def in_dn(original: xr.DataArray, decoded: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as (T, C, H, W) float32 DN, NaN where nothing was measured.
+    """Return both cubes as (T, C, H, W) float32 DN, NaN for nodata.
 
-    Floats, and integers with a ``scale_factor`` or ``add_offset`` in their attributes, are
-    reflectance or DN by `tec_zarr.metrics.dn_per_unit`; where both are, the original decides for
-    both, so that a difference in units shows as an error. What one of the two or its codec calls
-    nodata is nodata in both.
+    `tec_zarr.metrics.dn_per_unit` decides whether floats are reflectance or DN. The same holds for
+    integers with a ``scale_factor`` or ``add_offset`` in their attributes. If both cubes are of
+    these kinds, the original decides for both, so that a difference in units shows as an error.
+    A value that is nodata for one cube or its codec is nodata in both.
     """
     cubes = (original, decoded)
     codecs = [codec for codec in map(stored_spec, cubes) if codec is not None]
@@ -179,7 +179,7 @@ def in_dn(original: xr.DataArray, decoded: xr.DataArray) -> tuple[np.ndarray, np
               for value in source}  # fmt: skip
     if not codecs:
         nodata.add(NODATA)
-    # Reflectance of 0 is measured where integers carry an offset.
+    # With an offset, nodata 0 does not unpack to 0: a reflectance of 0 is then a measurement.
     zero = NODATA in nodata and not any(unpacking(cube)[1] or cf_line(cube.attrs)[1]
                                         for cube in cubes)  # fmt: skip
     before, after = (_measured(cube, nodata, zero) for cube in cubes)
@@ -195,9 +195,9 @@ def in_dn(original: xr.DataArray, decoded: xr.DataArray) -> tuple[np.ndarray, np
 
 
 def _measured(da: xr.DataArray, nodata: set[float], zero: bool) -> np.ndarray:
-    """(T, C, H, W) float32 in the units of CF, NaN where nothing was measured.
+    """Return (T, C, H, W) float32 after CF scale and offset, NaN for nodata.
 
-    ``nodata`` are stored numbers; ``zero``: floats of 0 are nodata, too.
+    ``nodata`` holds stored numbers. If ``zero`` is True, floats of 0 are nodata, too.
     """
     line = unpacking(da)
     if da.dtype.kind == "f" and line == (1, 0) and not zero:

@@ -1,8 +1,8 @@
-"""JPEG 2000 and JPEG XL on Sentinel-2 cubes: what TEC is compared with, in reports too.
+"""JPEG 2000 and JPEG XL on Sentinel-2 cubes, to compare TEC with in reports and benchmarks.
 
-One function a codec: a cube, uint16 DN ``(time, band, y, x)``, and one rate parameter give the
-bytes a store would hold, all of them, and the cube that the streams decode to. More codecs, with
-their settings tuned, are in ``benchmarks/classical.py``. Needs imagecodecs.
+Each codec is one function. It takes a cube, uint16 DN ``(time, band, y, x)``, and one rate
+parameter. It returns the number of bytes that a store would hold in total, and the decoded cube.
+``benchmarks/classical.py`` has more codecs, with tuned settings. The codecs need imagecodecs.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Optional: a report without it has TEC's curve only.
+# Optional: without imagecodecs a report has only TEC's curve.
 imagecodecs: Any = import_module("imagecodecs") if find_spec("imagecodecs") else None
 
 Cube = NDArray[np.uint16]
 Coded = tuple[int, Cube]
 
 MIDDLE = 32768.0
-"""What stands for 0 where signed components are coded as uint16."""
+"""The value that represents 0 when signed components are coded as uint16."""
 
 
 @dataclass(frozen=True)
 class Quick:
-    """A codec as a report tries it: its name there, a few levels, the function."""
+    """A codec for a report: its name on the page, the levels to try, and its function."""
 
     title: str
     levels: tuple[float, ...]
@@ -36,7 +36,7 @@ class Quick:
 
 
 def available() -> tuple[Quick, ...]:
-    """Codecs for a report; none where imagecodecs is not installed."""
+    """Codecs for a report; none if imagecodecs is not installed."""
     if imagecodecs is None:
         return ()
     return (
@@ -47,13 +47,16 @@ def available() -> tuple[Quick, ...]:
 
 
 def jpeg2000(cube: Cube, level: float) -> Coded:
-    """OpenJPEG, bare codestream per date and band, 9-7, ``level`` dB of a 65,535 peak."""
+    """OpenJPEG: one bare codestream per date and band, 9-7 wavelet.
+
+    ``level`` is the PSNR in dB for a peak of 65,535.
+    """
     streams = encode_jpeg2000(cube, level)
     return sum(map(len, streams)), decode_jpeg2000(streams, cube.shape)
 
 
 def encode_jpeg2000(cube: Cube, level: float) -> list[bytes]:
-    """The streams of `jpeg2000`, band by band."""
+    """The streams of `jpeg2000`, one per date and band."""
     return [
         imagecodecs.jpeg2k_encode(band, level=level, codecformat="J2K", reversible=False)
         for band in planes(cube)
@@ -61,32 +64,36 @@ def encode_jpeg2000(cube: Cube, level: float) -> list[bytes]:
 
 
 def decode_jpeg2000(streams: Sequence[bytes], shape: tuple[int, ...]) -> Cube:
-    """The cube of `encode_jpeg2000`'s streams."""
+    """Decode the streams of `encode_jpeg2000` to a cube."""
     return np.stack([imagecodecs.jpeg2k_decode(data) for data in streams]).reshape(shape)
 
 
 def jpegxl(cube: Cube, level: float) -> Coded:
-    """libjxl per date and band, effort 7, 16-bit greyscale, butteraugli distance ``level``."""
+    """libjxl: one stream per date and band, effort 7, 16-bit greyscale.
+
+    ``level`` is the butteraugli distance.
+    """
     streams = encode_jpegxl(cube, level)
     return sum(map(len, streams)), decode_jpegxl(streams, cube.shape)
 
 
 def encode_jpegxl(cube: Cube, level: float) -> list[bytes]:
-    """The streams of `jpegxl`, band by band."""
+    """The streams of `jpegxl`, one per date and band."""
     return [imagecodecs.jpegxl_encode(band, distance=level, effort=7) for band in planes(cube)]
 
 
 def decode_jpegxl(streams: Sequence[bytes], shape: tuple[int, ...]) -> Cube:
-    """The cube of `encode_jpegxl`'s streams."""
+    """Decode the streams of `encode_jpegxl` to a cube."""
     return np.stack([imagecodecs.jpegxl_decode(data) for data in streams]).reshape(shape)
 
 
 def klt_jpeg2000_joint(cube: Cube, level: float) -> Coded:
-    """The cube's own KLT, then one JPEG 2000 codestream of all components and dates.
+    """A KLT fitted to the cube, then one JPEG 2000 codestream of all components and dates.
 
-    OpenJPEG shares one rate-distortion slope over all components (they are its image
-    components), which is what the orthonormal KLT asks for; ``level`` is dB of a 65,535
-    peak over all of them. Everything is counted, with the one header.
+    The KLT's components are image components of the codestream. OpenJPEG uses the same
+    rate-distortion slope for all of them, which is optimal for an orthonormal transform.
+    ``level`` is the PSNR in dB over all components, for a peak of 65,535. The bytes include the
+    header and the KLT.
     """
     data, klt = encode_klt_jpeg2000(cube, level)
     return len(data) + klt.n_bytes, decode_klt_jpeg2000(data, klt, cube.shape)
@@ -108,7 +115,7 @@ def encode_klt_jpeg2000(cube: Cube, level: float) -> tuple[bytes, KLT]:
 
 
 def decode_klt_jpeg2000(data: bytes, klt: KLT, shape: tuple[int, ...]) -> Cube:
-    """The cube of `encode_klt_jpeg2000`'s codestream."""
+    """Decode the codestream of `encode_klt_jpeg2000` to a cube."""
     components = imagecodecs.jpeg2k_decode(data, planar=True).reshape(shape)
     return to_dn(klt.inverse(components.astype(np.float64) - MIDDLE))
 
@@ -122,7 +129,7 @@ class KLT:
 
     @classmethod
     def of(cls, cube: Cube) -> KLT:
-        """Fit to a cube."""
+        """Fit the transform to a cube."""
         flat = np.moveaxis(cube, 1, 0).reshape(cube.shape[1], -1).astype(np.float64)
         mean = flat.mean(axis=1)
         flat -= mean[:, None]
@@ -131,33 +138,33 @@ class KLT:
 
     @property
     def n_bytes(self) -> int:
-        """What a store would hold: everything in float32."""
+        """Bytes of the transform in a store: basis and mean in float32."""
         return self.basis.nbytes + self.mean.nbytes
 
     def forward(self, cube: Cube) -> NDArray[np.float64]:
-        """Components (time, component, y, x), the strongest first."""
+        """Transform bands to components (time, component, y, x), the strongest first."""
         centred = cube - self.mean[:, None, None].astype(np.float64)
         return np.einsum("kc,tcyx->tkyx", self.basis.astype(np.float64), centred)
 
     def inverse(self, components: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Bands (time, band, y, x) in DN."""
+        """Transform components to bands (time, band, y, x) in DN."""
         spectra = np.einsum("kc,tkyx->tcyx", self.basis.astype(np.float64), components)
         return spectra + self.mean[:, None, None]
 
 
 def planes(cube: Cube) -> Cube:
-    """Every band of every date, one after the other: (date and band, y, x)."""
+    """All bands of all dates along one axis: (date and band, y, x)."""
     return np.ascontiguousarray(cube).reshape(-1, *cube.shape[-2:])
 
 
 def centred_uint16(components: NDArray[np.float64]) -> NDArray[np.uint16]:
-    """Components, which have mean 0, as uint16 in steps of 1 DN.
+    """Store components, which have mean 0, as uint16 in steps of 1 DN.
 
-    JPEG 2000 decodes a component that got no bits to exactly 32768: that must mean 0.
+    0 becomes 32768, because JPEG 2000 decodes a component without bits to exactly 32768.
     """
     return np.clip(np.rint(components) + MIDDLE, 0, 65535).astype(np.uint16)
 
 
 def to_dn(values: NDArray[np.float64]) -> Cube:
-    """Rounded and clipped to uint16."""
+    """Round and clip values to uint16."""
     return np.clip(np.rint(values), 0, 65535).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Rate against distortion of TEC and of other codecs, on a part of a cube."""
+"""Rate-distortion curves of TEC and of other codecs on a part of a cube, for the report page."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 RATE_WINDOW = 256
-"""Side in pixels, and 4 dates, of the part on which other codecs are tried."""
+"""Side in pixels of the part that the curves are measured on. It has at most 4 dates."""
 
 
 QUALITIES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
-"""Of TEC's curve."""
+"""Qualities that make TEC's curve."""
 
 
 def rate_card(
@@ -38,7 +38,10 @@ def rate_card(
     original: xr.DataArray,
     stored: Stored | None,
 ) -> str:
-    """Bits and PSNR of TEC and of per-band codecs on a part of this cube."""
+    """HTML card with bits and PSNR of TEC and of classical codecs on a part of this cube.
+
+    Returns ``""`` if the part holds only nodata.
+    """
     height, width = before.shape[-2:]
     top, left = (max(0, (length - RATE_WINDOW) // 2) for length in (height, width))
     part = before[:4, :, top : top + RATE_WINDOW, left : left + RATE_WINDOW]
@@ -86,13 +89,16 @@ _COLOURS = ("var(--accent)", "var(--second)", "#8a7fd6", "#5d9e4a")
 
 
 _DASHES = (("solid", "none"), ("dashed", "7 4"), ("dotted", "2 3"), ("double", "9 3 2 3"))
-"""Of lines, in CSS and in SVG: every four curves, which take the colours, take the next one."""
+"""Line styles, in CSS and in SVG. Four curves share one style and differ in colour."""
 
 
 def _rate_svg(
     curves: Mapping[str, Sequence[tuple[float, float]]], here: tuple[float, float] | None
 ) -> str:
-    """Bits on a logarithmic axis, PSNR upwards."""
+    """SVG plot and legend of curves: bits on a logarithmic x axis, PSNR on the y axis.
+
+    ``here`` is the point of the store, drawn as a dot.
+    """
     wide, high, left, bottom = 480, 360, 40, 316
     points = [p for curve in curves.values() for p in curve if math.isfinite(p[1])]
     points += [here] if here else []

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 INDICES = {name.upper(): NORMALISED_DIFFERENCES[name] for name in ("ndvi", "ndwi", "nbr")}
-"""Normalised differences ``(a - b) / (a + b)`` that `report` compares."""
+"""Normalised differences ``(a - b) / (a + b)`` that `error_table` compares."""
 
 
 def error_table(
     decoded: xr.DataArray | xr.Dataset, original: xr.DataArray | xr.Dataset
 ) -> pd.DataFrame:
-    """The table that `report` returns."""
+    """Return the table of `tec_zarr.compare.report.report`, which describes its columns."""
     import pandas as pd
 
     a, b = pair(canonical_order(original), canonical_order(decoded))  # type: ignore[type-var]
@@ -71,6 +71,7 @@ def error_table(
 
 
 def single_cube(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:
+    """The reflectance of ``obj`` as one array (..., band, y, x)."""
     if isinstance(obj, xr.DataArray):
         return transposed(obj)
     ordered = canonical_order(obj)
@@ -78,6 +79,7 @@ def single_cube(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:
 
 
 def labels_of(da: xr.DataArray) -> list[str]:
+    """Canonical names of the bands, or their labels as they are if one is not Sentinel-2's."""
     dim = find_dim(da, BAND)
     names = [str(da.name)] if dim is None else [word(b) for b in da[dim].values]
     try:

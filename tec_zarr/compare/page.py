@@ -1,8 +1,8 @@
-"""One self-contained HTML page: what a cube lost, where, and what other codecs would have done.
+"""The HTML report: errors of a cube, maps of them, and curves of other codecs, on one page.
 
-The page is ``report_page.html`` with its data put in; it loads nothing from anywhere. Sizes are
-bounded: the pictures show the part of the cube with the largest errors, at full resolution and as
-large as fits, so that a page stays under 10 MB whatever the cube.
+The page is ``report_page.html`` filled with data. It needs no other file and no network. It stays
+under 10 MB for any cube: the pictures show, at full resolution, the part with the largest errors
+that fits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_SAMPLES", "page", "write_page"]
 
 MAX_SAMPLES = 100_000_000
-"""Largest cube that a page is made of: pictures and tables need some 50 bytes a sample."""
+"""Samples of the largest cube on a page. Making a page takes some 50 bytes of memory a sample."""
 
 
 def write_page(
@@ -54,12 +54,12 @@ def write_page(
     target : str or Path
         The HTML file.
     a, b : str or Path
-        Original and decoded, as `tec_zarr.cubes.files.open_cube` takes them. Where ``b`` is a Zarr
-        store, the page tells its size, settings and bits per chunk.
+        Original and decoded cube, in any form that `tec_zarr.cubes.files.open_cube` opens. If
+        ``b`` is a Zarr store, the page shows its size, settings and bits per chunk.
     facts : mapping of str to str, optional
         As in `page`; default: the two paths.
     bands : sequence of str, optional
-        Names of the bands of ``a``; default: what it says, or ``b``.
+        Names of the bands of ``a``; default: those in ``a``, else those in ``b``.
 
     Raises
     ------
@@ -86,21 +86,22 @@ def page(
     stored: Stored | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> str:
-    """Make the page.
+    """Return the page as HTML text.
 
     Parameters
     ----------
     original, decoded : DataArray
-        (time, band, y, x), time and band optional; integers are DN, floats reflectance or DN. Same
-        dates, bands and pixels.
+        (time, band, y, x), time and band optional; integers are DN, floats reflectance or DN. Both
+        have the same dates, bands and pixels.
     table : DataFrame, optional
-        Of `tec_zarr.compare.report.report`, where it was made already.
+        The table of `tec_zarr.compare.report.report`; default: computed here.
     title : str
-        Heading.
+        Heading of the page.
     stored : Stored, optional
-        Where ``decoded`` is stored: adds size, settings, and the map of bits per chunk.
+        Description of the arrays that hold ``decoded``. Adds size, settings, and the map of bits
+        per chunk to the page.
     facts : mapping of str to str, optional
-        More rows for the table of provenance, such as file names.
+        Additional rows for the table of provenance, such as file names.
 
     Returns
     -------
@@ -112,7 +113,7 @@ def page(
     UnsupportedArrayError
         The cubes can't be compared, or are smaller than 11 x 11 pixels.
     LimitError
-        More than `MAX_SAMPLES` samples: take a part of the cube with ``isel``.
+        The cube has more than `MAX_SAMPLES` samples: take a part of it with ``isel``.
     """
     decoded = comparable(original, decoded)
     if original.size > MAX_SAMPLES:
@@ -153,7 +154,7 @@ def page(
 
 def _filled(**parts: str) -> str:
     text = resources.files("tec_zarr.compare").joinpath("report_page.html").read_text("utf-8")
-    pieces = text.split("@@")  # at odd places the names of what goes there
+    pieces = text.split("@@")  # every second piece is the name of a part to insert
     return "".join(parts[p] if i % 2 else p for i, p in enumerate(pieces))
 
 
@@ -211,12 +212,6 @@ def _tiles(
 
 def _decibel(value: float) -> str:
     return f"{value:.2f} dB" if math.isfinite(value) else "exact"
-
-
-# ------------------------------------------------------------------------------ pictures
-
-
-# ------------------------------------------------------------------------ maps and errors
 
 
 # --------------------------------------------------------------------------------- tables
@@ -282,13 +277,16 @@ def _facts(original: xr.DataArray, stored: Stored | None, more: Mapping[str, str
     )
 
 
-# ------------------------------------------------------------------- rates, and bits per chunk
+# -------------------------------------------------------------------------- bits per chunk
 
 
 def _chunks(
     stored: Stored, shape: tuple[int, ...], dates: Sequence[str]
 ) -> dict[str, object] | None:
-    """Bits per sample of every chunk, an image for each chunk of dates; None of one chunk."""
+    """Bits per sample of every chunk, as one image for each position along dates and bands.
+
+    Returns None if several arrays hold the reflectance, or if an image would be a single chunk.
+    """
     if stored.chunk_bytes is None or math.prod(stored.chunk_bytes.shape[-2:]) == 1:
         return None
     lengths = [

@@ -1,4 +1,4 @@
-"""Pictures of two cubes, maps and histograms of their differences."""
+"""Pictures of two cubes, and maps and histograms of their differences, for the report page."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 PICTURE_BYTES = 7_500_000
-"""Bytes of all pictures together, at most: decides how many pixels they show."""
+"""Most bytes of all pictures together. It limits the pixels that they show."""
 
 
 MAX_DATES = 12
-"""Dates that the pictures and maps show; of longer series as many, evenly spread."""
+"""Most dates that the pictures and maps show, evenly spread over longer series."""
 
 
 COMPOSITES = (
@@ -23,7 +23,7 @@ COMPOSITES = (
     ("near infrared", ("B08", "B04", "B03")),
     ("short-wave infrared", ("B12", "B08", "B04")),
 )
-"""What the pictures show; composites with a missing band are left out."""
+"""Names and bands of the pictures. A composite is left out if the cube lacks one of its bands."""
 
 
 def make_pictures(
@@ -34,11 +34,15 @@ def make_pictures(
     dates: Sequence[str],
     shown: Sequence[int],
 ) -> tuple[list[str], list[dict[str, object]], str]:
-    """Composites, pictures of every shown date, and the sentence that says which part it is."""
+    """Return names of composites, pictures of each shown date, and a sentence that names the part.
+
+    ``shown`` holds positions of dates. The part is the one with the largest errors that fits into
+    `PICTURE_BYTES`.
+    """
     named = [(n, [bands.index(b) for b in bs]) for n, bs in COMPOSITES if set(bs) <= set(bands)]
     named = named or [(f"{bands[0]} only", [0, 0, 0])]
     count = 2 * len(named) * len(shown)
-    # A PNG of noise takes 3 bytes a pixel, base64 four: what no picture can exceed.
+    # No picture exceeds 4 bytes a pixel: even a PNG of noise takes 3, which base64 turns into 4.
     side = int(math.sqrt(PICTURE_BYTES / count / 4.02))
     rows, columns = (
         _worst(np.nan_to_num(np.square(error).mean(axis=(0, 1), dtype=np.float64)), axis, side)
@@ -72,7 +76,7 @@ def make_pictures(
 
 
 def _worst(squares: np.ndarray, axis: int, side: int) -> slice:
-    """The ``side`` rows or columns that hold most of the squared error."""
+    """The ``side`` adjacent rows or columns with the largest sum of squared errors."""
     profile = squares.sum(axis=1 - axis)
     if profile.size <= side:
         return slice(0, profile.size)
@@ -82,13 +86,13 @@ def _worst(squares: np.ndarray, axis: int, side: int) -> slice:
 
 
 def _stretch(bands: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(3, y, x) DN to (y, x, 3) uint8; nodata black."""
+    """Convert (3, y, x) DN to (y, x, 3) uint8; nodata is black."""
     grey = np.nan_to_num((bands - low) * (255 / (high - low)), nan=0.0)
     return np.moveaxis(np.rint(grey).clip(0, 255).astype(np.uint8), 0, -1)
 
 
 def _png(image: np.ndarray) -> str:
-    """(y, x, 3) uint8 as PNG in base64; every row with PNG's filter "Sub"."""
+    """Encode (y, x, 3) uint8 as PNG in base64, every row with PNG's filter "Sub"."""
     height, width, _ = image.shape
     differences = image.copy()
     differences[:, 1:] -= image[:, :-1]
@@ -110,7 +114,10 @@ def _png(image: np.ndarray) -> str:
 def error_maps(
     error: np.ndarray, bands: Sequence[str], dates: Sequence[str], shown: Sequence[int]
 ) -> tuple[dict[str, object], str]:
-    """Root mean square errors in cells, one byte each, of all bands together and of each."""
+    """Root mean square errors in square cells, for all bands together and for each band.
+
+    Returns the data of the maps, with one byte a cell, and the size of a cell in words.
+    """
     step = max(1, math.ceil(max(error.shape[-2:]) / 64))
     values, largest = [], []
     for date in shown:
@@ -134,7 +141,7 @@ def error_maps(
 
 
 def _cells(values: np.ndarray, step: int) -> np.ndarray:
-    """Means over cells of ``step`` x ``step`` pixels, of what is not nan; (band, y, x)."""
+    """Means over cells of ``step`` x ``step`` pixels, NaN left out; (band, y, x)."""
     height, width = values.shape[-2:]
     missing = [(0, 0), (0, -height % step), (0, -width % step)]
     padded = np.pad(values, missing, constant_values=np.nan)
@@ -143,7 +150,7 @@ def _cells(values: np.ndarray, step: int) -> np.ndarray:
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean of what is not nan; nan, silently, where nothing is."""
+    """Mean of the finite values along an axis; NaN, without a warning, if there are none."""
     known = np.isfinite(values)
     total = np.where(known, values, 0).sum(axis=axis)
     count = known.sum(axis=axis)
@@ -151,6 +158,7 @@ def _mean(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def histograms(error: np.ndarray, bands: Sequence[str]) -> dict[str, object]:
+    """Histograms of the errors (T, C, H, W) in DN, for all bands together and for each band."""
     shares, reaches, texts = [], [], []
     for part in (error, *np.moveaxis(error, 1, 0)):
         values = part[np.isfinite(part)]

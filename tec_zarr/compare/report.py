@@ -1,4 +1,4 @@
-"""How far a cube is from its original, as a table; and its picture."""
+"""The functions behind ``.tec.report`` and ``.tec.preview``: a table of errors, and a picture."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ def report(
     *,
     html: str | Path | None = None,
 ) -> pd.DataFrame:
-    """How far ``decoded`` is from ``original``, per band and per index.
+    """Return the errors of ``decoded`` against ``original``, per band and per index.
 
     Parameters
     ----------
     decoded, original : DataArray or Dataset
-        Same dates, bands and pixels; integers are DN, floats reflectance or DN.
+        Cubes of the same dates, bands and pixels; integers are DN, floats reflectance or DN.
     html : str or Path, optional
-        Write a page to look at, too: pictures, error maps, other codecs
+        Also write an HTML page to this file, with pictures, error maps and other codecs
         (`tec_zarr.compare.page.page`).
 
     Returns
     -------
     pandas.DataFrame
-        Rows: each band, then ``all``, then NDVI, NDWI and NBR where their bands are there.
+        Rows: each band, then ``all``, then those of NDVI, NDWI and NBR whose bands are present.
         Columns: ``psnr`` (dB, 0-10,000 DN), ``ssim``, ``sam`` (degrees, in ``all``),
         ``mean_error``, ``mean_abs_error``, ``max_error`` (DN; in rows of indices, index units),
         ``nodata_differs`` (samples that are nodata on one side only). Samples that are nodata in
-        the original are left out; those that only the decoded cube lacks count as 0 DN.
+        the original are left out. Samples that only the decoded cube lacks count as 0 DN.
 
     Raises
     ------
     UnsupportedArrayError
-        The two can't be compared; the message says what differs.
+        The cubes can't be compared; the message says what differs.
     """
     table = error_table(decoded, original)
     if html is not None:
@@ -59,12 +59,12 @@ def report(
 
 
 def preview(obj: xr.DataArray | xr.Dataset, time: int = 0) -> xr.DataArray:
-    """True-colour picture of one date, stretched to its 2nd and 98th percentile.
+    """Return a true-colour picture of one date, stretched to its 2nd and 98th percentile.
 
     Returns
     -------
     DataArray
-        (y, x, rgb) uint8, nodata black: ``.plot.imshow()`` shows it.
+        (y, x, rgb) uint8, nodata black. ``.plot.imshow()`` shows it.
     """
     cube = single_cube(obj)
     names = labels_of(cube)

@@ -1,4 +1,4 @@
-"""What a store holds and how far it is from a reference: the numbers that the CLI prints."""
+"""Rows of errors, and tables of numbers as text for the command line and as HTML for the page."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Row = Sequence[object]
 
 
 def error_rows(reference: np.ndarray, decoded: np.ndarray, bands: Sequence[str]) -> list[Row]:
-    """Per band: name, PSNR (dB), mean error, mean absolute error, largest error (DN).
+    """Return per band: name, PSNR (dB), mean error, mean absolute error, largest error (DN).
 
     Parameters
     ----------
     reference, decoded : ndarray, (..., band, y, x)
-        DN, NaN where nothing was measured. Samples that the reference does not have are left
-        out, those that only the decoded side lacks count as 0 DN.
+        DN, NaN for nodata. Samples that are nodata in the reference are left out. Samples that
+        only the decoded side lacks count as 0 DN.
     bands : sequence of str
         Names along the band axis.
 
     Returns
     -------
     list of rows
-        One per band and a last one, "all".
+        One per band, then one named "all".
     """
     valid, decoded = np.isfinite(reference), metrics.without_gaps(reference, decoded)
     columns = [
@@ -45,7 +45,10 @@ def error_rows(reference: np.ndarray, decoded: np.ndarray, bands: Sequence[str])
 
 
 def nodata_line(reference: np.ndarray, decoded: np.ndarray) -> str:
-    """How many samples are nodata on one side only, in words; empty where there are none."""
+    """Return a sentence with the number of samples that are nodata on one side only.
+
+    Returns ``""`` if there are none.
+    """
     differs = metrics.nodata_differs(reference, decoded)
     count = np.count_nonzero(differs)
     lost = np.count_nonzero(differs & np.isfinite(reference))
@@ -58,7 +61,7 @@ ERROR_COLUMNS = ("band", "PSNR dB", "mean error", "mean |error|", "max |error| D
 
 
 def table(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    """Text table: names to the left, numbers to the right."""
+    """Return a text table, with columns of names aligned left and columns of numbers right."""
     cells = [[str(c) for c in columns], *([_cell(v) for v in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
@@ -74,7 +77,7 @@ def table(columns: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def size(n_bytes: int) -> str:
-    """Bytes as a person reads them."""
+    """Format a number of bytes with a unit: ``1.50 MB``."""
     for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
         if n_bytes >= 1000**power:
             return f"{n_bytes / 1000**power:.2f} {unit}"
@@ -94,7 +97,10 @@ def _is_number(value: object) -> bool:
 
 
 def html_table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """First column of names, then numbers; the row "all" stands out."""
+    """Return an HTML table of a column of names and columns of numbers.
+
+    The row "all" is emphasised.
+    """
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
     for name, cells in rows:
         kind = ' class="total"' if name == "all" else ""
@@ -104,6 +110,7 @@ def html_table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -
 
 
 def card_of(heading: str, content: str, note: str) -> str:
+    """Return a section of the report page: a heading, HTML content, and a note in HTML."""
     return (
         f'<section class="card"><h2>{heading}</h2><div class="scroll">{content}</div>'
         f'<p class="soft" style="margin-top:8px">{note}</p></section>'

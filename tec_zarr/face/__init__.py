@@ -1,1 +1,1 @@
-"""What people touch: the command line, the accessor, writing, the demo."""
+"""The user interface: the command line, the accessor ``.tec``, writing, the demo."""

@@ -1,8 +1,8 @@
-"""``.tec`` on DataArray, Dataset and DataTree: what tec_zarr does, where users look for it.
+"""The accessor ``.tec`` of DataArray, Dataset and DataTree: tec_zarr's functions as methods.
 
-Every method is also a function of this module or of the one it names. Accessors keep no state:
-xarray makes a new one for every object. Nothing here imports torch before a chunk is computed.
-:mod:`tec_zarr.face.xarray_hook` registers them.
+Every method calls the function that its docstring names. Accessors hold only the object, because
+xarray makes a new accessor for every object. No method imports torch before it computes a chunk.
+:mod:`tec_zarr.face.xarray_hook` registers the accessors.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
     from tec_zarr.terracodec.codec import FamilyModel
 
-# ---------------------------------------------------------------------------- accessors
-
 
 class _TecAccessor:
-    """Methods that DataArray and Dataset share; ``obj`` is all that it holds."""
+    """Methods that DataArray, Dataset and DataTree share."""
 
     def __init__(self, obj: Any) -> None:
         self._obj = obj
@@ -38,29 +36,30 @@ class _TecAccessor:
         return encoding(self._obj, **options)
 
     def to_zarr(self, store: Any, *arguments: Any, **options: Any) -> Any:
-        """Write with TEC: `tec_zarr.face.write.to_zarr`, which takes what xarray's ``to_zarr``
-        takes.
+        """Write with TEC: `tec_zarr.face.write.to_zarr`.
+
+        It takes the arguments of xarray's ``to_zarr``, and options of `tec_zarr.encoding`.
         """
         from tec_zarr.face.write import to_zarr
 
         return to_zarr(self._obj, store, *arguments, **options)
 
     def decode(self) -> Any:
-        """Same data without the encoding of its store: `tec_zarr.decode`."""
+        """The same data without the encoding of its store: `tec_zarr.decode`."""
         return decode(self._obj)
 
     def simulate(self, *, quality: float = 4.0, max_error: MaxError = None, **options: Any) -> Any:
-        """What it will be after TEC, lazily: `tec_zarr.cubes.simulate.simulate`."""
+        """The data as they will be after TEC, lazily: `tec_zarr.cubes.simulate.simulate`."""
         return simulate(self._obj, quality=quality, max_error=max_error, **options)
 
     def weigh(self, *, quality: float = 4.0, max_error: MaxError = None, **options: Any) -> int:
-        """Bytes that it will take: `tec_zarr.cubes.simulate.weigh`."""
+        """Bytes that the data will take with TEC: `tec_zarr.cubes.simulate.weigh`."""
         return weigh(self._obj, quality=quality, max_error=max_error, **options)
 
     def report(
         self, original: xr.DataArray | xr.Dataset, *, html: str | Path | None = None
     ) -> pd.DataFrame:
-        """How far it is from ``original``: `tec_zarr.compare.report.report`."""
+        """Errors of the data against ``original``: `tec_zarr.compare.report.report`."""
         return report(self._obj, original, html=html)
 
     def preview(self, time: int = 0) -> xr.DataArray:
@@ -102,8 +101,10 @@ class TecDataset(_TecAccessor):
 
 
 class TecTree(_TecAccessor):
-    """``DataTree.tec`` of an EOPF product: everything is done with the one cube of its bands,
-    on one grid and without the offset, that `tec_zarr.prepare` makes of it.
+    """``DataTree.tec`` of an EOPF product.
+
+    Every method works on the cube that `tec_zarr.prepare` makes of the product: all bands on one
+    grid, without the offset.
     """
 
     def __init__(self, obj: xr.DataTree) -> None:
@@ -122,6 +123,3 @@ class TecTree(_TecAccessor):
         from tec_zarr.stac.canonical import prepare
 
         return prepare(self._tree, items=items, offset=offset)
-
-
-# ------------------------------------------------------------------------------ helpers

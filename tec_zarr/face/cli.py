@@ -1,4 +1,8 @@
-"""The ``tec-zarr`` command: each subcommand is one function, and none has maths of its own."""
+"""The ``tec-zarr`` command: its options and its exit status.
+
+Each subcommand is one function of :mod:`tec_zarr.face.convert` or :mod:`tec_zarr.face.show`, whose
+docstring is the description in ``--help``.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +35,9 @@ from tec_zarr.interrupted import Interrupted, signals_interrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     arguments = _parser().parse_args(argv)
-    # Zarr's notes on parts of format 3 that have no specification yet: nothing a user can act on.
+    # Zarr warns of parts of format 3 that have no specification yet. A user cannot act on that.
     warnings.filterwarnings("ignore", ".*does not have a Zarr V3 specification")
     warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
     try:
@@ -41,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = int(arguments.run(arguments) or 0)
             sys.stdout.flush()
             return status
-    except BrokenPipeError:  # whoever reads has seen enough, such as head
+    except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
         print("tec-zarr: interrupted", file=sys.stderr)
         return 128 + (error.args[0] if isinstance(error, Interrupted) else signal.SIGINT)
-    except (TecError, OSError) as error:  # OSError: what is read or written may go away meanwhile
+    except (TecError, OSError) as error:  # OSError: a file may disappear while the command runs
         print(f"tec-zarr: {error}", file=sys.stderr)
         return 1
 
@@ -182,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Bounds(argparse.Action):
-    """Collects ``--max-error``: one number, or numbers by name."""
+    """Collects ``--max-error`` as one number, or as a dict of numbers by name."""
 
     def __call__(
         self,

@@ -1,4 +1,7 @@
-"""Commands that write cubes."""
+"""Commands that write cubes: encode, transcode, decode, recompress, from-stac.
+
+The docstrings of the commands are their descriptions in ``--help``.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +119,7 @@ def recompress_command(arguments: argparse.Namespace) -> int:
                     "--workers and --scheduler need distributed: pip install 'tec_zarr[dask]'"
                 ) from error
             if arguments.scheduler:
-                try:  # a Client of what is no address is left half made
+                try:  # parsed first, because a Client of an invalid address is left half made
                     parse_host_port(parse_address(arguments.scheduler)[1])
                 except ValueError as error:
                     raise UnsupportedArrayError(
@@ -179,5 +182,5 @@ def from_stac_command(arguments: argparse.Namespace) -> None:
 
 
 def _out(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[Path]:
-    """Where to write OUT until it is complete."""
+    """The path to write OUT to; the result is moved to OUT when it is complete."""
     return replaced(arguments.target, Path(arguments.source), arguments.overwrite)

@@ -32,31 +32,33 @@ def run_demo(
     out: Path, *, source: Path | None, quality: float, model: str, scale: float | None,
     bands: Sequence[str] | None = None, step: Step,
 ) -> tuple[str, Path | None]:  # fmt: skip
-    """Encode, reopen, compare.
+    """Encode a cube, reopen it and compare both.
 
     Parameters
     ----------
     out : Path
-        Folder for ``demo.zarr`` and ``quicklook.png``; made, or overwritten.
+        Folder for ``demo.zarr`` and ``quicklook.png``. It is created if needed; the two are
+        overwritten.
     source : Path, optional
-        A cube of one's own (see :func:`tec_zarr.cubes.files.open_cube`); default a synthetic one.
+        The cube (see :func:`tec_zarr.cubes.files.open_cube`); default a synthetic one.
     quality, model, scale
         As in :class:`tec_zarr.codec.spec.ChunkSpec`.
     bands : sequence of str, optional
-        Names of the bands of ``source``, in its order, where it does not say them.
+        Names of the bands of ``source``, in its order, if the file does not name them.
     step : callable
-        Runs a named part of the work (and shows its progress).
+        Called with the name of a part of the work and a function that does it. It calls the
+        function and may show progress.
 
     Returns
     -------
     text : str
-        Tables.
+        Tables of sizes, speed and errors.
     picture : Path or None
-        ``quicklook.png``; None where matplotlib is not installed.
+        ``quicklook.png``; None if matplotlib is not installed.
     """
     said: list[str] = []
     ds = synthetic.dataset() if source is None else open_cube(source, bands=bands, said=said)
-    # Lazily, so that it is stored as `tec-zarr encode` would store it.
+    # Lazy until the encoding is chosen, so that the store is the same as that of `tec-zarr encode`.
     ds = rechunk(stack_bands(ds, said=said))
     settings = encoding(ds, quality=quality, model=model, scale=scale)
     names = chosen_variables(ds, None)
@@ -107,23 +109,23 @@ def run_demo(
 def quicklook(
     original: np.ndarray, decoded: np.ndarray, bands: list[str], rows: list, file: Path
 ) -> Path | None:
-    """Draw original, decoded, difference x 10 and the error of each band.
+    """Draw the original, the decoded cube, ten times their difference, and the error of each band.
 
     Parameters
     ----------
     original, decoded : ndarray of float32, (T, C, H, W)
-        DN, NaN where nothing was measured. The date with the most data is shown.
+        DN, NaN for nodata. The date with the most data is shown.
     bands : list of str
         Names along the band axis.
     rows : list
-        Of :func:`tec_zarr.compare.tables.error_rows`.
+        Result of :func:`tec_zarr.compare.tables.error_rows`.
     file : Path
-        Where to.
+        The file to write.
 
     Returns
     -------
     Path or None
-        ``file``; None where matplotlib is not installed.
+        ``file``; None if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -154,6 +156,6 @@ def quicklook(
 
 
 def _warm_up(model: str, quality: float) -> None:
-    """Load torch and the weights before the clock runs."""
+    """Load torch and the weights, so that this does not count in the measured times."""
     tiny = np.arange(1, 12 * 64 * 64 + 1, dtype="uint16").reshape(1, 12, 64, 64) % 5000 + 1
     decode_chunk(encode_chunk(tiny, ChunkSpec(model=model, quality=quality)))

@@ -1,4 +1,4 @@
-"""What commands share: settings from options, targets replaced as a whole, a bar, tables."""
+"""Helpers that several commands use: settings from options, progress bars, tables of arrays."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 BAR_AFTER_SECONDS = 2
+"""Work that takes longer than this shows a progress bar."""
 
 
 def settings_of(source: Path, arguments: argparse.Namespace, zarr_format: int) -> tuple:
-    """A cube ready to write, and its encoding by the arguments of ``coding`` and ``targets``."""
+    """Open ``source``; return the Dataset to write and its encoding by the command's options."""
     from tec_zarr.cubes.encoding import decode, encoding
     from tec_zarr.cubes.files import open_cube
     from tec_zarr.cubes.layout import rechunk
@@ -41,6 +42,7 @@ def settings_of(source: Path, arguments: argparse.Namespace, zarr_format: int) -
 
 
 def print_arrays(arrays: list) -> None:
+    """Print a table of a store's arrays, then one of their error bounds if they have any."""
     from tec_zarr.compare.tables import size, table
 
     columns = ("array", "shape", "chunks", "dtype", "raw", "stored", "ratio", "bits", "codec")
@@ -61,7 +63,7 @@ def print_arrays(arrays: list) -> None:
 
 
 def to_zarr(ds: xr.Dataset, target: Path, **arguments: Any) -> None:
-    """Write chunk by chunk, with a bar over the Dask tasks."""
+    """Write a Zarr store chunk by chunk, with a progress bar that counts the Dask tasks."""
     from concurrent.futures import ThreadPoolExecutor
 
     from dask.callbacks import Callback
@@ -73,14 +75,15 @@ def to_zarr(ds: xr.Dataset, target: Path, **arguments: Any) -> None:
     def start(dsk: dict, state: dict) -> None:
         bar.total = sum(len(state[k]) for k in ("ready", "waiting"))
 
-    # Threads of its own: none is still writing when an interruption has come through here.
+    # With its own thread pool, leaving this block waits for the threads: after an interruption,
+    # none of them still writes.
     with ThreadPoolExecutor(CPU_COUNT) as pool, dask_settings(pool=pool), bar:  # noqa: SIM117
         with Callback(start_state=start, posttask=lambda *_: bar.update()):
             ds.to_zarr(target, mode="w", **arguments)
 
 
 def with_bar(label: str, work: Callable[[], object]) -> None:
-    """Run ``work``; after two seconds a line shows that it is still going, and how long."""
+    """Run ``work``. After `BAR_AFTER_SECONDS` a line shows the elapsed time until it ends."""
     done = threading.Event()
 
     def show() -> None:

@@ -1,4 +1,7 @@
-"""Commands that show and compare."""
+"""Commands that show, compare or train: demo, train, info, verify, report.
+
+The docstrings of the commands are their descriptions in ``--help``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``.tec.to_zarr``: what xarray's ``to_zarr`` does, with TEC and a look at what is appended."""
+"""``.tec.to_zarr``: xarray's ``to_zarr`` with TEC, and with checks of the data it appends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.stores.chunks import tec_spec
 from tec_zarr.stores.info import ATTRIBUTE, kept_bounds
 
-#: Keywords of xarray's ``to_zarr`` that are handed on as they are.
+#: Keywords that are passed on to xarray's ``to_zarr`` unchanged.
 _PASSED_ON = ("safe_chunks", "align_chunks", "write_empty_chunks", "chunkmanager_store_kwargs")
 _CODING = ("model", "quality", "max_error", "psnr", "max_bytes", "gop")
 
@@ -45,7 +45,7 @@ def to_zarr(
     measure: bool = False,
     **options: Any,
 ) -> Any:
-    """Write with TEC what is reflectance, losslessly what is not, and say so in attributes.
+    """Write reflectance with TEC and all else losslessly, and record that in the attributes.
 
     Parameters
     ----------
@@ -56,15 +56,15 @@ def to_zarr(
         ``write_empty_chunks`` and ``chunkmanager_store_kwargs``. Without ``mode`` nothing is
         overwritten.
     encoding : mapping, optional
-        As there, of variables that are no reflectance; overrides what `tec_zarr.encoding` gives.
+        As for xarray's ``to_zarr``. Its entries override those of `tec_zarr.encoding`.
     zarr_format : {3, 2}, optional
-        That of the store where there is one, else 3.
+        Default: the format of the store if it exists, else 3.
     measure : bool
-        Read the store back and write the PSNR of every band into the attributes. Not for what is
-        added to arrays.
+        Read the store back and write the PSNR of every band into the attributes. Not possible
+        when dates or regions are added to TEC arrays.
     **options
-        Of `tec_zarr.encoding`: ``quality``, ``model``, ``nodata``, ``chunks``, ... Arrays that
-        the store has keep their own.
+        Options of `tec_zarr.encoding`: ``quality``, ``model``, ``nodata``, ``chunks``, ... Arrays
+        that the store already has keep their own options.
 
     Returns
     -------
@@ -73,18 +73,19 @@ def to_zarr(
     Raises
     ------
     UnsupportedArrayError
-        Before anything is written. Besides what `tec_zarr.encoding` refuses: dates or values that
-        the numbers of an array in the store cannot hold, which xarray would wrap, and options
-        that differ from those of the store.
+        Raised before anything is written, for data that `tec_zarr.encoding` refuses; for dates or
+        values that the dtype and packing of an array in the store cannot hold, which xarray would
+        wrap; and for options that differ from those of the store.
 
     Notes
     -----
-    The attributes are those of `tec_zarr.cubes.provenance`: model, weights, quality or bound,
-    version, and, of arrays with ``max_error``, the largest error of each band (not with
-    ``compute=False``, when there is none yet; a ``region`` leaves them as they are).
+    The attributes are those of `tec_zarr.cubes.provenance`: model, weights, quality or bound, and
+    version. Arrays with ``max_error`` also get the largest error of each band, unless the write is
+    lazy (``compute=False``) or goes to a ``region``.
 
     A process that is killed while it writes leaves a store that opens, with nodata in place of
-    the missing chunks. ``tec-zarr encode`` and `tec_zarr.recompress` write metadata last.
+    the missing chunks. ``tec-zarr encode`` and `tec_zarr.recompress` do not: their result can be
+    opened only when it is complete.
     """
     if measure and not compute:
         raise UnsupportedArrayError("nothing can be measured before it is written: compute=True")
@@ -109,7 +110,7 @@ def to_zarr(
     if measure and any(tec_spec(stored[n]) for n in stored if n in ordered):
         raise UnsupportedArrayError("measure=True compares whole arrays, not what is added to them")
     written: Any = describe(ordered, settings)
-    if region is not None:  # what lies beside it is in the store already
+    if region is not None:  # variables without a dimension of the region are in the store already
         inside = set(written.dims) if region == "auto" else set(region)
         outside = [n for n, v in written.variables.items() if not inside & set(v.dims)]
         written = written.drop_vars([n for n in outside if n in stored])
@@ -127,7 +128,7 @@ def to_zarr(
 def _open(
     store: Any, group: str | None, storage_options: dict[str, Any] | None
 ) -> zarr.Group | None:
-    """The group to add to, None where there is none yet."""
+    """The group to add to; None if it does not exist yet."""
     try:
         return zarr.open_group(
             store, mode="r", path=group, use_consolidated=False,
@@ -147,8 +148,11 @@ def _format(wanted: int | None, root: zarr.Group | None) -> int:
 
 
 def _storable(ds: xr.Dataset, stored: Mapping[str, zarr.Array]) -> xr.Dataset:
-    """Words in memory, for Zarr to see of what kind they are, and dates of the precision that
-    their units have: xarray makes NaT of coarser ones."""
+    """Return ``ds`` with the coordinates and dates that Zarr and xarray can store.
+
+    Coordinates of Python objects are loaded, because Zarr determines their type from the values.
+    Dates get the precision of the stored units, because xarray turns coarser ones into NaT.
+    """
     words = {n: c.compute() for n, c in ds.coords.items() if c.chunks and c.dtype == object}
     dates = {}
     for name, da in ds.variables.items():
@@ -162,13 +166,14 @@ def _storable(ds: xr.Dataset, stored: Mapping[str, zarr.Array]) -> xr.Dataset:
 def _check_options(
     name: str, array: zarr.Array, settings: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
-    """Refuse options that an array in the store does not have."""
+    """Refuse options that differ from those of an array in the store."""
     had = tec_spec(array)
     wanted = settings.get("serializer") or settings.get("compressors")
     if had is None or not isinstance(wanted, ChunkSpec):
         return
     differ = [k for k in _CODING if k in options and getattr(had, k) != getattr(wanted, k)]
-    if settings.get("scale_factor") != array.attrs.get("scale_factor"):  # bounds of other units
+    # With another scale factor the bounds have other units and can't be compared.
+    if settings.get("scale_factor") != array.attrs.get("scale_factor"):
         differ = [k for k in differ if k != "max_error"]
     if options.get("chunks") and tuple(settings["chunks"]) != array.chunks:
         differ.append("chunks")
@@ -180,12 +185,12 @@ def _check_options(
 
 
 def _check_values(name: str, array: zarr.Array, da: xr.DataArray) -> None:
-    """Refuse what the numbers of an array in the store cannot hold."""
+    """Refuse values that the dtype, units and packing of an array in the store cannot hold."""
     attrs: dict[str, Any] = dict(array.attrs)
     if da.dtype.kind == "M" and "units" in attrs and da.chunks is None:
         keys: dict[str, Any] = {k: attrs[k] for k in ("units", "calendar") if k in attrs}
         variable = xr.Variable(da.dims, da.values, encoding={**keys, "dtype": array.dtype})
-        with warnings.catch_warnings():  # that xarray takes other units: an error here
+        with warnings.catch_warnings():  # xarray warns that it chose other units: refused below
             warnings.simplefilter("ignore")
             packed = xr.conventions.encode_cf_variable(variable)
         if packed.attrs["units"] != keys["units"] or not _same_dates(packed, keys, da.values):
@@ -223,18 +228,18 @@ def record(
     group: str | None = None,
     storage_options: dict[str, Any] | None = None,
 ) -> None:
-    """Add what is known only after writing to the attributes of a store's TEC arrays.
+    """Add the measured errors to the attributes of a store's TEC arrays, after writing.
 
-    ``lossy_compression_max_error_measured`` comes from the headers of the chunks, of arrays that
-    were written with ``max_error``; ``lossy_compression_psnr_measured`` (dB, per band) is
-    measured if ``original`` is given, for which the store is read.
+    ``lossy_compression_max_error_measured`` is added to arrays that were written with
+    ``max_error``. It comes from the headers of the chunks. ``lossy_compression_psnr_measured``
+    (dB, per band) is added if ``original`` is given. For this the store is read.
 
     Parameters
     ----------
     store : path or zarr store
-        A store that `describe` and ``to_zarr`` made, writable.
+        A writable store whose data went through `describe` and ``to_zarr``.
     original : DataArray or Dataset, optional
-        What was written.
+        The data that were written.
     group, storage_options
         As for ``xarray.open_zarr``.
     """

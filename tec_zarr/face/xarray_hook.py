@@ -1,8 +1,8 @@
-"""Make ``.tec`` known to xarray as soon as both are imported, whichever comes first.
+"""Register ``.tec`` with xarray as soon as xarray and tec_zarr are both imported, in any order.
 
-Importing xarray costs half a second, and Zarr loads tec_zarr for every array that TEC encoded,
-also in programs without xarray. So xarray is not imported here: where it is not yet, its import
-is watched.
+Importing xarray takes half a second. Zarr imports tec_zarr for every array encoded with TEC, also
+in programs that do not use xarray. So this module does not import xarray. If xarray is not
+imported yet, a finder in ``sys.meta_path`` registers the accessors when it is.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _tree(obj: Any) -> Any:
 
 
 class _Watch(MetaPathFinder):
-    """Lets the usual finders find xarray, and registers after it was executed."""
+    """Lets the other finders find xarray, and registers the accessors after its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -66,7 +66,8 @@ class _Watch(MetaPathFinder):
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            if self in sys.meta_path:  # not before: some only ask whether there is an xarray
+            # Removed only now: some callers of find_spec ask for xarray and do not import it.
+            if self in sys.meta_path:
                 sys.meta_path.remove(self)
             _register(module)
 

@@ -1,1 +1,1 @@
-"""Clouds filled with what lies under them: masks, tiles, pixelwise, regression, kriging."""
+"""Cloud filling: masks, and estimates of the ground under them from clear pixels and dates."""

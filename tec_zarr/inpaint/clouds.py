@@ -1,10 +1,13 @@
-"""Fill clouds from clear dates, in space and time.
+"""Fill clouds from clear pixels: `inpaint_clouds` for xarray objects, in memory or lazy.
 
-``regression`` and ``tec-tt`` estimate what a date looks like under its clouds from other dates,
-before and after, and from what is seen of the date itself (:mod:`tec_zarr.inpaint.regression`).
-``linear``, ``previous`` and ``median`` combine the clear dates of the same pixel. Pixels outside
-the mask stay as they are, pixels inside are never looked at, and where nothing clear is in reach
-there is nodata.
+``regression`` and ``tec-tt`` estimate the ground under the clouds of a date from other dates,
+before and after, and from the clear pixels of the date itself
+(:mod:`tec_zarr.inpaint.regression`). ``linear``, ``previous`` and ``median`` combine the clear
+dates of the same pixel (:mod:`tec_zarr.inpaint.pixelwise`). Pixels outside the mask do not change.
+Values inside the mask are never used. Masked pixels without clear data in reach become nodata.
+
+This module prepares the arrays, splits and blends Dask chunks, and merges the estimates into the
+cube.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ _Axes = tuple[int, int | None, int | None, int | None]
 
 
 class NothingClearWarning(UserWarning):
-    """Masked pixels stay nodata: they are clear on no date."""
+    """Masked pixels stay nodata, because no clear date or pixel is in reach."""
 
 
 @overload
@@ -86,44 +89,46 @@ def inpaint_clouds(
     Parameters
     ----------
     obj : DataArray or Dataset
-        Cube with time, y and x, in any order, with or without bands. DN or reflectance. Of a
-        Dataset, every reflectance variable; bands that are variables of their own help each
-        other.
+        Cube with time, y and x, in any order, with or without bands. DN or reflectance. In a
+        Dataset, every reflectance variable is filled. Bands that are separate variables are filled
+        together, as one cube.
     mask : DataArray or ndarray of bool, or callable, optional
-        True where the ground is not seen, with time, y and x (and bands, if it differs by
-        band), an ndarray in the order of the cube; or a function that makes it of ``obj``, once,
-        whether ``obj`` is a DataArray or a Dataset. Taken as it is, not dilated.
+        True where the ground is not seen. It has time, y and x, and bands if it differs by band.
+        An ndarray has the dimension order of the cube. A function is called once with ``obj``,
+        DataArray or Dataset, and returns the mask. The mask is not dilated.
     scl : DataArray, optional
-        Scene classification on the same grid, instead of ``mask``: see `cloud_mask`. By default
-        the variable ``scl`` (or ``SCL``) of a Dataset.
+        Scene classification on the same grid, instead of ``mask``: see
+        `tec_zarr.inpaint.masks.cloud_mask`. By default the variable ``scl`` (or ``SCL``) of a
+        Dataset.
     method : {"regression", "tec-tt", "linear", "previous", "median"}
-        ``regression``: the spectra of other dates, mapped to this one as clear pixels say (see
-        :mod:`tec_zarr.inpaint.regression`). ``tec-tt``: the same, with what the temporal model
-        expects of the difference. ``linear``: the nearest clear dates before and after, weighed by
-        their distance in time (in days if time is datetime64, else in dates), or the one of
-        them that there is. ``previous``: the last clear date before. ``median``: of all clear
-        dates.
+        ``regression``: map the spectra of other dates to this date by a regression on clear pixels
+        (see :mod:`tec_zarr.inpaint.regression`). ``tec-tt``: the same, and add the difference
+        that the temporal model expects. ``linear``: interpolate between the nearest clear dates
+        before and after, by their distance in time (in days if time is datetime64, else in dates);
+        if only one of them exists, take that one. ``previous``: take the last clear date before.
+        ``median``: take the median of all clear dates.
     dilate : int
         Pixels by which the mask from ``scl`` grows.
     return_uncertainty : bool
-        Return the half width of the interval that holds the truth nine times of ten, too.
+        Also return the half width of the interval that holds the truth in nine of ten cases.
     model : str or FamilyModel, optional
-        Of ``tec-tt``: a published model instead of the embedded one, by name
-        and lambda (``"terracodec_v1_tt_s2l2a/lambda-20"``: the weights must be at
-        hand, see `tec_zarr.terracodec.hub`) or as loaded by `tec_zarr.terracodec.hub.load_codec`.
+        For ``tec-tt``: a published model instead of the embedded one. Give its name
+        and lambda (``"terracodec_v1_tt_s2l2a/lambda-20"``: the weights must be on this machine,
+        see `tec_zarr.terracodec.hub`), or the result of `tec_zarr.terracodec.hub.load_codec`.
     progress : bool
-        Show a bar. Of lazy arrays, use ``with dask.diagnostics.ProgressBar():`` instead.
+        Show a progress bar. For lazy arrays, use ``with dask.diagnostics.ProgressBar():`` instead.
 
     Returns
     -------
     DataArray or Dataset
-        Dimensions, dtype, coordinates, attributes and encoding of ``obj``. Pixels outside the
-        mask are bit for bit what they were, nodata included. Pixels inside depend on nothing
-        inside the mask. Where nothing clear is in reach they are nodata: NaN in floats, else
-        what the array declares (``_FillValue``, ``nodata``, ...) or 0. Dask arrays stay lazy.
+        The filled data, with dimensions, dtype, coordinates, attributes and encoding of ``obj``.
+        Pixels outside the mask keep their exact values, nodata included. Pixels inside the mask
+        depend only on values outside it. If no clear data are in reach they are nodata: NaN in
+        floats, else the value that the array declares (``_FillValue``, ``nodata``, ...) or 0. Dask
+        arrays stay lazy.
     DataArray or Dataset
-        With ``return_uncertainty``: float32 in units of ``obj``, 0 outside the mask, NaN where
-        there is no estimate or nothing clear to calibrate with.
+        Only with ``return_uncertainty``: the half widths, float32 in units of ``obj``. They are 0
+        outside the mask, and NaN where there is no estimate or no clear data to calibrate with.
 
     Raises
     ------
@@ -136,13 +141,14 @@ def inpaint_clouds(
     Warns
     -----
     NothingClearWarning
-        Pixels stay nodata; it says on which dates. Lazy arrays warn when they are computed.
+        Pixels stay nodata; the message lists the dates. Lazy arrays warn when they are computed.
 
     Notes
     -----
-    ``regression`` and ``tec-tt`` look at squares of 256 pixels and 64 around them at a time, and
-    blend them. Dask chunks look 64 pixels into their neighbours (the smallest chunk's size at
-    most) and are blended over 16 pixels on both sides of their borders.
+    ``regression`` and ``tec-tt`` work on one tile of 256 x 256 pixels at a time. They also use a
+    margin of 64 pixels around it, and blend neighbouring tiles. Dask chunks use up to 64 pixels of
+    their neighbours (at most the size of the smallest chunk). They are blended over 16 pixels on
+    both sides of their borders.
     """
     if method not in METHODS:
         raise TecError(f"method is {method!r}, it must be one of {', '.join(METHODS)}")
@@ -191,7 +197,7 @@ def _inpaint_dataset(
 
 
 def _alike(ds: xr.Dataset, names: Sequence[Any]) -> list[list[Any]]:
-    """Variables to fill together: bands that are variables of the same shape and kind."""
+    """Group variables to fill together: bands in separate variables of the same shape and kind."""
     groups: dict[Any, list[Any]] = {}
     for name in names:
         da = ds[name]
@@ -204,7 +210,7 @@ def _alike(ds: xr.Dataset, names: Sequence[Any]) -> list[list[Any]]:
 def _inpaint(
     da: xr.DataArray, covered: xr.DataArray, how: How
 ) -> tuple[xr.DataArray, xr.DataArray | None]:
-    """Filled array, and its half widths where they are asked for."""
+    """Return the filled array, and its half widths or None if they are not wanted."""
     time = cast(str, find_dim(da, TIME))
     spatial = how.method in ("regression", "tec-tt")
     order = [find_dim(da, names) for names in (TIME, BAND, Y, X)]
@@ -259,10 +265,11 @@ def _inpaint(
 
 
 def _meet_neighbours(found: Any, axis: int, reach: int) -> Any:
-    """Estimates of Dask chunks that reach ``reach`` pixels into their neighbours, blended there.
+    """Blend the estimates of neighbouring Dask chunks where they overlap.
 
-    Only copies of the shared strips go from one chunk to the next: views would keep every chunk
-    of a row in memory.
+    Each chunk extends ``reach`` pixels into its neighbours along ``axis``. Chunks get copies of
+    the overlapping strips of their neighbours, because views would keep every chunk of a row in
+    memory.
     """
     import dask.array
 
@@ -271,7 +278,7 @@ def _meet_neighbours(found: Any, axis: int, reach: int) -> Any:
         return found
 
     def strips(place: slice, kept: slice) -> Any:
-        """Of all blocks but the first or last, and NaN for what has no neighbour."""
+        """Strips of the neighbours, one for each block; NaN at the end without a neighbour."""
         sizes = list(found.chunks)
         sizes[axis] = (2 * reach,) * count
         cut = partial(_strip, axis=axis, place=place)
@@ -298,7 +305,7 @@ def _strip(block: np.ndarray, *, axis: int, place: slice) -> np.ndarray:
 def _blend(
     own: np.ndarray, before: np.ndarray, after: np.ndarray, *, axis: int, reach: int
 ) -> np.ndarray:
-    """``own``, the nearer to the neighbours the more of their estimates of the same pixels."""
+    """Blend ``own`` with the strips of its neighbours; their share grows towards the neighbour."""
     out = own.copy()
     turned = np.moveaxis(out, axis, -1)
     rise = ((np.arange(2 * reach) + 0.5) / (2 * reach)).astype(own.dtype)
@@ -307,7 +314,7 @@ def _blend(
         (slice(-2 * reach, None), after, rise),
     ):
         mine, theirs = turned[..., place], np.moveaxis(other, axis, -1)
-        both = mine + share * (theirs - mine)  # exactly the same where both are the same
+        both = mine + share * (theirs - mine)  # in this form, equal values stay exactly equal
         both = np.where(np.isnan(mine), theirs, both)
         turned[..., place] = np.where(np.isnan(theirs), mine, both)
     return out
@@ -326,7 +333,7 @@ def _bands(da: xr.DataArray) -> tuple[str, ...] | None:
 
 
 def _moments(da: xr.DataArray, time: str) -> np.ndarray:
-    """Days since the first date, or the numbers of the dates."""
+    """Days since the first date, or the positions of the dates if time is not datetime64."""
     if time in da.coords and da[time].dtype.kind == "M":
         values = da[time].values
         if np.isnat(values).any():
@@ -347,7 +354,7 @@ def _moments(da: xr.DataArray, time: str) -> np.ndarray:
     return np.arange(da.sizes[time], dtype=np.float64)
 
 
-# ---- blocks of numpy
+# ---- blocks as NumPy arrays
 
 
 def _estimate(
@@ -362,8 +369,11 @@ def _estimate(
     dtype: np.dtype,
     bands: tuple[str, ...] | None,
 ) -> np.ndarray:
-    """Estimates of hidden samples, NaN where there is none, and half widths behind them:
-    (1 or 2, *shape). Of other samples: anything, and 0."""
+    """Estimate the hidden samples of a block.
+
+    Returns an array (1 or 2, *shape): the estimates, NaN where there is none, then the half widths
+    if they are wanted. At other samples the estimates are arbitrary and the half widths are 0.
+    """
     found = np.full((1 + how.uncertain, *values.shape), np.nan, dtype)
     if values.size == 0:
         return found
@@ -386,7 +396,7 @@ def _estimate(
 
 
 def _nodata_of(da: xr.DataArray) -> tuple[float, ...]:
-    """What stands for nothing measured besides NaN: of integers that declare nothing 0."""
+    """Nodata values besides NaN; integers that declare none have 0."""
     found = tuple(v for v in nodata_values(da) if fits(v, da.dtype))
     return found or ((float(NODATA),) if da.dtype.kind in "iu" else ())
 
@@ -396,7 +406,7 @@ def _ranks(axes: _Axes) -> list[int]:
 
 
 def _canonical(values: np.ndarray, axes: _Axes) -> np.ndarray:
-    """View (T, C, H, W)."""
+    """View of an array as (T, C, H, W)."""
     there = [a for a in axes if a is not None]
     turned = np.moveaxis(values, there, range(len(there)))
     return turned if axes[1] is not None else turned[:, None]
@@ -405,14 +415,16 @@ def _canonical(values: np.ndarray, axes: _Axes) -> np.ndarray:
 def _merge(
     values: np.ndarray, hidden: np.ndarray, estimate: np.ndarray, *, nodata: tuple[float, ...]
 ) -> np.ndarray:
-    """Copy of ``values`` with the hidden ones replaced; the first of ``nodata`` stands for
-    nothing."""
+    """Copy of ``values`` with the hidden ones replaced by their estimates.
+
+    In integers, the first value of ``nodata`` replaces samples without an estimate.
+    """
     out = np.array(values)
     chosen = estimate[hidden]
     if out.dtype.kind in "iu":
         limits = np.iinfo(out.dtype)
         whole = np.rint(chosen).clip(limits.min, limits.max)
-        for value in nodata:  # an estimate is never nodata
+        for value in nodata:  # an estimate that equals a nodata value moves by 1
             whole[whole == value] = value + (1 if value < limits.max else -1)
         chosen = np.where(np.isnan(chosen), nodata[0], whole)
     out[hidden] = chosen.astype(out.dtype)
@@ -432,9 +444,3 @@ def _warn_of_nothing(hidden: np.ndarray, found: np.ndarray, labels: Sequence[str
             NothingClearWarning,
             stacklevel=2,
         )
-
-
-# ---- methods that look around
-
-
-# ---- methods that look at one pixel

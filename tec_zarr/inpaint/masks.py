@@ -1,4 +1,4 @@
-"""What counts as cloud."""
+"""Masks of clouds: made from the scene classification, or given and checked against the cube."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import CLOUD_LIKE
 
 DILATE = 8
-"""Pixels by which masks of SCL grow by default: SCL misses cloud edges, and what a lossy codec
-spreads of a cloud reaches one 8 x 8 block further."""
+"""Pixels by which masks from SCL grow by default. SCL misses the edges of clouds, and a lossy codec
+spreads a cloud into the next 8 x 8 block."""
 
 
 Given = xr.DataArray | np.ndarray
@@ -25,7 +25,7 @@ Mask = Given | Callable[..., Given]
 
 
 def cloud_mask(scl: xr.DataArray, dilate: int = DILATE) -> xr.DataArray:
-    """Where the ground is not seen, after the scene classification.
+    """Return a mask of the pixels where the scene classification does not see the ground.
 
     Parameters
     ----------
@@ -33,18 +33,18 @@ def cloud_mask(scl: xr.DataArray, dilate: int = DILATE) -> xr.DataArray:
         Classes of `tec_zarr.sentinel2.SCL_CLASSES`, with dimensions y and x.
     dilate : int
         Pixels by which saturated pixels, cloud, cirrus and shadow (1, 3, 8, 9, 10) grow, as
-        squares. Nodata (0, or NaN in floats) is masked but does not grow: pixels beside it were
-        measured.
+        squares. Nodata (0, or NaN in floats) is masked but does not grow, because the pixels
+        beside it were measured.
 
     Returns
     -------
     DataArray of bool
-        Lazy where ``scl`` is.
+        True where the ground is not seen. Lazy if ``scl`` is lazy.
 
     Raises
     ------
     UnsupportedArrayError
-        Classes without y and x, or ``dilate`` below 0.
+        ``scl`` has no y and x, or ``dilate`` is below 0.
     """
     if dilate < 0:
         raise UnsupportedArrayError(f"dilate is {dilate}, it must be 0 pixels or more")
@@ -70,7 +70,7 @@ def _cloudy(classes: np.ndarray, *, axes: tuple[int, int], radius: int) -> np.nd
 
 
 def _grow(hidden: np.ndarray, axis: int, radius: int) -> np.ndarray:
-    """True within ``radius`` of a True along one axis: windowed sums of a running count."""
+    """Return True within ``radius`` of a True along one axis, by differences of a running count."""
     count = np.cumsum(np.moveaxis(hidden, axis, -1), axis=-1, dtype=np.int32)
     count = np.concatenate([np.zeros_like(count[..., :1]), count], axis=-1)
     index = np.arange(hidden.shape[axis])
@@ -81,7 +81,10 @@ def _grow(hidden: np.ndarray, axis: int, radius: int) -> np.ndarray:
 def resolve_mask(
     da: xr.DataArray, mask: Given | None, scl: xr.DataArray | None, dilate: int
 ) -> xr.DataArray:
-    """Boolean mask with the dimensions of ``da``, size 1 along those that it does not have."""
+    """Return the boolean mask of ``mask`` or ``scl`` with the dimensions of ``da``.
+
+    Its size is 1 along dimensions that the given mask does not have.
+    """
     if find_dim(da, TIME) is None:
         raise UnsupportedArrayError(f"no time among the dimensions {da.dims}: nothing to fill from")
     if (mask is None) == (scl is None):
@@ -111,7 +114,7 @@ def resolve_mask(
 
 
 def _labelled(da: xr.DataArray, mask: Any) -> xr.DataArray:
-    """Mask with the names of the dimensions of ``da``, of one without names by its shape."""
+    """Return ``mask`` as a DataArray; a NumPy array gets the dimensions of ``da`` by its shape."""
     if isinstance(mask, xr.DataArray):
         return mask
     if not isinstance(mask, np.ndarray):

@@ -1,4 +1,8 @@
-"""Methods that fill each pixel from its own dates."""
+"""Methods that fill each pixel from its own dates: linear, previous and median.
+
+`How` holds the options of a filling for these methods and for those of
+:mod:`tec_zarr.inpaint.tiles`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from tec_zarr.inpaint.samples import COVERAGE, FEWEST
 
 @dataclass(frozen=True)
 class How:
+    """Options of `tec_zarr.inpaint_clouds` that the methods need."""
+
     method: str
     model: Any
     uncertain: bool
@@ -26,10 +32,10 @@ def fill_pixels(
     moments: np.ndarray,
     how: How,
 ) -> None:
-    """Write estimates of (T, ...) into ``pages`` (1 or 2, T, ...).
+    """Write estimates of (T, ...), and half widths if wanted, into ``pages`` (1 or 2, T, ...).
 
-    How far an estimate is off is measured where the date is clear, on the pixels that can be
-    estimated from other dates; for dates without any, on the others.
+    The half width of a date is measured on its clear pixels that can be estimated from other
+    dates. A date with too few of them gets the mean half width of the other dates.
     """
     before = nearest_clear(clear)
     last = len(cube) - 1
@@ -39,7 +45,7 @@ def fill_pixels(
     errors: dict[int, float] = {}
 
     def estimate(date: int) -> np.ndarray:
-        """From all dates but this one; of uncertain methods, also how far it is off."""
+        """Estimate a date from all others, and record its error if half widths are wanted."""
         if how.method == "median":
             others = clear.copy()
             others[date] = False
@@ -75,7 +81,7 @@ def fill_pixels(
 
 
 def nearest_clear(clear: np.ndarray) -> np.ndarray:
-    """Index of the last clear date up to each date, -1 where there is none yet."""
+    """Index of the last clear date up to each date, -1 if there is none."""
     dates = np.arange(len(clear), dtype=np.int32).reshape(-1, *([1] * (clear.ndim - 1)))
     return np.maximum.accumulate(np.where(clear, dates, np.int32(-1)), axis=0)
 
@@ -83,7 +89,10 @@ def nearest_clear(clear: np.ndarray) -> np.ndarray:
 def _take(
     cube: np.ndarray, index: np.ndarray, moments: np.ndarray, date: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values of the dates ``index``, where there are such, and their distance in time."""
+    """Values at the dates ``index``, whether there is such a date, and its distance in time.
+
+    ``index`` holds a date for each pixel, or -1; values without a date are 0.
+    """
     known = index >= 0
     found = np.maximum(index, 0)
     value = np.take_along_axis(cube, found[None], axis=0)[0].astype(np.float64)
@@ -91,7 +100,7 @@ def _take(
 
 
 def _median(cube: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """Median of the clear dates, NaN where there is none."""
+    """Median of the clear dates of each pixel, NaN if there is none."""
     ranked = np.sort(np.where(clear, cube.astype(np.float64), np.inf), axis=0)
     count = clear.sum(axis=0)
     picks = [np.maximum(count - 1, 0) // 2, np.minimum(count // 2, len(cube) - 1)]

@@ -1,19 +1,21 @@
-"""What a date looks like under its clouds, from how the same ground looks on other dates.
+"""Estimate a date under its clouds by regression on other dates of the same place.
 
-Where the ground is seen on the date and on others, a regression learns how the spectra of the
-other dates become those of this one: ridge regression on the spectra and on random Fourier
-features of them (Rahimi and Recht 2007), which follow what meadows, forests and water do without
-being told of them. It is fitted anew for every date and place, on clear pixels alone, and then
-applied under the clouds. What it misses beside a cloud it also misses under its edge, so that
-residuals are continued inwards (regression kriging, Hengl et al. 2007) with weights fitted on
-pixels that the regression was not given. The same pixels calibrate the intervals.
+A regression maps the spectra of other dates to those of this date. It is fitted on pixels that are
+clear on both, and applied under the clouds. It is fitted anew for each date and tile. It is a ridge
+regression on the spectra and on random Fourier features of them (Rahimi and Recht 2007). The
+features let meadows, forests and water change differently without a map of classes.
 
-A date on which too little is seen gets a weighted mean of the other dates. Rules to weight them go
-from the mean of all to linear interpolation and to the last date before; each counts as much as
-it estimates the other dates well from one another (Bayesian model averaging, Hoeting et al. 1999,
-with leave-one-out errors in place of the likelihood).
+An error of the regression beside a cloud usually continues under its edge. So residuals of clear
+pixels are continued into the cloud (regression kriging, Hengl et al. 2007). Their weights are
+fitted on pixels that the regression was not fitted on. The same pixels calibrate the intervals.
 
-Everything here is numpy on float32 DN, NaN where nothing clear was measured.
+A date with too few clear pixels gets a weighted mean of other dates instead
+(:mod:`tec_zarr.inpaint.kriging`). Several rules weight the dates; they range from the mean of all,
+over linear interpolation, to the last date before. A rule counts more if it estimates the other
+dates well from one another (Bayesian model averaging, Hoeting et al. 1999, with leave-one-out
+errors in place of the likelihood).
+
+All functions work on NumPy arrays of float32 DN, NaN where there is no clear measurement.
 """
 
 from __future__ import annotations
@@ -38,43 +40,45 @@ from tec_zarr.inpaint.samples import (
 __all__ = ["fill_date"]
 
 REFERENCES = 4
-"""Dates that one regression looks at."""
+"""Most other dates, the references, in one regression."""
 FEATURES = 200
-"""Random Fourier features."""
+"""Number of random Fourier features."""
 BANDWIDTH = 0.2
-"""Their frequencies, in inverse standard deviations of the leading components."""
+"""Standard deviation of the features' frequencies, in inverse standard deviations of the leading
+components."""
 COMPONENTS = 12
-"""Leading components of the spectra that the features are made of."""
+"""Number of leading components of the spectra that the features are made of."""
 RIDGES = (3e-4, 3e-3, 3e-2, 3e-1)
 """Strengths of the ridge to choose from, for standardised inputs."""
 FIT_ON, TRY_ON = 12_000, 3_000
-"""Most pixels that a regression is fitted on, and that its ridge is chosen on."""
+"""Most pixels to fit a regression on, and most pixels to choose its ridge on."""
 LINEAR_BELOW = 1_500
-"""Pixels below which the spectra alone are used."""
+"""With fewer pixels than this, a regression uses the spectra without Fourier features."""
 OWN_FIT = 0.03
-"""Share of the pixels that a set of clear references needs for a regression of its own."""
+"""Least share of the pixels for which a set of clear references gets its own regression."""
 REACHES = (2.5, 10.0)
-"""Standard deviations (pixels) of the windows that residuals are continued with."""
+"""Standard deviations (pixels) of the Gaussian windows that continue residuals."""
 _LITTLE = 0.03
-"""What a window sees is shrunk as if this share of it had no residual."""
+"""Shrinkage of continued residuals: as if this share of a window had a residual of 0."""
 _AT_ONCE = 1 << 15
+"""Pixels that a regression is applied to at once, which limits memory."""
 
 
 def fill_date(
     cube: Field, date: int, moments: NDArray[np.float64], refine: Refine | None = None
 ) -> Filled:
-    """Estimate one date of a cube from the others.
+    """Estimate one date of a cube from its clear pixels and from the other dates.
 
     Parameters
     ----------
     cube : ndarray of float32, (T, C, H, W)
         DN, NaN in all bands of a pixel that is not clear.
     date : int
-        Which one.
+        Index of the date to estimate.
     moments : ndarray, (T,)
-        When the dates are, in any unit.
+        Times of the dates, in any unit.
     refine : callable, optional
-        Adds what a model knows: see `Refine`.
+        Adds the knowledge of a model: see `tec_zarr.inpaint.samples.Refine`.
     """
     clear = np.isfinite(cube[:, 0])
     truth, seen = cube[date], clear[date]
@@ -88,7 +92,8 @@ def fill_date(
         rules = Rules.of(cube, clear, date, moments)
         values = np.where(beyond, rules.estimate(cube, clear, date), values)
         spread = np.where(beyond, 2 * np.nanmean(spread, (1, 2), keepdims=True), spread)
-    # What is held back says how far to trust what lies around a pixel, and how wide intervals are.
+    # Pixels that were held back tell how to weight the residuals around a pixel, and how wide the
+    # intervals are.
     trial = near & held
     hints, scale, support = _hints(truth, values, spread, near & ~held, refine)
     error = (truth - values)[:, trial]
@@ -101,7 +106,8 @@ def fill_date(
     closeness = np.minimum(support / usual, 1)
     factor = far_factor + (near_factor - far_factor) * closeness
     low, high = (pick(cube, (0, 2, 3))[:, None, None] for pick in (np.nanmin, np.nanmax))
-    values = np.clip(values + _weighted(hints, weights), low, high)  # as was ever seen here
+    # Clipped to the range of all clear values of this place.
+    values = np.clip(values + _weighted(hints, weights), low, high)
     return Filled(values, (scale * factor).astype(np.float32))
 
 
@@ -111,8 +117,10 @@ def fill_date(
 def _regressed(
     cube: Field, clear: Where, date: int, train: Where, held: Where
 ) -> tuple[Field, Field]:
-    """Estimates of all pixels (C, H, W) and the expected size of their errors, NaN where no
-    reference is clear or too little is to be learned from those that are.
+    """Estimates of all pixels (C, H, W), and the expected size of their errors.
+
+    NaN at pixels without a clear reference, or whose references share too few pixels with the date
+    to fit a regression. The regression is fitted on ``train`` and its ridge is chosen on ``held``.
     """
     count, height, width = cube.shape[1:]
     flat = cube.reshape(len(cube), count, -1)
@@ -141,7 +149,11 @@ def _regressed(
 
 
 def _ranked(flat: Field, open_: Where, date: int, rows: Where) -> list[int]:
-    """Other dates, the most useful first: seen where the date is not, and alike where both are."""
+    """Other dates, the most useful first.
+
+    A date is useful if it is clear where ``date`` is hidden, and predicts it well where both are
+    clear (``rows``: the pixels of ``date`` to fit on).
+    """
     hidden = ~open_[date] if not open_[date].all() else np.ones_like(open_[date])
     worth = {}
     for other in range(len(flat)):
@@ -161,9 +173,10 @@ def _ranked(flat: Field, open_: Where, date: int, rows: Where) -> list[int]:
 
 
 def _patterns(code: NDArray, bits: int) -> list[tuple[int, NDArray[np.intp]]]:
-    """Sets of references (as bits) to fit, and the pixels that take each.
+    """Sets of references (as bits) to fit a regression for, and the pixels that use each.
 
-    Sets that few pixels have are replaced by the largest fitted one within them.
+    ``code`` holds the set of clear references of each pixel. A set that few pixels have is
+    replaced by its largest subset that gets a regression.
     """
     present, counts = np.unique(code, return_counts=True)
     total = counts[present > 0].sum()
@@ -177,10 +190,11 @@ def _patterns(code: NDArray, bits: int) -> list[tuple[int, NDArray[np.intp]]]:
 
 
 class _Regression:
-    """Spectra of one date given those of references, fitted on the pixels ``known``.
+    """Predicts the spectra of one date from those of references, fitted on the pixels ``known``.
 
-    How strong the ridge is, and whether there are Fourier features, is chosen on pixels ``apart``
-    from these: neighbours of what it was fitted on would praise what does not carry far.
+    The strength of the ridge and the use of Fourier features are chosen on the pixels ``apart``.
+    These lie away from ``known``, because neighbours of fitted pixels would favour a fit that holds
+    only near them.
     """
 
     def __init__(
@@ -251,14 +265,17 @@ class _Regression:
         return np.linalg.solve(gram + np.diag(penalty), right).astype(np.float32)
 
 
-# ---- residuals of clear pixels, continued
+# ---- continuing the residuals of clear pixels
 
 
 def _hints(
     truth: Field, values: Field, spread: Field, near: Where, refine: Refine | None
 ) -> tuple[Field, Field, Field]:
-    """What lies around says of the error, (C, hints, H, W); the scale of errors (C, H, W); and
-    the share of the widest window that is seen (H, W).
+    """Hints on the error of each pixel from the clear pixels ``near`` it.
+
+    Returns the hints (C, hints, H, W); the scale of errors (C, H, W); and the share of the widest
+    window that is clear (H, W). The hints are local means of residuals, one for each window of
+    `REACHES`, and the change that ``refine`` suggests.
     """
     residual = np.where(near, truth - values, np.float32(0))
     window = near.astype(np.float32)
@@ -274,7 +291,7 @@ def _hints(
 
 
 def _nonnegative(x: Field, y: Field) -> Field:
-    """Weights of columns, least squares with a little ridge, none below zero."""
+    """Weights of the columns of ``x`` by least squares with a small ridge, none below zero."""
     weights = np.zeros(x.shape[1])
     kept = np.arange(x.shape[1])
     while len(kept):
@@ -290,11 +307,12 @@ def _nonnegative(x: Field, y: Field) -> Field:
 
 
 def _weighted(hints: Field, weights: Sequence[Field]) -> Field:
+    """Weighted sum of the hints of each band, (C, H, W)."""
     return np.stack([np.tensordot(w, h, 1) for w, h in zip(weights, hints, strict=True)])
 
 
 def blurred(image: Field, reach: float) -> Field:
-    """Gaussian window over the last two axes; what is outside counts as zero."""
+    """Blur the last two axes with a Gaussian window; pixels outside the image count as zero."""
     offset = np.arange(-int(3 * reach), int(3 * reach) + 1)
     window = np.exp(-0.5 * (offset / reach) ** 2)
     window /= window.sum()
@@ -307,6 +325,3 @@ def blurred(image: Field, reach: float) -> Field:
         image = np.take(full, np.arange(len(window) // 2, size - len(window) // 2), axis)
         image = image.astype(np.float32)
     return image
-
-
-# ---- weighted means of other dates

@@ -1,4 +1,4 @@
-"""Samples that filling works on, and those it holds back to learn how far it is off."""
+"""Types and helpers that the methods share: array types, held-back pixels, interval factors."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 Field = NDArray[np.float32]
+"""Values in DN."""
 
 
 Where = NDArray[np.bool_]
+"""A mask of pixels."""
 
 
 COVERAGE = 0.9
-"""Share of truths that intervals are to hold."""
+"""Share of true values that the intervals should hold."""
 
 
 FEWEST = 150
-"""Pixels below which nothing is fitted."""
+"""Fewest pixels to fit or calibrate on."""
 
 
 HELD_BLOCK, HELD_SHARE = 32, 0.2
-"""Side (pixels) and share of the squares that are held back from the fit."""
+"""Side (pixels) and share of the squares that are held back from the fit for calibration."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Filled:
     values : ndarray of float32, (C, H, W)
         DN, at clear pixels too; NaN where no other date was clear.
     half_width : ndarray of float32, (C, H, W)
-        Half of the interval that holds the truth with probability `COVERAGE`; NaN where nothing
-        was there to calibrate it with.
+        Half width of the interval that holds the true value with probability `COVERAGE`; NaN
+        without pixels to calibrate it on.
     """
 
     values: Field
@@ -44,25 +46,27 @@ class Filled:
 
 
 Refine = Callable[[Field, Field, Where], tuple[Field, Field]]
-"""Of a date (C, H, W), an estimate of it, and where the date is seen: how the truth probably
-differs from the estimate, and the scale of what remains. It must not look at the date elsewhere.
+"""A function of a date (C, H, W), an estimate of it, and a mask of its clear pixels.
+
+It returns the expected difference between the truth and the estimate, and the scale of the
+remaining error. It must not use the date outside the mask.
 """
 
 
 def held_squares(shape: tuple[int, ...]) -> Where:
-    """Squares that are held back, the same in every image of this shape."""
+    """Mask of the squares that are held back, the same for every image of this shape."""
     rows, columns = (-(-n // HELD_BLOCK) for n in shape)
     chosen = np.random.default_rng(0).random((rows, columns)) < HELD_SHARE
     return chosen.repeat(HELD_BLOCK, 0).repeat(HELD_BLOCK, 1)[: shape[0], : shape[1]]
 
 
 def covering_factor(ratios: Field) -> Field:
-    """Factor (C, 1, 1) within which `COVERAGE` of the ratios (C, n) lie."""
+    """Factor (C, 1, 1) that `COVERAGE` of the ratios (C, n) do not exceed."""
     return np.quantile(ratios, COVERAGE, axis=1).astype(np.float32)[:, None, None]
 
 
 def some_of(index: NDArray[np.intp], most: int) -> NDArray[np.intp]:
-    """At most so many of ``index``, drawn evenly and always alike."""
+    """At most ``most`` entries of ``index``, drawn at random but the same in every call."""
     if len(index) <= most:
         return index
     return np.random.default_rng(len(index)).choice(index, most, replace=False)

@@ -1,4 +1,4 @@
-"""Methods that fill tiles, with a margin: regression and the temporal models."""
+"""Methods that fill one tile at a time, with a margin: regression and the temporal models."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tec_zarr.inpaint.samples import FEWEST, Filled, Refine, covering_factor, he
 from tec_zarr.metrics import dn_per_unit
 
 TILE, HALO = 256, 64
-"""Side of the squares that are estimated at a time, and how far they look beyond; neighbours are
-blended over what they share."""
+"""Side of a tile, and width of the margin around it that its estimate also uses (pixels).
+
+Neighbouring tiles are blended where they overlap, margins included."""
 
 
 def fill_tiles(
@@ -29,12 +30,15 @@ def fill_tiles(
     how: How,
     bands: tuple[str, ...] | None,
 ) -> None:
-    """Write estimates of (T, C, H, W) into ``pages`` (1 or 2, T, C, H, W)."""
+    """Write estimates of (T, C, H, W), and half widths if wanted, into ``pages``.
+
+    ``pages`` has the shape (1 or 2, T, C, H, W).
+    """
     from tqdm import tqdm
 
     if cube.dtype.kind == "f":
         clear = clear & np.isfinite(cube)
-    used = np.flatnonzero(clear.any((0, 2, 3)))  # a band without a clear value says nothing
+    used = np.flatnonzero(clear.any((0, 2, 3)))  # bands without any clear value stay NaN
     if not len(used):
         return
     seen = np.logical_and.reduce(clear[:, used], axis=1)
@@ -69,7 +73,7 @@ def fill_tiles(
 
 @dataclass(frozen=True)
 class _Window:
-    """A tile with its halo, and its weights (h, w) where it overlaps others."""
+    """A tile with its halo, and the weights (h, w) that blend it with its neighbours."""
 
     rows: slice
     columns: slice
@@ -134,8 +138,11 @@ def _published(
     bands: tuple[str, ...] | None,
     uncertain: bool,
 ) -> Iterator[tuple[int, Filled]]:
-    """TEC-TT as published sees the past only: once forwards, once on the reversed series, and
-    what is nearer to something clear counts more."""
+    """Estimate dates with a published TEC-TT, which predicts a date from earlier dates only.
+
+    It runs once on the series and once on the reversed series. The two estimates of a pixel are
+    weighted by the distance in time to its nearest clear date on either side.
+    """
     clear = np.isfinite(part[:, 0])
     seen = clear & ~held_squares(clear.shape[1:]) if uncertain else clear
     visible = np.where(seen[:, None], part, np.float32(0))
@@ -145,7 +152,8 @@ def _published(
     for date in dates:
         none = np.inf
         past = np.where(before[date] < 0, none, moments[date] - moments[before[date]])
-        later = np.minimum(len(part) - 1 - after[date], len(part) - 1)  # where there is none: any
+        # The nearest clear date from here on. Without one, the last date: not used below.
+        later = np.minimum(len(part) - 1 - after[date], len(part) - 1)
         future = np.where(after[date] < 0, none, moments[later] - moments[date])
         with np.errstate(invalid="ignore"):
             share = np.where(np.isinf(past), 0, np.where(np.isinf(future), 1,
