@@ -1,9 +1,9 @@
 /* The latents of a tec-s2 section (s2_tile.h) and their pixels (s2_image.h), compiled: what decoding
  * spends most of its time on.
  *
- * The same numbers, bit for bit, as tec_zarr/models/s2_integer.py and s2_pixels.py, which run where
- * this was not built; docs/format-tec-s2.md says what is computed. tec_zarr/native/__init__.py builds the
- * arguments and checks their sizes. What a stream holds can make the result FAILED, and lead to no
+ * The same numbers, bit for bit, as tec_zarr/networks/walk.py and pixel_net.py, which run where this
+ * was not built; docs/format-tec-s2-latents.md says what is computed. tec_zarr/native/__init__.py
+ * builds the arguments and checks their sizes. What a stream holds can make the result FAILED, and lead to no
  * place outside of an array.
  *
  * To be compiled with -ffp-contract=off: every float32 operation is rounded by itself.

@@ -181,8 +181,8 @@ class Layout:
             bits.put(g.column, 3)
         if kinds:
             size = len(kinds).bit_length()
-            for g in self.grids:
-                bits.put(0 if g is None else kinds.index(g) + 1, size)
+            for grid in self.grids:
+                bits.put(0 if grid is None else kinds.index(grid) + 1, size)
 
     @classmethod
     def read(cls, bits: BitReader, bands: int, shape: tuple[int, int]) -> Layout:
