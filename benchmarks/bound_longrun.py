@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tec_zarr import bound
+from tec_zarr.bounds import layer
 
 BOUNDS = (0, 1, 5, 10, 50, 200)
 HERE = Path(__file__).resolve().parents[1]
@@ -86,8 +86,8 @@ def trial(seed, paths):
         noise = rng.integers(-99, 100, original.shape)
         base = np.clip(original.astype(np.int64) + noise, -(1 << 31), (1 << 31) - 1)
         base = base.astype(np.int32)
-    data = bound.encode(original, base, valid, bounds)
-    decoded = bound.decode(data, base, valid, original.shape, bounds)
+    data = layer.encode(original, base, valid, bounds)
+    decoded = layer.decode(data, base, valid, original.shape, bounds)
     error = np.abs(decoded.astype(np.int64) - original)
     wrong = error > np.asarray(bounds)[None, :, None, None]
     used = np.ones_like(wrong) if valid is None else valid

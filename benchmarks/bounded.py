@@ -31,8 +31,8 @@ import numpy as np
 from environment import DATA, ROOT, commit, environment, scenes
 
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.entropy.residual_tables import SHAPES, code_lengths
 from tec_zarr.grids import Grid, Kind, find, refine
-from tec_zarr.scale_tables import SHAPES, code_lengths
 
 BOUNDS = (0, 5, 10, 20, 50, 100)
 INDEX_BOUNDS = (0.005, 0.01, 0.02, 0.05)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tec_zarr import metrics
-from tec_zarr.classical import (
+from tec_zarr.compare.classical import (
     KLT,
     MIDDLE,
     Coded,

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "tec_zarr.cli", "demo", "--out", "demo-out"]
+        command = [sys.executable, "-m", "tec_zarr.face.cli", "demo", "--out", "demo-out"]
         printed = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
     results = {**environment(), "commit": commit(), "printed": printed.stdout.splitlines()}
     out.mkdir(parents=True, exist_ok=True)

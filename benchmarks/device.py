@@ -27,13 +27,15 @@ import torch
 from environment import ROOT, commit, environment
 from torch import nn
 
-from tec_zarr import synthetic
-from tec_zarr.entropy import SymbolEncoder, Tables, integer_table
-from tec_zarr.models.elic import ELIC
-from tec_zarr.models.family import FamilyModel
-from tec_zarr.models.fp import FactorizedPrior
-from tec_zarr.models.registry import Encoded, Model, get_model
-from tec_zarr.models.temporal import TemporalTransformer
+from tec_zarr.cubes import synthetic
+from tec_zarr.entropy.range_coder import SymbolEncoder
+from tec_zarr.entropy.tables import Tables, integer_table
+from tec_zarr.models.protocol import Encoded, Model
+from tec_zarr.models.registry import get_model
+from tec_zarr.terracodec.codec import FamilyModel
+from tec_zarr.terracodec.elic import ELIC
+from tec_zarr.terracodec.fp import FactorizedPrior
+from tec_zarr.terracodec.tt import TemporalTransformer
 
 MODELS: dict[str, type[nn.Module]] = {
     "fp": FactorizedPrior, "elic": ELIC, "tt": TemporalTransformer,

@@ -34,7 +34,8 @@ from landcover import land_cover, normalised
 from numpy.typing import NDArray
 from rate_distortion import code_tec
 
-from tec_zarr import metrics, synthetic
+from tec_zarr import metrics
+from tec_zarr.cubes import synthetic
 from tec_zarr.sentinel2 import L2A_BANDS
 
 QUALITIES = (2.0, 4.0, 6.0)

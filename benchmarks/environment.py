@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import tec_zarr.synthetic
+import tec_zarr.cubes.synthetic
 from tec_zarr.sentinel2 import L2A_BANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +75,7 @@ def scenes(folder: Path) -> list[Scene]:
     found = list(_load(folder))
     if found:
         return found
-    cube = tec_zarr.synthetic.cube(dates=4, size=_CROP, seed=7, nodata_edge=False)
+    cube = tec_zarr.cubes.synthetic.cube(dates=4, size=_CROP, seed=7, nodata_edge=False)
     return [Scene("synthetic", "seasonal", L2A_BANDS, np.ascontiguousarray(cube.values))]
 
 

@@ -30,14 +30,15 @@ import numpy as np
 import torch
 from environment import ROOT, commit, environment
 
-from tec_zarr import entropy, synthetic
-from tec_zarr.ledger import EPSILON, LedgerWriter
-from tec_zarr.models import s2
-from tec_zarr.models.exact import exact
+from tec_zarr.cubes import synthetic
+from tec_zarr.entropy import range_coder
 from tec_zarr.models.registry import get_model
-from tec_zarr.models.s2_integer import Layer
-from tec_zarr.models.s2_overlap import blocks_of, overlapped, with_margin
-from tec_zarr.models.temporal import EntropyTransformer
+from tec_zarr.networks import image as s2
+from tec_zarr.networks.transform import blocks_of, overlapped, with_margin
+from tec_zarr.networks.walk import Layer
+from tec_zarr.terracodec.exact import exact
+from tec_zarr.terracodec.ledger import EPSILON, LedgerWriter
+from tec_zarr.terracodec.tt import EntropyTransformer
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -165,7 +166,7 @@ def s2_bits(cube: np.ndarray) -> list[dict]:
     for quality in (2.0, 4.0, 6.0):
         bits = 0.0
 
-        class Counting(entropy.SymbolEncoder):
+        class Counting(range_coder.SymbolEncoder):
             def put(self, symbols: np.ndarray, index: np.ndarray) -> None:
                 nonlocal bits
                 reach = self.tables.bits.shape[1] // 2

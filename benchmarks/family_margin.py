@@ -45,8 +45,8 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
     """Save weights and inputs once: random numbers themselves depend on the setting."""
     import torch
 
-    from tec_zarr.models import hub
-    from tec_zarr.models.temporal import EntropyTransformer
+    from tec_zarr.terracodec import hub
+    from tec_zarr.terracodec.tt import EntropyTransformer
 
     torch.manual_seed(0)
     if options.checkpoint:
@@ -71,8 +71,9 @@ def predictions(folder: Path, whole: bool) -> np.ndarray:
     """Continuous table indexes of all symbols of the windows: means in 1/100, scale levels."""
     import torch
 
-    from tec_zarr.models.exact import exact
-    from tec_zarr.models.temporal import EntropyTransformer, scale_grid_position, scale_of
+    from tec_zarr.terracodec.blocks import scale_grid_position, scale_of
+    from tec_zarr.terracodec.exact import exact
+    from tec_zarr.terracodec.tt import EntropyTransformer
 
     shape, state, context, tokens = torch.load(folder / "inputs.pt", weights_only=True)
     model = EntropyTransformer(*(shape or ())).eval()

@@ -40,8 +40,9 @@ import numpy as np
 import xarray as xr
 from environment import DATA, ROOT, commit, environment, scenes
 
-from tec_zarr import metrics, synthetic
-from tec_zarr.inpaint import METHODS, NothingClearWarning, inpaint_clouds
+from tec_zarr import metrics
+from tec_zarr.cubes import synthetic
+from tec_zarr.inpaint.clouds import METHODS, NothingClearWarning, inpaint_clouds
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 1.0)
 SHAPES = 1

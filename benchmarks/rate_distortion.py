@@ -251,7 +251,7 @@ def code_tec(
     scene: Scene, level: float, argument: str = "quality", model: str = "tec-s2", dates: int = 1
 ) -> Coded:
     """Chunks of ``dates`` through the numcodecs codec; decoding knows nothing but the bytes."""
-    from tec_zarr.numcodec import TEC
+    from tec_zarr.codec.numcodecs_codec import TEC
 
     encoder, decoder = TEC(**{argument: level}, model=model, bands=scene.bands), TEC()
     size, decoded = 0, np.empty_like(scene.dn)

@@ -6,8 +6,9 @@
 Writes an archive of several v2 blosc arrays (2048 x 2048 pixels, 4 dates, 12 bands: 0.4 GB each,
 or smaller ones for less in all) and recompresses it to sharded v3 on a LocalCluster, one thread
 for each worker: one worker, then two. The cluster and the model on it are ready before the clock
-starts; planning and publishing are inside. Dask is set as ``tec_zarr.dask_worker.QUIET`` says.
-Verification is on ("sample"); what it takes is measured on the worker and can be subtracted.
+starts; planning and publishing are inside. Dask is set as
+``tec_zarr.recompression.dask_worker.QUIET`` says. Verification is on ("sample"); what it takes is
+measured on the worker and can be subtracted.
 
 Bare encoding is ``encode_chunk`` in a loop, in a process that is set up like a worker (one thread,
 the same memory settings) and has no Dask, no Zarr and no files. Its chunks are those of the first
@@ -59,11 +60,12 @@ from distributed import Client, LocalCluster
 from environment import ROOT, commit, environment
 from zarr.storage import LocalStore
 
-from tec_zarr import synthetic
-from tec_zarr.batch import recompress
-from tec_zarr.chunk import ChunkSpec, encode_chunk
-from tec_zarr.dask_worker import QUIET
-from tec_zarr.manifest import Done, Manifest
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
+from tec_zarr.cubes import synthetic
+from tec_zarr.recompression.dask_worker import QUIET
+from tec_zarr.recompression.manifest import Done, Manifest
+from tec_zarr.recompression.run import recompress
 from tec_zarr.sentinel2 import L2A_BANDS
 
 SIDE, TILE, CHUNK, DATES, BANDS = 2048, 512, 256, 4, 12
@@ -109,7 +111,7 @@ class Bare:
 
 def bare(path: Path, model: str, quality: float) -> Bare:
     """Encode what all of the archive consists of."""
-    from tec_zarr.dask_worker import WarmUp
+    from tec_zarr.recompression.dask_worker import WarmUp
 
     spec = ChunkSpec(model=model, quality=quality, bands=L2A_BANDS)
     WarmUp([(model, str(spec.weights_sha256))]).setup(SimpleNamespace(periodic_callbacks={}))
@@ -178,7 +180,9 @@ def warm(model: str, quality: float) -> None:
 
 def install_stopwatch(model: str, quality: float, dask_worker: Any) -> None:
     """Measure the steps of this worker from now on, in processor seconds."""
-    from tec_zarr import batch, zarr3
+    from tec_zarr.codec import zarr_codec
+    from tec_zarr.recompression import region
+    from tec_zarr.recompression import verify as recompression_verify
 
     warm(model, quality)
     seconds = dask_worker.stopwatch = dict.fromkeys(("encode", "read", "verify", "checksum"), 0.0)
@@ -193,11 +197,13 @@ def install_stopwatch(model: str, quality: float, dask_worker: Any) -> None:
 
         return call
 
-    zarr3.encode_chunk = measured("encode", zarr3.encode_chunk, time.thread_time)
+    zarr_codec.encode_chunk = measured("encode", zarr_codec.encode_chunk, time.thread_time)
     # These run in several threads, of which only they do anything then.
-    batch._read = measured("read", batch._read, time.process_time)
-    batch._verify = measured("verify", batch._verify, time.process_time)
-    batch._crc = measured("checksum", batch._crc, time.process_time)
+    region.read_block = measured("read", region.read_block, time.process_time)
+    recompression_verify.verify_region = measured(
+        "verify", recompression_verify.verify_region, time.process_time
+    )
+    region.crc_of = measured("checksum", region.crc_of, time.process_time)
 
 
 def read_stopwatch(dask_worker: Any) -> tuple[float, float, dict[str, float]]:
@@ -278,7 +284,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     # A line a minute of how far it is.
-    log = logging.getLogger("tec_zarr.batch")
+    log = logging.getLogger("tec_zarr.recompress")
     log.addHandler(logging.StreamHandler(sys.stdout))
     log.setLevel(logging.INFO)
     # As Dask's nanny sets them for workers: bare encoding has one thread too.

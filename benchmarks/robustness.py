@@ -44,7 +44,8 @@ def cube(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def in_flight(threads: int) -> dict[str, float]:
     """Peak of a process that encodes and decodes default chunks in so many threads."""
-    from tec_zarr.chunk import decode_chunk, encode_chunk
+    from tec_zarr.codec.decode import decode_chunk
+    from tec_zarr.codec.encode import encode_chunk
 
     chunk = cube((4, 12, 256, 256))
     small = encode_chunk(cube((1, 12, 64, 64)))
@@ -73,7 +74,8 @@ def in_flight(threads: int) -> dict[str, float]:
 
 def leak(chunks: int) -> dict[str, float]:
     """Growth of a process over many small chunks of the default model, encoded and decoded."""
-    from tec_zarr.chunk import decode_chunk, encode_chunk
+    from tec_zarr.codec.decode import decode_chunk
+    from tec_zarr.codec.encode import encode_chunk
 
     arrays = [cube((1, 12, 16, 16), seed) for seed in range(8)]
 
@@ -99,10 +101,12 @@ def hostile() -> list[dict[str, float | str]]:
     import warnings
 
     from tec_zarr import config
-    from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+    from tec_zarr.codec.decode import decode_chunk
+    from tec_zarr.codec.encode import encode_chunk
+    from tec_zarr.codec.spec import ChunkSpec
     from tec_zarr.errors import TecError
-    from tec_zarr.mask import Mask, pack_mask
-    from tec_zarr.stream import Section, SectionKind, read_frame, write_frame
+    from tec_zarr.frame.frame import Section, SectionKind, read_frame, write_frame
+    from tec_zarr.frame.mask import Mask, pack_mask
 
     warnings.simplefilter("ignore")
     side = 1024

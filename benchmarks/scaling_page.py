@@ -75,7 +75,9 @@ def _measured(results: dict, one: dict, two: dict, machine: str) -> list[str]:
     rest = 1 - wall / 2 - slower - client
     spent = one["worker_cpu_s"]
     settings = (
-        ", Dask set as `tec_zarr.dask_worker.QUIET` says" if "dask_settings" in results else ""
+        ", Dask set as `tec_zarr.recompression.dask_worker.QUIET` says"
+        if "dask_settings" in results
+        else ""
     )
     steps = (
         ("read the source, decode blosc", "read"),
@@ -300,7 +302,7 @@ Comparisons made on the way, each with the code of its day, on one machine and o
 
 - Dask's nanny starts workers with `MALLOC_TRIM_THRESHOLD_=65536`. That also freezes glibc's mmap threshold at 128 kB, so that every array of a model's step is mapped, faulted in page by page, and unmapped: encoding fell from 14.9 to 5.2 MB/s of processor time (same chunk, same core, same minute). The worker plugin raises both thresholds while a recompression runs.
 - That left 10 to 27 % of overhead. Half of it was the same thing elsewhere: the heap of a thread that is not the main one is unmapped whenever it is empty, which happens between the steps of a model (215,000 page faults and 13 % `sys` time for 50 MB in a thread, none in the main one). A large `M_TOP_PAD` keeps it; a whole run of 0.3 GB then had 3,000 faults instead of 583,000. A plain process without any of these settings spends 7 to 13 % in page faults as well, so bare encoding is given them too.
-- Dask watches itself. With nothing to do at all, a worker's event loop took 3.5 % of a core: its profiler looks at the stack a hundred times a second, and a tick measures fifty times a second how late the loop is. While a recompression runs the plugin pauses the first and slows the second to once a second (Dask's profile page stays empty meanwhile): 0.9 %. The settings of `tec_zarr.dask_worker.QUIET`, which are for clusters on one machine, also reach the scheduler and the nannies, which a LocalCluster has in the client's process, and have memory looked at once a second instead of ten times: workers 0.4 %, the client's process 1.2 % instead of 4.5 %. On two cores that are both encoding, all this comes out of their time. Before this tick was found, two workers were 1.77 times as fast as one.
+- Dask watches itself. With nothing to do at all, a worker's event loop took 3.5 % of a core: its profiler looks at the stack a hundred times a second, and a tick measures fifty times a second how late the loop is. While a recompression runs the plugin pauses the first and slows the second to once a second (Dask's profile page stays empty meanwhile): 0.9 %. The settings of `tec_zarr.recompression.dask_worker.QUIET`, which are for clusters on one machine, also reach the scheduler and the nannies, which a LocalCluster has in the client's process, and have memory looked at once a second instead of ten times: workers 0.4 %, the client's process 1.2 % instead of 4.5 %. On two cores that are both encoding, all this comes out of their time. Before this tick was found, two workers were 1.77 times as fast as one.
 - Zarr compares every chunk with the fill value before it encodes: 4 %. Where a chunk's first column says that it is not empty, we tell Zarr not to look.
 - Checksums without a copy: from 1.3 to 6 GB/s. The comparison after decoding: from 0.10 to 0.02 s a chunk.
 

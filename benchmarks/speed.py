@@ -29,7 +29,8 @@ import numcodecs
 import numpy as np
 from environment import DATA, ROOT, Scene, commit, environment, scenes
 
-from tec_zarr import classical, metrics, native
+from tec_zarr import metrics, native
+from tec_zarr.compare import classical
 from tec_zarr.models.registry import find_model, get_model
 
 PSNRS = (36, 40, 42, 44, 46)
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def codecs() -> list[Timed]:
     """TEC, compiled and not, two codecs by band, the best still-image codec over bands, and SZ3."""
-    from tec_zarr.numcodec import TEC
+    from tec_zarr.codec.numcodecs_codec import TEC
 
     decoder = TEC()  # as an array has one for all its chunks
     return [
@@ -252,8 +253,8 @@ def find_level(codec: Timed, chunk: Scene, target: float) -> tuple[float, float]
 
 def _decode_in_torch(data: bytes, scene: Scene) -> np.ndarray:
     """What decoding takes where there was no compiler."""
-    from tec_zarr.models.s2 import TecS2
-    from tec_zarr.numcodec import TEC
+    from tec_zarr.codec.numcodecs_codec import TEC
+    from tec_zarr.networks.image import TecS2
 
     model = get_model("tec-s2")
     assert isinstance(model, TecS2)

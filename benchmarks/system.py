@@ -82,7 +82,7 @@ def _path(folder: str, store: str) -> str:
 
 
 def _cube():
-    from tec_zarr import synthetic
+    from tec_zarr.cubes import synthetic
 
     return synthetic.dataset(dates=4, size=512, seed=7, nodata_edge=False)[["reflectance"]]
 
@@ -131,7 +131,7 @@ def _forget(store: Path) -> None:
 
 def _bytes_of_nodata() -> int:
     """Length of a chunk (4, 12, 256, 256) that holds nothing but nodata."""
-    from tec_zarr.numcodec import TEC
+    from tec_zarr.codec.numcodecs_codec import TEC
 
     return len(TEC(quality=4).encode(np.zeros((4, 12, 256, 256), np.uint16)))
 
@@ -166,7 +166,7 @@ def _child_memory(what: str, path: str) -> dict[str, float]:
 
     side = 512 if what.endswith("512") else 256
     chunk = zarr.open_array(path, path="reflectance")[:, :, :side, :side]
-    from tec_zarr.numcodec import TEC
+    from tec_zarr.codec.numcodecs_codec import TEC
 
     if what != "nothing":
         data = TEC(quality=4).encode(chunk)
@@ -181,7 +181,7 @@ def _child_memory(what: str, path: str) -> dict[str, float]:
 
 
 def _child_peak(path: str) -> dict[str, float]:
-    from tec_zarr.numcodec import TEC
+    from tec_zarr.codec.numcodecs_codec import TEC
 
     TEC().decode(Path(path).read_bytes())
     return {"peak": _peak()}
@@ -232,8 +232,8 @@ def throughput(workers: int, repeats: int) -> dict[str, object]:
     """Raw MB/s of TEC and OpenJPEG on 16 chunks (1, 12, 256, 256), with that many threads."""
     import torch
 
-    from tec_zarr import classical
-    from tec_zarr.numcodec import TEC
+    from tec_zarr.codec.numcodecs_codec import TEC
+    from tec_zarr.compare import classical
 
     torch.set_num_threads(1)
     cube = _cube().reflectance.values

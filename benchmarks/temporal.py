@@ -41,7 +41,7 @@ HELD_OUT = {
     "openeo-photovoltaic__S2-2022-2011": ("solar park", 0),
     "presto-worldcereal__belgium-12m": ("monthly composites", 0),
 }
-"""Kept out of training (tec_zarr/training/temporal.py), with the first date that was."""
+"""Kept out of training (tec_zarr/training/train_series.py), with the first date that was."""
 CHUNK = 12
 """Dates of a chunk of the dense series."""
 TEMPORAL = ("tec-tt-s2", "tec-flex-s2")
@@ -87,7 +87,7 @@ def in_chunks(code: Callable, scene: Scene, level: float) -> tuple[int, np.ndarr
 def flexible(scene: Scene) -> Callable[[float], tuple[int, np.ndarray]]:
     """A code of steps: the scene encoded once, each step cut from that."""
     from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
-    from tec_zarr.transcoding import transcode_chunk
+    from tec_zarr.stores.transcode import transcode_chunk
 
     frames: list[bytes] = []
 
@@ -187,8 +187,8 @@ def compared(curves: dict[str, list]) -> dict:
 def key_dates(scene: Scene, quality: float = 4.0) -> list[dict]:
     """Bytes, and dates decoded on average for one date, by ``gop``."""
     from tec_zarr import ChunkSpec, encode_chunk
-    from tec_zarr.models.s2_temporal import parse
-    from tec_zarr.stream import SectionKind, read_frame
+    from tec_zarr.frame.frame import SectionKind, read_frame
+    from tec_zarr.models.temporal_section import parse
 
     rows = []
     for gop in GOPS:

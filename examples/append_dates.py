@@ -5,7 +5,7 @@
 
 import sys
 
-from tec_zarr.stac import EARTH_SEARCH, from_stac
+from tec_zarr.stac.load import EARTH_SEARCH, from_stac
 
 catalog = sys.argv[1] if len(sys.argv) > 1 else EARTH_SEARCH
 area = {"catalog": catalog, "bbox": (10.338, 47.841, 10.344, 47.845), "bands": ["B04", "B08"]}

@@ -9,7 +9,7 @@ import icechunk
 import xarray as xr
 
 import tec_zarr
-from tec_zarr.stac import EARTH_SEARCH, load, search
+from tec_zarr.stac.load import EARTH_SEARCH, load, search
 
 catalog = sys.argv[1] if len(sys.argv) > 1 else EARTH_SEARCH
 area = (10.338, 47.841, 10.344, 47.845)

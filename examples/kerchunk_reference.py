@@ -9,7 +9,7 @@ from pathlib import Path
 import xarray as xr
 from kerchunk.zarr import single_zarr
 
-from tec_zarr import synthetic
+from tec_zarr.cubes import synthetic
 
 cube = synthetic.dataset(dates=2, size=64)
 cube.tec.to_zarr("format2.zarr", zarr_format=2)

@@ -2,7 +2,7 @@
 
 It looks as public catalogues of Sentinel-2 L2A do: items of several dates and of two UTM zones,
 one Cloud-Optimised GeoTIFF per band, the scene classification (SCL) at 20 m, the processing
-baseline among the properties. The pixels are `tec_zarr.synthetic`'s.
+baseline among the properties. The pixels are `tec_zarr.cubes.synthetic`'s.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rasterio.shutil import copy as copy_raster
 from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
 
-from tec_zarr import synthetic
+from tec_zarr.cubes import synthetic
 from tec_zarr.sentinel2 import BANDS
 
 PROJECTION = "https://stac-extensions.github.io/projection/v1.1.0/schema.json"
@@ -107,7 +107,7 @@ def make_catalog(
     """
     folder = Path(folder)
     place = synthetic.dataset(dates=len(scenes), size=size, bands=bands, seed=3)
-    catalog = pystac.Catalog("local", "Sentinel-2 L2A, drawn by tec_zarr.synthetic")
+    catalog = pystac.Catalog("local", "Sentinel-2 L2A, drawn by tec_zarr.cubes.synthetic")
     for number, scene in enumerate(scenes):
         images = folder / "images" / scene.item_id
         images.mkdir(parents=True, exist_ok=True)

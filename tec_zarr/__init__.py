@@ -9,51 +9,53 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from tec_zarr import xarray_hook
+from tec_zarr.face import xarray_hook
 
 if TYPE_CHECKING:
-    from tec_zarr.accessor import simulate
-    from tec_zarr.batch import recompress
-    from tec_zarr.canonical import harmonize, prepare
-    from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
-    from tec_zarr.embed import embed_weights, use_embedded_weights
+    from tec_zarr.codec.decode import decode_chunk
+    from tec_zarr.codec.encode import encode_chunk
+    from tec_zarr.codec.numcodecs_codec import TEC
+    from tec_zarr.codec.spec import ChunkSpec
+    from tec_zarr.codec.zarr_codec import TECCodec
+    from tec_zarr.cubes.encoding import decode, encoding
+    from tec_zarr.cubes.simulate import simulate
+    from tec_zarr.cubes.stacking import stack_bands, unstack_bands
     from tec_zarr.errors import (
         SecondGenerationWarning,
         SeparateBandsWarning,
         TecError,
         UnsuitedDataWarning,
     )
-    from tec_zarr.inpaint import inpaint_clouds
-    from tec_zarr.numcodec import TEC
-    from tec_zarr.stac import from_stac
-    from tec_zarr.stacking import stack_bands, unstack_bands
-    from tec_zarr.store import decode, encoding
-    from tec_zarr.transcoding import transcode
-    from tec_zarr.zarr3 import TECCodec
+    from tec_zarr.inpaint.clouds import inpaint_clouds
+    from tec_zarr.recompression.run import recompress
+    from tec_zarr.recompression.transcode import transcode
+    from tec_zarr.stac.canonical import harmonize, prepare
+    from tec_zarr.stac.load import from_stac
+    from tec_zarr.stores.embed import embed_weights, use_embedded_weights
 
 _HOME = {
-    "TEC": "numcodec",
-    "TECCodec": "zarr3",
-    "encoding": "store",
-    "decode": "store",
-    "ChunkSpec": "chunk",
-    "encode_chunk": "chunk",
-    "decode_chunk": "chunk",
-    "embed_weights": "embed",
-    "use_embedded_weights": "embed",
-    "recompress": "batch",
-    "prepare": "canonical",
-    "harmonize": "canonical",
-    "from_stac": "stac",
-    "simulate": "accessor",
-    "inpaint_clouds": "inpaint",
-    "transcode": "transcoding",
+    "TEC": "codec.numcodecs_codec",
+    "TECCodec": "codec.zarr_codec",
+    "encoding": "cubes.encoding",
+    "decode": "cubes.encoding",
+    "ChunkSpec": "codec.spec",
+    "encode_chunk": "codec.encode",
+    "decode_chunk": "codec.decode",
+    "embed_weights": "stores.embed",
+    "use_embedded_weights": "stores.embed",
+    "recompress": "recompression.run",
+    "prepare": "stac.canonical",
+    "harmonize": "stac.canonical",
+    "from_stac": "stac.load",
+    "simulate": "cubes.simulate",
+    "inpaint_clouds": "inpaint.clouds",
+    "transcode": "recompression.transcode",
     "TecError": "errors",
     "SecondGenerationWarning": "errors",
     "UnsuitedDataWarning": "errors",
     "SeparateBandsWarning": "errors",
-    "stack_bands": "stacking",
-    "unstack_bands": "stacking",
+    "stack_bands": "cubes.stacking",
+    "unstack_bands": "cubes.stacking",
 }
 
 __all__ = [

@@ -32,7 +32,7 @@ MAX_WEIGHTS_BYTES: int = 2**31
 """Largest weights that are read from a store, all of its models together; TEC-TT's take 0.5 GB."""
 
 MAX_CONCURRENT_CHUNKS: int = max(1, os.cpu_count() or 1)
-"""Chunks that may be inside a model at once; read when :mod:`tec_zarr.chunk` is imported.
+"""Chunks that may be inside a model at once; read when :mod:`tec_zarr.codec.encode` is imported.
 
 Zarr hands up to ten chunks to as many threads, and each would hold its own activations.
 """

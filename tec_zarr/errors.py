@@ -68,3 +68,15 @@ def is_of_data(error: Exception) -> bool:
     """
     short = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
     return isinstance(error, _OF_DATA) and not short and not isinstance(error, RecursionError)
+
+
+class RecompressError(TecError):
+    """A recompression that cannot start or go on; the message says what to change."""
+
+
+class VerificationError(RecompressError):
+    """What was read back is not what was written."""
+
+
+class TargetError(RecompressError):
+    """The target takes nothing more: no space, or no permission."""

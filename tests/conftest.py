@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests/toy.py
 
 import toy
 
-from tec_zarr import generation
+from tec_zarr.codec import second_generation
 
 settings.register_profile(
     "tec", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -22,4 +22,4 @@ toy.register()
 @pytest.fixture(autouse=True)
 def _forget_decoded_chunks():
     """Each test starts as a new process would: no chunk has been decoded yet."""
-    generation.forget_decoded()
+    second_generation.forget_decoded()

@@ -21,13 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tec_zarr import ChunkSpec, decode_chunk, encode_chunk, entropy
-from tec_zarr.ledger import LedgerReader
-from tec_zarr.models import coding, hub, s2
+from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.entropy import gaussian_tables, range_coder
+from tec_zarr.frame.frame import SectionKind, read_frame
+from tec_zarr.models.constants import BLOCK, GROUPS
 from tec_zarr.models.registry import get_model
-from tec_zarr.models.s2_net import BLOCK, GROUPS
-from tec_zarr.models.temporal import TokenDecoder
-from tec_zarr.stream import SectionKind, read_frame
+from tec_zarr.networks import image
+from tec_zarr.terracodec import hub
+from tec_zarr.terracodec.ledger import LedgerReader
+from tec_zarr.terracodec.tt import TokenDecoder
 
 QUALITIES = (2.0, 5.0, 7.5)
 FAMILY = {
@@ -48,9 +50,9 @@ class Recorder:
         self.whole = False
         self.continuous: list[np.ndarray] = []
         self._digest = hashlib.sha256()
-        get, code = entropy.SymbolDecoder.get, coding.SymbolDecoder.code
-        decode = s2.LatentCoder.decode
-        decide = entropy.BitDecoder.code
+        get, code = range_coder.SymbolDecoder.get, gaussian_tables.SymbolDecoder.code
+        decode = image.LatentCoder.decode
+        decide = range_coder.BitDecoder.code
         floor = LedgerReader.floor
         advance = TokenDecoder.advance
 
@@ -83,10 +85,10 @@ class Recorder:
             self.continuous.append(values.ravel().copy())
             return floor(reader, values)
 
-        entropy.SymbolDecoder.get = s2_get
-        s2.LatentCoder.decode = s2_decode
-        entropy.BitDecoder.code = flex_decide
-        coding.SymbolDecoder.code = family_code
+        range_coder.SymbolDecoder.get = s2_get
+        image.LatentCoder.decode = s2_decode
+        range_coder.BitDecoder.code = flex_decide
+        gaussian_tables.SymbolDecoder.code = family_code
         LedgerReader.floor = ledger_floor
         TokenDecoder.advance = decoder_advance
 

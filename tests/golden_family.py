@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from test_family_codec import make, scene
 
-from tec_zarr.models.family import FamilyModel
-from tec_zarr.models.layers import EntropyBottleneck
+from tec_zarr.terracodec.codec import FamilyModel
+from tec_zarr.terracodec.layers import EntropyBottleneck
 
 FIXTURES = Path(__file__).parent / "fixtures" / "family"
 KINDS = ("fp", "elic", "tt", "flex")

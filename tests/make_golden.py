@@ -17,11 +17,12 @@ from unittest import mock
 
 import numpy as np
 
-from tec_zarr import ChunkSpec, UnsuitedDataWarning, decode_chunk, encode_chunk, synthetic
-from tec_zarr.models import s2, s2_flex
+from tec_zarr import ChunkSpec, UnsuitedDataWarning, decode_chunk, encode_chunk
+from tec_zarr.cubes import synthetic
 from tec_zarr.models.registry import find_model
 from tec_zarr.native import core
-from tec_zarr.transcoding import transcode_chunk
+from tec_zarr.networks import image, levels
+from tec_zarr.stores.transcode import transcode_chunk
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MODELS = ("tec-s2", "tec-tt-s2", "tec-flex-s2")
@@ -130,14 +131,14 @@ def _image_cases() -> dict[str, tuple[np.ndarray, ChunkSpec]]:
 def decode(frame: bytes) -> tuple[np.ndarray, str]:
     """Pixels, and the SHA-256 of the latents on the way to them."""
     digest = hashlib.sha256()
-    original = s2.LatentCoder.decode
+    original = image.LatentCoder.decode
 
     def recorded(*arguments, **options):
         latents, context = original(*arguments, **options)
         digest.update(latents.astype("<i4").tobytes())
         return latents, context
 
-    check = s2_flex.Latents.check
+    check = levels.Latents.check
 
     def seen(state):
         digest.update(state.value.astype("<i8").tobytes())
@@ -152,8 +153,8 @@ def decode(frame: bytes) -> tuple[np.ndarray, str]:
 
     with (
         mock.patch.object(core.Walk, "decode", walked),
-        mock.patch.object(s2.LatentCoder, "decode", recorded),
-        mock.patch.object(s2_flex.Latents, "check", seen),
+        mock.patch.object(image.LatentCoder, "decode", recorded),
+        mock.patch.object(levels.Latents, "check", seen),
     ):
         pixels = decode_chunk(frame)
     return pixels, digest.hexdigest()

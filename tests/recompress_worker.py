@@ -110,7 +110,7 @@ class FailingStore(WrapperStore):
 
 
 if __name__ == "__main__":
-    from tec_zarr.cli import main
+    from tec_zarr.face.cli import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
     toy.register()

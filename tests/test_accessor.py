@@ -12,12 +12,13 @@ import toy
 import xarray as xr
 
 import tec_zarr
-from tec_zarr import synthetic
-from tec_zarr.accessor import preview, report, simulate, weigh
+from tec_zarr.compare.report import preview, report
+from tec_zarr.cubes import synthetic
+from tec_zarr.cubes.simulate import simulate, weigh
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.inpaint import NothingClearWarning
-from tec_zarr.report import stored_arrays
-from tec_zarr.write import to_zarr
+from tec_zarr.face.write import to_zarr
+from tec_zarr.inpaint.clouds import NothingClearWarning
+from tec_zarr.stores.info import stored_arrays
 
 TOY = {"model": toy.NAME, "quality": 6.0}
 
@@ -233,7 +234,7 @@ def examples():
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 @pytest.mark.parametrize("loader", ["odc-stac", "stackstac"])
 def test_what_stac_loaders_give_is_one_call_from_a_store_with_its_crs(examples, tmp_path, loader):
-    from tec_zarr.stac import load, search
+    from tec_zarr.stac.load import load, search
 
     catalog = examples.make_catalog(
         tmp_path, examples.ARCHIVE[1:4], bands=("B02", "B03", "B04", "B08"), size=64

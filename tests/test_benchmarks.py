@@ -24,7 +24,8 @@ import run  # noqa: E402
 import speed  # noqa: E402
 import system  # noqa: E402
 
-from tec_zarr import metrics, synthetic  # noqa: E402
+from tec_zarr import metrics  # noqa: E402
+from tec_zarr.cubes import synthetic  # noqa: E402
 from tec_zarr.sentinel2 import L2A_BANDS  # noqa: E402
 
 

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tec_zarr import ChunkSpec, bound, encode_chunk, entropy, scale_tables
+from tec_zarr import ChunkSpec, encode_chunk
+from tec_zarr.bounds import layer
+from tec_zarr.entropy import range_coder, residual_tables
 from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArrayError
 
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
@@ -19,8 +21,8 @@ BOUNDS = (0, 1, 5, 10, 50, 200)
 
 
 def round_trip(original, bounds, base=None, valid=None):
-    data = bound.encode(original, base, valid, bounds)
-    decoded = bound.decode(data, base, valid, original.shape, bounds)
+    data = layer.encode(original, base, valid, bounds)
+    decoded = layer.decode(data, base, valid, original.shape, bounds)
     assert decoded.dtype == np.int32
     assert decoded.shape == original.shape
     error = np.abs(decoded.astype(np.int64) - original)
@@ -94,8 +96,8 @@ def test_bounds_may_differ_from_pixel_to_pixel():
     rng = np.random.default_rng(11)
     blocks = rng.choice([0, 1, 5, 40], (2, 15, 11)).repeat(4, 1).repeat(4, 2)
     for valid in (None, rng.random(original.shape) > 0.2):
-        data = bound.encode(original, None, valid, [3, blocks, 0])
-        decoded = bound.decode(data, None, valid, original.shape, [3, blocks, 0])
+        data = layer.encode(original, None, valid, [3, blocks, 0])
+        decoded = layer.decode(data, None, valid, original.shape, [3, blocks, 0])
         error = np.abs(decoded - original) * (True if valid is None else valid)
         assert (error[:, 1] <= blocks).all()
         assert error[:, 1].max() > 5
@@ -104,9 +106,9 @@ def test_bounds_may_differ_from_pixel_to_pixel():
     other = blocks.copy()
     other[0, 0, 0] += 1
     with pytest.raises(ChecksumError):
-        bound.decode(data, None, valid, original.shape, [3, other, 0])
+        layer.decode(data, None, valid, original.shape, [3, other, 0])
     with pytest.raises(UnsupportedArrayError, match="bounds of shape"):
-        bound.encode(original, None, None, [3, blocks[:1], 0])
+        layer.encode(original, None, None, [3, blocks[:1], 0])
 
 
 def test_bounds_are_per_band():
@@ -180,7 +182,7 @@ def test_invalid_pixels_are_free_and_deterministic():
     nothing = np.zeros(original.shape, bool)
     data, first = round_trip(original, [0, 0], valid=nothing)
     assert len(data) < 40
-    np.testing.assert_array_equal(first, bound.decode(data, None, nothing, original.shape, [0, 0]))
+    np.testing.assert_array_equal(first, layer.decode(data, None, nothing, original.shape, [0, 0]))
 
 
 def test_decoded_values_stay_within_the_range_of_the_valid_ones():
@@ -191,16 +193,16 @@ def test_decoded_values_stay_within_the_range_of_the_valid_ones():
 
 def test_damaged_bytes_are_refused():
     original = scene(shape=(1, 2, 32, 32))
-    data = bound.encode(original, None, None, [1, 1])
+    data = layer.encode(original, None, None, [1, 1])
     rng = np.random.default_rng(8)
     for position in [*range(9), *rng.integers(9, len(data), 40)]:
         damaged = bytearray(data)
         damaged[position] ^= 1 << rng.integers(8)
         with pytest.raises((FormatError, ChecksumError)):
-            bound.decode(bytes(damaged), None, None, original.shape, [1, 1])
+            layer.decode(bytes(damaged), None, None, original.shape, [1, 1])
     for length in (0, 5, 9, len(data) // 2, len(data) - 1):
         with pytest.raises((FormatError, ChecksumError)):
-            bound.decode(data[:length], None, None, original.shape, [1, 1])
+            layer.decode(data[:length], None, None, original.shape, [1, 1])
 
 
 def test_forged_symbols_are_refused_even_with_a_right_checksum():
@@ -208,16 +210,16 @@ def test_forged_symbols_are_refused_even_with_a_right_checksum():
     shape = (1, 2, 24, 24)
     for _ in range(20):
         payload = rng.bytes(4 * int(rng.integers(0, 60)))
-        crc = bound._checksum(shape, None, None, [1, 1], payload)
-        forged = bound._HEADER.pack(bound._VERSION, crc, 0) + payload
+        crc = layer._checksum(shape, None, None, [1, 1], payload)
+        forged = layer._HEADER.pack(layer._VERSION, crc, 0) + payload
         with pytest.raises(TecError):
-            bound.decode(forged, None, None, shape, [1, 1])
+            layer.decode(forged, None, None, shape, [1, 1])
 
 
 def test_wrong_side_information_is_refused():
     original = scene(shape=(1, 2, 32, 32))
     base, valid = original + 3, original > 1500
-    data = bound.encode(original, base, valid, [1, 1])
+    data = layer.encode(original, base, valid, [1, 1])
     for other in (
         (base + 1, valid, original.shape, [1, 1]),
         (base, ~valid, original.shape, [1, 1]),
@@ -225,18 +227,19 @@ def test_wrong_side_information_is_refused():
         (None, valid, original.shape, [1, 1]),
     ):
         with pytest.raises(ChecksumError):
-            bound.decode(data, *other)
+            layer.decode(data, *other)
 
 
 @pytest.mark.parametrize("bounds", [[-1, 0], [0.5, 0], [0], [0, 0, 0], [2**31, 0]])
 def test_impossible_bounds_are_refused(bounds):
     with pytest.raises(UnsupportedArrayError, match="bound"):
-        bound.encode(scene(shape=(1, 2, 8, 8)), None, None, bounds)
+        layer.encode(scene(shape=(1, 2, 8, 8)), None, None, bounds)
 
 
 _DECODE = """
 import sys, numpy as np
-from tec_zarr import bound, decode_chunk
+from tec_zarr.bounds import layer as bound
+from tec_zarr import decode_chunk
 with np.load(sys.argv[1]) as case:
     shape = tuple(case["original"].shape)
     decoded = bound.decode(case["data"].tobytes(), None, None, shape, case["bounds"])
@@ -260,7 +263,7 @@ with np.load(sys.argv[1]) as case:
 def test_other_instruction_sets_decode_the_same(setting, tmp_path):
     original = scene(shape=(2, 3, 160, 144))
     bounds = [0, 1, 3]
-    data = np.frombuffer(bound.encode(original, None, None, bounds), np.uint8)
+    data = np.frombuffer(layer.encode(original, None, None, bounds), np.uint8)
     pair = original[:1, :2].astype("u2")
     by_index = ChunkSpec(bands=["B08", "B04"], max_error={"ndvi": 0.01})
     frame = np.frombuffer(encode_chunk(pair, by_index), np.uint8)
@@ -282,7 +285,7 @@ def test_other_instruction_sets_decode_the_same(setting, tmp_path):
 
 def test_float_arrays_are_refused():
     with pytest.raises(UnsupportedArrayError, match="float64"):
-        bound.encode(scene(shape=(1, 2, 8, 8)).astype(float), None, None, [0, 0])
+        layer.encode(scene(shape=(1, 2, 8, 8)).astype(float), None, None, [0, 0])
 
 
 def test_the_documented_intervals_are_those_of_the_coder():
@@ -296,12 +299,12 @@ def test_the_documented_intervals_are_those_of_the_coder():
         edges = np.arange(size + 1) * (2**24 // size)
         sent += [(value, np.append(edges[:-1], 2**24)) for value in values]
     for scale in (0, 40, 130):
-        table = scale_tables.frequencies(0, scale)
+        table = residual_tables.frequencies(0, scale)
         values = rng.integers(0, len(table), 50)
-        coder.encode(values.astype(np.int32), scale_tables._model(0, scale))
+        coder.encode(values.astype(np.int32), residual_tables._model(0, scale))
         n, below = len(table), np.concatenate([[0], np.cumsum(table)])
         edges = (below[:-1] * (2**24 - n) / below[-1]).astype(np.int64) + np.arange(n)
         sent += [(value, np.append(edges, 2**24)) for value in values]
-    decoder = entropy.ReferenceDecoder(coder.get_compressed())
+    decoder = range_coder.ReferenceDecoder(coder.get_compressed())
     for value, edges in sent:
         assert decoder._symbol(edges) == value

@@ -14,8 +14,10 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tec_zarr import chunk, generation
-from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec import encode, second_generation
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import (
     ChecksumError,
     FormatError,
@@ -26,9 +28,9 @@ from tec_zarr.errors import (
     UnsupportedArrayError,
     WeightsMismatchError,
 )
-from tec_zarr.models import registry
+from tec_zarr.frame.frame import SectionKind, read_frame, write_frame
+from tec_zarr.models import protocol, registry, weights
 from tec_zarr.sentinel2 import BANDS, L2A_BANDS
-from tec_zarr.stream import SectionKind, read_frame, write_frame
 
 QUALITY = 5.0
 HALF_STEP = 2 ** (8 - QUALITY) / 2 + 0.51  # and rounding to whole DN
@@ -213,7 +215,7 @@ def test_same_input_same_bytes_from_any_thread():
 def test_same_input_same_bytes_after_a_restart():
     code = (
         "import hashlib, sys; sys.path.insert(0, 'tests'); import toy; toy.register()\n"
-        "from test_chunk import scene, spec; from tec_zarr.chunk import encode_chunk\n"
+        "from test_chunk import scene, spec; from tec_zarr.codec.encode import encode_chunk\n"
         "a = scene((2, 12, 40, 40)).astype('u2'); a[0, :, :9] = 0\n"
         "print(hashlib.sha256(encode_chunk(a, spec(nodata=(0, 65535)))).hexdigest())"
     )
@@ -289,7 +291,7 @@ def test_a_missing_model_says_what_to_install(monkeypatch):
 
 def test_other_weights_are_named(monkeypatch):
     frame = encode_chunk(scene((1, 12, 8, 8)).astype("u2"), spec())
-    other = registry.Entry(toy.NAME, 0, ("ab" * 32,), lambda _: toy.ToyModel())
+    other = protocol.Entry(toy.NAME, 0, ("ab" * 32,), lambda _: toy.ToyModel())
     monkeypatch.setitem(registry._registered, toy.NAME, other)
     with pytest.raises(WeightsMismatchError, match=f"{toy.SHA256[:16]}.*abababab"):
         decode_chunk(frame)
@@ -434,7 +436,7 @@ def test_max_bytes_takes_the_finest_quality_tried_that_fits(monkeypatch):
         tried.append((len(frame), header.quality))
         return frame
 
-    monkeypatch.setattr(chunk, "write_frame", spy)
+    monkeypatch.setattr(encode, "write_frame", spy)
     least = len(encode_chunk(array, spec(quality=1)))
     for most in range(least, 2 * least, 9):
         tried.clear()
@@ -448,7 +450,7 @@ def test_a_header_of_endless_dates_allocates_nothing():
         "import resource, numpy as np\n"
         "from tec_zarr import decode_chunk, errors\n"
         "from tec_zarr.models.registry import find_model\n"
-        "from tec_zarr.stream import Axes, Header, write_frame\n"
+        "from tec_zarr.frame.frame import Axes, Header, write_frame\n"
         "import torch\n"
         "weights = bytes.fromhex(find_model('tec-s2').weights[0])[:8]\n"
         "header = Header(1, weights, 4.0, Axes.TCYX, (2**28, 1, 1, 1), np.dtype('<u2'))\n"
@@ -470,7 +472,10 @@ def test_dates_that_are_no_numbers_are_refused(dates):
 
 
 def test_weights_that_are_not_there_say_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(registry, "weights_file", lambda name, sha256: tmp_path / "gone")
+    monkeypatch.setattr(weights, "weights_file", lambda name, sha256: tmp_path / "gone")
+    monkeypatch.setattr(
+        "tec_zarr.models.registry.weights_file", lambda name, sha256: tmp_path / "gone"
+    )
     with pytest.raises(WeightsMismatchError, match=r"gone.*force-reinstall"):
         registry.find_model("tec-s2").load(registry.find_model("tec-s2").weights[0])
 
@@ -478,13 +483,13 @@ def test_weights_that_are_not_there_say_so(monkeypatch, tmp_path):
 def test_what_was_decoded_is_remembered_within_bounds():
     """Also of chunks that are too narrow to be recognised, however many a process decodes."""
     for _ in range(50):
-        generation.remember_decoded(np.ones((1, 3, 8, 8), np.uint16))
-    assert not generation._waiting
+        second_generation.remember_decoded(np.ones((1, 3, 8, 8), np.uint16))
+    assert not second_generation._waiting
     noise = np.random.default_rng(0).integers(0, 9000, (8, 8, 64, 256)).astype(np.uint16)
     for number in range(400):
-        generation.remember_decoded(noise + np.uint16(number))
-    kept = sum(map(len, generation._waiting))
-    assert kept == generation._waiting_segments <= generation._KEPT_SEGMENTS
+        second_generation.remember_decoded(noise + np.uint16(number))
+    kept = sum(map(len, second_generation._waiting))
+    assert kept == second_generation._waiting_segments <= second_generation._KEPT_SEGMENTS
 
 
 @pytest.mark.parametrize("fill", [1e20, -9999.0, 9999.0])

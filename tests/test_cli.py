@@ -14,9 +14,10 @@ import pytest
 import toy
 import xarray as xr
 
-from tec_zarr import interrupted, synthetic
-from tec_zarr.cli import main
+from tec_zarr import interrupted
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import SecondGenerationWarning
+from tec_zarr.face.cli import main
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "eval"
 TOY = ["--model", toy.NAME, "--quality", "6"]
@@ -111,7 +112,7 @@ def test_an_interruption_leaves_nothing(tmp_path, name):
     code = (
         "import os, signal, sys, threading, time\n"
         "from pathlib import Path\n"
-        "from tec_zarr.cli import main\n"
+        "from tec_zarr.face.cli import main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal\n"
         "def stop():\n"
         "    while not list(Path().glob('.o.zarr-*/o.zarr/reflectance/c/*')): time.sleep(0.005)\n"
@@ -395,7 +396,8 @@ def test_geotiffs_beside_a_cube_that_are_no_bands_are_named(cube, source, tmp_pa
 )  # fmt: skip
 def test_every_date_has_a_geotiff_of_its_own(cube, tmp_path, step, reads):
     pytest.importorskip("rioxarray")
-    from tec_zarr.inputs import open_cube, write_geotiffs
+    from tec_zarr.cubes.files import open_cube
+    from tec_zarr.cubes.geotiff import write_geotiffs
 
     close = cube.time.values[:1] + np.arange(2) * step
     files = write_geotiffs(cube.assign_coords(time=close), tmp_path)
@@ -424,7 +426,7 @@ def test_an_npz_of_another_shape_says_what_it_must_hold(arrays, tmp_path, capsys
 
 
 def test_present_of_an_npz_may_be_numbers(cube, tmp_path):
-    from tec_zarr.inputs import open_cube
+    from tec_zarr.cubes.files import open_cube
 
     present = np.arange(12) % 2
     np.savez(tmp_path / "a.npz", dn=cube.reflectance.values, present=present)
@@ -440,7 +442,7 @@ def test_info_of_what_is_not_there_says_so(tmp_path, capsys):
 
 def test_writing_geotiffs_leaves_the_cube_as_it_was(cube, tmp_path):
     pytest.importorskip("rioxarray")
-    from tec_zarr.inputs import write_geotiffs
+    from tec_zarr.cubes.geotiff import write_geotiffs
 
     image = cube.isel(time=0, drop=True)
     image.reflectance.attrs["levels"] = [1, 2]
@@ -674,7 +676,7 @@ def test_floats_have_one_raw_size_in_all_commands(cube, tmp_path, capsys):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes")
 def test_a_reader_that_has_seen_enough_is_no_error(source):
-    command = [sys.executable, "-W", "ignore", "-m", "tec_zarr.cli", "info", str(source)]
+    command = [sys.executable, "-W", "ignore", "-m", "tec_zarr.face.cli", "info", str(source)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
@@ -769,7 +771,7 @@ def test_attributes_of_the_old_open_rasterio_become_geotiffs(cube, tmp_path, hol
     pytest.importorskip("rioxarray")
     import rasterio
 
-    from tec_zarr.inputs import write_geotiffs
+    from tec_zarr.cubes.geotiff import write_geotiffs
 
     cube = cube.isel(time=[0]).drop_vars("spatial_ref")
     for da in cube.variables.values():

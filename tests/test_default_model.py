@@ -12,7 +12,8 @@ import pytest
 import xarray as xr
 
 import tec_zarr
-from tec_zarr import metrics, synthetic
+from tec_zarr import metrics
+from tec_zarr.cubes import synthetic
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save
 from test_family_codec import make
 
 import tec_zarr
-from tec_zarr import config, embed, synthetic
-from tec_zarr.embed import GROUP
+from tec_zarr import config
+from tec_zarr.codec.zarr_codec import TECCodec
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import (
     FormatError,
     LimitError,
@@ -20,8 +21,11 @@ from tec_zarr.errors import (
     UnsupportedArrayError,
     WeightsMismatchError,
 )
-from tec_zarr.models import hub, registry
-from tec_zarr.zarr3 import TECCodec
+from tec_zarr.models import protocol, registry
+from tec_zarr.models import weights as models_weights
+from tec_zarr.stores import embed
+from tec_zarr.stores.embed import GROUP
+from tec_zarr.terracodec import checkpoints, hub
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +59,12 @@ def write(path, cube, zarr_format=3, shards=None, **options):
 def forget_weights(monkeypatch):
     """As in a tec_zarr of another release: the same models, none of these weights."""
     other = {
-        name: registry.Entry(name, entry.number, ("ff" * 32,), entry.load)
+        name: protocol.Entry(name, entry.number, ("ff" * 32,), entry.load)
         for name, entry in registry._index().items()
     }
     monkeypatch.setattr(registry, "_index", lambda: other)
-    monkeypatch.setattr(registry, "_released", lambda name: {})
+    monkeypatch.setattr(models_weights, "released_weights", lambda name: {})
+    monkeypatch.setattr("tec_zarr.models.registry.released_weights", lambda name: {})
     monkeypatch.setattr(registry, "_loaded", {})
 
 
@@ -110,7 +115,7 @@ def test_weights_travel_as_they_are(cube, tmp_path):
 def test_published_models_travel_too(cube, tmp_path, monkeypatch):
     name = "terracodec_v1_fp_s2l2a/lambda-10"
     file = tmp_path / "small.safetensors"
-    hub.save(make("fp"), file)
+    checkpoints.save(make("fp"), file)
     hub.load("terracodec_v1_fp_s2l2a", 10, path=file)
     path = tmp_path / "store.zarr"
     pixels = write(path, cube, model=name)
@@ -239,11 +244,11 @@ def test_the_size_limit_is_read_at_every_call(hostile, monkeypatch):
 def plant(name, change):
     """Weights of the package with a change, as if they had come with a store: their SHA-256."""
     sha256 = find_released(name)
-    tensors = load_file(registry._released(name.partition(" ")[0])[sha256])
+    tensors = load_file(models_weights.released_weights(name.partition(" ")[0])[sha256])
     change(tensors)
     data = save({key: np.ascontiguousarray(value) for key, value in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
-    embed._keep(data, digest, registry.embedded_file(name.partition(" ")[0], digest))
+    embed._keep(data, digest, models_weights.embedded_file(name.partition(" ")[0], digest))
     return digest
 
 
@@ -253,7 +258,7 @@ def find_released(name):
     if name == "tec-s2 pixels":
         return newest
     if name == "tec-s2":
-        return dict(registry.needed_weights(name, newest)[1:])[name]
+        return dict(models_weights.needed_weights(name, newest)[1:])[name]
     return registry.find_model(name).newest
 
 
@@ -351,7 +356,7 @@ def test_weights_cannot_name_themselves_by_a_beginning_of_their_hash():
         )  # fmt: skip
         if digest.startswith(f"{number % 256:02x}"):
             break
-        registry.embedded_file("tec-s2", digest).unlink()
+        models_weights.embedded_file("tec-s2", digest).unlink()
     else:
         pytest.fail("no file begins with its own hash")
     with pytest.raises(FormatError, match=r"of shape \(32,\)"):
@@ -365,7 +370,7 @@ def test_embedded_weights_decode_and_never_encode(cube, tmp_path, monkeypatch):
     tec_zarr.embed_weights(path)
     forget_weights(monkeypatch)
     tec_zarr.use_embedded_weights(path)
-    for file in hub.embedded_folder().iterdir():
+    for file in models_weights.embedded_folder().iterdir():
         file.touch()
     array = zarr.open_group(path, mode="r+")["scene/dn"]
     with pytest.raises(WeightsMismatchError, match="came with a store"):
@@ -376,7 +381,7 @@ def test_embedded_weights_decode_and_never_encode(cube, tmp_path, monkeypatch):
 def test_embedded_weights_of_a_published_model_never_encode(cube, tmp_path, monkeypatch):
     name = "terracodec_v1_fp_s2l2a/lambda-10"
     file = tmp_path / "small.safetensors"
-    hub.save(make("fp"), file)
+    checkpoints.save(make("fp"), file)
     hub.load("terracodec_v1_fp_s2l2a", 10, path=file)
     path = tmp_path / "store.zarr"
     pixels = write(path, cube, model=name)
@@ -384,7 +389,7 @@ def test_embedded_weights_of_a_published_model_never_encode(cube, tmp_path, monk
     monkeypatch.setenv("TEC_ZARR_CACHE", str(tmp_path / "another machine"))
     monkeypatch.setattr(registry, "_loaded", {})
     tec_zarr.use_embedded_weights(path)
-    with pytest.raises(WeightsMismatchError, match=r"never encode.*tec_zarr\.models\.load"):
+    with pytest.raises(WeightsMismatchError, match=r"never encode.*tec_zarr\.terracodec\.load"):
         TECCodec(model=name)
     with pytest.raises(WeightsMismatchError, match="never encode"):
         zarr.open_group(path, mode="r+")["scene/dn"][:] = cube + 1

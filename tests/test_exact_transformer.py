@@ -1,4 +1,6 @@
-"""The whole-number arithmetic of TEC-TT's and FlexTEC's transformer (`tec_zarr.models.exact`)."""
+"""The whole-number arithmetic of TEC-TT's and FlexTEC's transformer
+(`tec_zarr.terracodec.exact`).
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ import torch
 from torch import nn
 
 from tec_zarr.errors import TecError
-from tec_zarr.models import exact as exact_module
-from tec_zarr.models.attention import Attention, Gelu
-from tec_zarr.models.exact import ExactAttention, ExactGelu, ExactLayerNorm, ExactLinear, exact
-from tec_zarr.models.temporal import EntropyTransformer
+from tec_zarr.terracodec import exact as exact_module
+from tec_zarr.terracodec.exact import ExactAttention, ExactGelu, ExactLayerNorm, ExactLinear, exact
+from tec_zarr.terracodec.layers import Attention, Gelu
+from tec_zarr.terracodec.tt import EntropyTransformer
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -202,7 +204,7 @@ def test_attention_bounds_what_its_sums_must_hold():
 
 
 def test_tokens_one_by_one_are_those_of_one_pass():
-    from tec_zarr.models.temporal import TokenDecoder
+    from tec_zarr.terracodec.tt import TokenDecoder
 
     torch.manual_seed(11)
     network = exact(EntropyTransformer(32, 48, 4, (1, 1, 2)).eval())

@@ -21,14 +21,17 @@ from exactness_worker import walk
 from s2_reference import spectral_header
 from test_family_codec import codec, make, scene
 
-from tec_zarr import ChunkSpec, chunk, decode_chunk, encode_chunk, synthetic
+from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import ChecksumError, TecError
-from tec_zarr.ledger import EPSILON
-from tec_zarr.models import hub, s2
-from tec_zarr.models.exact import exact
-from tec_zarr.models.family import FamilyModel
-from tec_zarr.models.registry import get_model, weights_file
-from tec_zarr.models.s2_integer import IntegerModel, geometry_of
+from tec_zarr.models.registry import get_model
+from tec_zarr.models.weights import weights_file
+from tec_zarr.networks import image
+from tec_zarr.networks.walk import IntegerModel, geometry_of
+from tec_zarr.terracodec import checkpoints
+from tec_zarr.terracodec.codec import FamilyModel
+from tec_zarr.terracodec.exact import exact
+from tec_zarr.terracodec.ledger import EPSILON
 
 WORKER = Path(__file__).parent / "exactness_worker.py"
 SETTINGS: dict[str, tuple[Mapping[str, str], int]] = {
@@ -49,7 +52,7 @@ SETTINGS: dict[str, tuple[Mapping[str, str], int]] = {
 def run_settings(folder: Path, settings: Mapping[str, tuple[Mapping[str, str], int]]) -> dict:
     """Run the worker under each setting; what they wrote, by setting."""
     for kind in ("fp", "elic", "tt", "flex"):
-        hub.save(make(kind), folder / f"{kind}.safetensors")
+        checkpoints.save(make(kind), folder / f"{kind}.safetensors")
     found = {}
     for name, (environment, threads) in settings.items():
         run = subprocess.run(
@@ -143,7 +146,7 @@ def test_the_default_models_entropy_networks_are_the_same_on_a_device(device, mo
     units, context = model.decode_latents(section, shape, 6.0)
     latents = torch.from_numpy(units)[None]
     expected = list(walk(model.coder.entropy, context.condition, latents, 12, 9))
-    there = s2.load(weights_file("tec-s2", model.weights_sha256)).net.to(device)
+    there = image.load(weights_file("tec-s2", model.weights_sha256)).net.to(device)
     geometry_of.cache_clear()
     try:
         with torch.device(device):
@@ -238,14 +241,14 @@ def test_one_table_index_off_by_one_in_the_decoder_raises(place, small, monkeypa
 
 def test_one_wrong_latent_raises_and_names_model_and_chunk(small, monkeypatch):
     frame = encode_chunk(small, ChunkSpec(quality=6))
-    decode = s2.TecS2.decode_latents
+    decode = image.TecS2.decode_latents
 
     def wrong(self, *arguments):
         latents, context = decode(self, *arguments)
         latents[-1, -1] += 1
         return latents, context
 
-    monkeypatch.setattr(s2.TecS2, "decode_latents", wrong)
+    monkeypatch.setattr(image.TecS2, "decode_latents", wrong)
     with pytest.raises(ChecksumError, match=r"'tec-s2' decoded other latents .*\(1, 3, 16, 16\)"):
         decode_chunk(frame)
 
@@ -284,11 +287,11 @@ def test_symbols_damaged_before_any_checksum_never_decode_to_other_latents(small
 def test_weights_that_are_not_the_encoders_raise(small, tmp_path, monkeypatch):
     frame = encode_chunk(small, ChunkSpec(quality=6))
     model = get_model("tec-s2")
-    other = s2.load(weights_file("tec-s2", model.weights_sha256))
+    other = image.load(weights_file("tec-s2", model.weights_sha256))
     module = other.net.fine[1].anchors
     weight, exponent, bias = module.integers()
     module.freeze(weight, exponent, bias + 40)
-    strange = s2.TecS2(other.net, other.coder.tables, model.weights_sha256)
-    monkeypatch.setattr(chunk, "get_model", lambda *_: strange)
+    strange = image.TecS2(other.net, other.coder.tables, model.weights_sha256)
+    monkeypatch.setattr("tec_zarr.codec.decode.get_model", lambda *_: strange)
     with pytest.raises(TecError):
         decode_chunk(frame)

@@ -12,10 +12,10 @@ import pytest
 import toy
 import xarray as xr
 
-from tec_zarr import synthetic
-from tec_zarr.canonical import prepare
-from tec_zarr.report import stored_arrays
-from tec_zarr.stac import EARTH_SEARCH
+from tec_zarr.cubes import synthetic
+from tec_zarr.stac.canonical import prepare
+from tec_zarr.stac.load import EARTH_SEARCH
+from tec_zarr.stores.info import stored_arrays
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 for package in ("odc.stac", "stackstac", "rioxarray", "pystac_client", "uvicorn", "starlette"):

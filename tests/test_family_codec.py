@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from tec_zarr import errors
-from tec_zarr.models import family, hub
-from tec_zarr.models.elic import ELIC
-from tec_zarr.models.flex import FlexTEC
-from tec_zarr.models.fp import FactorizedPrior
-from tec_zarr.models.layers import EntropyBottleneck
-from tec_zarr.models.temporal import TemporalTransformer
+from tec_zarr.models import published as models_published
+from tec_zarr.terracodec import checkpoints, coders, statistics
+from tec_zarr.terracodec import codec as family
+from tec_zarr.terracodec.elic import ELIC
+from tec_zarr.terracodec.flex import FlexTEC
+from tec_zarr.terracodec.fp import FactorizedPrior
+from tec_zarr.terracodec.layers import EntropyBottleneck
+from tec_zarr.terracodec.tt import TemporalTransformer
 
 SMALL = {"channels": (8, 8, 16, 64), "width": 32, "heads": 4, "depths": (1, 1, 2)}
 
@@ -72,7 +74,7 @@ def test_a_cube_decodes_to_what_the_network_reconstructs(kind):
     model, cube = codec(kind), scene(3, 12, 64, 128)
     encoded = model.encode(cube, 8.0, None)
     decoded, crc = model.decode(encoded.sections, cube.shape, 8.0, None)
-    x = family.standardise(cube, 12, range(12))
+    x = statistics.standardise(cube, 12, range(12))
     with torch.inference_mode():
         if kind in ("fp", "elic"):
             seen = make(kind)(x)
@@ -80,13 +82,13 @@ def test_a_cube_decodes_to_what_the_network_reconstructs(kind):
             seen = (make(kind)(x, 16) if kind == "flex" else make(kind)(x))[0][0]
     assert len(encoded.sections) == 3
     assert crc == encoded.latents_crc
-    np.testing.assert_allclose(decoded, family.destandardise(seen, range(12)), atol=0.5)
+    np.testing.assert_allclose(decoded, statistics.destandardise(seen, range(12)), atol=0.5)
 
 
 def test_the_rate_is_the_networks_estimate(kind):
     model, cube = codec(kind), scene(2, 12, 128, 128)
     bits = 8 * sum(map(len, model.encode(cube, 8.0, None).sections))
-    x = family.standardise(cube, 12, range(12))
+    x = statistics.standardise(cube, 12, range(12))
     with torch.inference_mode():
         if kind in ("fp", "elic"):
             ideal = float(make(kind).rate_distortion(x)[1].sum())
@@ -112,9 +114,9 @@ def test_a_subset_of_bands_in_any_order():
     cube = scene(1, 3, 32, 32)
     encoded = model.encode(cube, 4.0, bands)
     full = np.broadcast_to(
-        np.array(family.STATISTICS[12].mean, np.float32)[:, None, None], (1, 12, 32, 32)
+        np.array(statistics.STATISTICS[12].mean, np.float32)[:, None, None], (1, 12, 32, 32)
     ).copy()
-    places = [family.STATISTICS[12].bands.index(b) for b in bands]
+    places = [statistics.STATISTICS[12].bands.index(b) for b in bands]
     full[:, places] = cube
     assert encoded.sections == model.encode(full, 4.0, None).sections
     assert model.decode(encoded.sections, cube.shape, 4.0, bands)[0].shape == cube.shape
@@ -248,7 +250,7 @@ SETTINGS = [
 ]
 DECODER = """
 import os, sys, numpy as np, torch
-from tec_zarr.models import family, hub
+from tec_zarr.terracodec import codec as family, hub
 torch.set_num_threads(int(os.environ.get("TEC_TEST_THREADS", "1")))
 torch.backends.mkldnn.enabled = "ONEDNN_MAX_CPU_ISA" not in os.environ
 out = {}
@@ -273,7 +275,7 @@ def test_streams_decode_alike_under_other_arithmetic(settings, tmp_path):
         encoded = model.encode(cube, 4.0, None)
         pixels, _ = model.decode(encoded.sections, cube.shape, 4.0, None)
         kept[name] = encoded.latents_crc, pixels
-        hub.save(make(name), tmp_path / f"streams.npz.{name}.safetensors")
+        checkpoints.save(make(name), tmp_path / f"streams.npz.{name}.safetensors")
         for t, section in enumerate(encoded.sections):
             saved[f"{name}_{t}"] = np.frombuffer(section, np.uint8)
     file = tmp_path / "streams.npz"
@@ -305,7 +307,7 @@ def test_nothing_under_a_cloud_reaches_the_prediction():
 
 def test_a_date_without_clouds_reconstructs_as_in_a_stream():
     model, cube = codec("tt"), scene(2, 12, 64, 64)
-    x = family.standardise(cube, 12, range(12))
+    x = statistics.standardise(cube, 12, range(12))
     with torch.inference_mode():
         clear = family.predict_hidden(model.module, x, torch.zeros(2, 64, 64, dtype=torch.bool))
         recon, _ = make("tt")(x)
@@ -328,8 +330,8 @@ def test_other_models_do_not_inpaint():
     ],
 )
 def test_published_sizes(name, parameters):
-    published = hub.PUBLISHED[name]
-    module, cls = hub._CLASSES[published.architecture]
+    published = models_published.PUBLISHED[name]
+    module, cls = checkpoints.CLASSES[published.architecture]
     with torch.device("meta"):
         model = getattr(sys.modules[module], cls)(published.bands)
     assert sum(p.numel() for p in model.parameters()) == parameters
@@ -341,6 +343,6 @@ def test_tables_that_a_coder_cannot_use_are_refused(edge):
     bottleneck = EntropyBottleneck(2)
     bottleneck.update()
     bottleneck._quantized_cdf[1, 2] = edge  # below the edge before, or above the one after
-    assert family.bottleneck_tables(bottleneck)(0).size > 0
+    assert coders.bottleneck_tables(bottleneck)(0).size > 0
     with pytest.raises(errors.FormatError, match="channel 1 has frequencies below 1"):
-        family.bottleneck_tables(bottleneck)(1)
+        coders.bottleneck_tables(bottleneck)(1)

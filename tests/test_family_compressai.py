@@ -7,14 +7,14 @@ import torch
 from test_family_codec import SMALL, make
 
 from tec_zarr import errors
-from tec_zarr.models import hub
+from tec_zarr.terracodec import hub
 
 pytest.importorskip("compressai.models", reason="needs CompressAI, see docs/family.md")
 
 from compressai.losses import RateDistortionLoss
 from compressai.registry import MODELS
 
-from tec_zarr.models import compressai_registry as registry
+from tec_zarr.terracodec import compressai_registry as registry
 
 FP, TT = "terracodec_v1_fp_s2l2a", "terracodec_v1_tt_s2l2a"
 

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from test_family_codec import SMALL, make, scene
 
 from tec_zarr import errors
-from tec_zarr.models import hub, registry
-from tec_zarr.models.layers import EntropyBottleneck
-from tec_zarr.models.temporal import TemporalTransformer
+from tec_zarr.models import published, registry
+from tec_zarr.terracodec import checkpoints, hub
+from tec_zarr.terracodec.layers import EntropyBottleneck
+from tec_zarr.terracodec.tt import TemporalTransformer
 
 FP, TT = "terracodec_v1_fp_s2l2a", "terracodec_v1_tt_s2l2a"
 
@@ -53,7 +54,7 @@ def test_a_published_checkpoint_loads_from_a_path(name, kind, tmp_path):
 def test_a_model_of_ones_own_size_loads_from_what_save_wrote(kind, tmp_path):
     name = TT if kind == "tt" else "flextec_v1_s2l2a"
     module, file = make(kind), tmp_path / "own.safetensors"
-    sha256 = hub.save(module, file)
+    sha256 = checkpoints.save(module, file)
     assert sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     loaded = hub.load(name, path=file, sha256=sha256)
     x = torch.randn(1, 2, 12, 64, 64)
@@ -117,7 +118,7 @@ def test_a_wrong_number_of_bands_is_named(tmp_path):
     checkpoint(tmp_path / "model.pt", bands=13)
     with pytest.raises(errors.WeightsMismatchError, match=r"13 bands.*has 12"):
         hub.load(FP, path=tmp_path / "model.pt")
-    hub.save(TemporalTransformer(12, **SMALL), tmp_path / "tt.safetensors")
+    checkpoints.save(TemporalTransformer(12, **SMALL), tmp_path / "tt.safetensors")
     with pytest.raises(errors.WeightsMismatchError, match=r"12 bands.*has 13"):
         hub.load("terracodec_v1_tt_s2l1c", path=tmp_path / "tt.safetensors")
     with pytest.raises(errors.WeightsMismatchError, match="architecture 'tt'"):
@@ -176,14 +177,14 @@ def test_the_hub_is_asked_for_the_published_file(name, compression, file, tmp_pa
         if name == FP:
             checkpoint(tmp_path / "model.pt")
             return str(tmp_path / "model.pt")
-        hub.save(make("flex"), tmp_path / "model.safetensors")
+        checkpoints.save(make("flex"), tmp_path / "model.safetensors")
         return str(tmp_path / "model.safetensors")
 
     fake = types.SimpleNamespace(hf_hub_download=hf_hub_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
     hub.load(name, compression)
     hub.load(name, compression)
-    assert asked == [(hub.PUBLISHED[name].repository, file)]
+    assert asked == [(published.PUBLISHED[name].repository, file)]
 
 
 def test_a_codec_is_found_again_in_the_cache_by_its_stream_name(tmp_path):
@@ -192,7 +193,7 @@ def test_a_codec_is_found_again_in_the_cache_by_its_stream_name(tmp_path):
     assert registry.get_model(codec.name, codec.weights_sha256) is codec
     cube = scene(1, 12, 32, 32)
     encoded = codec.encode(cube, 4.0, None)
-    entry = hub.cached_entry(codec.name)
+    entry = registry.cached_entry(codec.name)
     again = entry.load(codec.weights_sha256)
     assert entry.weights == (codec.weights_sha256,)
     expected = codec.decode(encoded.sections, cube.shape, 4.0, None)[0]
@@ -202,9 +203,9 @@ def test_a_codec_is_found_again_in_the_cache_by_its_stream_name(tmp_path):
 
 
 def test_a_read_never_downloads_and_says_what_is_missing():
-    assert hub.cached_entry("tec-s2") is None
+    assert registry.cached_entry("tec-s2") is None
     with pytest.raises(errors.UnknownModelError, match="hf download"):
-        hub.cached_entry(f"{TT}/lambda-20")
+        registry.cached_entry(f"{TT}/lambda-20")
 
 
 def test_changed_weights_in_the_cache_are_refused(cache, tmp_path):
@@ -215,11 +216,11 @@ def test_changed_weights_in_the_cache_are_refused(cache, tmp_path):
     damaged[-1] ^= 1
     file.write_bytes(damaged)
     with pytest.raises(errors.WeightsMismatchError, match="was changed"):
-        hub.cached_entry(codec.name).load(codec.weights_sha256)
+        registry.cached_entry(codec.name).load(codec.weights_sha256)
 
 
 def test_naming_and_finding_models_needs_no_torch():
-    code = "import sys, tec_zarr.models.hub; assert 'torch' not in sys.modules"
+    code = "import sys, tec_zarr.terracodec.hub; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -282,7 +283,7 @@ def test_of_several_weights_in_the_cache_none_is_taken_by_chance(cache, tmp_path
 
 
 def test_a_codec_loaded_again_takes_the_place_of_the_one_before(tmp_path):
-    hub.save(make("flex"), tmp_path / "own.safetensors")
+    checkpoints.save(make("flex"), tmp_path / "own.safetensors")
     for context in (None, 1, 3):
         codec = hub.load_codec(
             "flextec_v1_s2l2a", path=tmp_path / "own.safetensors", context_tokens=context
@@ -317,7 +318,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(value, tmp_pat
     module = make("fp")
     module.g_s[0].bias.data[3] = value
     with pytest.raises(errors.TecError, match=r"own\.safetensors: g_s\.0\.bias.*not finite"):
-        hub.save(module, tmp_path / "own.safetensors")
+        checkpoints.save(module, tmp_path / "own.safetensors")
     assert not list(tmp_path.iterdir())
     torch.save(module.state_dict(), tmp_path / "model.pt")
     with pytest.raises(errors.WeightsMismatchError, match=r"g_s\.0\.bias.*not finite"):
@@ -330,7 +331,7 @@ def test_checkpoints_of_other_floats_code(kind, dtype, tmp_path):
     module, path = make(kind), tmp_path / "model.safetensors"
     note = json.dumps({"architecture": kind, "config": module.config})
     save_file(module.to(dtype).state_dict(), path, {"tec_zarr": note})
-    name = next(n for n, p in hub.PUBLISHED.items() if p.architecture == kind)
+    name = next(n for n, p in published.PUBLISHED.items() if p.architecture == kind)
     codec = hub.load_codec(name, path=path)
     assert {p.dtype for p in hub.load(name, path=path).parameters()} == {torch.float32}
     cube = scene(1, 12, 64, 64)
@@ -340,7 +341,7 @@ def test_checkpoints_of_other_floats_code(kind, dtype, tmp_path):
 
 @pytest.mark.parametrize("kind", ["fp", "elic"])
 def test_a_saved_file_holds_the_integer_tables(kind, tmp_path):
-    hub.save(make(kind), tmp_path / "own.safetensors")
+    checkpoints.save(make(kind), tmp_path / "own.safetensors")
     name = FP if kind == "fp" else "terracodec_v1_elic_s2l2a"
     module = hub.load(name, path=tmp_path / "own.safetensors")
     (tables,) = (part for part in module.modules() if isinstance(part, EntropyBottleneck))
@@ -349,16 +350,16 @@ def test_a_saved_file_holds_the_integer_tables(kind, tmp_path):
 
 def test_only_what_loads_again_is_saved(tmp_path):
     with pytest.raises(errors.TecError, match=r"Linear is none of.*FactorizedPrior.*FlexTEC"):
-        hub.save(torch.nn.Linear(2, 2), tmp_path / "own.safetensors")
-    hub.save(make("tt"), tmp_path / "own.safetensors")
+        checkpoints.save(torch.nn.Linear(2, 2), tmp_path / "own.safetensors")
+    checkpoints.save(make("tt"), tmp_path / "own.safetensors")
     codec = hub.load_codec(TT, path=tmp_path / "own.safetensors")
     with pytest.raises(errors.TecError, match="copy that a codec computes with"):
-        hub.save(codec.module, tmp_path / "other.safetensors")
+        checkpoints.save(codec.module, tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize("context", [-1, 0, 17, 2.5, 2.0, "4"])
 def test_a_context_that_flextec_does_not_have_is_refused(context, tmp_path):
-    hub.save(make("flex"), tmp_path / "own.safetensors")
+    checkpoints.save(make("flex"), tmp_path / "own.safetensors")
     with pytest.raises(errors.UnsupportedArrayError, match="context_tokens is 1 to 16"):
         hub.load_codec(
             "flextec_v1_s2l2a", path=tmp_path / "own.safetensors", context_tokens=context

@@ -8,13 +8,15 @@ import torch
 import zarr
 from test_family_codec import SMALL, make, scene
 
-import tec_zarr.models
-from tec_zarr import cli, errors
-from tec_zarr.models import family, hub, registry
-from tec_zarr.models.flex import draw_quality
-from tec_zarr.training.family import (
+import tec_zarr.terracodec
+from tec_zarr import errors
+from tec_zarr.face import cli
+from tec_zarr.models import registry
+from tec_zarr.terracodec import checkpoints, statistics
+from tec_zarr.terracodec.flex import draw_quality
+from tec_zarr.training.configs import FamilyConfig
+from tec_zarr.training.train_terracodec import (
     DateSampler,
-    FamilyConfig,
     build,
     load_places,
     series_loss,
@@ -67,7 +69,7 @@ def test_one_command_trains_a_model_that_loads_and_codes(kind, folder, tmp_path,
     assert last[0] < first[0]
 
     weights = tmp_path / "run" / f"{NAMES[kind]}.safetensors"
-    codec = tec_zarr.models.load_codec(NAMES[kind], path=weights)
+    codec = tec_zarr.terracodec.load_codec(NAMES[kind], path=weights)
     cube = scene(2, 12, 64, 80, seed=7)
     encoded = codec.encode(cube, 4.0, None)
     decoded, crc = codec.decode(encoded.sections, cube.shape, 4.0, None)
@@ -114,7 +116,7 @@ def test_crops_are_standardised_as_the_codec_does(folder):
     sampler = DateSampler(kept, 64, seed=0)
     crop = sampler.draw(2)
     assert (crop.shape, crop.dtype) == ((2, 12, 64, 64), np.float32)
-    dn = family.destandardise(torch.from_numpy(np.ascontiguousarray(crop)), range(12))
+    dn = statistics.destandardise(torch.from_numpy(np.ascontiguousarray(crop)), range(12))
     np.testing.assert_allclose(dn, np.rint(dn), atol=0.02)
     assert 1 <= dn.min() < dn.max() <= 12_000
 
@@ -145,7 +147,7 @@ def test_no_data_and_unknown_keys_are_clear(tmp_path, capsys):
 
 def test_training_starts_from_given_weights(tmp_path, folder):
     module = make("tt")
-    hub.save(module, tmp_path / "own.safetensors")
+    checkpoints.save(module, tmp_path / "own.safetensors")
     start = f"{tmp_path}/own.safetensors"
     built = build(FamilyConfig((str(folder),), "unused", NAMES["tt"], start=start))
     assert built.config["width"] == SMALL["width"]
@@ -179,7 +181,7 @@ def test_image_models_do_not_ask_for_series(tmp_path):
 
 def test_training_of_the_family_stops_at_a_loss_that_is_not_finite(folder, tmp_path):
     start = tmp_path / "start.safetensors"
-    hub.save(make("fp"), start)
+    checkpoints.save(make("fp"), start)
     config = FamilyConfig(
         (str(folder),), str(tmp_path / "run"), NAMES["fp"], start=str(start), steps=2, crop=64,
         batch=1, rate=1e30, checkpoint_seconds=0.0,

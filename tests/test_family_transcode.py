@@ -9,14 +9,21 @@ import zarr
 from test_family_codec import make, scene
 
 import tec_zarr
-from tec_zarr import cli, errors, moving
-from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
-from tec_zarr.manifest import read
-from tec_zarr.models import family, registry
-from tec_zarr.numcodec import TEC
-from tec_zarr.stream import SectionKind, read_frame
-from tec_zarr.transcoding import preview_chunk, transcode, transcode_chunk
-from tec_zarr.zarr3 import TECCodec
+from tec_zarr import errors
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.numcodecs_codec import TEC
+from tec_zarr.codec.spec import ChunkSpec
+from tec_zarr.codec.zarr_codec import TECCodec
+from tec_zarr.face import cli
+from tec_zarr.frame.frame import SectionKind, read_frame
+from tec_zarr.models import registry
+from tec_zarr.recompression.transcode import transcode
+from tec_zarr.stores import chunks
+from tec_zarr.stores.objects import read
+from tec_zarr.stores.transcode import preview_chunk, transcode_chunk
+from tec_zarr.terracodec import codec as family
+from tec_zarr.terracodec import coders, statistics
 
 NAMES = {None: "small/flex", 2: "small/flex/2"}
 
@@ -56,7 +63,7 @@ def test_cutting_takes_no_network(monkeypatch):
     fine = encode_chunk(cube(), ChunkSpec(model=NAMES[2], quality=8.0))
     one = encode_chunk(cube(1), ChunkSpec(model=NAMES[None], quality=8.0))
     monkeypatch.setattr(family.FamilyModel, "recode", None)
-    monkeypatch.setattr(family._FlexCoder, "decode", None)
+    monkeypatch.setattr(coders.FlexCoder, "decode", None)
     for data in (transcode_chunk(fine, 5), transcode_chunk(one, 1)):
         assert read_frame(data).header.latents_crc != 0
     with pytest.raises(TypeError):
@@ -88,8 +95,8 @@ def test_a_preview_is_the_networks_picture_of_the_first_tokens():
     dn = scene(1, 12, 64, 128).astype(np.uint16)
     fine = encode_chunk(dn, ChunkSpec(model=NAMES[None], quality=8.0, nodata=None))
     module = make("flex")
-    x = family.standardise(dn.astype(np.float32), 12, range(12))
-    expected = family.destandardise(module(x, 3)[0][0].detach(), range(12))
+    x = statistics.standardise(dn.astype(np.float32), 12, range(12))
+    expected = statistics.destandardise(module(x, 3)[0][0].detach(), range(12))
     low = preview_chunk(fine, 3)
     np.testing.assert_allclose(low, np.rint(expected).clip(0, 65535), atol=1)
     assert (low != decode_chunk(fine)).any()
@@ -283,7 +290,7 @@ def test_a_store_moves_to_the_other_format_or_other_shards(
 
 def frames(array):
     """Frames by their place."""
-    per = moving.chunks_in_object(array)
+    per = chunks.chunks_in_object(array)
     found = {}
     for place in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))):
         at = tuple(i // n for i, n in zip(place, per, strict=True))
@@ -291,7 +298,7 @@ def frames(array):
         data = read(array.store_path.store, key)
         if data is not None and array.shards:
             inside = [i % n for i, n in zip(place, per, strict=True)]
-            data = moving.frames_of(data, int(np.prod(per)))[np.ravel_multi_index(inside, per)]
+            data = chunks.frames_of(data, int(np.prod(per)))[np.ravel_multi_index(inside, per)]
         if data is not None:
             found[place] = data
     return found

@@ -7,9 +7,10 @@ import pytest
 import zarr
 from test_family_codec import make
 
-from tec_zarr.models import family, registry
-from tec_zarr.numcodec import TEC
-from tec_zarr.zarr3 import TECCodec
+from tec_zarr.codec.numcodecs_codec import TEC
+from tec_zarr.codec.zarr_codec import TECCodec
+from tec_zarr.models import registry
+from tec_zarr.terracodec import codec as family
 
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
 

@@ -14,10 +14,15 @@ import zarr
 from test_chunk import scene
 from test_family_codec import make
 
-from tec_zarr import chunk, config, gather
-from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
-from tec_zarr.models import hub, registry
-from tec_zarr.models.family import FamilyModel
+from tec_zarr import config
+from tec_zarr.codec import batching
+from tec_zarr.codec import encode as chunk
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
+from tec_zarr.models import registry
+from tec_zarr.terracodec import hub
+from tec_zarr.terracodec.codec import FamilyModel
 
 SPEC = {"model": toy.NAME, "quality": 6.0}
 SHAPES = [(2, 12, 16, 16), (1, 12, 16, 24)]
@@ -62,7 +67,7 @@ def use(monkeypatch):
     """Put a model in the toy's place, and let as many chunks inside as come."""
     monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(registry, "_loaded", {})
-    monkeypatch.setattr(gather, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(batching, "WAIT_SECONDS", 0.2)
 
     def use(model):
         registry._loaded.clear()
@@ -91,7 +96,7 @@ def test_chunks_of_one_shape_are_coded_together_to_the_same_bytes(use, count):
     assert at_once(lambda c: encode_chunk(c, spec), chunks) == alone
     sizes = [size for size, *_ in model.batches]
     assert sum(sizes) == count
-    assert max(sizes) <= gather.LARGEST
+    assert max(sizes) <= batching.LARGEST
     assert {tuple(shape) for _, *shape in model.batches} <= set(SHAPES)
     if count > 2:
         assert max(sizes) > 1

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tec_zarr import encode_chunk
-from tec_zarr.chunk import model_of
+from tec_zarr.codec.decode import model_of
+from tec_zarr.frame.frame import SectionKind, read_frame
 from tec_zarr.models.registry import find_model
-from tec_zarr.stream import SectionKind, read_frame
 
 GOLDEN = [
     pytest.param(folder, name, id=f"{folder.name}-{name}")

@@ -15,9 +15,13 @@ import xarray as xr
 import zarr
 
 import tec_zarr
-from tec_zarr import classical, html_report, synthetic
-from tec_zarr.cli import main
+from tec_zarr.compare import classical
+from tec_zarr.compare import curves as compare_curves
+from tec_zarr.compare import page as html_report
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import LimitError, UnsupportedArrayError
+from tec_zarr.face.cli import main
+from tec_zarr.stores import chunks
 
 TOY = ["--model", toy.NAME, "--quality", "6"]
 
@@ -36,7 +40,7 @@ def source(cube, tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Without the curves of the codecs, which take most of the time."""
-    monkeypatch.setattr(html_report, "QUALITIES", (4.0,))
+    monkeypatch.setattr(compare_curves, "QUALITIES", (4.0,))
     monkeypatch.setattr(classical, "available", lambda: ())
 
 
@@ -73,7 +77,7 @@ def test_the_page_of_a_store_says_what_is_stored(source, cube, tmp_path, quick):
     assert f"{cube.reflectance.nbytes / array.nbytes_stored():.1f} : 1" in text
     bits = _data(text)["chunks"]["bits"]
     assert np.shape(bits) == (1, 2, 2)
-    mean = 8 * html_report.chunk_bytes(array).sum() / array.size
+    mean = 8 * chunks.chunk_bytes(array).sum() / array.size
     assert np.mean(bits) == pytest.approx(mean, rel=1e-3)
     assert "&quot;quality&quot;: 6.0" in text
 
@@ -134,7 +138,7 @@ def test_every_codec_of_the_rate_card_has_a_curve_of_its_own(cube, monkeypatch):
         return round(dn.nbytes / level), dn + np.uint16(level)
 
     codecs = tuple(classical.Quick(f"codec {n}", (2 + n, 9 + n), code) for n in range(7))
-    monkeypatch.setattr(html_report, "QUALITIES", (4.0,))
+    monkeypatch.setattr(compare_curves, "QUALITIES", (4.0,))
     monkeypatch.setattr(classical, "available", lambda: codecs)
     text = html_report.page(cube.reflectance, _noisy(cube))
     curves = re.findall(r'<polyline points="([^"]+)"[^>]*style="([^"]+)"/>', text)
@@ -155,7 +159,8 @@ def test_noise_of_any_size_stays_under_ten_megabytes(quick, monkeypatch):
     values = np.random.default_rng(0).integers(1, 9000, (4, 12, 300, 300)).astype("uint16")
     names = {"band": list(synthetic.L2A_BANDS)}
     noise = xr.DataArray(values, names, ("time", "band", "y", "x"))
-    monkeypatch.setattr(html_report, "_rate_card", lambda *_: "")
+    monkeypatch.setattr(compare_curves, "rate_card", lambda *_: "")
+    monkeypatch.setattr("tec_zarr.compare.page.rate_card", lambda *_: "")
     text = html_report.page(noise, noise.copy(data=values[..., ::-1]))
     assert 4e6 < len(text.encode()) < 10e6
 
@@ -198,7 +203,7 @@ def test_bytes_of_chunks_are_those_in_the_store(tmp_path, zarr_format, shards):
         zarr_format=zarr_format, config={"write_empty_chunks": False},
     )  # fmt: skip
     array[:, :64] = np.random.default_rng(0).integers(1, 999, (3, 64))
-    sizes = html_report.chunk_bytes(zarr.open_array(path))
+    sizes = chunks.chunk_bytes(zarr.open_array(path))
     assert sizes.shape == (3, 4)
     assert (sizes[:, :2] > 0).all()
     assert (sizes[:, 2:] == 0).all()

@@ -8,11 +8,12 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tec_zarr import synthetic
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.inpaint import NothingClearWarning, cloud_mask, inpaint_clouds
+from tec_zarr.inpaint.clouds import NothingClearWarning, inpaint_clouds
+from tec_zarr.inpaint.masks import cloud_mask
 
-quiet = pytest.mark.filterwarnings("ignore::tec_zarr.inpaint.NothingClearWarning")
+quiet = pytest.mark.filterwarnings("ignore::tec_zarr.inpaint.clouds.NothingClearWarning")
 PIXEL = ("linear", "previous", "median")
 """Methods that look at one pixel alone."""
 
@@ -346,8 +347,8 @@ def test_no_seam_where_the_mask_ends():
 def test_tiles_meet_without_a_seam(monkeypatch):
     cube, mask = hole(96)
     whole = inpaint_clouds(cube, mask)
-    monkeypatch.setattr("tec_zarr.inpaint.TILE", 48)
-    monkeypatch.setattr("tec_zarr.inpaint.HALO", 16)
+    monkeypatch.setattr("tec_zarr.inpaint.tiles.TILE", 48)
+    monkeypatch.setattr("tec_zarr.inpaint.tiles.HALO", 16)
     tiles = inpaint_clouds(cube, mask)
     assert error(tiles, cube, mask) < 1.5 * error(whole, cube, mask)
     step = np.abs(np.diff(tiles[1].astype(float) - cube[1].astype(float), axis=-1))
@@ -406,17 +407,17 @@ def untrained(monkeypatch):
     """The temporal model as it is before training: what its networks say is arbitrary."""
     import torch
 
-    from tec_zarr.models import s2_masked
     from tec_zarr.models.registry import get_model
-    from tec_zarr.models.s2_temporal import TecTtS2
-    from tec_zarr.models.s2_temporal_net import TemporalNet
+    from tec_zarr.networks import masked_series
+    from tec_zarr.networks.series import TecTtS2
+    from tec_zarr.networks.series_net import TemporalNet
 
     torch.manual_seed(0)
     image = get_model("tec-s2")
     net = TemporalNet()
     net.start_from(image.net)
-    masked = s2_masked.MaskedModel(TecTtS2(image, net, image.coder.tables, "0" * 64))
-    monkeypatch.setattr(s2_masked, "masked_model", lambda: masked)
+    masked = masked_series.MaskedModel(TecTtS2(image, net, image.coder.tables, "0" * 64))
+    monkeypatch.setattr(masked_series, "masked_model", lambda: masked)
 
 
 def test_the_temporal_model_leaves_outside_alone_and_sees_nothing_inside(untrained):
@@ -450,7 +451,7 @@ def test_the_embedded_temporal_model_fills(embedded):
 
 def test_pixels_that_are_never_clear_do_not_disturb_the_temporal_model(embedded):
     """Their estimate is NaN, which must not reach the networks."""
-    from tec_zarr.models.s2_masked import masked_model
+    from tec_zarr.networks.masked_series import masked_model
 
     cube, _ = hole(48)
     date, estimate = (cube[d].values.astype("f4") for d in (1, 2))
@@ -490,7 +491,7 @@ def test_a_published_model_is_asked_from_both_ends_of_time():
 
 
 def test_a_published_model_may_be_named(monkeypatch):
-    from tec_zarr.models import hub
+    from tec_zarr.terracodec import hub
 
     asked = []
     monkeypatch.setattr(hub, "load_codec", lambda *name: asked.append(name) or Published())

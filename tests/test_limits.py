@@ -12,11 +12,13 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tec_zarr import ChunkSpec, bound, decode_chunk, encode_chunk, recompress, synthetic
-from tec_zarr.chunk import within_bounds
+from tec_zarr import ChunkSpec, decode_chunk, encode_chunk, recompress
+from tec_zarr.bounds import layer
+from tec_zarr.codec.bounded import within_bounds
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import TecError, UnsupportedArrayError
+from tec_zarr.frame.frame import Section, SectionKind, read_frame, read_header, write_frame
 from tec_zarr.sentinel2 import L2A_BANDS
-from tec_zarr.stream import Section, SectionKind, read_frame, read_header, write_frame
 
 PAIR = ("B08", "B04")
 KINDS = ["noise", "vegetation", "water", "dark", "hot", "checkerboard", "negative"]
@@ -189,10 +191,10 @@ def test_maps_that_cannot_be_are_refused_though_their_checksums_hold(cube):
     others = [s for s in frame.sections if s.kind is not SectionKind.BOUND_MAP]
     levels = np.full((1, 2, 3, 3), 70, np.int32)
     for wrong in (levels, -levels, levels[..., :2] - 65):
-        packed = Section(SectionKind.BOUND_MAP, bound.encode(wrong, None, None, [0, 0]))
+        packed = Section(SectionKind.BOUND_MAP, layer.encode(wrong, None, None, [0, 0]))
         with pytest.raises(TecError):
             decode_chunk(write_frame(frame.header, [packed, *others]))
-    packed = Section(SectionKind.BOUND_MAP, bound.encode(levels - 65, None, None, [0, 0]))
+    packed = Section(SectionKind.BOUND_MAP, layer.encode(levels - 65, None, None, [0, 0]))
     for sections in (others, [packed, packed, *others], [packed]):
         with pytest.raises(TecError):
             decode_chunk(write_frame(frame.header, sections))
@@ -247,8 +249,8 @@ def test_nothing_costs_more_than_plain_numbers(value):
 
 def test_floats_that_are_no_dn_cost_no_more_than_their_bytes(monkeypatch):
     calls = []
-    encode = bound.encode
-    monkeypatch.setattr(bound, "encode", lambda *a: calls.append(1) or encode(*a))
+    encode = layer.encode
+    monkeypatch.setattr(layer, "encode", lambda *a: calls.append(1) or encode(*a))
     array = np.random.default_rng(0).random((1, 3, 64, 64)).astype("f4")
     frame = encode_chunk(array, spec(nodata=None, max_error=0))
     np.testing.assert_array_equal(decode_chunk(frame), array)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tec_zarr.codec.fill import fill_unknown
 from tec_zarr.errors import FormatError
-from tec_zarr.fill import fill_unknown
-from tec_zarr.mask import Mask, find_mask, pack_mask, unpack_mask
+from tec_zarr.frame.mask import Mask, find_mask, pack_mask, unpack_mask
 
 
 def _masks(shape):

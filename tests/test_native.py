@@ -12,12 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tec_zarr import native, synthetic
+from tec_zarr import native
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError, TecError
-from tec_zarr.models import klt, s2
+from tec_zarr.models import klt
+from tec_zarr.models.constants import CHANNELS, COMPONENTS, GROUPS
 from tec_zarr.models.registry import get_model
-from tec_zarr.models.s2_net import CHANNELS, COMPONENTS, GROUPS
-from tec_zarr.models.s2_pixels import PixelNet, PixelSynthesis
+from tec_zarr.networks import image
+from tec_zarr.networks.pixel_net import PixelNet, PixelSynthesis
 
 compiled = pytest.mark.skipif(native.library() is None, reason="the library was not built here")
 INSTRUCTIONS = ["", "avx2"]
@@ -33,10 +35,10 @@ def cube():
     return synthetic.cube(dates=1, size=136, seed=9, nodata_edge=False).values.astype(np.float32)
 
 
-def not_compiled(model: s2.TecS2, section: bytes, shape: tuple[int, ...], quality: float):
-    coder = s2.LatentCoder(model.coder.entropy, model.coder.tables)
+def not_compiled(model: image.TecS2, section: bytes, shape: tuple[int, ...], quality: float):
+    coder = image.LatentCoder(model.coder.entropy, model.coder.tables)
     coder.compiled = None
-    other = s2.TecS2.__new__(s2.TecS2)
+    other = image.TecS2.__new__(image.TecS2)
     other.net, other.coder = model.net, coder
     return other.decode_latents(section, shape, quality)
 
@@ -70,14 +72,14 @@ def test_outliers_need_escapes_and_come_back(model, cube):
 def test_any_bytes_are_a_stream_for_both_or_for_none(model, instructions, monkeypatch):
     monkeypatch.setenv("TEC_NATIVE", instructions)
     random = np.random.default_rng(1)
-    context = s2.context_of(klt.Klt(np.zeros(3), np.eye(3), np.array([30, 12, -3])), 5.0)
+    context = image.context_of(klt.Klt(np.zeros(3), np.eye(3), np.array([30, 12, -3])), 5.0)
     refused = 0
     for _ in range(60):
         words = random.integers(0, 256, 4 * int(random.integers(0, 60)), np.uint8)
         words[: int(random.integers(0, len(words) + 1))] = random.choice([0, 255])
         flags = int(random.integers(0, 32))
         outcomes = []
-        for coder in (model.coder, s2.LatentCoder(model.coder.entropy, model.coder.tables)):
+        for coder in (model.coder, image.LatentCoder(model.coder.entropy, model.coder.tables)):
             if coder is not model.coder:
                 coder.compiled = None
             try:
@@ -95,8 +97,8 @@ def test_any_bytes_are_a_stream_for_both_or_for_none(model, instructions, monkey
 
 @compiled
 def test_one_wrong_weight_is_noticed(model, cube):
-    coder = s2.LatentCoder(model.coder.entropy, model.coder.tables)
-    other = s2.TecS2.__new__(s2.TecS2)
+    coder = image.LatentCoder(model.coder.entropy, model.coder.tables)
+    other = image.TecS2.__new__(image.TecS2)
     other.net, other.coder = model.net, coder
     encoded = model.encode(cube, 5.0, None)
     weights = [array for array in coder.compiled._kept if array.dtype == np.int8]
@@ -105,7 +107,7 @@ def test_one_wrong_weight_is_noticed(model, cube):
         latents, _ = other.decode_latents(encoded.sections[0], cube.shape[1:], 5.0)
     except TecError:
         return
-    assert s2.zlib.crc32(s2.checked(latents)) != encoded.latents_crc
+    assert image.zlib.crc32(image.checked(latents)) != encoded.latents_crc
 
 
 # ---- pixels
@@ -172,7 +174,7 @@ def test_latents_of_any_size_make_the_same_pixels(
     basis, _ = np.linalg.qr(random.normal(size=(5, 5)))
     mean = random.integers(0, 65535, 5).astype(float)
     spectral = klt.Klt(mean, basis, np.array([40, 30, 9, 0, -9]))
-    context = s2.context_of(spectral, 6.0)
+    context = image.context_of(spectral, 6.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TEC_NATIVE", instructions)
         arguments = latents, context, 6.0, (5, 15, 22)
@@ -250,7 +252,8 @@ def test_without_the_library_everything_decodes(tmp_path):
 import sys
 from pathlib import Path
 import numpy as np
-from tec_zarr import TEC, native, synthetic
+from tec_zarr import TEC, native
+from tec_zarr.cubes import synthetic
 native._LIBRARY = Path(sys.argv[1])
 assert native.library() is None
 dn = synthetic.cube(dates=1, size=40, seed=1).values

@@ -8,9 +8,11 @@ import toy
 import xarray as xr
 
 import tec_zarr
-from tec_zarr import synthetic
-from tec_zarr.cli import main
-from tec_zarr.provenance import CONTAINER, describe, record
+from tec_zarr.cubes import synthetic
+from tec_zarr.cubes.encoding import CONTAINER
+from tec_zarr.cubes.provenance import describe
+from tec_zarr.face.cli import main
+from tec_zarr.face.write import record
 
 TOY = {"model": toy.NAME}
 

@@ -1,4 +1,4 @@
-"""tec_zarr.batch.recompress: what arrives, from anywhere, on every scheduler."""
+"""tec_zarr.recompression.run.recompress: what arrives, from anywhere, on every scheduler."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from test_chunk import scene
 from test_gather import Device
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
-from tec_zarr import batch, gather
-from tec_zarr.batch import estimate, recompress
-from tec_zarr.cli import main
-from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.manifest import RecompressError
+from tec_zarr.codec import batching
+from tec_zarr.cubes.encoding import decode, encoding
+from tec_zarr.errors import RecompressError, UnsupportedArrayError
+from tec_zarr.face.cli import main
 from tec_zarr.models import registry
-from tec_zarr.plan import Settings, make_plan, open_source
-from tec_zarr.report import stored_arrays, tec_spec
+from tec_zarr.recompression import progress
+from tec_zarr.recompression.estimate import estimate
+from tec_zarr.recompression.plan import make_plan
+from tec_zarr.recompression.run import recompress
+from tec_zarr.recompression.settings import Settings
 from tec_zarr.sentinel2 import L2A_BANDS
-from tec_zarr.store import decode, encoding
+from tec_zarr.stores.chunks import tec_spec
+from tec_zarr.stores.info import stored_arrays
+from tec_zarr.stores.objects import open_source
 
 DATES = 9
 TOY = {"model": toy.NAME, "quality": 6.0}
@@ -560,8 +564,8 @@ def test_arguments_out_of_their_range_are_refused(source, tmp_path, argument, me
 
 
 def test_the_log_is_json(source, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(batch, "LOG_SECONDS", 0.02)
-    caplog.set_level(logging.INFO, logger="tec_zarr.batch")
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.02)
+    caplog.set_level(logging.INFO, logger="tec_zarr.recompress")
     report = recompress(source, tmp_path / "tec.zarr", **TOY)
     lines = [json.loads(record.getMessage()) for record in caplog.records]
     assert len(lines) > 2
@@ -631,7 +635,7 @@ def test_a_gpu_worker_codes_the_chunks_of_a_region_together(
     recompress(source, tmp_path / "alone.zarr", **settings)
     model = Device()
     monkeypatch.setitem(registry._loaded, (toy.NAME, toy.SHA256), model)
-    monkeypatch.setattr(gather, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(batching, "WAIT_SECONDS", 0.2)
     report = recompress(
         source, tmp_path / "tec.zarr", client=mixed_cluster, gpu=True, verify="full", **settings
     )
@@ -660,7 +664,7 @@ def test_an_existing_client_with_stores_of_its_own(mixed_cluster, source, tmp_pa
 
 
 def test_dask_watches_itself_less_while_it_runs_and_as_before_afterwards(mixed_cluster):
-    from tec_zarr.dask_worker import WarmUp
+    from tec_zarr.recompression.dask_worker import WarmUp
 
     def watching(dask_worker):
         callbacks = dask_worker.periodic_callbacks

@@ -21,10 +21,13 @@ from recompress_worker import DEADLY, FailingStore, FullStore, Models
 from test_recompress import make_archive, tree, write_archive
 from zarr.storage import LocalStore
 
-from tec_zarr import batch, lock
-from tec_zarr.batch import RecompressReport, recompress
-from tec_zarr.lock import Lock
-from tec_zarr.manifest import Manifest, RecompressError, write
+from tec_zarr.errors import RecompressError
+from tec_zarr.recompression import lock, run
+from tec_zarr.recompression.lock import Lock
+from tec_zarr.recompression.manifest import Manifest
+from tec_zarr.recompression.progress import RecompressReport
+from tec_zarr.recompression.run import recompress
+from tec_zarr.stores.objects import write
 
 SETTINGS = {"model": DEADLY, "quality": 6.0}
 CODED = 3
@@ -125,7 +128,7 @@ def test_storage_that_workers_do_not_share_is_refused(cluster, source, monkeypat
     url = f"memory://{request.node.name}.zarr"
     with pytest.raises(RecompressError, match=r"2 of 2 workers \(tcp://.*cannot see what was writ"):
         recompress(source, url, client=client, **SETTINGS)
-    monkeypatch.setattr(batch, "_check_shared", lambda *_: None)  # a worker that came later
+    monkeypatch.setattr(run, "_check_shared", lambda *_: None)  # a worker that came later
     report = recompress(source, url, client=client, retries=0, **SETTINGS)
     assert len(report.failures) == report.regions
     assert "does not share the storage" in str(report.failures[0])

@@ -15,8 +15,10 @@ import zarr
 from test_chunk import scene
 
 import tec_zarr
-from tec_zarr import config, embed
-from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr import config
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import (
     ChecksumError,
     FormatError,
@@ -24,10 +26,12 @@ from tec_zarr.errors import (
     TecError,
     UnsupportedArrayError,
 )
-from tec_zarr.manifest import FOLDER, Manifest, write
-from tec_zarr.mask import Mask, pack_mask
-from tec_zarr.models import registry
-from tec_zarr.stream import Axes, Header, Section, SectionKind, read_frame, write_frame
+from tec_zarr.frame.frame import Axes, Header, Section, SectionKind, read_frame, write_frame
+from tec_zarr.frame.mask import Mask, pack_mask
+from tec_zarr.models import registry, weights
+from tec_zarr.recompression.manifest import FOLDER, Manifest
+from tec_zarr.stores import embed
+from tec_zarr.stores.objects import write
 
 SPEC = ChunkSpec(model=toy.NAME, quality=6)
 
@@ -275,7 +279,7 @@ def test_embedded_weights_of_another_shape_are_an_error_of_ours(tmp_path, monkey
     for tensors in ({}, {"tables": np.zeros((2, 3), "f4")}, {"tables": np.zeros(0, "i8")}):
         data = save(tensors)
         digest = sha256(data).hexdigest()
-        embed._keep(data, digest, registry.embedded_file("tec-s2", digest))
+        embed._keep(data, digest, weights.embedded_file("tec-s2", digest))
         with pytest.raises(FormatError):
             registry.get_model("tec-s2", digest)
 
@@ -358,7 +362,7 @@ def test_embedded_weights_share_one_limit(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a.npz", "a.nc", "a.tif", "zarr.json", "a.txt"])
 @pytest.mark.parametrize("command", ["info", "encode"])
 def test_damaged_files_end_in_one_line(tmp_path, capsys, name, command):
-    from tec_zarr.cli import main
+    from tec_zarr.face.cli import main
 
     (tmp_path / name).write_bytes(b"PK\x03\x04 not what it says")
     source = tmp_path if name == "zarr.json" else tmp_path / name
@@ -372,7 +376,7 @@ def test_damaged_files_end_in_one_line(tmp_path, capsys, name, command):
 def test_a_file_without_reflectance_cannot_be_compared(tmp_path, capsys):
     import xarray as xr
 
-    from tec_zarr.cli import main
+    from tec_zarr.face.cli import main
 
     path = str(tmp_path / "a.zarr")
     xr.Dataset({"height": (("y", "x"), np.zeros((4, 4), "u2"))}).to_zarr(path, zarr_format=2)

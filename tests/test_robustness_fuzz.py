@@ -95,7 +95,7 @@ def test_any_json_as_a_record_raises_documented_errors_only(item):
 @settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=8), max_size=4))
 def test_any_arguments_end_with_a_message(capsys, arguments):
-    from tec_zarr.cli import main
+    from tec_zarr.face.cli import main
 
     names = ["info", "verify", "decode"]
     for name in names:

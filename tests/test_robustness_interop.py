@@ -14,8 +14,8 @@ import xarray as xr
 import zarr
 
 import tec_zarr
-from tec_zarr import synthetic
-from tec_zarr.provenance import describe
+from tec_zarr.cubes import synthetic
+from tec_zarr.cubes.provenance import describe
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_paths_that_other_systems_have(write, tmp_path, name):
     path, expected = write(tmp_path / name)
     assert Path(path).is_dir()
     np.testing.assert_array_equal(xr.open_zarr(str(path)).reflectance.values, expected)
-    from tec_zarr.report import stored_arrays
+    from tec_zarr.stores.info import stored_arrays
 
     assert any(toy.NAME in a.codec for a in stored_arrays(path))
 

@@ -21,7 +21,9 @@ from test_chunk import scene
 
 import tec_zarr
 from tec_zarr import config
-from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 
 THREADS = 32
 SPEC = ChunkSpec(model=toy.NAME, quality=6)

@@ -8,15 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tec_zarr import synthetic
-from tec_zarr.entropy import SymbolDecoder, SymbolEncoder, Tables, integer_table
+from tec_zarr.cubes import synthetic
+from tec_zarr.entropy.range_coder import SymbolDecoder, SymbolEncoder
+from tec_zarr.entropy.tables import Tables, integer_table
 from tec_zarr.errors import FormatError
 from tec_zarr.metrics import psnr
-from tec_zarr.models import exact, klt
+from tec_zarr.models import klt
+from tec_zarr.models.constants import GROUPS, step_size
 from tec_zarr.models.registry import get_model
-from tec_zarr.models.s2_analysis import Analysis
-from tec_zarr.models.s2_net import GROUPS, IntConv, S2Net, step_size
-from tec_zarr.models.s2_overlap import blocks_of, overlapped, with_margin
+from tec_zarr.networks.image_net import IntConv, S2Net
+from tec_zarr.networks.transform import Analysis, blocks_of, overlapped, with_margin
+from tec_zarr.terracodec import exact
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def test_training_sees_the_networks_that_code():
     net = S2Net().eval()
     for parameter in net.parameters():
         parameter.add_(0.02 * torch.randn_like(parameter))
-    from tec_zarr.models.s2_integer import IntegerModel
+    from tec_zarr.networks.walk import IntegerModel
 
     condition = torch.randint(-16, 30, (2, 13)).float()
     latents = torch.randn(2, sum(GROUPS), 9, 11) * 3

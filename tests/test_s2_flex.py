@@ -9,14 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tec_zarr
-from tec_zarr import ChunkSpec, decode_chunk, encode_chunk, synthetic
-from tec_zarr.entropy import BitDecoder, BitEncoder
+from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.cubes import synthetic
+from tec_zarr.entropy.range_coder import BitDecoder, BitEncoder
 from tec_zarr.errors import FormatError, TecError, UnsupportedArrayError
-from tec_zarr.models.flex_stream import FlexSection, cut
-from tec_zarr.models.registry import get_model, needed_weights
-from tec_zarr.models.s2_intervals import CONTEXTS, GRID, OUTWARDS, REACH, Cells, contexts
-from tec_zarr.stream import SectionKind, read_frame
-from tec_zarr.transcoding import preview_chunk, transcode, transcode_chunk
+from tec_zarr.frame.frame import SectionKind, read_frame
+from tec_zarr.models.intervals import CONTEXTS, GRID, OUTWARDS, REACH, Cells, contexts
+from tec_zarr.models.registry import get_model
+from tec_zarr.models.tokens import FlexSection, cut
+from tec_zarr.models.weights import needed_weights
+from tec_zarr.recompression.transcode import transcode
+from tec_zarr.stores.transcode import preview_chunk, transcode_chunk
 
 MODEL = "tec-flex-s2"
 QUALITY = 6.0
@@ -164,7 +167,7 @@ def test_dates_are_cut_together(frame, tmp_path):
 
 def _one_cut(sections, model):
     """One date that others refer to, cut on its own."""
-    from tec_zarr.models.s2_flex import read_head
+    from tec_zarr.models.progressive_section import read_head
 
     shape = (3, 12, 64, 64)
     heads = [read_head(FlexSection.from_bytes(s).head, n, shape) for n, s in enumerate(sections)]

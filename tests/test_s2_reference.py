@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import s2_reference
 
-from tec_zarr import synthetic
-from tec_zarr.models import s2_flex
-from tec_zarr.models.flex_stream import cut
-from tec_zarr.models.registry import get_model, weights_file
+from tec_zarr.cubes import synthetic
+from tec_zarr.models.registry import get_model
+from tec_zarr.models.tokens import cut
+from tec_zarr.models.weights import weights_file
+from tec_zarr.networks import levels
 
 
 @pytest.mark.parametrize(
@@ -79,9 +80,11 @@ def test_every_step_of_a_flexible_stream_is_what_its_documentation_says(
     part = cube[:, :bands, :height, :width].copy()
     part[0, 0, 3, 3] = 20_000  # far out
     sections = cut(model.encode(part, quality, None).sections, [steps]).sections
-    expected, check = [], s2_flex.Latents.check
+    expected, check = [], levels.Latents.check
     monkeypatch.setattr(
-        s2_flex.Latents, "check", lambda state: expected.append(state.value.copy()) or check(state)
+        levels.Latents,
+        "check",
+        lambda state: expected.append(state.value.copy()) or check(state),
     )
     model.decode(sections, (1, *shape), quality, None)
     temporal = get_model("tec-tt-s2")

@@ -10,12 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tec_zarr
-from tec_zarr import ChunkSpec, decode_chunk, encode_chunk, synthetic
+from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError, UnsupportedArrayError
-from tec_zarr.models import klt, s2_temporal
-from tec_zarr.models.registry import find_model, get_model, needed_weights
-from tec_zarr.models.s2_temporal import CLASS_STARTS, Predictor, Reference
-from tec_zarr.stream import SectionKind, read_frame
+from tec_zarr.frame.frame import SectionKind, read_frame
+from tec_zarr.models import klt, temporal_section
+from tec_zarr.models.registry import find_model, get_model
+from tec_zarr.models.temporal_section import CLASS_STARTS, Reference
+from tec_zarr.models.weights import needed_weights
+from tec_zarr.networks import references as networks_references
+from tec_zarr.networks import series as s2_temporal
+from tec_zarr.networks.series import Predictor
 
 MODEL = "tec-tt-s2"
 
@@ -74,7 +79,7 @@ def test_a_date_refers_to_whichever_is_like_it_also_later_ones(cube):
     other = synthetic.cube(dates=2, size=64, seed=77, clouds=False, nodata_edge=False).values
     mixed = np.stack([cube[0], other[0], cube[1], other[1]])
     parsed = [
-        s2_temporal.parse(section, date, mixed.shape)
+        temporal_section.parse(section, date, mixed.shape)
         for date, section in enumerate(sections(encode_chunk(mixed, ChunkSpec(MODEL))))
     ]
     used = {(date, r.date) for date, one in enumerate(parsed) for r in one.references}
@@ -93,7 +98,7 @@ def test_a_date_that_all_others_depend_on_is_coded_finer(cube, monkeypatch):
     assert finer[key] > 0
     assert quality[key] == max(quality)
     # Worth it: where all dates are coded alike, the same PSNR takes more bytes.
-    monkeypatch.setattr(s2_temporal, "FINER_SLOPE", 0.0)
+    monkeypatch.setattr(networks_references, "FINER_SLOPE", 0.0)
     alike = [encode_chunk(still, ChunkSpec(MODEL, level)) for level in (4, 5)]
     assert not any(section[0] >> 4 for one in alike for section in sections(one))
     reached = [psnr(decode_chunk(one), still) for one in alike]
@@ -115,7 +120,7 @@ def test_dates_that_explain_nothing_of_one_another_are_coded_alike(cube):
 def test_dates_refer_to_one_another_within_runs_of_gop_only(cube):
     frame = encode_chunk(cube, ChunkSpec(MODEL, gop=2))
     for date, section in enumerate(sections(frame)):
-        for reference in s2_temporal.parse(section, date, cube.shape).references:
+        for reference in temporal_section.parse(section, date, cube.shape).references:
             assert reference.date // 2 == date // 2
     assert len(frame) > len(encode_chunk(cube, ChunkSpec(MODEL)))
     assert psnr(decode_chunk(frame), cube) > 40
@@ -216,7 +221,7 @@ def test_no_rounding_of_what_predictions_are_made_of_is_close():
 
 
 def _forged(references: list[Reference], date: int, rest: bytes) -> bytes:
-    return bytes([len(references)]) + s2_temporal.write_references(references, date) + rest
+    return bytes([len(references)]) + temporal_section.write_references(references, date) + rest
 
 
 def test_circles_and_strangers_among_references_are_refused(cube):

@@ -14,15 +14,17 @@ import pytest
 import toy
 import xarray as xr
 
-from tec_zarr import synthetic
-from tec_zarr.canonical import harmonize, prepare, sort_layers, to_reflectance
-from tec_zarr.cli import main
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import SecondGenerationWarning, TecError, UnsupportedArrayError
-from tec_zarr.inpaint import METHODS, cloud_mask
-from tec_zarr.offset import Evidence, OffsetError
-from tec_zarr.report import stored_arrays
+from tec_zarr.face.cli import main
+from tec_zarr.inpaint.clouds import METHODS
+from tec_zarr.inpaint.masks import cloud_mask
 from tec_zarr.sentinel2 import L2A_BANDS
-from tec_zarr.stac import append, from_stac, load, search, write
+from tec_zarr.stac.append import append, write
+from tec_zarr.stac.canonical import harmonize, prepare, sort_layers, to_reflectance
+from tec_zarr.stac.load import from_stac, load, search
+from tec_zarr.stac.offset import Evidence, OffsetError
+from tec_zarr.stores.info import stored_arrays
 
 stackstac = pytest.importorskip("stackstac", reason="pip install 'tec_zarr[test]'")
 odc_stac = pytest.importorskip("odc.stac", reason="pip install 'tec_zarr[test]'")
@@ -425,7 +427,7 @@ def test_an_interrupted_append_is_repaired_by_the_next(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tec_zarr.stac._commit", killed)
+        patch.setattr("tec_zarr.stac.append._commit", killed)
         with pytest.raises(KeyboardInterrupt):
             append(ds.isel(time=slice(6, 9)), out)
     assert append(ds.isel(time=slice(6, 9)), out) == 3

@@ -13,14 +13,14 @@ import xarray as xr
 from test_chunk import scene
 
 import tec_zarr
-from tec_zarr import synthetic
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import (
     SecondGenerationWarning,
     SeparateBandsWarning,
     UnsuitedDataWarning,
     UnsupportedArrayError,
 )
-from tec_zarr.report import stored_arrays
+from tec_zarr.stores.info import stored_arrays
 
 QUALITY = 6.0
 TOLERANCE = 2.6  # DN: half the toy's step, and rounding

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from tec_zarr import config
 from tec_zarr.errors import ChecksumError, FormatError, LimitError, TecError, VersionError
-from tec_zarr.sentinel2 import L2A_BANDS
-from tec_zarr.stream import (
+from tec_zarr.frame.frame import (
     NO_BOUND,
     Axes,
     Header,
@@ -26,6 +25,7 @@ from tec_zarr.stream import (
     read_header,
     write_frame,
 )
+from tec_zarr.sentinel2 import L2A_BANDS
 
 DEFAULT = Header(
     model_id=1,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tec_zarr import synthetic
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import TecError
 from tec_zarr.sentinel2 import CLOUD_LIKE, L2A_BANDS, SCL_CLASSES
 

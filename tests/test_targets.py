@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tec_zarr import TEC, ChunkSpec, decode_chunk, encode_chunk, synthetic
+from tec_zarr import TEC, ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.metrics import psnr
 

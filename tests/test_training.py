@@ -11,13 +11,16 @@ import pytest
 import torch
 import zarr
 
-from tec_zarr import cli, synthetic
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.models import s2, s2_flex, s2_temporal
+from tec_zarr.face import cli
+from tec_zarr.models.constants import CHANNELS, COMPONENTS
 from tec_zarr.models.registry import get_model
-from tec_zarr.models.s2_net import CHANNELS, COMPONENTS, IntConv, S2Net
-from tec_zarr.models.s2_temporal_net import TemporalNet
-from tec_zarr.training import data, flex, loop, temporal
+from tec_zarr.networks import files, image, progressive, series
+from tec_zarr.networks.image_net import IntConv, S2Net
+from tec_zarr.networks.series_net import TemporalNet
+from tec_zarr.training import configs, count_progressive, data, runs, train_image, train_series
+from tec_zarr.training import series as training_series
 from tec_zarr.training.export import release
 from tec_zarr.training.run import read_config
 
@@ -33,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(folder, tmp_path_factory):
-    return loop.Config(
+    return configs.Config(
         data=(str(folder),),
         out=str(tmp_path_factory.mktemp("run")),
         steps=6,
@@ -47,12 +50,13 @@ def config(folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(config):
-    return loop.train(config)
+    return train_image.train(config)
 
 
 def test_training_lowers_the_loss_it_reports(trained, config):
     lines = [
-        json.loads(line) for line in (loop.Path(config.out) / "log.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (train_image.Path(config.out) / "log.jsonl").read_text().splitlines()
     ]
     first, last = (line["validation"] for line in (lines[0], lines[-1]))
     assert set(first) == {"2", "3", "4", "5", "6", "7"}
@@ -64,32 +68,32 @@ def test_training_lowers_the_loss_it_reports(trained, config):
 
 
 def test_a_stopped_run_goes_on_where_it_was(config, trained, tmp_path):
-    short = loop.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 3})
+    short = configs.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 3})
     threads = torch.get_num_threads()
-    loop.train(replace(short, threads=threads + 1))
+    train_image.train(replace(short, threads=threads + 1))
     assert torch.get_num_threads() == threads  # pixels read afterwards may depend on it
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert state["step"] == 3
-    loop.train(loop.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 5}))
+    train_image.train(configs.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 5}))
     again = torch.load(tmp_path / "last.pt", weights_only=True)
     assert again["step"] == 5
     assert not torch.equal(again["net"]["analysis"], state["net"]["analysis"])
 
 
 def test_a_run_that_began_on_a_gpu_goes_on_here(config, trained, tmp_path):
-    loop.train(loop.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 3}))
+    train_image.train(configs.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 3}))
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     for group in state["optimiser"]["param_groups"]:
         group |= {"capturable": True, "lr": torch.tensor(1e-4)}
     torch.save(state, tmp_path / "last.pt")
-    loop.train(loop.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 5}))
+    train_image.train(configs.Config(**{**config.__dict__, "out": str(tmp_path), "steps": 5}))
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 5
 
 
 def test_exported_weights_code_and_decode(trained, folder, tmp_path):
     path = tmp_path / "weights.safetensors"
     sha256 = release(trained, data.npz_windows(folder)[:2], path)
-    model = s2.load(path)
+    model = image.load(path)
     assert model.weights_sha256 == sha256
     cube = synthetic.cube(dates=1, size=64, seed=5, nodata_edge=False).values.astype(np.float32)
     encoded = model.encode(cube, 5.0, None)
@@ -138,7 +142,7 @@ def test_one_command_trains_and_exports(folder, tmp_path):
         "validate_every = 2\ninitial_samples = 24\n"
     )
     assert cli.main(["train", str(config)]) == 0
-    assert s2.load(tmp_path / "run" / "tec-s2.safetensors").coder.tables.reach.max() > 100
+    assert image.load(tmp_path / "run" / "tec-s2.safetensors").coder.tables.reach.max() > 100
     assert (tmp_path / "run" / "curves.png").stat().st_size > 5000
     config.write_text('data = ["x"]\nout = "run"\nlearning_rate = 1\n')
     assert cli.main(["train", str(config)]) == 1
@@ -156,8 +160,8 @@ def test_one_command_trains_pixels_for_the_latents_that_are_there(folder, tmp_pa
     assert [line.get("step") for line in lines] == [None, 6, 12]
     # It begins with the linear part of what it takes the place of.
     assert all(abs(lost) < 1 for line in lines[1:] for lost in line["lost_db"].values() if lost)
-    trained = s2.load(tmp_path / "run" / "tec-s2.safetensors")
-    before = temporal.image_model("")
+    trained = image.load(tmp_path / "run" / "tec-s2.safetensors")
+    before = train_series.image_model("")
     assert trained.networks_sha256 == before.weights_sha256 != trained.weights_sha256
     cube = synthetic.cube(dates=1, size=40, seed=4, nodata_edge=False).values.astype(np.float32)
     encoded = trained.encode(cube, 5.0, None)
@@ -200,7 +204,7 @@ def test_one_command_trains_the_temporal_model_and_goes_on_where_it_was(series_f
     assert cli.main(["train", str(config)]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation" in line] == [1, 2, 3]
-    model = s2_temporal.load(tmp_path / "run" / "tec-tt-s2.safetensors")
+    model = series.load(tmp_path / "run" / "tec-tt-s2.safetensors")
     cube = synthetic.cube(dates=3, size=40, seed=5, clouds=False, nodata_edge=False).values
     encoded = model.encode(cube.astype(np.float32), 5.0, None)
     decoded, crc = model.decode(encoded.sections, cube.shape, 5.0, None)
@@ -216,9 +220,9 @@ def test_counted_decisions_take_fewer_bits_than_what_the_networks_say(series_fol
     config = tmp_path / "run.toml"
     config.write_text(f'model = "tec-flex-s2"\ndata = ["{tmp_path}"]\nout = "run"\n')
     assert cli.main(["train", str(config)]) == 0
-    counted = s2_flex.load(tmp_path / "run" / "tec-flex-s2.safetensors")
-    plain = flex.plain_tables(counted.tables.cumulative, counted.tables.zones)
-    believing = s2_flex.TecFlexS2(counted.temporal, plain, "00" * 32)
+    counted = progressive.load(tmp_path / "run" / "tec-flex-s2.safetensors")
+    plain = count_progressive.plain_tables(counted.tables.cumulative, counted.tables.zones)
+    believing = progressive.TecFlexS2(counted.temporal, plain, "00" * 32)
     other = synthetic.cube(dates=2, size=64, seed=7, nodata_edge=False).values.astype(np.float32)
     sizes = [
         sum(map(len, model.encode(other, 7.0, None).sections)) for model in (counted, believing)
@@ -230,7 +234,7 @@ def test_counted_decisions_take_fewer_bits_than_what_the_networks_say(series_fol
 
 def test_temporal_training_starts_with_the_image_models_networks():
     frozen = get_model("tec-s2").net
-    net = temporal.thawed(frozen, S2Net())
+    net = train_series.thawed(frozen, S2Net())
     for name, module in frozen.named_modules():
         if isinstance(module, IntConv):
             again = net.get_submodule(name)
@@ -244,7 +248,7 @@ def test_temporal_training_starts_with_the_image_models_networks():
 
 def test_wider_temporal_networks_start_with_what_narrower_ones_compute():
     known = get_model("tec-tt-s2").net
-    narrow = temporal.thawed(known, TemporalNet.like(s2.net_tensors(known)))
+    narrow = train_series.thawed(known, TemporalNet.like(files.net_tensors(known)))
     sizes = len(narrow.coarse[0].second.bias), [len(m.second.bias) for m in narrow.fine]
     wide = TemporalNet(sizes[0] + 16, tuple(n + 16 for n in sizes[1]))
     wide.start_from(narrow)
@@ -260,19 +264,19 @@ def test_wider_temporal_networks_start_with_what_narrower_ones_compute():
 
 
 def test_places_held_out_of_training_are_not_trained_on(series_folder):
-    config = temporal.TemporalConfig(data=(str(series_folder),), out="unused")
-    assert len(temporal.load_series(config)) == 2
-    assert len(temporal.read_series(config, held=True)) == 1
+    config = configs.TemporalConfig(data=(str(series_folder),), out="unused")
+    assert len(training_series.load_series(config)) == 2
+    assert len(training_series.read_series(config, held=True)) == 1
 
 
 def test_ones_own_places_are_enough_for_the_temporal_model(tmp_path):
     for seed in range(3):
         cube = synthetic.cube(dates=3, size=48, seed=seed, nodata_edge=False).values
         np.savez(tmp_path / f"mine-{seed}.npz", dn=cube, present=np.ones(12, bool))
-    config = temporal.TemporalConfig(data=(str(tmp_path),), out=str(tmp_path / "run"), steps=1)
-    kept, held = temporal.split_series(config)
+    config = configs.TemporalConfig(data=(str(tmp_path),), out=str(tmp_path / "run"), steps=1)
+    kept, held = train_series.split_series(config)
     assert (len(kept), len(held)) == (2, 1)
-    temporal.train_temporal(replace(config, batch=1, crop=32))
+    train_series.train_temporal(replace(config, batch=1, crop=32))
     assert (tmp_path / "run" / "last.pt").exists()
 
 
@@ -286,55 +290,55 @@ def test_training_data_that_cannot_be_used_is_named(kind, tmp_path):
     np.savez(path, **arrays)
     if kind == "damaged":
         path.write_bytes(path.read_bytes()[:500])
-    config = temporal.TemporalConfig(data=(str(tmp_path),), out="unused")
-    for read in (data.npz_windows, lambda _: temporal.load_series(config)):
+    config = configs.TemporalConfig(data=(str(tmp_path),), out="unused")
+    for read in (data.npz_windows, lambda _: training_series.load_series(config)):
         with pytest.raises(UnsupportedArrayError, match=r"place\.npz"):
             read(tmp_path)
 
 
 def test_a_run_is_not_resumed_with_other_settings(config, trained, tmp_path):
     begun = replace(config, out=str(tmp_path), steps=2)
-    loop.train(begun)
+    train_image.train(begun)
     kept = (tmp_path / "config.json").read_text()
     with pytest.raises(TecError, match=r"crop: 32 -> 64\n.*seed: 0 -> 1\n.*another out") as raised:
-        loop.train(replace(begun, crop=64, seed=1, steps=4))
+        train_image.train(replace(begun, crop=64, seed=1, steps=4))
     assert "steps" not in str(raised.value)
     assert (tmp_path / "config.json").read_text() == kept
-    loop.train(replace(begun, steps=3, validate_every=1, workers=2))
+    train_image.train(replace(begun, steps=3, validate_every=1, workers=2))
     (tmp_path / "last.pt").write_bytes(b"PK damaged")
     with pytest.raises(TecError, match=r"last\.pt is no checkpoint of this run.*delete it"):
-        loop.train(begun)
+        train_image.train(begun)
 
 
 def test_training_stops_at_a_loss_that_is_not_finite(config, tmp_path, monkeypatch):
     begun = replace(config, out=str(tmp_path), steps=2)
-    loop.train(begun)
+    train_image.train(begun)
     kept = (tmp_path / "last.pt").read_bytes()
-    usual = loop.tile_loss
+    usual = train_image.tile_loss
 
     def lost(*batch):
         loss, *rest = usual(*batch)
         return loss * float("nan"), *rest
 
-    monkeypatch.setattr(loop, "tile_loss", lost)
+    monkeypatch.setattr(train_image, "tile_loss", lost)
     with pytest.raises(TecError, match="loss of step 3 is nan"):
-        loop.train(replace(begun, steps=6))
+        train_image.train(replace(begun, steps=6))
     assert (tmp_path / "last.pt").read_bytes() == kept
 
 
 def test_a_checkpoint_of_lost_weights_is_not_written(tmp_path):
     net = torch.nn.Linear(2, 2)
-    optimiser = loop.adam(net.parameters())
+    optimiser = runs.adam(net.parameters())
     net.bias.data[0] = float("inf")
     with pytest.raises(TecError, match="after step 7 bias is not finite"):
-        loop.save_checkpoint(tmp_path / "last.pt", net, net, optimiser, 7)
+        runs.save_checkpoint(tmp_path / "last.pt", net, net, optimiser, 7)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99"])
 def test_a_device_that_is_not_there_is_named(device, config, tmp_path):
     with pytest.raises(TecError, match=f"device '{device}' cannot be used here"):
-        loop.train(replace(config, out=str(tmp_path), device=device))
+        train_image.train(replace(config, out=str(tmp_path), device=device))
     assert not list(tmp_path.iterdir())
 
 
@@ -385,10 +389,10 @@ def test_weights_to_start_from_that_are_damaged_are_named(kind, config, series_f
     start = tmp_path / "start.safetensors"
     start.write_bytes(b"PK damaged")
     trains = {
-        "image": (loop.train, config),
+        "image": (train_image.train, config),
         "temporal": (
-            temporal.train_temporal,
-            temporal.TemporalConfig((str(series_folder),), "unused"),
+            train_series.train_temporal,
+            configs.TemporalConfig((str(series_folder),), "unused"),
         ),
     }
     train, begun = trains[kind]

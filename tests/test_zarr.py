@@ -16,9 +16,11 @@ import zarr
 from test_chunk import HALF_STEP, QUALITY, scene
 
 import tec_zarr
-from tec_zarr import ChunkSpec, chunk, decode_chunk, encode_chunk, synthetic
+from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr.codec import decode
+from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError, SecondGenerationWarning, TecError, UnsupportedArrayError
-from tec_zarr.models.s2_temporal import TecTtS2
+from tec_zarr.networks.series import TecTtS2
 
 
 def v3(store=None, *, shape, chunks, dtype="u2", shards=None, fill_value=None, **kwargs):
@@ -113,7 +115,7 @@ def test_one_date_makes_the_pixels_of_no_other(monkeypatch):
     np.testing.assert_array_equal(decode_chunk(frame, dates=[3, 1]), whole[[3, 1]])
     assert len(made) == 2
     # What has not shown yet that it computes as the encoder did is checked on all dates first.
-    monkeypatch.setattr(chunk, "_verified", set())
+    monkeypatch.setattr(decode, "_verified", set())
     np.testing.assert_array_equal(decode_chunk(frame, dates=[3]), whole[[3]])
     assert len(made) == 2 + 5
 

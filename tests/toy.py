@@ -7,7 +7,8 @@ import zlib
 
 import numpy as np
 
-from tec_zarr.models.registry import Encoded, register_model
+from tec_zarr.models.protocol import Encoded
+from tec_zarr.models.registry import register_model
 
 NAME = "toy"
 SHA256 = hashlib.sha256(b"toy weights").hexdigest()

@@ -1,9 +1,1 @@
-"""The learned models; torch is imported here and in ``tec_zarr.training``, nowhere else.
-
-:func:`load` and :func:`load_codec` bring in the published TerraCodec checkpoints; the embedded
-models need no call. Importing this package does not import torch.
-"""
-
-from tec_zarr.models.hub import load, load_codec
-
-__all__ = ["load", "load_codec"]
+"""Which models there are, their weights and the formats of their sections; no torch."""

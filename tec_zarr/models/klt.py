@@ -95,12 +95,12 @@ def _angle_bits(spread: int) -> int:
     return min(max(math.ceil(spread / 4) + 7, 4), 16)
 
 
-def _mean_digits(step: float) -> int:
+def mean_digits(step: float) -> int:
     """log2 of the unit of means: what they are off by is an error of every pixel, so 1/32 step."""
     return max(math.floor(math.log2(step / 32)), 0)
 
 
-def _spreads(values: np.ndarray, step: float) -> np.ndarray:
+def quantised_spreads(values: np.ndarray, step: float) -> np.ndarray:
     ratio = np.log2(np.sqrt(np.maximum(values, 1e-6)) / step)
     return np.clip(np.rint(4 * ratio), SPREAD_LOW, SPREAD_HIGH).astype(int)
 
@@ -147,10 +147,10 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
     """
     count = len(mean)
     values, work = eigenvectors(covariance)
-    spread = _spreads(values, step)
+    spread = quantised_spreads(values, step)
     active = min(int((spread > ACTIVE_SPREAD).sum()), MOST_COMPONENTS)
     bits = BitWriter()
-    digits = _mean_digits(step)
+    digits = mean_digits(step)
     whole = np.rint(mean / 2**digits).astype(int)
     for value, before in zip(whole, [0, *whole[:-1]], strict=True):
         bits.put_signed(int(value - before), 8 - digits)
@@ -169,7 +169,7 @@ def write(mean: np.ndarray, covariance: np.ndarray, step: float) -> tuple[bytes,
         angles.append((row, code * unit_angle))
         rotate(work, row, angles[-1][1])
     return bits.to_bytes(), Klt(
-        whole * 2.0**digits, rotated(count, angles), _padded(spread[:active], count)
+        whole * 2.0**digits, rotated(count, angles), padded_spread(spread[:active], count)
     )
 
 
@@ -205,7 +205,7 @@ def _chosen(vectors: np.ndarray) -> np.ndarray:
     return out
 
 
-def _padded(spread: np.ndarray, count: int) -> np.ndarray:
+def padded_spread(spread: np.ndarray, count: int) -> np.ndarray:
     """Components that are not sent count as lowest: nothing of them is coded."""
     return np.concatenate([spread, np.full(count - len(spread), SPREAD_LOW)])
 
@@ -220,7 +220,7 @@ def read(data: bytes, count: int, step: float) -> tuple[Klt, bytes]:
     """
     head = data[:_LONGEST_HEADER]
     bits = BitReader(head)
-    digits = _mean_digits(step)
+    digits = mean_digits(step)
     whole = np.cumsum([bits.get_signed(8 - digits) for _ in range(count)])
     active = bits.get(5)
     if active > min(count, MOST_COMPONENTS):
@@ -233,5 +233,5 @@ def read(data: bytes, count: int, step: float) -> tuple[Klt, bytes]:
     for column, row, turn in rotations(count, active):
         size = sizes[column] + turn
         angles.append((row, bits.get(size) * math.pi / 2 ** (size - turn)))
-    klt = Klt(whole * 2.0**digits, rotated(count, angles), _padded(spread, count))
+    klt = Klt(whole * 2.0**digits, rotated(count, angles), padded_spread(spread, count))
     return klt, data[len(head) - bits.left // 8 :]

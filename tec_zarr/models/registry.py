@@ -3,92 +3,42 @@
 ``weights/index.json`` maps a model's name to its number in the stream, its loader
 (``"module:function"``) and its released weights, newest first. Weights stay there for ever:
 a frame names the ones it was written with. Published models that are not part of the package,
-and weights that arrived inside a store (:mod:`tec_zarr.embed`), are found in the user's cache
-(:mod:`tec_zarr.models.hub`). Reading the index needs no torch.
+and weights that arrived inside a store (:mod:`tec_zarr.stores.embed`), are found in the user's
+cache (:mod:`tec_zarr.terracodec.hub`). Reading the index needs no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from itertools import chain
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tec_zarr.errors import FormatError, TecError, UnknownModelError, WeightsMismatchError
-from tec_zarr.models import hub
-from tec_zarr.stream import NAMED_MODEL
+from tec_zarr.frame.frame import NAMED_MODEL
+from tec_zarr.models.protocol import Encoded, Entry, Model
+from tec_zarr.models.published import PUBLISHED, how_to_get, only_decodes
+from tec_zarr.models.weights import (
+    cache_folder,
+    cached_files,
+    embedded_weights,
+    hash_in_name,
+    index_items,
+    kept_hashes,
+    released_weights,
+    weights_file,
+)
 
-
-class Encoded(NamedTuple):
-    """What a model makes of one cube.
-
-    Attributes
-    ----------
-    sections : list of bytes
-        One per date.
-    latents_crc : int
-        CRC32 of the latents that a decoder has to arrive at.
-    """
-
-    sections: list[bytes]
-    latents_crc: int
-
-
-class Model(Protocol):
-    """A learned codec for one tile of pixels.
-
-    ``quality`` is 1 (smallest) to 8 (finest), the same scale for every model. ``bands`` are
-    the Sentinel-2 names along axis 1, or None when the array's owner did not say.
-    """
-
-    name: str
-    weights_sha256: str
-
-    def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
-        """Encode float32 DN (T, C, h, w), finite and filled everywhere."""
-
-    def decode(
-        self,
-        sections: list[bytes],
-        shape: tuple[int, int, int, int],
-        quality: float,
-        bands: tuple[str, ...] | None,
-    ) -> tuple[np.ndarray, int]:
-        """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
-
-
-class DateModel(Model, Protocol):
-    """A model whose arithmetic is exact, and that can decode some dates without the others."""
-
-    def decode_dates(
-        self,
-        sections: list[bytes],
-        shape: tuple[int, int, int, int],
-        quality: float,
-        dates: Sequence[int],
-    ) -> np.ndarray:
-        """Decode to float32 DN (len(dates), C, h, w); ``shape`` is that of all dates."""
-
-
-class WholeModel(Model, Protocol):
-    """A model that may decode to whole DN: the same on every machine."""
-
-    @property
-    def decode_whole(self) -> Callable[..., tuple[np.ndarray, int]] | None:
-        """None with weights that do not make whole DN, or a function of ``sections``, ``shape``
-        and ``quality`` that does what ``decode`` does, to uint16: what lies beyond saturates.
-        """
+if TYPE_CHECKING:
+    from tec_zarr.models.protocol import Entry, Model
 
 
 class GridModel(Model, Protocol):
@@ -102,55 +52,6 @@ class GridModel(Model, Protocol):
         known: np.ndarray | None = None,
     ) -> Encoded:
         """As :meth:`Model.encode`; ``known`` (T, C, h, w) bool: samples that were measured."""
-
-
-class TemporalModel(Model, Protocol):
-    """A model whose dates refer to one another."""
-
-    def encode(
-        self,
-        cube: np.ndarray,
-        quality: float,
-        bands: tuple[str, ...] | None,
-        gop: int | None = None,
-    ) -> Encoded:
-        """As :meth:`Model.encode`, dates referring to one another within runs of ``gop`` only."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One model of the index.
-
-    Attributes
-    ----------
-    name : str
-        What users type.
-    number : int
-        Its id in the stream; 0 for a model that is not in the index: its frames carry its name.
-    weights : tuple of str
-        SHA-256 (hex) of the weights that it may encode with, newest first. Those that came with a
-        store are not among them.
-    load : callable
-        From one of those hashes to the loaded model.
-    temporal : bool
-        Whether its ``encode`` takes ``gop``: the dates of a chunk refer to one another.
-    on_grids : bool
-        Whether its ``encode`` takes ``known``: see :class:`GridModel`.
-    """
-
-    name: str
-    number: int
-    weights: tuple[str, ...]
-    load: Callable[[str], Model]
-    temporal: bool = False
-    on_grids: bool = False
-
-    @property
-    def newest(self) -> str:
-        """Weights of new arrays; WeightsMismatchError where all that are here came with a store."""
-        if not self.weights:
-            raise _only_decodes(self.name)
-        return self.weights[0]
 
 
 _registered: dict[str, Entry] = {}
@@ -214,7 +115,7 @@ class _Registered:
     def __call__(self, sha256: str) -> Model:
         if sha256 in self.loaders:
             return self.loaders[sha256]()
-        kept = hub.cached_entry(self.name)
+        kept = cached_entry(self.name)
         assert kept is not None  # get_model found the hash there
         return kept.load(sha256)
 
@@ -227,7 +128,7 @@ def find_model(name: str) -> Entry:
     UnknownModelError
         There is none here.
     """
-    entry = _registered.get(name) or _index().get(name) or hub.cached_entry(name)
+    entry = _registered.get(name) or _index().get(name) or cached_entry(name)
     if entry is None:
         raise UnknownModelError(
             f"model {name!r} is not part of this tec_zarr, which has "
@@ -266,7 +167,7 @@ def get_model(name: str, weights: str | None = None) -> Model:
         The model is here, those weights are not, or the file was changed.
     """
     entry = find_model(name)
-    here = chain(entry.weights, _kept(name), embedded_weights(name))
+    here = chain(entry.weights, kept_hashes(name), embedded_weights(name))
     sha = next((w for w in here if w.startswith(weights or "")), None)
     if sha is None:
         raise WeightsMismatchError(
@@ -289,9 +190,9 @@ def get_encoder(name: str, weights: str) -> Model:
     WeightsMismatchError
         Also for weights that came with a store: they decode, and never encode.
     """
-    own = chain(find_model(name).weights, _kept(name))
+    own = chain(find_model(name).weights, kept_hashes(name))
     if weights not in own and weights in embedded_weights(name):
-        raise _only_decodes(name)
+        raise only_decodes(name)
     return get_model(name, weights)
 
 
@@ -306,7 +207,7 @@ def get_released(name: str, sha256: str) -> Model:
     WeightsMismatchError
         The index does not list them.
     """
-    if all(item["sha256"] != sha256 for item in _items()[name]["weights"]):
+    if all(item["sha256"] != sha256 for item in index_items()[name]["weights"]):
         raise WeightsMismatchError(
             f"weights are made for weights {sha256} of model {name!r}, which this tec_zarr does "
             "not know: pip install --upgrade tec_zarr"
@@ -314,98 +215,9 @@ def get_released(name: str, sha256: str) -> Model:
     return get_model(name, sha256)
 
 
-def _only_decodes(name: str) -> WeightsMismatchError:
-    family, _, rate = name.partition("/lambda-")
-    how = (
-        f"get the published ones, tec_zarr.models.load({family!r}, {rate!r})"
-        if family in hub.PUBLISHED
-        else "pip install --upgrade tec_zarr, or write a new array with the newest weights"
-    )
-    return WeightsMismatchError(
-        f"these weights of model {name!r} came with a store (tec_zarr.use_embedded_weights): they "
-        f"decode what others wrote, and never encode; {how}"
-    )
-
-
-def weights_file(name: str, sha256: str) -> Path:
-    """Where weights of a built-in or published model lie, or would lie once they are there.
-
-    Parameters
-    ----------
-    name : str
-        Name in streams.
-    sha256 : str
-        SHA-256 of the weights, 64 hex digits.
-
-    Raises
-    ------
-    UnknownModelError
-        The model is neither built in nor published, so that its files are not known here.
-    """
-    if not _is_kept(name):
-        raise UnknownModelError(
-            f"where the weights of model {name!r} are is not known: it is neither built in nor "
-            "published; whoever registers it keeps its weights"
-        )
-    kept = _released(name).get(sha256) or hub.cache_folder() / _file_name(name, sha256)
-    embedded = hub.embedded_folder() / kept.name
-    return embedded if embedded.is_file() and not kept.is_file() else kept
-
-
-def embedded_file(name: str, sha256: str) -> Path:
-    """Where weights lie that came with a store: apart from those that may encode."""
-    return hub.embedded_folder() / _file_name(name, sha256)
-
-
-def needed_weights(name: str, sha256: str) -> tuple[tuple[str, str], ...]:
-    """(model, SHA-256) of everything that decoding with these weights takes, themselves first."""
-    item: dict[str, Any] = next(
-        (w for w in _items().get(name, {}).get("weights", ()) if w["sha256"] == sha256), {}
-    )
-    others = (needed_weights(*pair) for pair in item.get("needs", {}).items())
-    return ((name, sha256), *chain.from_iterable(others))
-
-
-def _file_name(name: str, sha256: str) -> str:
-    return f"{name.replace('/lambda-', '--')}--{sha256}.safetensors"
-
-
-def _is_kept(name: str) -> bool:
-    """Whether a model is one whose weights may lie in the user's cache."""
-    family, _, rate = name.partition("/lambda-")
-    return name in _index() or rate in getattr(hub.PUBLISHED.get(family), "rates", ())
-
-
-def embedded_weights(name: str) -> Iterator[str]:
-    """Hashes of a built-in or published model's weights that came with a store."""
-    return _hashes(name, hub.embedded_folder())
-
-
-def _kept(name: str) -> Iterator[str]:
-    """Hashes of a published model's weights in the user's cache."""
-    return _hashes(name, hub.cache_folder())
-
-
-def _hashes(name: str, folder: Path) -> Iterator[str]:
-    if _is_kept(name):
-        for file in sorted(folder.glob(_file_name(name, "*"))):
-            yield file.stem.rpartition("--")[2]
-
-
-@cache
-def _items() -> dict[str, dict]:
-    return json.loads((resources.files("tec_zarr.models") / "weights" / "index.json").read_text())
-
-
-def _released(name: str) -> dict[str, Path]:
-    """Weights in the package, by hash."""
-    folder = Path(str(resources.files("tec_zarr.models") / "weights"))
-    return {w["sha256"]: folder / w["file"] for w in _items().get(name, {}).get("weights", ())}
-
-
 @cache
 def _index() -> dict[str, Entry]:
-    return {name: _entry(name, item) for name, item in _items().items()}
+    return {name: _entry(name, item) for name, item in index_items().items()}
 
 
 def _entry(name: str, item: dict) -> Entry:
@@ -438,5 +250,53 @@ def _entry(name: str, item: dict) -> Entry:
                 ": delete it and get the store's weights again"
             ) from error
 
-    return Entry(name, item["id"], tuple(_released(name)), load, item.get("temporal", False),
+    return Entry(name, item["id"], tuple(released_weights(name)), load, item.get("temporal", False),
                  item.get("on_grids", False))  # fmt: skip
+
+
+def cached_entry(name: str) -> Entry | None:
+    """Registry entry of a model whose weights lie in the cache; never downloads.
+
+    Parameters
+    ----------
+    name : str
+        Name in streams: ``"terracodec_v1_tt_s2l2a/lambda-20"``.
+
+    Returns
+    -------
+    Entry or None
+        None if `name` is not of the published family.
+
+    Raises
+    ------
+    UnknownModelError
+        The model is published, but its weights are not in the cache, or `name` has no rate, as
+        of arrays written with a file given by its path; the message says how to get them.
+    """
+    from tec_zarr.frame.frame import NAMED_MODEL
+    from tec_zarr.models.protocol import Entry
+    from tec_zarr.models.weights import embedded_weights, weights_file
+
+    family, _, tail = name.partition("/lambda-")
+    if family not in PUBLISHED:
+        return None
+    if tail not in PUBLISHED[family].rates:
+        raise UnknownModelError(
+            f"Model {name!r} is not known by its name alone: its weights were given by their path. "
+            f"Load the same file first, tec_zarr.terracodec.load_codec({family!r}, path=...), or "
+            f"name a published rate: '{family}/lambda-' and one of "
+            f"{', '.join(PUBLISHED[family].rates)}."
+        )
+    weights = tuple(map(hash_in_name, cached_files(family, tail)))
+    if not weights and not any(embedded_weights(name)):
+        raise UnknownModelError(
+            f"The weights of {name} are not on this machine (looked in {cache_folder()}).\n"
+            + how_to_get(family, tail)
+        )
+
+    def open_codec(sha256: str) -> Model:
+        # By name, as the loaders of weights/index.json: torch comes with the first chunk.
+        hub = importlib.import_module("tec_zarr.terracodec.hub")
+        return hub.open_cached(weights_file(name, sha256), name, sha256)
+
+    return Entry(name, NAMED_MODEL, weights, open_codec)

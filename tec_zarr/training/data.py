@@ -39,7 +39,7 @@ class Window:
     source: str
 
 
-def _fill_nodata(dn: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fill_nodata(dn: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Replace nodata pixels by the mean of each band, as neutral texture for training."""
     valid = (dn[present] > 0).all(axis=0)
     if valid.all() or not valid.any():
@@ -94,7 +94,7 @@ def _windows(dn: np.ndarray, present: np.ndarray, weight: float, source: str) ->
     for top in steps[0]:
         for left in steps[1]:
             tile = dn[:, top : top + WINDOW, left : left + WINDOW]
-            filled, valid = _fill_nodata(tile, present)
+            filled, valid = fill_nodata(tile, present)
             if valid.mean() < 0.9:
                 continue
             pixels = filled.reshape(BANDS, -1).astype(np.float64)

@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tec_zarr.entropy import TABLE_BITS, SymbolEncoder, Tables, integer_table
-from tec_zarr.models import s2_temporal
-from tec_zarr.models.s2 import load, save
-from tec_zarr.models.s2_net import SCALE_OFFSET, SCALES, S2Net, _upper
-from tec_zarr.models.s2_temporal_net import TemporalNet
+from tec_zarr.entropy.range_coder import SymbolEncoder
+from tec_zarr.entropy.tables import TABLE_BITS, Tables, integer_table
+from tec_zarr.models.constants import SCALE_OFFSET, SCALES
+from tec_zarr.networks import files, series
+from tec_zarr.networks.files import save_image
+from tec_zarr.networks.image import load
+from tec_zarr.networks.image_net import S2Net, upper
+from tec_zarr.networks.series_net import TemporalNet
 from tec_zarr.training.data import Window
 
 #: Symbols run from -REACH to REACH at most; further ones are escapes.
@@ -36,8 +39,8 @@ def density_tables() -> np.ndarray:
             continue
         reach = int(min(max(3, np.ceil(6 * sigma)), REACH))
         size = torch.arange(0, reach + 1, dtype=torch.float64)
-        half = (_upper((size - 0.5) / sigma) - _upper((size + 0.5) / sigma)).numpy()
-        half[-1] += float(_upper((size[-1] + 0.5) / sigma))
+        half = (upper((size - 0.5) / sigma) - upper((size + 0.5) / sigma)).numpy()
+        half[-1] += float(upper((size[-1] + 0.5) / sigma))
         out[index, REACH - reach : REACH + reach + 1] = integer_table(
             np.concatenate([half[:0:-1], half])
         )
@@ -84,7 +87,7 @@ def release(net: S2Net, windows: list[Window], path: Path) -> str:
 
     Tables are fitted to ``windows`` at qualities 1 to 8.
     """
-    save(net, density_tables(), path)
+    save_image(net, density_tables(), path)
     model = load(path)
 
     def count(tables: Tables, counts: np.ndarray) -> None:
@@ -94,11 +97,11 @@ def release(net: S2Net, windows: list[Window], path: Path) -> str:
             for quality in (1.0 + 0.5 * ((2 * number + k) % 15) for k in (0, 5, 10)):
                 model.encode_date(pixels, quality, _Recorder(counts, tables))
 
-    save(net, fitted_tables(count), path)
+    save_image(net, fitted_tables(count), path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class _Counting(s2_temporal.TecTtS2):
+class _Counting(series.TecTtS2):
     """Counts the symbols of every predicted date that it codes."""
 
     counts: np.ndarray
@@ -124,8 +127,8 @@ def release_temporal(
 
     Tables are fitted to ``cubes``, float32 DN (T, C, h, w), at qualities 1 to 7.5.
     """
-    s2_temporal.save(net, density_tables(), image_sha256, path)
-    loaded = s2_temporal.load(path)
+    files.save_series(net, density_tables(), image_sha256, path)
+    loaded = series.load(path)
     model = _Counting(loaded.image, loaded.net, loaded.coder.tables, loaded.weights_sha256)
 
     def count(tables: Tables, counts: np.ndarray) -> None:
@@ -134,5 +137,5 @@ def release_temporal(
             for quality in (1.0 + 0.5 * ((3 * number + k) % 14) for k in (0, 7)):
                 model.encode(cube, quality, None)
 
-    s2_temporal.save(net, fitted_tables(count), image_sha256, path)
+    files.save_series(net, fitted_tables(count), image_sha256, path)
     return hashlib.sha256(path.read_bytes()).hexdigest()

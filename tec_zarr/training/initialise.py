@@ -8,14 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tec_zarr.models.s2_net import (
-    BLOCK,
-    CHANNELS,
-    COMPONENTS,
-    SCALE_OFFSET,
-    S2Net,
-    overlap,
-)
+from tec_zarr.models.constants import BLOCK, CHANNELS, COMPONENTS, SCALE_OFFSET
+from tec_zarr.networks.image_net import S2Net, overlap
 from tec_zarr.training.data import Sampler
 
 #: Distortion (DN) at which the transform is tuned and channels are chosen: about 44 dB.

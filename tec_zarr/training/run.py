@@ -9,21 +9,17 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.models.hub import PUBLISHED
-from tec_zarr.models.s2 import save_pixels
+from tec_zarr.models.published import PUBLISHED
+from tec_zarr.networks.files import save_pixels
+from tec_zarr.training.configs import Config, FamilyConfig, FlexConfig, PixelConfig, TemporalConfig
 from tec_zarr.training.context import ContextConfig, train_context
+from tec_zarr.training.count_progressive import make_flex
 from tec_zarr.training.export import release, release_temporal
-from tec_zarr.training.family import FamilyConfig, train_family
-from tec_zarr.training.flex import FlexConfig, make_flex
-from tec_zarr.training.loop import Config, split_windows, train
-from tec_zarr.training.pixels import PixelConfig, train_pixels
 from tec_zarr.training.plot import plot_log
-from tec_zarr.training.temporal import (
-    TemporalConfig,
-    image_model,
-    train_temporal,
-    tuning_cubes,
-)
+from tec_zarr.training.train_image import split_windows, train
+from tec_zarr.training.train_pixels import train_pixels
+from tec_zarr.training.train_series import image_model, train_temporal, tuning_cubes
+from tec_zarr.training.train_terracodec import train_family
 
 
 def read_config(path: Path) -> Config | ContextConfig | TemporalConfig | FamilyConfig:

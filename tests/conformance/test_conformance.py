@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tec_zarr.models import family, hub
+from tec_zarr.terracodec import codec as family
+from tec_zarr.terracodec import hub, statistics
 
 FOLDER = os.environ.get("TEC_CONFORMANCE")
 pytestmark = pytest.mark.skipif(FOLDER is None, reason="run tests/conformance/run.sh")
@@ -40,7 +41,7 @@ def codec(module, **options):
 
 def to_dn(x):
     count = x.shape[1]
-    return family.destandardise(torch.from_numpy(x), range(count))
+    return statistics.destandardise(torch.from_numpy(x), range(count))
 
 
 def close_but_for_flips(ours, theirs, share):
@@ -93,7 +94,7 @@ def test_stream_decodes_to_the_references_reconstruction_at_its_rate(case):
     encoded = model.encode(cube, 8.0, None)
     decoded, crc = model.decode(encoded.sections, cube.shape, 8.0, None)
     assert crc == encoded.latents_crc
-    recon = family.standardise(decoded, cube.shape[1], range(cube.shape[1])).numpy()
+    recon = statistics.standardise(decoded, cube.shape[1], range(cube.shape[1])).numpy()
     theirs = saved["recon_16" if kind == "flex" else "recon"]
     print(kind, "stream max difference", np.abs(recon - theirs).max(), "of", np.abs(theirs).max())
     close_but_for_flips(recon, theirs, 0.02)
@@ -119,7 +120,7 @@ def test_tokens_that_flextec_guesses_are_the_references_but_for_rounding(case):
     encoded = model.encode(cube, 2.5, None)
     assert encoded.sections[0][0] == 5
     decoded, _ = model.decode(encoded.sections, cube.shape, 2.5, None)
-    recon = family.standardise(decoded, cube.shape[1], range(cube.shape[1])).numpy()
+    recon = statistics.standardise(decoded, cube.shape[1], range(cube.shape[1])).numpy()
     # A guess is a rounded mean: about one in a thousand falls on the other side, and later ones
     # see it. What that changes is small beside what five tokens leave out.
     rms = [np.sqrt(np.square(recon - other).mean()) for other in (saved["recon_5"], saved["x"])]

@@ -25,11 +25,16 @@ from pathlib import Path
 
 INSTRUMENTED = ("tec_zarr",)
 LATER = {
-    "chunk": ["tec_zarr.models.s2"],
-    "section": ["tec_zarr.models.s2"],
-    "weights": ["tec_zarr.models.s2_flex", "tec_zarr.embed"],
-    "manifest": ["tec_zarr.manifest"],
-    "command_line": ["tec_zarr.cli", "tec_zarr.inputs", "tec_zarr.store", "tec_zarr.report"],
+    "chunk": ["tec_zarr.networks.image"],
+    "section": ["tec_zarr.networks.image"],
+    "weights": ["tec_zarr.networks.progressive", "tec_zarr.stores.embed"],
+    "manifest": ["tec_zarr.recompression.manifest"],
+    "command_line": [
+        "tec_zarr.face.cli",
+        "tec_zarr.cubes.files",
+        "tec_zarr.cubes.encoding",
+        "tec_zarr.compare.tables",
+    ],
 }
 LONGEST_INPUT = 1024
 SECONDS = 5

@@ -27,11 +27,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # toy.py
 
 import toy
 
-from tec_zarr import bound, config
-from tec_zarr.chunk import ChunkSpec, decode_chunk, encode_chunk
+from tec_zarr import config
+from tec_zarr.bounds import layer
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import TecError
-from tec_zarr.mask import pack_mask, unpack_mask
-from tec_zarr.stream import SectionKind, read_frame
+from tec_zarr.frame.frame import SectionKind, read_frame
+from tec_zarr.frame.mask import pack_mask, unpack_mask
 
 LARGEST = 2**18
 """Samples of a chunk while fuzzing: what is slow in proportion must not look like a hang."""
@@ -201,7 +204,7 @@ def mask(data: bytes) -> None:
 
 def mask_seeds() -> list[bytes]:
     """Masks that were packed."""
-    from tec_zarr.mask import Mask
+    from tec_zarr.frame.mask import Mask
 
     rng = np.random.default_rng(0)
     out = []
@@ -225,10 +228,10 @@ def bounds(data: bytes) -> None:
     if data[5] & 1:
         valid = np.random.default_rng(data[5]).random(shape) < 0.7
     payload = data[6:]
-    crc = bound._checksum(shape, None, valid, limits, payload)
+    crc = layer._checksum(shape, None, valid, limits, payload)
     head = struct.pack("<BII", 1, crc, 0)
     with contextlib.suppress(TecError):
-        bound.decode(head + payload, None, valid, shape, limits)
+        layer.decode(head + payload, None, valid, shape, limits)
 
 
 def bounds_seeds() -> list[bytes]:
@@ -239,7 +242,7 @@ def bounds_seeds() -> list[bytes]:
         dn = rng.integers(0, 3000, shape).astype("i4")
         valid = np.random.default_rng(bits).random(shape) < 0.7 if bits else None
         limits = [3 + band for band in range(shape[1])]
-        data = bound.encode(dn, None, valid, limits)
+        data = layer.encode(dn, None, valid, limits)
         out.append(bytes([*(n - 1 for n in shape), 3, bits]) + data[9:])
     return out
 
@@ -280,7 +283,8 @@ def manifest(data: bytes) -> None:
     """The record of a recompression: any JSON, also under a checksum that holds."""
     from zarr.storage import MemoryStore
 
-    from tec_zarr.manifest import FOLDER, Manifest, write
+    from tec_zarr.recompression.manifest import FOLDER, Manifest
+    from tec_zarr.stores.objects import write
 
     texts = [data]
     with contextlib.suppress(ValueError, RecursionError):
@@ -310,8 +314,9 @@ def weights(data: bytes) -> None:
     """A weights file that somebody embedded under its own, honest hash, and decoding by it."""
     import hashlib
 
-    from tec_zarr import embed
     from tec_zarr.models import registry
+    from tec_zarr.models import weights as models_weights
+    from tec_zarr.stores import embed
 
     name, content = make_weights(data)
     sha256 = hashlib.sha256(content).hexdigest()
@@ -319,7 +324,7 @@ def weights(data: bytes) -> None:
     with tempfile.TemporaryDirectory(dir=_RAM) as folder:
         os.environ["TEC_ZARR_CACHE"] = folder
         try:
-            embed._keep(content, sha256, registry.embedded_file(name, sha256))
+            embed._keep(content, sha256, models_weights.embedded_file(name, sha256))
             model = registry.get_model(name, sha256)
         except TecError:
             return
@@ -354,11 +359,12 @@ def released_weights() -> list[tuple[str, dict[str, np.ndarray]]]:
     from safetensors.numpy import load_file
 
     from tec_zarr.models import registry
+    from tec_zarr.models import weights as models_weights
 
     return [
         (name, load_file(file))
         for name in registry._index()
-        for file in registry._released(name).values()
+        for file in models_weights.released_weights(name).values()
     ]
 
 
@@ -446,7 +452,7 @@ def weights_seeds() -> list[bytes]:
 
 def command_line(data: bytes) -> None:
     """A file of any bytes, under any of the names that the command line takes."""
-    from tec_zarr.cli import main
+    from tec_zarr.face.cli import main
 
     names = ("a.npz", "a.nc", "a.tif", "a.zarr", "a.h5", "a.txt", "zarr.json", ".zarray", ".zgroup")
     if len(data) < 2:

@@ -21,7 +21,7 @@ import numpy as np
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.grids import Kind
 from tec_zarr.models.klt import MOST_BANDS, BitReader, BitWriter
-from tec_zarr.models.registry import Encoded
+from tec_zarr.models.protocol import Encoded
 from tec_zarr.models.tile import bases
 from tec_zarr.models.tile.bases import NO_BASIS, Basis
 from tec_zarr.models.tile.layout import UNITS, Layout

@@ -1,0 +1,1 @@
+"""One chunk to bytes and back, and the two adapters."""

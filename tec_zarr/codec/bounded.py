@@ -1,0 +1,186 @@
+"""Chunks with ``max_error``: the bound layer's share of a frame, and the errors that are left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tec_zarr.bounds import layer
+from tec_zarr.bounds.request import (
+    Limits,
+    bits_of,
+    block_bounds,
+    block_levels,
+    blocks_with,
+    exceeded,
+    resolve,
+)
+from tec_zarr.codec.part import Coded, Part, at_quality
+from tec_zarr.codec.spec import ChunkSpec
+from tec_zarr.codec.tiles import name_axes
+from tec_zarr.errors import TecError
+from tec_zarr.frame.frame import NO_BOUND, Header, Section, SectionKind, default_scale, mapped_bands
+from tec_zarr.frame.mask import Mask, list_exactly
+
+BOUND_RANGE = (-(2.0**24), 2.0**24)
+"""DN that the bound layer codes."""
+
+
+def code_bounded(part: Part, limits: Limits) -> Coded:
+    """Code by the bound layer; samples that it cannot hold to a bound are listed exactly.
+
+    Bands that no bound names are coded by the model.
+    """
+    part = replace(part, mask=_bit_for_bit(part.mask, part.samples, limits))
+    samples, mask, scale = part.samples, part.mask, part.scale
+    if mask is not None and mask.labels.all():
+        return Coded([], mask, part.spec.quality)  # nothing is coded, so nothing has a bound
+    free = limits.free
+    held = [c for c in range(samples.shape[1]) if c not in free]
+    rest = at_quality(part.of(free), part.spec.quality) if free else None
+    measured, known = part.measured, part.known
+    with np.errstate(over="ignore", under="ignore"):  # of samples that are listed
+        values = np.where(known, samples, 0).astype(np.float64) / scale - part.spec.offset
+    dn = np.where(measured, np.rint(values), 0)
+    # What rounding floats to whole DN already takes of the bound.
+    taken = np.where(measured, np.abs(values - dn), 0)
+    allowed = np.array(limits.bands)[:, None, None]
+    with np.errstate(over="ignore"):  # a bound beyond all numbers is the largest there is
+        room = np.floor(allowed[:, 0, 0] / scale - taken.max(axis=(0, 2, 3)) + 1e-3)
+    bounds = np.clip(room, 0, NO_BOUND - 1).astype(np.int64).tolist()
+    bounds = [NO_BOUND if c in free else b for c, b in enumerate(bounds)]
+    levels = None
+    if limits.indices:
+        precision = float(np.finfo(samples.dtype).eps) if samples.dtype.kind == "f" else 0.0
+        levels = block_levels(values, taken, known, measured, limits, bounds, precision)
+    dn = dn.astype(np.int32)
+    # Tighter, or new samples would miss in each attempt. Without loss what misses is always the
+    # same, so that the last attempt has nothing to list.
+    for less in (0, 1, 2, NO_BOUND, NO_BOUND):
+        bounds = [b if b == NO_BOUND and c in limits.mapped + free else max(b - less, 0)
+                  for c, b in enumerate(bounds)]  # fmt: skip
+        levels = None if levels is None else np.maximum(levels - less, 0).astype(np.int32)
+        sections = []
+        if levels is not None:
+            packed, levels = _packed_levels(levels, measured[:, limits.mapped])
+            sections.append(Section(SectionKind.BOUND_MAP, packed))
+        steps = _steps(bounds, held, limits.mapped, levels, samples.shape)
+        data = layer.encode(dn[:, held], None, measured[:, held], steps)
+        sections.append(Section(SectionKind.BOUND, data))
+        shape = (len(dn), len(held), *dn.shape[2:])
+        back = part.values(layer.decode(data, None, measured[:, held], shape, steps))
+        decoded = samples.copy()
+        decoded[:, held] = np.where(measured[:, held], back, samples[:, held])
+        missed, indices = exceeded(limits, samples, decoded, known, part.spec.offset * scale)
+        missed &= measured
+        if not missed.any():
+            break
+        mask = list_exactly(mask, samples, missed)
+        measured = mask.labels == 0
+        dn[missed] = 0
+    else:
+        raise TecError(
+            f"{missed.sum()} samples of a chunk of shape {samples.shape} would exceed their "
+            "bounds; this is a bug of tec_zarr, nothing was written, please report it"
+        )
+    errors = _largest_errors(samples, decoded, measured)
+    errors[free] = np.nan
+    return Coded(
+        sections if rest is None else rest.sections + sections,
+        mask,
+        part.spec.quality if rest is None else rest.quality,
+        0 if rest is None else rest.latents_crc,
+        tuple(bounds),
+        tuple(errors.tolist()),
+        indices,
+    )
+
+
+def _bit_for_bit(mask: Mask | None, samples: np.ndarray, limits: Limits) -> Mask | None:
+    """``mask`` with negative zeros and NaNs of other bits on their own where nothing may change."""
+    lossless = np.array(limits.bands)[:, None, None] == 0
+    if mask is None or samples.dtype.kind != "f" or not lossless.any():
+        return mask
+    restored = samples.copy()
+    mask.restore(restored)
+    return list_exactly(mask, samples, lossless & (bits_of(restored) != bits_of(samples)))
+
+
+def _packed_levels(levels: np.ndarray, measured: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """Bytes of the map of bounds, and the map as the decoder will have it."""
+    with_samples, lossless = blocks_with(measured), (0,) * levels.shape[1]
+    data = layer.encode(levels, None, with_samples, lossless)
+    return data, layer.decode(data, None, with_samples, levels.shape, lossless)
+
+
+def _steps(
+    bounds: Sequence[int],
+    held: Sequence[int],
+    mapped: Sequence[int],
+    levels: np.ndarray | None,
+    shape: tuple[int, ...],
+) -> list[int | np.ndarray]:
+    """Bounds of the bands in the bound layer, as it takes them."""
+    return [
+        bounds[band]
+        if levels is None or band not in mapped
+        else block_bounds(levels[:, mapped.index(band)], bounds[band], shape[2:])
+        for band in held
+    ]
+
+
+def _largest_errors(
+    samples: np.ndarray, decoded: np.ndarray, measured: np.ndarray
+) -> np.ndarray:
+    """Largest error of each band as a frame can hold it, float64 (C,): float32 is rounded up."""
+    before, after = (np.where(measured, x, 0).astype(np.float64) for x in (samples, decoded))
+    errors = np.abs(after - before).max(axis=(0, 2, 3))
+    if samples.dtype != np.float32:
+        return errors
+    held = errors.astype(np.float32)
+    held = np.where(held < errors, np.nextafter(held, np.float32(np.inf)), held)
+    return held.astype(np.float64)
+
+
+def within_bounds(
+    spec: ChunkSpec, original: np.ndarray, decoded: np.ndarray, known: np.ndarray
+) -> bool:
+    """Whether decoded chunks keep the ``max_error`` of ``spec``.
+
+    Parameters
+    ----------
+    spec : ChunkSpec
+        With a ``max_error``.
+    original, decoded : ndarray
+        Of one shape and dtype, with axes as :func:`encode_chunk` takes them and all bands.
+    known : ndarray
+        bool, of the same shape: False for nodata, NaN and infinities.
+    """
+    assert spec.max_error is not None
+    axes, bands = name_axes(original.shape, None if spec.bands is None else tuple(spec.bands))
+    shape = axes.to_4d(original.shape)
+    shift = spec.offset * (spec.scale or default_scale(original.dtype))
+    limits = resolve(spec.max_error, shape[1], bands)
+    before, after, there = (a.reshape(shape) for a in (original, decoded, known))
+    wrong, _ = exceeded(limits, before, after, there, shift)
+    return not wrong.any()
+
+
+def bound_layer(
+    header: Header, residuals: bytes, packed: bytes, mask: Mask | None
+) -> np.ndarray:
+    """Decode the bands of the bound layer: int32 (T, bands, H, W), DN."""
+    assert header.bounds is not None
+    t, _, h, w = header.shape4
+    bounded, mapped = header.bounded, mapped_bands(header.indices)
+    measured = np.ones(header.shape4, bool) if mask is None else mask.labels == 0
+    levels = None
+    if mapped:
+        with_samples = blocks_with(measured[:, mapped])
+        lossless = (0,) * len(mapped)
+        levels = layer.decode(packed, None, with_samples, with_samples.shape, lossless)
+    steps = _steps(header.bounds, bounded, mapped, levels, header.shape4)
+    some = measured if len(bounded) == len(header.bounds) else measured[:, bounded]
+    return layer.decode(residuals, None, some, (t, len(bounded), h, w), steps)

@@ -1,0 +1,209 @@
+"""A frame to the chunk that it holds; :mod:`tec_zarr.codec.encode` backwards."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from itertools import islice
+from typing import cast
+
+import numpy as np
+
+from tec_zarr.codec import batching, second_generation
+from tec_zarr.codec.batching import model_slots
+from tec_zarr.codec.bounded import bound_layer
+from tec_zarr.codec.points import restore_points
+from tec_zarr.codec.tiles import chained_checksum, coded_tiles, mask_of_bands, single_payload
+from tec_zarr.codec.values import values_of
+from tec_zarr.errors import (
+    ChecksumError,
+    FormatError,
+    TecError,
+    UnsupportedArrayError,
+    WeightsMismatchError,
+    is_of_data,
+)
+from tec_zarr.frame.frame import Frame, Header, SectionKind, read_frame
+from tec_zarr.frame.mask import unpack_mask
+from tec_zarr.models.protocol import DateModel, Model, WholeModel
+from tec_zarr.models.registry import get_model, name_of
+
+
+def decode_chunk(
+    data: bytes | memoryview,
+    *,
+    expected_shape: tuple[int, ...] | None = None,
+    dates: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Decode what :func:`encode_chunk` wrote.
+
+    Parameters
+    ----------
+    data : bytes-like
+        One frame.
+    expected_shape : tuple of int, optional
+        Shape that the caller knows; another one in the frame is an error before any work.
+    dates : sequence of int, optional
+        Of a chunk (time, band, y, x): the dates wanted, from 0. The embedded models then make no
+        other date's pixels, once this process has verified the latents' checksum of a whole
+        chunk with the same weights; it stands for all dates of a chunk. (That of the bytes is
+        verified always.)
+
+    Returns
+    -------
+    ndarray
+        Shape, dtype, byte order and memory order of the array that was encoded; with ``dates``
+        only those, in that order.
+
+    Raises
+    ------
+    FormatError, ChecksumError, VersionError
+        Damaged or newer bytes. Never returns pixels then.
+    UnknownModelError, WeightsMismatchError
+        The model or its weights are not installed.
+    LimitError
+        The frame asks for more than :mod:`tec_zarr.config` allows.
+    """
+    frame = read_frame(data)
+    header = frame.header
+    if expected_shape is not None and header.shape != tuple(expected_shape):
+        raise FormatError(
+            f"TEC frame of shape {header.shape} where the array has chunks of shape "
+            f"{tuple(expected_shape)}: the chunk belongs to another array"
+        )
+    shape = header.shape
+    if dates is not None:
+        dates = _whole_numbers(dates)
+    if dates is None:
+        samples = decode_samples(frame)
+    else:
+        if len(shape) != 4 or not all(0 <= date < shape[0] for date in dates):
+            raise UnsupportedArrayError(
+                f"dates {list(dates)} of a chunk of shape {shape}: it must be (time, band, y, x), "
+                "and have them"
+            )
+        shape = (len(dates), *shape[1:])
+        samples = decode_samples(frame, list(dates))
+    if header.bounds is None or any(header.bounds):
+        second_generation.remember_decoded(samples)
+    array = samples.reshape(shape).astype(header.dtype, copy=False)
+    return np.asfortranarray(array) if header.fortran else array
+
+
+_verified: set[bytes] = set()
+"""Weights of whose latents this process has found a checksum right."""
+
+
+def decode_samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
+    """Samples of a frame, of all or some dates: (T, C, H, W) in native byte order."""
+    header = frame.header
+    if dates is not None and len(dates) == header.shape4[0] and dates == sorted(set(dates)):
+        dates = None  # all of them
+    if dates is not None and (header.bounded or header.weights not in _verified):
+        return decode_samples(frame)[dates]
+    native = header.dtype.newbyteorder("=")
+    kinds = SectionKind.MASK, SectionKind.EXACT
+    packed, exact = (single_payload(frame.payloads(kind), kind) for kind in kinds)
+    mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
+    latents = frame.payloads(SectionKind.LATENTS)
+    residuals = single_payload(frame.payloads(SectionKind.BOUND), SectionKind.BOUND)
+    levels = single_payload(frame.payloads(SectionKind.BOUND_MAP), SectionKind.BOUND_MAP)
+    points = single_payload(frame.payloads(SectionKind.POINTS), SectionKind.POINTS)
+    bounded = header.bounded
+    if bool(residuals) != bool(bounded) or bool(levels) != bool(header.indices):
+        raise FormatError("TEC frame damaged: bounds without a bound layer, or the reverse")
+    free = [c for c in range(header.shape4[1]) if c not in bounded]
+    coded = coded_tiles(header.shape4, mask_of_bands(mask, free)) if free else iter(())
+    tiles = list(islice(coded, len(latents) + 1))  # each has a section at least
+    if len(latents) != sum(len(dates) for _, dates in tiles):
+        raise FormatError(
+            f"TEC frame damaged: {len(latents)} latent sections for a chunk of shape "
+            f"{header.shape}, whose mask asks for another number"
+        )
+    samples = np.empty(header.shape4, native)
+    latents_crc = 0
+    for tile, there in tiles:
+        shape = (len(there), len(free), *samples[0, 0, *tile].shape)
+        wanted = there if dates is None else [date for date in there if date in dates]
+        places = None if dates is None else [there.index(date) for date in wanted]
+        cube, crc = _decode_tile(header, latents[: len(there)], shape, free, places)
+        del latents[: len(there)]
+        latents_crc = chained_checksum(latents_crc, crc)
+        values = values_of(cube, header)
+        if values.shape == samples.shape:  # all of it at once
+            samples = values
+        else:
+            samples[:, :, *tile][np.ix_(wanted, free)] = values
+    if bounded:
+        samples[:, bounded] = values_of(bound_layer(header, residuals, levels, mask), header)
+    if dates is None and latents_crc != header.latents_crc:
+        raise ChecksumError(
+            f"model {name_of_model(header)!r} decoded other latents than were encoded, for a chunk "
+            f"of shape {header.shape}: this machine's arithmetic disagrees with the encoder's; "
+            "please report it with the versions of torch and constriction"
+        )
+    if mask is not None:
+        mask.restore(samples)
+    if points:
+        restore_points(points, samples)
+    if dates is not None:
+        return samples[dates]
+    if tiles and header.weights not in _verified and hasattr(model_of(header), "decode_dates"):
+        _verified.add(header.weights)
+    return samples
+
+
+def _whole_numbers(dates: Sequence[int]) -> list[int]:
+    try:
+        return [operator.index(date) for date in dates]
+    except TypeError:
+        raise UnsupportedArrayError(f"dates {dates!r} of a chunk must be whole numbers") from None
+
+
+def _decode_tile(
+    header: Header,
+    sections: list[bytes],
+    shape: tuple[int, int, int, int],
+    bands: Sequence[int],
+    dates: list[int] | None,
+) -> tuple[np.ndarray, int]:
+    """DN and checksum of a tile of ``shape``; with ``dates``, those alone and no checksum."""
+    model = model_of(header)
+    names = None if header.bands is None else tuple(header.bands[c] for c in bands)
+    try:
+        if dates is not None:
+            with model_slots:
+                some = cast("DateModel", model)
+                return some.decode_dates(sections, shape, header.quality, dates), 0
+        # DN as they stand: a model that has whole ones need not make floats of them.
+        whole = cast("WholeModel", model).decode_whole if hasattr(model, "decode_whole") else None
+        plain = header.dtype.newbyteorder("=") == np.uint16
+        if whole and plain and (header.scale, header.offset) == (1.0, 0.0):
+            with model_slots:
+                return whole(sections, shape, header.quality)
+        return batching.decode(model, sections, shape, header.quality, names, model_slots)
+    except TecError:
+        raise
+    except Exception as error:
+        if not is_of_data(error):
+            raise
+        raise ChecksumError(
+            f"model {model.name!r} could not decode the latents of a chunk of shape "
+            f"{header.shape} although their bytes are intact ({type(error).__name__}: {error}): "
+            "the frame was not written by this model's encoder, or this machine's arithmetic "
+            "disagrees with it"
+        ) from error
+
+
+def model_of(header: Header) -> Model:
+    """The loaded model of a frame; WeightsMismatchError where its weights are not here."""
+    name = name_of_model(header)
+    try:
+        return get_model(name, header.weights.hex())
+    except WeightsMismatchError as error:
+        raise WeightsMismatchError(f"chunk of shape {header.shape}: {error}") from None
+
+
+def name_of_model(header: Header) -> str:
+    """Name of the model that a frame was written with."""
+    return header.model_name or name_of(header.model_id)

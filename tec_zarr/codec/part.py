@@ -1,0 +1,110 @@
+"""A chunk on its way to a frame, and the model's share of it at one quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from tec_zarr import config
+from tec_zarr.codec import batching
+from tec_zarr.codec.batching import model_slots
+from tec_zarr.codec.fill import fill_unknown
+from tec_zarr.codec.spec import ChunkSpec
+from tec_zarr.codec.tiles import TILE, chained_checksum, coded_tiles, mask_of_bands
+from tec_zarr.codec.values import from_dn, to_dn
+from tec_zarr.errors import LimitError
+from tec_zarr.frame.frame import QUALITY_STEPS, IndexBound, Section, SectionKind
+from tec_zarr.frame.mask import Mask
+from tec_zarr.models.protocol import TemporalModel
+from tec_zarr.models.registry import GridModel, find_model, get_encoder
+
+
+@dataclass(frozen=True)
+class Part:
+    """What every way of coding a chunk starts from; ``samples`` (T, C, H, W) in native order."""
+
+    samples: np.ndarray
+    mask: Mask | None
+    nodata: tuple[float, ...]
+    scale: float
+    dtype: np.dtype
+    spec: ChunkSpec
+    bands: tuple[str, ...] | None
+
+    @property
+    def measured(self) -> np.ndarray:
+        """Samples that the model or the bound layer codes, bool (T, C, H, W)."""
+        return np.ones(self.samples.shape, bool) if self.mask is None else self.mask.labels == 0
+
+    @property
+    def known(self) -> np.ndarray:
+        """Samples that are no nodata, no NaN and not infinite, bool (T, C, H, W)."""
+        return np.isfinite(self.samples) & ~np.isin(self.samples, self.nodata)
+
+    def of(self, bands: Sequence[int]) -> Part:
+        """Some of the bands."""
+        return replace(
+            self,
+            samples=self.samples[:, bands],
+            mask=mask_of_bands(self.mask, bands),
+            bands=None if self.bands is None else tuple(self.bands[c] for c in bands),
+        )
+
+    def values(self, dn: np.ndarray) -> np.ndarray:
+        """The array's own values of decoded DN."""
+        return from_dn(dn, self.scale, self.spec.offset, self.dtype, self.nodata)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A chunk's coded sections and what the header has to say of them."""
+
+    sections: list[Section]
+    mask: Mask | None
+    quality: float
+    latents_crc: int = 0
+    bounds: tuple[int, ...] | None = None
+    errors: tuple[float, ...] | None = None
+    indices: tuple[IndexBound, ...] = ()
+
+
+def at_quality(part: Part, quality: float) -> Coded:
+    spec, mask = part.spec, part.mask
+    quality = round(quality * QUALITY_STEPS) / QUALITY_STEPS
+    sections: list[Section] = []
+    latents_crc = 0
+    _check_work(part)
+    for tile, dates in coded_tiles(part.samples.shape, mask):
+        cube = to_dn(part.samples[:, :, *tile][dates], part.scale, spec.offset)
+        known = None if mask is None else mask.labels[:, :, *tile][dates] == 0
+        if known is not None:
+            cube = fill_unknown(cube, known)
+        assert spec.weights_sha256 is not None
+        model = get_encoder(spec.model, spec.weights_sha256)
+        cube = np.ascontiguousarray(cube)
+        if find_model(spec.model).on_grids:
+            with model_slots:
+                encoded = cast("GridModel", model).encode(cube, quality, part.bands, known)
+        elif spec.gop is None:
+            encoded = batching.encode(model, cube, quality, part.bands, model_slots)
+        else:
+            with model_slots:
+                temporal = cast("TemporalModel", model)
+                encoded = temporal.encode(cube, quality, part.bands, gop=spec.gop)
+        sections += [Section(SectionKind.LATENTS, data) for data in encoded.sections]
+        latents_crc = chained_checksum(latents_crc, encoded.latents_crc)
+    return Coded(sections, mask, quality, latents_crc)
+
+
+def _check_work(part: Part) -> None:
+    """Refuse before anything is coded what decoders would refuse."""
+    count = sum(len(dates) for _, dates in coded_tiles(part.samples.shape, part.mask))
+    if count > config.MAX_LATENT_SECTIONS:
+        raise LimitError(
+            f"a chunk of shape {part.samples.shape} (time, band, y, x) has {count} dates of tiles "
+            f"of {TILE} x {TILE} pixels, more than tec_zarr.config.MAX_LATENT_SECTIONS = "
+            f"{config.MAX_LATENT_SECTIONS}: use chunks of fewer dates"
+        )

@@ -1,0 +1,155 @@
+"""Samples that the model misses by far, listed exactly: ships, fires, roofs.
+
+A transform code shares its bits by energy. A target of one pixel in one band has little of it, so
+the model flattens it, whatever its height. The encoder decodes what it coded and lists the samples
+that stand out: their values are in the frame, the decoder writes them over the model's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tec_zarr.errors import FormatError
+from tec_zarr.frame.frame import write_varint
+from tec_zarr.frame.mask import shuffled, squeeze, unshuffled, unsqueeze
+
+MULTIPLE = 7.0
+"""A sample stands out when its error exceeds this multiple of the chunk's RMS error, and of that
+of its neighbourhood. On the training cubes this takes less than 1 % of the bytes from
+``FULL_QUALITY`` on; ``docs/when-not-to-use.md`` has the numbers."""
+
+COARSEST_MULTIPLE = 10.0
+"""The same at quality 1, where a whole chunk has a few hundred bytes."""
+
+FULL_QUALITY = 3.0
+
+_LEAST_RMS = 1.0
+"""DN: rounding alone makes errors of half a DN."""
+
+_REACH, _OWN = 4, 1
+"""The neighbourhood of a sample: 9 x 9 pixels of its band without the 3 x 3 in the middle, on to
+which a target spreads."""
+
+_ROUNDS = 4
+"""The RMS is taken again without what stands out, as often as that finds more, but not oftener."""
+
+
+def multiple(quality: float) -> float:
+    """How many times the RMS an error must have at this quality."""
+    coarse = max(FULL_QUALITY - quality, 0.0) / (FULL_QUALITY - 1.0)
+    return MULTIPLE + coarse * (COARSEST_MULTIPLE - MULTIPLE)
+
+
+def find_points(errors: np.ndarray, coded: np.ndarray | None, quality: float) -> np.ndarray:
+    """Samples that stand out of the errors around them.
+
+    Parameters
+    ----------
+    errors : ndarray of float32, (T, C, H, W)
+        Absolute errors in DN, 0 where the model codes nothing.
+    coded : ndarray of bool, (T, C, H, W), optional
+        What the model codes. None: everything.
+    quality : float
+        1 to 8.
+
+    Returns
+    -------
+    ndarray of int64, (n,)
+        Places in the order (time, y, x, band), rising.
+    """
+    t, c, h, w = errors.shape
+    count = errors.size if coded is None else int(np.count_nonzero(coded))
+    # Squared a date at a time: another chunk of float64 is a lot.
+    energy = math.fsum(float(np.vdot(date, date)) for date in errors.reshape(t, -1))
+    factor = multiple(quality)
+    places = np.zeros(0, np.int64)
+    values = np.zeros(0)
+    for _ in range(_ROUNDS):
+        left = max(energy - float(np.square(values).sum()), 0.0)
+        rms = max(math.sqrt(left / max(count - len(places), 1)), _LEAST_RMS)
+        far = np.flatnonzero(errors.reshape(-1) > factor * rms)
+        found = far[_beyond_neighbours(errors, coded, far, factor)]
+        if len(found) == len(places):
+            break
+        places, values = found, errors.reshape(-1)[found].astype(np.float64)
+    date, band, y, x = np.unravel_index(places, errors.shape)
+    return np.sort(((date * h + y) * w + x) * c + band)
+
+
+def _beyond_neighbours(
+    errors: np.ndarray, coded: np.ndarray | None, places: np.ndarray, factor: float
+) -> np.ndarray:
+    """Whether the errors at ``places`` exceed so many times those around them, bool (n,)."""
+    date, band, row, column = np.unravel_index(places, errors.shape)
+    height, width = errors.shape[2:]
+    energy, count = np.zeros(len(places)), np.zeros(len(places))
+    around = range(-_REACH, _REACH + 1)
+    for dy, dx in ((i, j) for i in around for j in around if max(abs(i), abs(j)) > _OWN):
+        y, x = row + dy, column + dx
+        there = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        at = date[there], band[there], y[there], x[there]
+        energy[there] += errors[at].astype(np.float64) ** 2
+        count[there] += 1 if coded is None else coded[at]
+    own = errors[date, band, row, column].astype(np.float64)
+    return own > factor * np.sqrt(energy / np.maximum(count, 1))
+
+
+def pack_points(places: np.ndarray, samples: np.ndarray) -> bytes:
+    """Serialise rising ``places``, in the order (time, y, x, band), with the values of ``samples``.
+
+    Parameters
+    ----------
+    places : ndarray of int64, (n,)
+        As from :func:`find_points`.
+    samples : ndarray, (T, C, H, W)
+        The chunk.
+    """
+    gaps = np.diff(places, prepend=-1) - 1
+    values = samples[_at(places, samples.shape)]
+    numbers = b"".join(map(write_varint, [len(places), *gaps.tolist()]))
+    return numbers + squeeze(shuffled(values))
+
+
+def restore_points(packed: bytes, samples: np.ndarray) -> None:
+    """Write what :func:`pack_points` listed into decoded ``samples`` (T, C, H, W), in place.
+
+    Raises
+    ------
+    FormatError
+        The section contradicts the shape or itself.
+    """
+    (count,), start = _varints(packed, 0, 1)
+    if not 0 < count <= samples.size:
+        raise FormatError(f"TEC frame damaged: {count} points in a chunk of {samples.size} samples")
+    gaps, start = _varints(packed, start, int(count))
+    places = np.cumsum(gaps + 1) - 1  # at most 2^28 gaps of 35 bits: no overflow
+    if places[-1] >= samples.size:
+        raise FormatError("TEC frame damaged: a point outside the chunk")
+    dtype = samples.dtype
+    raw = unsqueeze(packed[start:], int(count) * dtype.itemsize)
+    samples[_at(places, samples.shape)] = unshuffled(raw, dtype)
+
+
+def _at(places: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Index of ``places`` into an array of ``shape`` (T, C, H, W)."""
+    t, c, h, w = shape
+    date, y, x, band = np.unravel_index(places, (t, h, w, c))
+    return date, band, y, x
+
+
+def _varints(data: bytes, start: int, count: int) -> tuple[np.ndarray, int]:
+    """``count`` varints of at most five bytes from ``start``, int64, and where they end."""
+    read = np.frombuffer(data, np.uint8, offset=start, count=min(len(data) - start, 5 * count))
+    ends = np.flatnonzero(read < 0x80)[:count]
+    if len(ends) < count:
+        raise FormatError("TEC frame damaged: the points section is cut short")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    if (ends - starts > 4).any():
+        raise FormatError("TEC frame damaged: a number in the points section has no end")
+    values = np.zeros(count, np.int64)
+    for k in range(5):
+        more = starts + k <= ends
+        values[more] |= (read[starts[more] + k].astype(np.int64) & 0x7F) << (7 * k)
+    return values, start + int(ends[-1]) + 1

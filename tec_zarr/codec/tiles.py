@@ -1,0 +1,90 @@
+"""Tiles of a chunk, the names of its axes, and what stands in a frame once for all tiles."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tec_zarr.errors import FormatError, UnsupportedArrayError
+from tec_zarr.frame.frame import Axes, SectionKind
+from tec_zarr.frame.mask import Mask
+from tec_zarr.sentinel2 import L1C_BANDS, L2A_BANDS
+
+TILE = 512
+"""Longest side, in pixels, of what a model sees at once."""
+
+
+KEPT_CODEC = (
+    "If xarray kept the codec in the encoding of a store that this was selected from or turned "
+    "over, write tec_zarr.decode(ds), or ds.tec.to_zarr(...); an array that a failed write left "
+    "in the store has to be deleted first"
+)
+
+
+def mask_of_bands(mask: Mask | None, bands: Sequence[int]) -> Mask | None:
+    """Labels of some of the bands; without the values, which go by all of them."""
+    if mask is None or len(bands) == mask.labels.shape[1]:
+        return mask
+    return Mask(mask.labels[:, bands], mask.values, mask.listed[:0])
+
+
+def name_axes(
+    shape: tuple[int, ...], bands: tuple[str, ...] | None
+) -> tuple[Axes, tuple[str, ...] | None]:
+    """What the axes are, and the bands along the band axis where they are known."""
+    if len(shape) == 2:
+        axes = Axes.YX
+    elif len(shape) == 4:
+        axes = Axes.TCYX
+    elif bands is not None:
+        axes = Axes.TYX if len(bands) == 1 else Axes.CYX
+    else:
+        axes = Axes.CYX if shape[0] == len(L2A_BANDS) else Axes.TYX
+    count = axes.to_4d(shape)[1]
+    if bands is None:
+        return axes, {len(L2A_BANDS): L2A_BANDS, len(L1C_BANDS): L1C_BANDS}.get(count)
+    if len(bands) != count:
+        raise UnsupportedArrayError(
+            f"a chunk of shape {shape} has {count} band{'s' * (count != 1)}, the codec was given "
+            f"{len(bands)} ({', '.join(bands)}): chunk the array with all of its bands in one "
+            "chunk, as (time, band, y, x). " + KEPT_CODEC
+        )
+    return axes, bands
+
+
+def coded_tiles(
+    shape: tuple[int, int, int, int], mask: Mask | None
+) -> Iterator[tuple[tuple[slice, slice], Sequence[int]]]:
+    """Tiles row by row, with the dates that the model codes in each; tiles without any, not."""
+    t, _, h, w = shape
+    if mask is not None and mask.labels.all():
+        return
+    for y in _cuts(h):
+        for x in _cuts(w):
+            coded: Sequence[int] = range(t)
+            if mask is not None:
+                labels = mask.labels[:, :, y, x]
+                coded = np.flatnonzero((labels == 0).any(axis=(1, 2, 3))).tolist()
+            if coded:
+                yield (y, x), coded
+
+
+def _cuts(size: int) -> Iterator[slice]:
+    """Nearly equal parts of at most ``TILE`` pixels, starting at multiples of 8."""
+    parts = -(-size // TILE)
+    step = 8 * -(-size // (8 * parts))
+    return (slice(i, min(i + step, size)) for i in range(0, size, step))
+
+
+def chained_checksum(crc: int, tile_crc: int) -> int:
+    """Checksum over the tiles' checksums, so that one number stands for all of them."""
+    return zlib.crc32(tile_crc.to_bytes(4, "little"), crc)
+
+
+def single_payload(payloads: list[bytes], kind: SectionKind) -> bytes:
+    """The payload of a kind that a frame has once or not at all; empty without."""
+    if len(payloads) > 1:
+        raise FormatError(f"TEC frame damaged: {len(payloads)} sections of kind {kind.name}")
+    return payloads[0] if payloads else b""

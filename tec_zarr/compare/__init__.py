@@ -1,0 +1,1 @@
+"""Two cubes side by side: aligned, measured, shown."""

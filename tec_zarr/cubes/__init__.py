@@ -1,0 +1,1 @@
+"""Xarray objects to codec settings: dimensions, packing, layout, encoding, files."""

@@ -1,0 +1,453 @@
+"""Which Sentinel-2 bands an xarray object holds: by coordinate, description, name, or its user.
+
+A band coordinate that only counts (rioxarray's 1 to N) names nothing. Then the descriptions
+count, and after them what the user says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
+
+from tec_zarr.codec.spec import DTYPES, ChunkSpec
+from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.sentinel2 import UnknownBandError, band_name, band_names
+
+TIME = ("time", "t")
+BAND = ("band", "bands", "variable", "channel")
+Y = ("y", "lat", "latitude", "northing")
+X = ("x", "lon", "longitude", "easting")
+
+#: Attributes in which writers of files say what a band is.
+_DESCRIPTIONS = ("long_name", "DESCRIPTION", "description", "band_name", "common_name",
+                 "eo:common_name")  # fmt: skip
+#: Attributes that GeoTIFFs leave with one entry a band.
+_PER_BAND = (*_DESCRIPTIONS, "scales", "offsets", "band_tags", "nodatavals")
+#: A number, or what rioxarray and others make of it: band_1, "Band 1".
+_NUMBER = re.compile(r"(?:band[ _]?)?(0|[1-9]\d*)(?:\.0)?", re.I)
+
+#: What the names of what is no reflectance end in, whatever its dimensions and dtype.
+_OTHER_WORDS = re.compile(
+    r"(?<![a-z])(scl|masks?|msk|qa|flags?|class(es|ification)?|labels?|prob(ability|abilities)?"
+    r"|cldprb|snwprb|aot|wvp|angles?|zenith|azimuth|elevation|dem|dsm|dtm)([\W\d_]*|_?\d+m)$"
+)
+
+XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
+
+
+def find_dim(da: xr.DataArray, names: tuple[str, ...]) -> str | None:
+    """First of the usual ``names`` that is a dimension of ``da``."""
+    return next((str(d) for d in da.dims if str(d).lower() in names), None)
+
+
+def word(value: Any) -> str:
+    """A name as text: fixed-length text of files is bytes where nothing says that it is text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def known_bands(names: Iterable[Any]) -> tuple[str, ...] | None:
+    """Canonical names of bands, None if they are not all those of Sentinel-2 bands."""
+    try:
+        return band_names([word(n) for n in names]) or None
+    except UnknownBandError:
+        return None
+
+
+def is_band(name: Any, beside: Iterable[Any] = ()) -> bool:
+    """Whether a name is one of a Sentinel-2 band."""
+    try:
+        return bool(band_name(word(name), [word(n) for n in beside]))
+    except UnknownBandError:
+        return False
+
+
+def band_labels(da: xr.DataArray) -> list[str] | None:
+    """What the file calls the bands along the band dimension, known or not.
+
+    Returns
+    -------
+    list of str or None
+        One name a band; None where nothing but numbers stands there.
+    """
+    dim = find_dim(da, BAND)
+    if dim is None:
+        return None
+    count = da.sizes[dim]
+    sources: list[Sequence[Any]] = []
+    if dim in da.coords:
+        sources.append(da[dim].values.tolist())
+    for key in _DESCRIPTIONS:
+        given = da.attrs.get(key)
+        if isinstance(given, list | tuple | np.ndarray) and len(given) == count:
+            sources.append(list(given))
+        elif isinstance(given, str) and count == 1:
+            sources.append([given])
+    sources += [c.values.tolist() for n, c in da.coords.items()
+                if c.dims == (dim,) and n != dim and c.dtype.kind in "OSUT"]  # fmt: skip
+    sources = [names for names in sources if not _only_count(names)]
+    if not sources:
+        return None
+    best = max(sources, key=lambda names: sum(is_band(n, names) for n in names))  # first of equals
+    return [word(n) if n else f"unnamed_{i}" for i, n in enumerate(best, start=1)]
+
+
+def variable_bands(arrays: Mapping[Any, xr.DataArray]) -> dict[str, str]:
+    """Variables without a band dimension that are one Sentinel-2 band each.
+
+    Parameters
+    ----------
+    arrays : mapping of str to DataArray
+        What lies beside one another: ``swir_2`` is understood beside the others.
+
+    Returns
+    -------
+    dict of str to str
+        Variable to canonical name. One band may stand there several times (B02_10m, B02_20m).
+    """
+    alone = [(str(n), da) for n, da in arrays.items() if find_dim(da, BAND) is None]
+    counted = [name for name, _ in alone if _NUMBER.fullmatch(name)]
+    counted = counted if _only_count(sorted(counted, key=lambda n: (len(n), n))) else []
+    labels = {}
+    for name, da in alone:
+        own = [] if name in counted else [name]
+        said = [da.attrs[k] for k in _DESCRIPTIONS if isinstance(da.attrs.get(k), str)]
+        labels[name] = next((text for text in (*own, *said) if is_band(text)), None)
+    beside = [label for label in labels.values() if label is not None]
+    return {n: band_name(label, beside) for n, label in labels.items() if label is not None}
+
+
+def selected_band(da: xr.DataArray) -> str | None:
+    """Canonical name of the one band that was selected, ``.sel(band="B04")``."""
+    for name, coord in da.coords.items():
+        if str(name).lower() in BAND and coord.ndim == 0 and is_band(coord.item()):
+            return band_name(str(coord.item()))
+    return None
+
+
+def mixed_bands(da: xr.DataArray) -> list[str]:
+    """Names along the band dimension that are no Sentinel-2 bands, beside others that are."""
+    labels = band_labels(da) or []
+    strange = [name for name in labels if not is_band(name, labels)]
+    return strange if len(strange) < len(labels) else []
+
+
+def name_bands(
+    ds: xr.Dataset,
+    bands: Sequence[str] | None,
+    images: Iterable[str],
+    said: list[str],
+) -> xr.Dataset:
+    """Bands called by Sentinel-2's names, and what is no band split off as a variable.
+
+    Parameters
+    ----------
+    ds : Dataset
+        As it was opened.
+    bands : sequence of str, optional
+        What the user calls them, in the order of the file; overrules what the file says. Names
+        of no band, such as SCL, are split off.
+    images : iterable of str
+        Variables that may be reflectance.
+    said : list of str
+        Gets a line about everything that was taken for something else than it is called.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        As many ``bands`` as no variable has, or the same band twice.
+    """
+    arrays = {name: ds[name] for name in images if find_dim(ds[name], BAND) is not None}
+    if bands is not None:
+        bands = [bands] if isinstance(bands, str) else [str(b) for b in bands]
+        _check_known(bands)
+        counts = {name: da.sizes[str(find_dim(da, BAND))] for name, da in arrays.items()}
+        arrays = {name: arrays[name] for name, count in counts.items() if count == len(bands)}
+        if not arrays:
+            there = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
+            raise UnsupportedArrayError(
+                f"bands names {len(bands)} bands ({', '.join(bands)}); "
+                f"{there or 'nothing here has a band dimension'}: give one name for each band, "
+                "in the order of the file"
+            )
+    for name, da in arrays.items():
+        labels = bands or band_labels(da)
+        if labels is not None and any(is_band(label, labels) for label in labels):
+            ds = _named(ds, name, labels, said)
+    return ds
+
+
+def _named(ds: xr.Dataset, name: str, labels: Sequence[str], said: list[str]) -> xr.Dataset:
+    dim = str(find_dim(ds[name], BAND))
+    before = ds[name][dim].values.tolist() if dim in ds.coords else range(1, len(labels) + 1)
+    keep = [i for i, label in enumerate(labels) if is_band(label, labels)]
+    given = [labels[i] for i in keep]
+    if known_bands(given) is None:  # the same band twice: encoding says so
+        return ds
+    extras = [i for i in range(len(labels)) if i not in keep]
+    shared = [n for n in ds.data_vars if dim in ds[n].dims and str(n) != name]
+    if extras and shared:  # another variable needs all of them
+        return ds
+    canonical = dict(zip(keep, known_bands(given) or (), strict=True))
+    taken = [f"{before[i]} as {band}" for i, band in canonical.items() if _differs(before[i], band)]
+    if taken:
+        said.append(f"{name}: bands taken: {', '.join(taken)}")
+    split = {}
+    for i in extras:
+        variable = labels[i] if labels[i] not in ds.variables else f"{name}_{labels[i]}"
+        part = ds[name].isel({dim: i}, drop=True)
+        split[variable] = part.drop_vars([c for c in part.coords if dim in ds[c].dims])
+        split[variable].encoding = dict(ds[name].encoding)
+        split[variable].attrs = _of_bands(ds[name].attrs, len(labels), [i])
+        split[variable].attrs.pop("long_name", None)
+        said.append(f"{labels[i]} is no Sentinel-2 band: kept without loss, as {variable!r}")
+    out = ds.isel({dim: keep}) if extras else ds
+    if taken or dim not in ds.coords:
+        names = np.array(list(canonical.values()), object)  # U3 is no type of Zarr v3
+        out = out.assign_coords({dim: (dim, names, _attrs(ds, dim))})
+    out = out.assign(split)
+    if extras:
+        out[name].attrs = _of_bands(ds[name].attrs, len(labels), keep)
+    return out
+
+
+def _of_bands(attrs: Mapping[Any, Any], count: int, chosen: Sequence[int]) -> dict[Any, Any]:
+    """Attributes of some of ``count`` bands."""
+    return {
+        key: [value[i] for i in chosen]
+        if key in _PER_BAND and isinstance(value, list | tuple | np.ndarray) and len(value) == count
+        else value
+        for key, value in attrs.items()
+    }
+
+
+def _attrs(ds: xr.Dataset, dim: str) -> Mapping[Any, Any]:
+    return ds[dim].attrs if dim in ds.coords else {}
+
+
+def _check_known(bands: Sequence[str]) -> None:
+    """Some bands, none of them twice."""
+    if not any(is_band(b, bands) for b in bands):
+        band_names(bands)  # says which are known
+    known_twice = [b for b in bands if is_band(b, bands)]
+    band_names(known_twice)
+    if len(set(bands)) < len(bands):
+        raise UnsupportedArrayError(f"bands {', '.join(bands)}: give each name once")
+
+
+def _differs(before: Any, band: str) -> bool:
+    """Whether a name says less than the band's: B2 and b02_10m say the same as B02."""
+    return not re.fullmatch(rf"b0?{band[1:].lstrip('0').lower()}(_\d+m)?", str(before).lower())
+
+
+def _only_count(names: Sequence[Any]) -> bool:
+    """0 to N - 1 or 1 to N, bare or after the word band, which names nothing."""
+    numbers = [_NUMBER.fullmatch(str(name)) for name in names]
+    found = [int(number[1]) for number in numbers if number]
+    count = len(names)
+    return len(found) == count and found in ([*range(count)], [*range(1, count + 1)])
+
+
+def chosen_variables(
+    ds: xr.Dataset, variables: Iterable[str] | None, bands: Iterable[str] | None = None
+) -> set[str]:
+    """Variables of ``ds`` that are to be coded as reflectance.
+
+    ``bands``, if given, names those of the variables that have as many bands and no names.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        ``variables`` that are not there, or none given and none found.
+    """
+    if isinstance(ds, xr.DataTree):
+        raise UnsupportedArrayError(
+            "this is a DataTree: pass one of its groups, tree['/group'].to_dataset(), or the one "
+            "cube that tec_zarr.prepare(tree) makes of an EOPF product"
+        )
+    if isinstance(variables, str):
+        variables = [variables]
+    try:
+        names = reflectance_names(ds) if variables is None else {str(n) for n in variables}
+    except TypeError:
+        raise UnsupportedArrayError(
+            f"variables is {variables!r}, it must be a list of names"
+        ) from None
+    known = [str(n) for n in ds.data_vars]
+    if not names and bands is not None:
+        count = 1 if isinstance(bands, str) else len(tuple(bands))
+        names = {n for n in counted(ds) if ds[n].sizes[find_dim(ds[n], BAND)] == count}
+    if not names:
+        raise UnsupportedArrayError(_why_none(ds))
+    missing = sorted(names - set(known))
+    if missing:
+        raise UnsupportedArrayError(f"no variables {missing} among {known}")
+    return names
+
+
+def may_have_bands(name: Any, da: xr.DataArray) -> bool:
+    """Whether ``da`` may be reflectance of bands that only have to be named."""
+    return _could_be_reflectance(name, da) and find_dim(da, BAND) is not None
+
+
+def counted(ds: xr.Dataset) -> list[str]:
+    """Variables of ``ds`` that may be reflectance: images with a band dimension."""
+    return [str(n) for n, da in ds.data_vars.items() if may_have_bands(n, da)]
+
+
+def _why_none(ds: xr.Dataset) -> str:
+    """Why no variable is taken for reflectance, and what makes one of it."""
+    arrays = {str(n): da for n, da in ds.data_vars.items()}
+    images = {n: da for n, da in arrays.items() if find_dim(da, Y) and find_dim(da, X)}
+    alone = variable_bands(ds.data_vars)
+    for name, da in images.items():
+        named = name in alone or known_bands(band_labels(da) or ["?"]) is not None
+        if named and da.dtype.name not in DTYPES and not is_something_else(name, da):
+            return (
+                f"{name!r} is {da.dtype}, TEC takes {', '.join(DTYPES)}: make it uint16 or int16 "
+                "if all its values fit (.astype, gdal_translate -ot), else float64 with scale=1"
+            )
+    for name in counted(ds):
+        da = ds[name]
+        if strange := mixed_bands(da):
+            return split_off(name, strange)
+        if band_labels(da) is None:
+            count = da.sizes[find_dim(da, BAND)]
+            return (
+                f"the {count} bands of {name!r} have no names: pass them in their order, such as "
+                f"bands=['B02', 'B03', ...] (--bands B02 B03 ...)"
+            )
+    likely_meant = [n for n, da in images.items() if da.dtype.name in DTYPES]
+    if not likely_meant:
+        return (
+            f"none of {list(arrays)} can be Sentinel-2 reflectance: that is {', '.join(DTYPES)} "
+            "with dimensions y and x"
+        )
+    first = next((n for n in likely_meant if not is_something_else(n, images[n])), likely_meant[0])
+    return (
+        f"none of {likely_meant} looks like Sentinel-2 reflectance by its name or those of its "
+        f"bands: name what is, such as variables=[{first!r}] (--variables {first})"
+    )
+
+
+def split_off(name: str, strange: list[str]) -> str:
+    """What to do about a band that is none."""
+    return (
+        f"{', '.join(map(repr, strange))} among the bands of {name!r} is no Sentinel-2 band, and "
+        "would not be kept exactly: tec_zarr.stack_bands(ds) splits it off (as tec-zarr encode "
+        "does); bands=[...] gives Sentinel-2 names to all"
+    )
+
+
+def holds_tec(da: xr.DataArray) -> bool:
+    """Whether the encoding of ``da`` says that it was read from TEC chunks."""
+    return stored_spec(da) is not None
+
+
+def stored_spec(da: xr.DataArray) -> ChunkSpec | None:
+    """TEC's settings for the chunks that ``da`` was read from, by its encoding, if TEC made them.
+    """
+    stored = [da.encoding.get("serializer"), da.encoding.get("compressor")]
+    for key in ("compressors", "filters"):
+        stored += da.encoding.get(key) or ()
+    return next((codec for codec in stored if isinstance(codec, ChunkSpec)), None)
+
+
+def reflectance_names(ds: xr.Dataset) -> set[str]:
+    """Variables of ``ds`` that look like Sentinel-2 reflectance."""
+    alone = variable_bands(ds.data_vars)
+    return likely({str(n): names_bands(n, da, str(n) in alone) for n, da in ds.data_vars.items()})
+
+
+def likely(named: Mapping[str, bool | None]) -> set[str]:
+    """Which of several arrays beside one another are reflectance, from what `names_bands` says."""
+    found = {name for name, known in named.items() if known}
+    return found or {name for name, known in named.items() if known is False}
+
+
+def names_bands(name: Any, da: xr.DataArray, alone: bool) -> bool | None:
+    """Whether ``da`` says which Sentinel-2 bands it holds; None if it is no reflectance.
+
+    Without names, False, it is reflectance if nothing beside it has names. ``alone``: whether it
+    is called like one band.
+    """
+    if not _could_be_reflectance(name, da):
+        return None
+    if holds_tec(da):
+        return True
+    dim = find_dim(da, BAND)
+    if dim is None:  # what was selected is a coordinate of everything beside it, too
+        return True if alone else None if selected_band(da) is None else False
+    labels = band_labels(da)
+    if labels is None:
+        return False if dim not in da.coords else None
+    return known_bands(labels) is not None or None
+
+
+def _could_be_reflectance(name: Any, da: xr.DataArray) -> bool:
+    """By dtype and dimensions, and not marked or named as something else."""
+    image = find_dim(da, Y) is not None and find_dim(da, X) is not None
+    return da.dtype.name in DTYPES and image and not is_something_else(name, da)
+
+
+def is_something_else(name: Any, da: xr.DataArray) -> bool:
+    """Whether flags, CF or the name say that ``da`` is a class, mask, angle, elevation, ..."""
+    if holds_tec(da):  # somebody said so before
+        return False
+    standard = str(da.attrs.get("standard_name", "")).lower()
+    return (
+        any(key in da.attrs for key in ("flag_values", "flag_masks", "flag_meanings"))
+        or bool(standard and not re.search("reflectance|radiance", standard))
+        or bool(_OTHER_WORDS.search(str(name).lower()))
+    )
+
+
+def canonical_order(obj: XrObject) -> XrObject:
+    """Images with dimensions (..., time, band, y, x), as TEC stores them."""
+    if isinstance(obj, xr.DataArray):
+        return transposed(obj)
+    return obj.map(transposed, keep_attrs=True)
+
+
+def transposed(da: xr.DataArray) -> xr.DataArray:
+    dims = [find_dim(da, names) for names in (TIME, BAND, Y, X)]
+    known = [d for d in dims if d is not None]
+    if dims[2] is None or dims[3] is None or len(known) != da.ndim:
+        return da
+    return da.transpose(*known)
+
+
+def same_labels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Equal but for what files round: a tenth of a pixel, fractions of a second, times of day."""
+    if before.dtype.kind == after.dtype.kind == "M":
+        seconds = [moments.astype("M8[ns]").astype("M8[s]") for moments in (before, after)]
+        days = [moments.astype("M8[D]") for moments in seconds]
+        if any((s == d).all() for s, d in zip(seconds, days, strict=True)):
+            return days[0] == days[1]
+        return np.abs(seconds[0] - seconds[1]) <= np.timedelta64(1, "s")
+    if before.dtype.kind not in "iuf" or after.dtype.kind not in "iuf":
+        return np.asarray(before == after, bool)
+    pixel = np.abs(np.diff(before.astype(np.float64))).min(initial=np.inf)
+    near = 0.1 * pixel if np.isfinite(pixel) else 1e-6 * np.abs(before)
+    return np.abs(after.astype(np.float64) - before) <= near
+
+
+def image_dims(cube: xr.DataArray) -> tuple[str, ...] | None:
+    """Its dimensions in the order of TEC, None without y and x."""
+    kinds = dims_by_kind(cube)
+    return tuple(d for d in kinds if d is not None) if None not in kinds[2:] else None
+
+
+def dims_by_kind(cube: xr.DataArray) -> list[str | None]:
+    return [find_dim(cube, names) for names in (TIME, BAND, Y, X)]
+
+
+def names_along_bands(da: xr.DataArray) -> list[str]:
+    """Names along the band dimension; the array's own name where it has none."""
+    dim = find_dim(da, BAND)
+    if dim is None:
+        return [str(da.name)]
+    return [word(b) for b in da[dim].values]

@@ -1,0 +1,377 @@
+"""How xarray objects are laid out in a Zarr store: ``encoding`` to write, ``decode`` to leave.
+
+``xarray`` hands each variable's ``encoding`` to Zarr unchanged. What has to stand there differs
+by Zarr format, by dtype and by Dask chunks, and mistakes show only much later; so it is decided
+here, once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import xarray as xr
+
+from tec_zarr.codec.encode import check_unit
+from tec_zarr.codec.spec import ChunkSpec, check_gop
+from tec_zarr.cubes.dims import (
+    BAND,
+    TIME,
+    X,
+    Y,
+    band_labels,
+    chosen_variables,
+    find_dim,
+    holds_tec,
+    is_something_else,
+    known_bands,
+    mixed_bands,
+    selected_band,
+    split_off,
+    variable_bands,
+)
+from tec_zarr.cubes.layout import layout
+from tec_zarr.cubes.nodata import nodata_values, unencoded
+from tec_zarr.cubes.packing import (
+    AT_ONCE,
+    PACKING,
+    cf_line,
+    cf_packing,
+    fill_values,
+    holds,
+    stored_packing,
+    time_encoding,
+)
+from tec_zarr.errors import SecondGenerationWarning, SeparateBandsWarning, UnsupportedArrayError
+
+XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset, xr.DataTree)
+
+CONTAINER = "tec_compression"
+"""Name of the scalar coordinate that says what compressed the data
+(`tec_zarr.cubes.provenance`).
+"""
+
+UNNAMED = "__xarray_dataarray_variable__"
+"""What xarray calls an array without a name in a store."""
+
+_STORAGE_KEYS = ("chunks", "shards", "preferred_chunks", "compressors", "compressor", "filters",
+                 "serializer", "source", "original_shape", "write_empty_chunks",
+                 "chunk_key_encoding", "cache_metadata", "fill_value")  # fmt: skip
+
+
+def encoding(
+    obj: xr.DataArray | xr.Dataset,
+    *,
+    quality: float = 4.0,
+    model: str = "tec-s2",
+    zarr_format: int = 3,
+    bands: Iterable[str] | None = None,
+    nodata: float | Sequence[float] | None = 0,
+    scale: float | None = None,
+    max_error: float | Sequence[float] | Mapping[str, float] | None = None,
+    psnr: float | None = None,
+    max_bytes: int | None = None,
+    gop: int | None = None,
+    chunks: Mapping[str, int] | None = None,
+    shards: bool = True,
+    variables: Iterable[str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Encoding to pass to ``to_zarr``: reflectance by TEC, everything else lossless.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        With dimensions (time, band, y, x), or without time or band; the usual names are known.
+    quality : float
+        1 (smallest) to 8 (finest).
+    model : str
+        Name of the learned model.
+    zarr_format : {3, 2}
+        What ``to_zarr`` is called with.
+    bands : iterable of str, optional
+        Sentinel-2 names along the band dimension; None takes the band coordinate, descriptions
+        (``long_name``) where that only counts, or the variable's name when it has no such
+        dimension.
+    nodata : number or sequence of numbers, optional
+        Values besides NaN that mean "nothing measured"; None for no such value. What the data
+        declare (``_FillValue``, ``missing_value``, ``nodata``, ``.rio.nodata``, ...) comes on top.
+    scale : float, optional
+        Units of floating-point data: 1e-4 for reflectance (the default), 1 for DN. Floats that
+        xarray made of integers without a scale factor are DN, and are stored as these integers.
+    max_error : number, sequence of numbers or mapping, optional
+        Largest absolute error of every sample, in the units of the data (DN, or reflectance for
+        floats), for all bands or for each; 0 is lossless. A mapping names them, and indices:
+        ``{"ndvi": 0.01}``, ``{"nd:B8A,B04": 0.02, "B02": 5, "all": 50}``. Instead of
+        ``quality``, at which only bands are coded that no name stands for.
+    psnr, max_bytes : number, optional
+        PSNR (dB) that every chunk reaches, or bytes that no chunk exceeds, with the quality
+        chosen for each chunk. Instead of ``quality``.
+    gop : int, optional
+        For temporal models (``model="tec-tt-s2"``): dates of a chunk refer to one another only
+        within runs of this many. None: within the chunk, whose length in time is the other way
+        to say how much has to be decoded for one date.
+    chunks : mapping, optional
+        Dimension name to chunk length, -1 for a whole dimension. Default: about 4 dates, all
+        bands, about 256 x 256 in equal parts without a sliver at the end, fitted to the Dask
+        chunks if there are any.
+    shards : bool
+        Gather chunks into shards of up to 1024 x 1024 pixels (Zarr v3 only): TEC chunks are tiny.
+    variables : iterable of str, optional
+        Variables that are reflectance. Default: those with a band dimension whose coordinate
+        names Sentinel-2 bands, and those named like a band; if there are none, those with a
+        band dimension without names. Never those that flags, a ``standard_name`` or a name such
+        as ``scl``, ``mask`` or ``view_zenith`` make something else.
+
+    Returns
+    -------
+    dict
+        Name of every variable and coordinate to its encoding. Times have a unit that clock times
+        appended later fit into (`tec_zarr.cubes.packing.time_encoding`).
+
+    Raises
+    ------
+    UnsupportedArrayError
+        Data that TEC cannot take as it is; the message says how to change it.
+
+    Warns
+    -----
+    SecondGenerationWarning
+        When the data were read from a TEC store: encoding them again loses more.
+    SeparateBandsWarning
+        When bands of one grid are variables of their own, which costs twice the bytes.
+
+    Notes
+    -----
+    Floating-point data in memory that fit become uint16 DN with the CF attributes
+    ``scale_factor`` and ``_FillValue`` 0 (NaN), so that any reader sees reflectance; data that
+    xarray unpacked from integers are packed the same way again. Lazy data that were computed
+    with, and data with values that integers would wrap, keep their dtype: the codec takes floats
+    too and makes the same bytes of them. xarray packs what is appended later without looking:
+    where it may hold zero or less, write the first dates as lazy floats (``ds.chunk()``).
+    """
+    if zarr_format not in (2, 3):
+        raise UnsupportedArrayError(f"zarr_format is {zarr_format}, it must be 2 or 3")
+    if bands is not None and not isinstance(bands, str):
+        bands = tuple(bands)
+    if isinstance(obj, xr.DataArray):
+        obj = obj.assign_attrs(nodata=unencoded(obj))  # .rio.set_nodata is of this object only
+        obj = obj.to_dataset(name=UNNAMED if obj.name is None else str(obj.name))
+        name, da = next(iter(obj.data_vars.items()))
+        strange = mixed_bands(da) if bands is None else []
+        if strange and variables is None:
+            raise UnsupportedArrayError(split_off(str(name), strange))
+        if variables is None and not is_something_else(name, da):
+            variables = [str(name)]
+    reflectance = chosen_variables(obj, variables, bands)
+    alone = variable_bands(obj.data_vars)
+    _warn_separate_bands({n: obj[n] for n in reflectance if n in alone})
+    arrays = {str(n): obj[n] for n in obj.variables}
+    out: dict[str, dict[str, Any]] = {}
+    for name, da in arrays.items():
+        if name in reflectance:
+            names = _bands_of(name, da, bands, alone)
+            spec = ChunkSpec(
+                model=model, quality=quality, bands=names, nodata=nodata, scale=scale,
+                max_error=max_error, psnr=psnr, max_bytes=max_bytes, gop=gop,
+            )  # fmt: skip
+            check_gop(spec)
+            if not spec.is_lossless:
+                _warn_second_generation(name, da)
+            out[name] = _tec(name, da, spec, zarr_format, chunks, shards)
+        else:  # also for text and scalars: xarray keeps the codecs of what has no entry
+            numbers = da.ndim and da.dtype.kind in "biufmM"
+            out[name] = (_lossless(zarr_format) if numbers else {}) | _lossless_packing(da)
+        if "grid_mapping" in da.encoding:  # to_zarr forgets what is not repeated
+            out[name]["grid_mapping"] = da.encoding["grid_mapping"]
+    if spec.is_lossless:
+        out.pop(CONTAINER, None)  # describe drops it
+    return out
+
+
+def decode(obj: XrObject) -> XrObject:
+    """Same data without the encoding of its store: the way out of TEC.
+
+    Lazy data stay lazy. What belongs to the values (units, CRS, CF packing) is kept, codecs,
+    chunks and shards are not: ``tec_zarr.decode(ds).to_zarr("plain.zarr")`` is a plain store.
+    Nor is a CF packing that does not hold the values any more, because they were changed or
+    come from several stores: they are written as they are, since xarray would wrap them.
+
+    Parameters
+    ----------
+    obj : DataArray, Dataset or DataTree
+        For instance from ``xarray.open_zarr``.
+
+    Returns
+    -------
+    DataArray, Dataset or DataTree
+        A shallow copy.
+    """
+    if isinstance(obj, xr.DataTree):
+        return obj.map_over_datasets(decode)
+    out = without_codecs(obj)
+    for member in _members(out):
+        if not _is_packed_right(member):
+            for key in PACKING:
+                member.encoding.pop(key, None)
+    return out
+
+
+def without_codecs(obj: XrObject) -> XrObject:
+    """A shallow copy without codecs, chunks and shards, and with the packing that it has."""
+    out: XrObject = obj.copy(deep=False)
+    for member in _members(out):
+        for key in _STORAGE_KEYS:
+            member.encoding.pop(key, None)
+        if member.encoding.pop("char_dim_name", None):  # netCDF's rows of characters
+            member.encoding.pop("dtype", None)
+    return out
+
+
+def _members(obj: Any) -> list[xr.DataArray]:
+    """The array itself or the variables, and the coordinates."""
+    arrays = [obj] if isinstance(obj, xr.DataArray) else obj.data_vars.values()
+    return [*arrays, *obj.coords.values()]
+
+
+def _bands_of(
+    name: str, da: xr.DataArray, bands: Iterable[str] | None, alone: Mapping[str, str]
+) -> tuple[str, ...] | None:
+    """Names that the codec gets; ``alone``: the bands that are variables of their own."""
+    if bands is not None:
+        return (bands,) if isinstance(bands, str) else tuple(bands)
+    if find_dim(da, BAND) is None:  # by the variable's name or by what was selected
+        label = alone.get(name) or selected_band(da)
+        return None if label is None else (label,)
+    labels = band_labels(da)
+    return None if labels is None else known_bands(labels)
+
+
+def _warn_second_generation(name: str, da: xr.DataArray) -> None:
+    if holds_tec(da):
+        warnings.warn(
+            f"{name!r} was read from a TEC store: encoding it again loses quality a second time. "
+            "Start from the source data, or leave TEC with "
+            "tec_zarr.decode(ds).to_zarr(...) without this encoding.",
+            SecondGenerationWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_separate_bands(arrays: Mapping[str, xr.DataArray]) -> None:
+    """Bands that could be one array cost about twice as much one by one."""
+    shapes = Counter((da.dims, da.shape, da.dtype) for da in arrays.values())
+    most = max(shapes.values(), default=0)
+    if most > 1:
+        warnings.warn(
+            f"{most} bands are variables of their own: TEC codes bands together, and needs about "
+            "half the bytes for ds = tec_zarr.stack_bands(ds); tec_zarr.unstack_bands(ds) makes "
+            "variables of them again",
+            SeparateBandsWarning,
+            stacklevel=3,
+        )
+
+
+def _tec(
+    name: str,
+    da: xr.DataArray,
+    spec: ChunkSpec,
+    zarr_format: int,
+    chunks: Mapping[str, int] | None,
+    shards: bool,
+) -> dict[str, Any]:
+    order = [find_dim(da, names) for names in (TIME, BAND, Y, X)]
+    present = tuple(d for d in order if d is not None)
+    if order[2] is None or order[3] is None or da.dims != present:
+        raise UnsupportedArrayError(
+            f"{name!r} has dimensions {da.dims}; TEC needs (time, band, y, x), in this order, "
+            "time and band only where there are several: rename or transpose it first"
+        )
+    _check_count(name, da, spec, order[1])
+    chunk, shard = layout(name, da, order, chunks, shards and zarr_format == 3)
+    out: dict[str, Any] = {"chunks": chunk}
+    cf, packed = cf_packing(da, spec)
+    _check_unit(da, spec if cf else packed, cf)
+    spec = replace(packed, nodata=(*packed.fill_values, *_stored_nodata(da, cf)))
+    out |= cf
+    arguments = spec.to_config()
+    if zarr_format == 3:
+        from tec_zarr.codec.zarr_codec import TECCodec
+
+        out |= {"serializer": TECCodec(**arguments), "compressors": ()}
+        return out | ({"shards": shard} if shard else {})
+    from tec_zarr.codec.numcodecs_codec import TEC
+
+    return out | {"compressors": TEC(**arguments), "filters": None}
+
+
+def _check_unit(da: xr.DataArray, spec: ChunkSpec, cf: Mapping[str, Any]) -> None:
+    """Refuse floats in memory that are plainly not in the unit of ``spec``; integers without a
+    scale factor, which ``cf`` makes of them again, are DN.
+    """
+    whole = bool(cf) and "scale_factor" not in cf
+    if da.dtype.kind != "f" or da.chunks is not None or spec.max_error is not None or whole:
+        return
+    some = da.values.reshape(-1)[:: max(1, da.size // AT_ONCE) | 1]
+    check_unit(some, replace(spec, nodata=(*spec.fill_values, *unencoded(da))))
+
+
+def _check_count(name: str, da: xr.DataArray, spec: ChunkSpec, band: str | None) -> None:
+    """Names and bounds have to be as many as there are bands."""
+    count = da.sizes[band] if band else 1
+    for label, given in (("bands", spec.bands), ("max_error", spec.max_error)):
+        if isinstance(given, tuple) and len(given) != count:
+            raise UnsupportedArrayError(
+                f"{label} has {len(given)} entries, {name!r} has {count} bands: give one for each"
+            )
+
+
+def _stored_nodata(da: xr.DataArray, cf: Mapping[str, Any]) -> list[float]:
+    """What ``da`` says is nodata, in the units in which it is stored with the packing ``cf``."""
+    if cf and cf != stored_packing(da):  # integers made now: nothing but NaN was nodata
+        return fill_values(cf)
+    found = [*fill_values(cf), *nodata_values(da)]
+    line = unpacking(da)
+    if not cf and line != (1, 0):  # floats made of integers, stored as floats
+        found += [float(da.dtype.type(value * line[0] + line[1])) for value in found]
+    return found
+
+
+def unpacking(da: xr.DataArray) -> tuple[float, float]:
+    """Factor and sum that made values of the integers that ``da`` was stored as; else 1 and 0."""
+    stored = stored_packing(da)
+    return (1, 0) if stored is None else cf_line(stored)
+
+
+def _lossless_packing(da: xr.DataArray) -> dict[str, Any]:
+    """CF keys of a variable that is stored without loss: integers with NaN stay integers."""
+    if da.dtype.kind in "mM":
+        return time_encoding(da)
+    stored = stored_packing(da)
+    whole = stored is not None and "scale_factor" not in stored and "add_offset" not in stored
+    return stored if stored and whole and holds(da, stored, on_grid=True, slack=0) else {}
+
+
+def _is_packed_right(da: xr.DataArray) -> bool:
+    """Whether the packing in the encoding of numbers, if there is one, holds them as they are."""
+    kept = da.encoding.get("dtype", da.dtype)
+    if da.dtype.kind not in "iuf" or da.encoding.get("_Unsigned"):
+        return True
+    if cf_line(da.encoding) == (1, 0) and kept == da.dtype:
+        return True
+    stored = stored_packing(da)
+    if stored is None:  # floats packed in floats stay as precise as they were, if they are floats
+        return da.dtype.kind == "f" and ("scale_factor" in da.encoding or kept == da.dtype)
+    return holds(da, stored, on_grid=True)
+
+
+def _lossless(zarr_format: int) -> dict[str, Any]:
+    if zarr_format == 3:
+        from zarr.codecs import BloscCodec
+
+        return {"compressors": (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"),)}
+    from numcodecs import Blosc
+
+    return {"compressors": Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE), "filters": None}

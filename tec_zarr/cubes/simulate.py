@@ -1,0 +1,149 @@
+"""What a cube will be after TEC, and how many bytes it will take, before anything is written."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from tec_zarr.codec.decode import decode_chunk
+from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.spec import ChunkSpec
+from tec_zarr.cubes.dims import XrObject, chosen_variables, transposed
+from tec_zarr.cubes.encoding import encoding, without_codecs
+from tec_zarr.cubes.packing import PACKING
+
+MaxError = float | Sequence[float] | Mapping[str, float] | None
+
+
+def simulate(
+    obj: XrObject, *, quality: float = 4.0, max_error: MaxError = None, **options: Any
+) -> XrObject:
+    """What ``obj`` will be after TEC, before anything is written.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        Cube, dimensions in any order. Variables that are not reflectance stay as they are.
+    quality, max_error, **options
+        Of `tec_zarr.encoding`. `weigh` says how many bytes it takes.
+
+    Returns
+    -------
+    DataArray or Dataset
+        Same dimensions, dtype, coordinates and attributes; lazy, for arrays in memory too.
+        The same values as writing with the same settings and reading gives.
+    """
+    if max_error is not None:
+        options["max_error"] = max_error
+    if isinstance(obj, xr.DataArray):
+        return _simulated(obj, quality, options)
+    names = chosen_variables(obj, options.get("variables"))
+    found = {n: _simulated(obj[n], quality, options) for n in obj.data_vars if str(n) in names}
+    return obj.assign(found)
+
+
+def weigh(
+    obj: xr.DataArray | xr.Dataset,
+    *,
+    quality: float = 4.0,
+    max_error: MaxError = None,
+    **options: Any,
+) -> int:
+    """Bytes that TEC chunks of ``obj`` will take; encodes everything, writes nothing.
+
+    Parameters are those of `simulate`. Metadata and lossless variables are not counted.
+    """
+    if max_error is not None:
+        options["max_error"] = max_error
+    if isinstance(obj, xr.DataArray):
+        arrays = [obj]
+    else:
+        names = chosen_variables(obj, options.get("variables"))
+        arrays = [da for n, da in obj.data_vars.items() if str(n) in names]
+    total = 0
+    for da in arrays:
+        written, lazy = _plan(da, quality, options)
+        ones = tuple((1,) * n for n in lazy.numblocks)
+        sizes = lazy.map_blocks(written.weight, dtype=np.int64, chunks=ones)
+        total += int(sizes.sum().compute())
+    return total
+
+
+@dataclass(frozen=True)
+class _Written:
+    """How Zarr and xarray write an array: codec, chunk shape, CF packing, what pads edge chunks."""
+
+    codec: ChunkSpec
+    chunk: tuple[int, ...]
+    packing: Mapping[str, Any]
+    dims: tuple[str, ...]
+    fill: float
+
+    def frames(self, block: np.ndarray) -> Iterator[tuple[tuple[slice, ...], bytes]]:
+        """Where the chunks of a block of whole chunks lie, and their bytes."""
+        packed = self._packed(block)
+        starts = (range(0, size, n) for size, n in zip(block.shape, self.chunk, strict=True))
+        for corner in itertools.product(*starts):
+            place = tuple(slice(i, i + n) for i, n in zip(corner, self.chunk, strict=True))
+            piece = packed[place]
+            missing = [(0, n - size) for size, n in zip(piece.shape, self.chunk, strict=True)]
+            padded = np.pad(piece, missing, constant_values=self.fill)
+            yield place, encode_chunk(padded, self.codec, padding=(self.fill,))
+
+    def read_back(self, block: np.ndarray) -> np.ndarray:
+        """The block after writing and reading."""
+        out = np.empty_like(self._packed(block[:0]), shape=block.shape)
+        for place, frame in self.frames(block):
+            size = (slice(n) for n in out[place].shape)
+            out[place] = decode_chunk(frame)[tuple(size)]
+        return self._unpacked(out).astype(block.dtype)
+
+    def weight(self, block: np.ndarray) -> np.ndarray:
+        """Bytes of the block's chunks, an array of one number."""
+        total = sum(len(frame) for _, frame in self.frames(block))
+        return np.full((1,) * block.ndim, total, np.int64)
+
+    def _packed(self, block: np.ndarray) -> np.ndarray:
+        if not self.packing:
+            return block
+        values = xr.Variable(self.dims, block, encoding=dict(self.packing))
+        return xr.conventions.encode_cf_variable(values).values
+
+    def _unpacked(self, stored: np.ndarray) -> np.ndarray:
+        if not self.packing:
+            return stored
+        attrs = {k: v for k, v in self.packing.items() if k != "dtype"}
+        return xr.conventions.decode_cf_variable("", xr.Variable(self.dims, stored, attrs)).values
+
+
+def _plan(
+    da: xr.DataArray, quality: float, options: Mapping[str, Any]
+) -> tuple[_Written, Any]:
+    """How ``da`` is written, and its data as a Dask array of whole chunks."""
+    settings = {k: v for k, v in options.items() if k != "variables"}
+    ordered = transposed(without_codecs(da))
+    name = str(da.name) if da.name is not None else "cube"
+    stored = encoding(ordered.to_dataset(name=name), variables=[name], quality=quality,
+                      **settings)[name]  # fmt: skip
+    chunk = stored["chunks"]
+    packing = {k: stored[k] for k in PACKING if k in stored}
+    fills = {**da.attrs, **da.encoding, **packing}
+    floats = np.dtype(packing.get("dtype", da.dtype)).kind == "f"
+    fill = np.nan if floats else fills.get("_FillValue", 0)
+    codec = stored.get("serializer") or stored["compressors"]
+    lazy = ordered if ordered.chunks is not None else ordered.chunk(
+        dict(zip(ordered.dims, chunk, strict=True))
+    )
+    dims = tuple(map(str, ordered.dims))
+    return _Written(codec, chunk, packing, dims, fill), lazy.data
+
+
+def _simulated(da: xr.DataArray, quality: float, options: Mapping[str, Any]) -> xr.DataArray:
+    written, lazy = _plan(da, quality, options)
+    back = lazy.map_blocks(written.read_back, dtype=da.dtype)
+    return transposed(da).copy(data=back).transpose(*da.dims)

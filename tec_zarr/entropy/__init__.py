@@ -1,0 +1,1 @@
+"""One range coder and its tables."""

@@ -1,0 +1,127 @@
+"""``.tec`` on DataArray, Dataset and DataTree: what tec_zarr does, where users look for it.
+
+Every method is also a function of this module or of the one it names. Accessors keep no state:
+xarray makes a new one for every object. Nothing here imports torch before a chunk is computed.
+:mod:`tec_zarr.face.xarray_hook` registers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from tec_zarr.compare.report import preview, report
+from tec_zarr.cubes.encoding import decode, encoding
+from tec_zarr.cubes.simulate import MaxError, simulate, weigh
+from tec_zarr.inpaint.clouds import inpaint_clouds
+from tec_zarr.inpaint.masks import DILATE, Mask
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tec_zarr.terracodec.codec import FamilyModel
+
+# ---------------------------------------------------------------------------- accessors
+
+
+class _TecAccessor:
+    """Methods that DataArray and Dataset share; ``obj`` is all that it holds."""
+
+    def __init__(self, obj: Any) -> None:
+        self._obj = obj
+
+    def encoding(self, **options: Any) -> dict[str, dict[str, Any]]:
+        """Encoding for ``to_zarr``: `tec_zarr.encoding`."""
+        return encoding(self._obj, **options)
+
+    def to_zarr(self, store: Any, *arguments: Any, **options: Any) -> Any:
+        """Write with TEC: `tec_zarr.face.write.to_zarr`, which takes what xarray's ``to_zarr``
+        takes.
+        """
+        from tec_zarr.face.write import to_zarr
+
+        return to_zarr(self._obj, store, *arguments, **options)
+
+    def decode(self) -> Any:
+        """Same data without the encoding of its store: `tec_zarr.decode`."""
+        return decode(self._obj)
+
+    def simulate(self, *, quality: float = 4.0, max_error: MaxError = None, **options: Any) -> Any:
+        """What it will be after TEC, lazily: `tec_zarr.cubes.simulate.simulate`."""
+        return simulate(self._obj, quality=quality, max_error=max_error, **options)
+
+    def weigh(self, *, quality: float = 4.0, max_error: MaxError = None, **options: Any) -> int:
+        """Bytes that it will take: `tec_zarr.cubes.simulate.weigh`."""
+        return weigh(self._obj, quality=quality, max_error=max_error, **options)
+
+    def report(
+        self, original: xr.DataArray | xr.Dataset, *, html: str | Path | None = None
+    ) -> pd.DataFrame:
+        """How far it is from ``original``: `tec_zarr.compare.report.report`."""
+        return report(self._obj, original, html=html)
+
+    def preview(self, time: int = 0) -> xr.DataArray:
+        """True-colour picture of one date: `tec_zarr.compare.report.preview`."""
+        return preview(self._obj, time)
+
+    def harmonize(
+        self, *, items: Iterable[Any] | None = None, offset: int | Sequence[int] | None = None
+    ) -> xr.Dataset:
+        """Canonical cube with the +1000 DN offset removed: `tec_zarr.harmonize`."""
+        from tec_zarr.stac.canonical import harmonize
+
+        return harmonize(self._obj, items=items, offset=offset)
+
+    def inpaint_clouds(
+        self,
+        mask: Mask | None = None,
+        *,
+        scl: xr.DataArray | None = None,
+        method: str = "regression",
+        dilate: int = DILATE,
+        return_uncertainty: bool = False,
+        model: str | FamilyModel | None = None,
+        progress: bool = False,
+    ) -> Any:
+        """Fill masked pixels from clear ones: `tec_zarr.inpaint_clouds`."""
+        return inpaint_clouds(
+            self._obj, mask, scl=scl, method=method, dilate=dilate, model=model,
+            return_uncertainty=return_uncertainty, progress=progress,
+        )  # fmt: skip
+
+
+class TecArray(_TecAccessor):
+    """``DataArray.tec``."""
+
+
+class TecDataset(_TecAccessor):
+    """``Dataset.tec``."""
+
+
+class TecTree(_TecAccessor):
+    """``DataTree.tec`` of an EOPF product: everything is done with the one cube of its bands,
+    on one grid and without the offset, that `tec_zarr.prepare` makes of it.
+    """
+
+    def __init__(self, obj: xr.DataTree) -> None:
+        self._tree = obj
+
+    @property
+    def _obj(self) -> Any:
+        from tec_zarr.stac.canonical import prepare
+
+        return prepare(self._tree)
+
+    def harmonize(
+        self, *, items: Iterable[Any] | None = None, offset: int | Sequence[int] | None = None
+    ) -> xr.Dataset:
+        """The cube, lazily: `tec_zarr.prepare`."""
+        from tec_zarr.stac.canonical import prepare
+
+        return prepare(self._tree, items=items, offset=offset)
+
+
+# ------------------------------------------------------------------------------ helpers

@@ -1,0 +1,183 @@
+"""Commands that write cubes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.face.output import BAR_AFTER_SECONDS, print_arrays, settings_of, to_zarr, with_bar
+from tec_zarr.interrupted import replaced
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def encode_command(arguments: argparse.Namespace) -> None:
+    """Write a cube into a Zarr store: reflectance with TEC, everything else lossless."""
+    from tec_zarr.cubes.provenance import describe
+    from tec_zarr.face.write import record
+    from tec_zarr.stores.info import stored_arrays
+
+    with _out(arguments) as target:
+        ds, settings = settings_of(arguments.source, arguments, arguments.zarr_format)
+        to_zarr(describe(ds, settings), target, encoding=settings,
+                 zarr_format=arguments.zarr_format)  # fmt: skip
+        if arguments.max_error is not None:
+            record(target)
+    print_arrays(stored_arrays(arguments.target))
+
+
+def transcode_command(arguments: argparse.Namespace) -> None:
+    """Copy a store, cutting the chunks of its flexible arrays down to their first tokens, or moving
+    those of all TEC arrays to the other Zarr format or to other shards, byte by byte.
+
+    Tokens of tec-flex-s2 need no network for it. Of FlexTEC, neither does a chunk of one date, or
+    one written with context_tokens; of another the tokens that stay are coded anew. Both end as
+    encoding at the lower quality does.
+    """
+    from tec_zarr.recompression.transcode import transcode
+    from tec_zarr.stores.info import stored_arrays
+
+    tokens = arguments.tokens
+    tokens = tokens[0] if tokens and len(tokens) == 1 else tokens
+    bar = tqdm(desc="transcode", delay=BAR_AFTER_SECONDS, leave=False, disable=None)
+    with _out(arguments) as target, bar:
+        transcode(
+            arguments.source, target, tokens, zarr_format=arguments.zarr_format,
+            shards=arguments.shards, progress=bar.update,
+        )  # fmt: skip
+    print_arrays(stored_arrays(arguments.target))
+
+
+def decode_command(arguments: argparse.Namespace) -> None:
+    """Write what a TEC store decodes to as a plain Zarr store, or as one GeoTIFF per date.
+
+    Bands that were stacked to encode them are variables again in a Zarr store.
+    """
+    from tec_zarr.cubes.encoding import decode
+    from tec_zarr.cubes.files import open_cube, with_known_nodata
+    from tec_zarr.cubes.geotiff import is_image, write_geotiffs
+    from tec_zarr.cubes.stacking import unstack_bands
+
+    files: list[Path] = []
+    left: list[str] = []
+    with _out(arguments) as target:
+        ds = decode(with_known_nodata(open_cube(arguments.source)))
+        if arguments.to == "zarr":
+            to_zarr(unstack_bands(ds), target)
+        else:
+            with_bar("decode", lambda: files.extend(write_geotiffs(ds, target)))
+            left = [str(n) for n, da in ds.data_vars.items() if da.ndim and not is_image(da)]
+    print(f"wrote {f'{len(files)} GeoTIFFs to ' if files else ''}{arguments.target}")
+    if left:
+        print(f"not in GeoTIFFs, which hold images: {', '.join(left)}")
+
+
+def recompress_command(arguments: argparse.Namespace) -> int:
+    """Recompress a Zarr store: reflectance with TEC, everything else lossless.
+
+    Repeat the command after an interruption: it goes on where it was. Exit status: 0 complete,
+    1 refused, 3 some regions failed, 130 interrupted (143 by SIGTERM).
+    """
+    import json
+    import logging
+
+    from tec_zarr.compare.tables import size
+    from tec_zarr.recompression.estimate import estimate
+    from tec_zarr.recompression.run import recompress
+
+    names = ("quality", "max_error", "psnr", "max_bytes", "model", "scale", "zarr_format",
+             "variables", "bands", "nodata")  # fmt: skip
+    settings = {name: getattr(arguments, name) for name in names}
+    if arguments.dry_run:
+        guess = estimate(arguments.source, **settings)
+        hours = guess.core_seconds / 3600
+        print(f"{guess.regions} regions, {size(guess.raw_bytes)} raw")
+        print(f"about {size(guess.stored_bytes)} stored, {hours:.3g} core hours on this machine")
+        if arguments.price is not None:
+            print(f"about {hours * arguments.price:.2f} at {arguments.price:g} per core hour")
+        print(f"each source chunk is read {guess.read_amplification:.2f} times")
+        print(f"from {guess.sampled_chunks} chunks; without writing and verification")
+        return 0
+    with contextlib.ExitStack() as stack:
+        client = None
+        if arguments.workers or arguments.scheduler:
+            try:
+                from distributed import Client, LocalCluster
+                from distributed.comm.addressing import parse_address, parse_host_port
+            except ImportError as error:
+                raise UnsupportedArrayError(
+                    "--workers and --scheduler need distributed: pip install 'tec_zarr[dask]'"
+                ) from error
+            if arguments.scheduler:
+                try:  # a Client of what is no address is left half made
+                    parse_host_port(parse_address(arguments.scheduler)[1])
+                except ValueError as error:
+                    raise UnsupportedArrayError(
+                        f"--scheduler {arguments.scheduler} is no address ({error}): give one such "
+                        "as tcp://HOST:8786"
+                    ) from error
+            if arguments.workers:
+                from dask.config import set as dask_settings
+
+                from tec_zarr.recompression.dask_worker import QUIET
+
+                stack.enter_context(dask_settings(QUIET))
+            address = arguments.scheduler or stack.enter_context(
+                LocalCluster(n_workers=arguments.workers, threads_per_worker=1)
+            )
+            client = stack.enter_context(Client(address))
+        if not sys.stderr.isatty():
+            logging.basicConfig(stream=sys.stderr, format="%(message)s")
+            logging.getLogger("tec_zarr.recompress").setLevel(logging.INFO)
+        try:
+            report = recompress(
+                arguments.source, arguments.target, client=client, gpu=arguments.gpu,
+                retries=arguments.retries, verify=arguments.verify, **settings,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            print("tec-zarr: the same command goes on from here", file=sys.stderr)
+            raise
+    if arguments.report:
+        arguments.report.write_text(json.dumps(report.to_json(), indent=1))
+    print(
+        f"{report.finished} of {report.regions} regions ({report.resumed} from earlier runs), "
+        f"{size(report.raw_bytes)} to {size(report.stored_bytes)}, ratio {report.ratio:.1f}, "
+        f"{report.bits_per_sample:.4f} bits per sample"
+    )
+    print(f"verified {report.verified / max(1, report.samples):.0%} of the samples: "
+          f"PSNR {report.psnr:.2f} dB, max error {report.max_error:.0f} DN")  # fmt: skip
+    for failure in report.failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    if not report.complete:
+        print("tec-zarr: incomplete, and not readable yet; the same command goes on from here",
+              file=sys.stderr)  # fmt: skip
+    return 0 if report.complete else 3
+
+
+def from_stac_command(arguments: argparse.Namespace) -> None:
+    """Search, load, take off the +1000 DN offset, and write reflectance with TEC, SCL beside it."""
+    from tec_zarr.stac.load import EARTH_SEARCH, from_stac
+    from tec_zarr.stores.info import stored_arrays
+
+    stores: list[xr.Dataset] = []
+    with_bar("download and encode", lambda: stores.append(from_stac(
+        arguments.target, bbox=arguments.bbox, datetime=arguments.datetime,
+        catalog=arguments.catalog or EARTH_SEARCH, collection=arguments.collection,
+        bands=arguments.bands, resolution=arguments.resolution, crs=arguments.crs,
+        loader=arguments.loader, offset=arguments.offset, quality=arguments.quality,
+        model=arguments.model, append_dates=arguments.append,
+    )))  # fmt: skip
+    print(f"{stores[0].attrs['history']}\n{stores[0].sizes['time']} dates in {arguments.target}\n")
+    print_arrays(stored_arrays(arguments.target))
+
+
+def _out(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[Path]:
+    """Where to write OUT until it is complete."""
+    return replaced(arguments.target, Path(arguments.source), arguments.overwrite)

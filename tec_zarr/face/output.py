@@ -1,0 +1,99 @@
+"""What commands share: settings from options, targets replaced as a whole, a bar, tables."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+BAR_AFTER_SECONDS = 2
+
+
+def settings_of(source: Path, arguments: argparse.Namespace, zarr_format: int) -> tuple:
+    """A cube ready to write, and its encoding by the arguments of ``coding`` and ``targets``."""
+    from tec_zarr.cubes.encoding import decode, encoding
+    from tec_zarr.cubes.files import open_cube
+    from tec_zarr.cubes.layout import rechunk
+    from tec_zarr.cubes.stacking import stack_bands
+
+    said: list[str] = []
+    ds = open_cube(source, bands=arguments.bands, said=said)
+    variables = getattr(arguments, "variables", None)
+    ds = rechunk(ds if variables else stack_bands(ds, said=said))
+    for line in said:
+        print(line)
+    settings = encoding(
+        ds, quality=arguments.quality, model=arguments.model, scale=arguments.scale,
+        zarr_format=zarr_format, max_error=arguments.max_error, psnr=arguments.psnr,
+        max_bytes=arguments.max_bytes, variables=variables,
+        nodata=getattr(arguments, "nodata", 0),
+    )  # fmt: skip
+    return decode(ds), settings
+
+
+def print_arrays(arrays: list) -> None:
+    from tec_zarr.compare.tables import size, table
+
+    columns = ("array", "shape", "chunks", "dtype", "raw", "stored", "ratio", "bits", "codec")
+    rows = [
+        [a.path, "x".join(map(str, a.shape)), "x".join(map(str, a.chunks)), a.dtype,
+         size(a.raw_bytes), size(a.stored_bytes), f"{a.ratio:.1f}", f"{a.bits_per_sample:.4f}",
+         a.codec]
+        for a in arrays
+    ]  # fmt: skip
+    print(table(columns, rows))
+    print("\nbits: stored bits per sample (pixel and band), metadata included")
+    kept = [
+        [a.path, b.name, "" if math.isinf(b.asked) else f"{b.asked:g}", f"{b.error:g}"]
+        for a in arrays for b in a.bounds
+    ]  # fmt: skip
+    if kept:
+        print("\n" + table(("array", "bound on", "max error asked", "measured on writing"), kept))
+
+
+def to_zarr(ds: xr.Dataset, target: Path, **arguments: Any) -> None:
+    """Write chunk by chunk, with a bar over the Dask tasks."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from dask.callbacks import Callback
+    from dask.config import set as dask_settings
+    from dask.system import CPU_COUNT
+
+    bar = tqdm(desc=target.name, delay=BAR_AFTER_SECONDS, unit="task", leave=False, disable=None)
+
+    def start(dsk: dict, state: dict) -> None:
+        bar.total = sum(len(state[k]) for k in ("ready", "waiting"))
+
+    # Threads of its own: none is still writing when an interruption has come through here.
+    with ThreadPoolExecutor(CPU_COUNT) as pool, dask_settings(pool=pool), bar:  # noqa: SIM117
+        with Callback(start_state=start, posttask=lambda *_: bar.update()):
+            ds.to_zarr(target, mode="w", **arguments)
+
+
+def with_bar(label: str, work: Callable[[], object]) -> None:
+    """Run ``work``; after two seconds a line shows that it is still going, and how long."""
+    done = threading.Event()
+
+    def show() -> None:
+        if done.wait(BAR_AFTER_SECONDS):
+            return
+        with tqdm(desc=label, bar_format="{desc}: {elapsed}", leave=False, disable=None) as bar:
+            while not done.wait(0.2):
+                bar.refresh()
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        work()
+    finally:
+        done.set()
+        thread.join()

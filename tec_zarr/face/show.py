@@ -1,0 +1,97 @@
+"""Commands that show and compare."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from tec_zarr.face.output import print_arrays, settings_of, to_zarr, with_bar
+
+
+def demo_command(arguments: argparse.Namespace) -> None:
+    """Encode a cube, synthetic or your own, reopen it with xarray and report what was lost."""
+    from tec_zarr.face.demo import run_demo
+
+    text, picture = run_demo(
+        arguments.out, source=arguments.input, quality=arguments.quality, model=arguments.model,
+        scale=arguments.scale, bands=arguments.bands, step=with_bar,
+    )  # fmt: skip
+    print(text)
+    print()
+    print(f"picture: {picture or 'not drawn; pip install tec_zarr[plots]'}")
+
+
+def train_command(arguments: argparse.Namespace) -> None:
+    """Run or resume a training, then write its weights and the plot of its log beside it."""
+    from tec_zarr.training.run import run
+
+    print(f"weights: {run(arguments.config)}")
+
+
+def info_command(arguments: argparse.Namespace) -> None:
+    """List the arrays of a store: codec, model, quality, size, ratio, and bounds that were asked
+    for beside the largest errors that were measured. Decodes nothing. Of other files: the
+    variables that `encode` would find."""
+    from tec_zarr.compare.tables import size, table
+    from tec_zarr.cubes.files import is_zarr, open_cube, readable
+    from tec_zarr.stores.info import stored_arrays
+
+    path = arguments.path
+    if is_zarr(path):
+        with readable(path):
+            arrays = stored_arrays(path)
+        print_arrays(arrays)
+        return
+    said: list[str] = []
+    ds = open_cube(path, said=said)
+    rows = [[str(n), "x".join(map(str, da.shape)), str(da.dtype), size(da.nbytes)]
+            for n, da in ds.data_vars.items()]  # fmt: skip
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    print(table(("variable", "shape", "dtype", "raw"), rows))
+    print("\n".join([f"\n{size(sum(p.stat().st_size for p in files))} on disk, no Zarr", *said]))
+
+
+def verify_command(arguments: argparse.Namespace) -> int:
+    """Compare the reflectance of two cubes, band by band, in DN.
+
+    What B has lost counts as 0 DN. Exit status: 0, or 1 where nodata differs or the cubes cannot
+    be compared.
+    """
+    from tec_zarr.compare.align import comparable, in_dn, pair
+    from tec_zarr.compare.tables import ERROR_COLUMNS, error_rows, nodata_line, table
+    from tec_zarr.cubes.dims import names_along_bands
+    from tec_zarr.cubes.files import open_cube
+
+    a, b = pair(open_cube(arguments.a, bands=arguments.bands), open_cube(arguments.b))
+    b = comparable(a, b, (arguments.a, arguments.b))
+    both: list = []
+    rows: list = []
+    with_bar("read", lambda: both.extend(in_dn(a, b)))
+    with_bar("compare", lambda: rows.extend(error_rows(both[0], both[1], names_along_bands(a))))
+    print(table(ERROR_COLUMNS, rows))
+    difference = nodata_line(*both)
+    if difference:
+        print(f"\n{difference}")
+    return int(bool(difference))
+
+
+def report_command(arguments: argparse.Namespace) -> None:
+    """Write a page that needs no network: pictures, error maps, tables, other codecs, provenance.
+
+    ``tec-zarr report A B --html page.html`` compares a store B with the original A;
+    ``tec-zarr report A page.html`` shows what TEC would make of A.
+    """
+    from tec_zarr.compare.page import write_page
+
+    b, target = arguments.b, arguments.html
+    if b is not None and b.suffix == ".html":
+        b, target = None, b
+    facts = {"original": str(arguments.a), "decoded": str(b or "made for this report")}
+    with tempfile.TemporaryDirectory() as folder:
+        if b is None:
+            b = Path(folder) / "report.zarr"
+            ds, settings = settings_of(arguments.a, arguments, zarr_format=3)
+            to_zarr(ds, b, encoding=settings, zarr_format=3)
+        with_bar("report", lambda: write_page(target, arguments.a, b, facts, arguments.bands))
+    print(f"wrote {target}")

@@ -1,0 +1,569 @@
+"""The byte format of one encoded chunk: a frame of a header and checked sections.
+
+``docs/format.md`` is the specification; this module is its only implementation. Nothing here
+knows about pixels or models. Readers check every length against the bytes that are really
+there, and every size against :mod:`tec_zarr.config`, before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+
+from tec_zarr import config
+from tec_zarr.errors import ChecksumError, FormatError, LimitError, VersionError
+from tec_zarr.sentinel2 import BANDS, DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS
+
+MAGIC = b"TEC"
+VERSION = 1
+QUALITY_STEPS = 4096
+"""Quality is stored in steps of 1/4096."""
+
+WEIGHTS_PREFIX_BYTES = 8
+NAMED_MODEL = 0
+"""Model id of a model that has no registered number: its name follows."""
+
+NO_BOUND = 0xFFFF
+"""Bound of a band that has none of its own."""
+
+_DTYPES = ("u2", "i2", "f4", "f8")
+_BAND_LISTS: dict[int, tuple[str, ...] | None] = {0: None, 1: L2A_BANDS, 2: L1C_BANDS}
+_EXPLICIT_BANDS = 255
+_BAND_IDS = tuple(BANDS)
+
+_HAS_NODATA, _HAS_SCALING, _HAS_BOUNDS, _HAS_PARAMETERS, _HAS_ERRORS = 1, 2, 4, 8, 16
+_BIG_ENDIAN, _FORTRAN, _RESERVED = 0x20, 0x40, 0x80
+
+
+class Axes(enum.IntEnum):
+    """What the axes of the chunk are; a missing axis has length 1."""
+
+    TCYX = 0
+    CYX = 1
+    TYX = 2
+    YX = 3
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes that the shape in the header lists."""
+        return (4, 3, 3, 2)[self]
+
+    def to_4d(self, shape: Sequence[int]) -> tuple[int, int, int, int]:
+        """Shape as (time, band, y, x)."""
+        t = shape[0] if self in (Axes.TCYX, Axes.TYX) else 1
+        c = shape[-3] if self in (Axes.TCYX, Axes.CYX) else 1
+        return t, c, shape[-2], shape[-1]
+
+
+class SectionKind(enum.IntEnum):
+    """What a section holds."""
+
+    MASK = 1
+    EXACT = 2
+    LATENTS = 3
+    LEDGER = 4
+    BOUND = 5
+    BOUND_MAP = 6
+    POINTS = 7
+
+
+_CODED = (SectionKind.LATENTS, SectionKind.LEDGER, SectionKind.BOUND, SectionKind.BOUND_MAP)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One checked part of a frame."""
+
+    kind: SectionKind
+    data: bytes
+
+
+@dataclass(frozen=True)
+class IndexBound:
+    """A bound on a normalised difference of two bands, ``(first - second) / (first + second)``.
+
+    Attributes
+    ----------
+    first, second : int
+        Positions of the bands along the band axis.
+    bound : float
+        Largest absolute error that was asked for.
+    error : float
+        Largest absolute error that the encoder measured.
+    """
+
+    first: int
+    second: int
+    bound: float
+    error: float = math.nan
+
+
+def mapped_bands(indices: Iterable[IndexBound]) -> list[int]:
+    """Bands of some index, in rising order: their bounds differ from block to block."""
+    return sorted({band for index in indices for band in (index.first, index.second)})
+
+
+@dataclass(frozen=True)
+class Header:
+    """All that a decoder knows before it reads the first section.
+
+    Attributes
+    ----------
+    model_id : int
+        Registered number of the model, or ``NAMED_MODEL``.
+    model_name : str
+        Name of a model without a number, else ``""``.
+    weights : bytes
+        First eight bytes of the SHA-256 of the weights.
+    quality : float
+        1 (smallest) to 8 (finest), a multiple of 1/4096.
+    axes : Axes
+        Meaning of the axes of ``shape``.
+    shape : tuple of int
+        Shape of the chunk as the array's owner sees it.
+    dtype : numpy.dtype
+        uint16, int16, float32 or float64, with its byte order.
+    fortran : bool
+        Whether the chunk is laid out column-major in memory.
+    bands : tuple of str or None
+        Sentinel-2 names along the band axis; None when they are not known.
+    nodata : tuple of float
+        Values that mean "nothing measured"; a decoded sample never equals one by accident.
+    scale, offset : float
+        ``value = (DN + offset) * scale``.
+    bounds : tuple of int or None
+        Largest absolute error per band in DN, when a bound layer is there. ``NO_BOUND`` for a
+        band that has none of its own: those of `indices` are in the bound layer all the same,
+        the others are coded by the model.
+    errors : tuple of float or None
+        Largest absolute error that the encoder measured in each band of the bound layer, in the
+        units of the array, and NaN in the others. None in frames that do not say.
+    indices : tuple of IndexBound
+        Bounds and errors of indices.
+    parameters : bytes
+        Extension for later models; empty so far.
+    latents_crc : int
+        CRC32 of the decoded latents, see ``docs/format.md``.
+    """
+
+    model_id: int
+    weights: bytes
+    quality: float
+    axes: Axes
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    model_name: str = ""
+    fortran: bool = False
+    bands: tuple[str, ...] | None = None
+    nodata: tuple[float, ...] = (0,)
+    scale: float = 1.0
+    offset: float = 0.0
+    bounds: tuple[int, ...] | None = None
+    errors: tuple[float, ...] | None = None
+    indices: tuple[IndexBound, ...] = ()
+    parameters: bytes = b""
+    latents_crc: int = 0
+
+    @property
+    def shape4(self) -> tuple[int, int, int, int]:
+        """Shape as (time, band, y, x)."""
+        return self.axes.to_4d(self.shape)
+
+    @property
+    def bounded(self) -> list[int]:
+        """Bands of the bound layer."""
+        if self.bounds is None:
+            return []
+        every = range(len(self.bounds))
+        if self.errors is None:
+            return list(every)
+        mapped = set(mapped_bands(self.indices))
+        return [c for c in every if self.bounds[c] != NO_BOUND or c in mapped]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A parsed frame whose checksums held."""
+
+    header: Header
+    sections: tuple[Section, ...]
+    header_bytes: int
+
+    def payloads(self, kind: SectionKind) -> list[bytes]:
+        """Sections of one kind, in order."""
+        return [s.data for s in self.sections if s.kind is kind]
+
+
+def default_scale(dtype: np.dtype) -> float:
+    """Units of the values when nobody says: integers are DN, floats reflectance."""
+    return 1 / DN_PER_REFLECTANCE if dtype.kind == "f" else 1.0
+
+
+def write_frame(header: Header, sections: Sequence[Section]) -> bytes:
+    """Serialise a frame.
+
+    Parameters
+    ----------
+    header : Header
+        What the decoder has to know.
+    sections : sequence of Section
+        In the order of the format: mask, exact, latents, ledger, bound, points.
+
+    Returns
+    -------
+    bytes
+        The frame.
+    """
+    body = _header_fields(header) + b"".join(_section_table(sections))
+    if len(body) > config.MAX_HEADER_BYTES:
+        raise LimitError(
+            f"the header of a chunk of shape {header.shape} takes {len(body)} bytes, more than "
+            f"tec_zarr.config.MAX_HEADER_BYTES = {config.MAX_HEADER_BYTES}: use smaller chunks"
+        )
+    head = MAGIC + bytes([VERSION]) + write_varint(len(body)) + body
+    head += struct.pack("<I", zlib.crc32(head))
+    return head + b"".join(s.data for s in sections)
+
+
+def read_frame(data: bytes | memoryview) -> Frame:
+    """Parse a frame and check all of its bytes.
+
+    Parameters
+    ----------
+    data : bytes-like
+        Exactly one frame.
+
+    Returns
+    -------
+    Frame
+        Header and sections.
+
+    Raises
+    ------
+    FormatError
+        Not a frame, cut short, or against the rules of the format.
+    VersionError
+        A format version or a feature newer than this package.
+    ChecksumError
+        Bytes changed since they were written.
+    LimitError
+        Larger than :mod:`tec_zarr.config` allows.
+    """
+    cursor, header_bytes = _checked_header(memoryview(data).cast("B"))
+    header = _parse_fields(cursor)
+    table = _parse_table(cursor)
+    expected = header_bytes + sum(length for _, length, _ in table)
+    if len(data) != expected:
+        state = "cut short" if len(data) < expected else "followed by foreign bytes"
+        raise FormatError(
+            f"TEC frame {state}: its header announces {expected} bytes, {len(data)} are here; "
+            "fetch the chunk again or restore it from the source"
+        )
+    coded = sum(length for kind, length, _ in table if kind in _CODED)
+    if coded > config.MAX_LATENTS_BYTES:
+        raise LimitError(
+            f"a chunk of shape {header.shape} with {coded} bytes of latents, more than "
+            f"tec_zarr.config.MAX_LATENTS_BYTES = {config.MAX_LATENTS_BYTES}: raise that limit if "
+            "you trust the source of this frame"
+        )
+    count = sum(kind is SectionKind.LATENTS for kind, _, _ in table)
+    if count > config.MAX_LATENT_SECTIONS:
+        raise LimitError(
+            f"a chunk of shape {header.shape} with {count} latent sections, more than "
+            f"tec_zarr.config.MAX_LATENT_SECTIONS = {config.MAX_LATENT_SECTIONS}: raise that limit "
+            "if you trust the source of this frame"
+        )
+    sections, start = [], header_bytes
+    for kind, length, crc in table:
+        payload = bytes(data[start : start + length])
+        if zlib.crc32(payload) != crc:
+            raise ChecksumError(
+                f"the {kind.name.lower()} section (bytes {start} to {start + length}) of a TEC "
+                f"frame of shape {header.shape} does not match its CRC32: the bytes changed "
+                "since they were written; fetch the chunk again or restore it from the source"
+            )
+        sections.append(Section(kind, payload))
+        start += length
+    return Frame(header, tuple(sections), header_bytes)
+
+
+def read_header(data: bytes | memoryview) -> Header:
+    """Parse the header of a frame from its first bytes, without the sections.
+
+    Raises
+    ------
+    FormatError, VersionError, ChecksumError, LimitError
+        As :func:`read_frame`; FormatError also if more bytes are needed.
+    """
+    cursor, _ = _checked_header(memoryview(data).cast("B"))
+    return _parse_fields(cursor)
+
+
+class _Cursor:
+    """Reads little-endian fields from a buffer and never past its end."""
+
+    def __init__(self, data: memoryview):
+        self._data, self._at = data, 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._at
+
+    @property
+    def at(self) -> int:
+        return self._at
+
+    def take(self, n: int) -> bytes:
+        if n > self.left:
+            raise FormatError(
+                f"TEC frame cut short: {n} bytes needed at byte {self._at}, {self.left} are here"
+            )
+        self._at += n
+        return bytes(self._data[self._at - n : self._at])
+
+    def unpack(self, fmt: str) -> tuple:
+        return struct.unpack("<" + fmt, self.take(struct.calcsize("<" + fmt)))
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def varint(self) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise FormatError(f"TEC frame damaged: a number before byte {self._at} has no end")
+
+
+def _header_fields(h: Header) -> bytes:
+    flags = (
+        _HAS_NODATA * (h.nodata != (0,))
+        | _HAS_SCALING * ((h.scale, h.offset) != (default_scale(h.dtype), 0.0))
+        | _HAS_BOUNDS * (h.bounds is not None)
+        | _HAS_PARAMETERS * bool(h.parameters)
+        | _HAS_ERRORS * (h.errors is not None)
+    )
+    array = h.axes | _DTYPES.index(h.dtype.str[1:]) << 2
+    array |= _BIG_ENDIAN * (h.dtype.newbyteorder("=").str != h.dtype.str) | _FORTRAN * h.fortran
+    out = [struct.pack("<BBB", flags, array, h.model_id)]
+    if h.model_id == NAMED_MODEL:
+        name = h.model_name.encode("ascii")
+        out.append(bytes([len(name)]) + name)
+    out.append(h.weights)
+    out.append(struct.pack("<HI", round(h.quality * QUALITY_STEPS), h.latents_crc))
+    code = next((k for k, v in _BAND_LISTS.items() if v == h.bands), _EXPLICIT_BANDS)
+    out.append(bytes([code]))
+    if code == _EXPLICIT_BANDS:
+        assert h.bands is not None
+        out.append(bytes([len(h.bands), *map(_BAND_IDS.index, h.bands)]))
+    out.extend(map(write_varint, h.shape))
+    if flags & _HAS_NODATA:
+        values = np.array(h.nodata, dtype=h.dtype.newbyteorder("<"))
+        out.append(bytes([len(values)]) + values.tobytes())
+    if flags & _HAS_SCALING:
+        out.append(struct.pack("<dd", h.scale, h.offset))
+    if h.bounds is not None:
+        out.append(struct.pack(f"<{len(h.bounds)}H", *h.bounds))
+    if h.parameters:
+        out.append(write_varint(len(h.parameters)) + h.parameters)
+    if h.errors is not None:
+        out.append(bytes([len(h.indices)]))
+        for index in h.indices:
+            out.append(struct.pack("<BBdd", index.first, index.second, index.bound, index.error))
+        found = [h.errors[band] for band in h.bounded]
+        out.append(np.array(found, _error_dtype(h.dtype)).tobytes())
+    return b"".join(out)
+
+
+def _section_table(sections: Iterable[Section]) -> Iterable[bytes]:
+    for kind, run in groupby(sections, key=lambda s: s.kind):
+        members = list(run)
+        yield write_varint(kind | len(members) << 3)
+        for s in members:
+            yield write_varint(len(s.data)) + struct.pack("<I", zlib.crc32(s.data))
+
+
+def _checked_header(data: memoryview) -> tuple[_Cursor, int]:
+    """Cursor over the header's body after its checksum held, and the header's full length."""
+    cursor = _Cursor(data)
+    start = cursor.take(len(MAGIC) + 1)
+    if start[:-1] != MAGIC:
+        raise FormatError(
+            f"not a TEC frame: it starts with {start.hex(' ')} instead of {MAGIC.hex(' ')} (TEC); "
+            "is another codec in the array's codec chain?"
+        )
+    if start[-1] != VERSION:
+        raise VersionError(
+            f"TEC frame of format version {start[-1]}; this tec_zarr reads version {VERSION}: "
+            "pip install --upgrade tec_zarr"
+        )
+    size = cursor.varint()
+    if size > config.MAX_HEADER_BYTES:
+        raise LimitError(
+            f"a TEC header of {size} bytes is larger than tec_zarr.config.MAX_HEADER_BYTES = "
+            f"{config.MAX_HEADER_BYTES}: the frame is damaged, or raise that limit"
+        )
+    begin = cursor.at
+    body = cursor.take(size)
+    (crc,) = cursor.unpack("I")
+    if zlib.crc32(data[: begin + size]) != crc:
+        raise ChecksumError(
+            "the header of a TEC frame does not match its CRC32: the bytes changed since they "
+            "were written; fetch the chunk again or restore it from the source"
+        )
+    return _Cursor(memoryview(body)), cursor.at
+
+
+def _parse_fields(c: _Cursor) -> Header:
+    flags, array, model_id = c.unpack("BBB")
+    newer = flags & ~(_HAS_NODATA | _HAS_SCALING | _HAS_BOUNDS | _HAS_PARAMETERS | _HAS_ERRORS)
+    if newer or array & _RESERVED or (array >> 2 & 7) >= len(_DTYPES):
+        raise VersionError(
+            f"TEC frame with features that this tec_zarr does not know (flags {flags:#04x}, array "
+            f"byte {array:#04x}): pip install --upgrade tec_zarr"
+        )
+    model_name = _ascii(c.take(c.byte())) if model_id == NAMED_MODEL else ""
+    weights = c.take(WEIGHTS_PREFIX_BYTES)
+    quality, latents_crc = c.unpack("HI")
+    axes = Axes(array & 3)
+    dtype = np.dtype((">" if array & _BIG_ENDIAN else "<") + _DTYPES[array >> 2 & 7])
+    bands = _parse_bands(c)
+    shape = tuple(c.varint() for _ in range(axes.ndim))
+    samples = math.prod(shape)
+    if samples > config.MAX_CHUNK_SAMPLES:
+        raise LimitError(
+            f"a chunk of shape {shape} has {samples} samples, more than "
+            f"tec_zarr.config.MAX_CHUNK_SAMPLES = {config.MAX_CHUNK_SAMPLES}: raise that limit "
+            "if you trust the source of this frame"
+        )
+    n_bands = axes.to_4d(shape)[1]
+    if n_bands > config.MAX_BANDS:
+        raise LimitError(
+            f"a chunk of shape {shape} has {n_bands} bands, more than tec_zarr.config.MAX_BANDS = "
+            f"{config.MAX_BANDS}: raise that limit if you trust the source of this frame"
+        )
+    if samples == 0 or (bands is not None and len(bands) != n_bands):
+        raise FormatError(f"TEC frame damaged: shape {shape} with bands {bands}")
+    nodata: tuple[float, ...] = (0,)
+    if flags & _HAS_NODATA:
+        raw = c.take(c.byte() * dtype.itemsize)
+        nodata = tuple(np.frombuffer(raw, dtype=dtype.newbyteorder("<")).tolist())
+        if not all(map(math.isfinite, nodata)):
+            raise FormatError(f"TEC frame damaged: nodata values {nodata}")
+    scale, offset = c.unpack("dd") if flags & _HAS_SCALING else (default_scale(dtype), 0.0)
+    if not (math.isfinite(scale) and scale > 0 and math.isfinite(offset)):
+        raise FormatError(f"TEC frame damaged: scale {scale}, offset {offset}")
+    bounds = c.unpack(f"{n_bands}H") if flags & _HAS_BOUNDS else None
+    parameters = c.take(c.varint()) if flags & _HAS_PARAMETERS else b""
+    header = Header(
+        model_id=model_id,
+        model_name=model_name,
+        weights=weights,
+        quality=quality / QUALITY_STEPS,
+        axes=axes,
+        shape=shape,
+        dtype=dtype,
+        fortran=bool(array & _FORTRAN),
+        bands=bands,
+        nodata=nodata,
+        scale=scale,
+        offset=offset,
+        bounds=bounds,
+        parameters=parameters,
+        latents_crc=latents_crc,
+    )
+    return _with_errors(c, header) if flags & _HAS_ERRORS else header
+
+
+def _with_errors(c: _Cursor, header: Header) -> Header:
+    """Parse what was measured; it stands behind everything else because older frames end there."""
+    if header.bounds is None:
+        raise FormatError("TEC frame damaged: measured errors without bounds")
+    n_bands, dtype = len(header.bounds), _error_dtype(header.dtype)
+    # Which bands have an error follows from the indices, so those come first.
+    indices = tuple(IndexBound(*c.unpack("BBdd")) for _ in range(c.byte()))
+    header = replace(header, errors=(math.nan,) * n_bands, indices=indices)
+    if any(max(i.first, i.second) >= n_bands or i.first == i.second for i in indices):
+        raise FormatError(f"TEC frame damaged: indices {indices} of {n_bands} bands")
+    bounded = header.bounded
+    found = np.frombuffer(c.take(len(bounded) * dtype.itemsize), dtype).tolist()
+    if not all(v >= 0 for v in (*found, *(v for i in indices for v in (i.bound, i.error)))):
+        raise FormatError("TEC frame damaged: negative errors")
+    errors = dict(zip(bounded, found, strict=True))
+    return replace(header, errors=tuple(errors.get(c, math.nan) for c in range(n_bands)))
+
+
+def _error_dtype(dtype: np.dtype) -> np.dtype:
+    """In what the errors of an array are written: exact for integers."""
+    return np.dtype("<u2") if dtype.kind in "iu" else dtype.newbyteorder("<")
+
+
+def _parse_bands(c: _Cursor) -> tuple[str, ...] | None:
+    code = c.byte()
+    if code in _BAND_LISTS:
+        return _BAND_LISTS[code]
+    if code != _EXPLICIT_BANDS:
+        raise VersionError(
+            f"TEC frame with band list {code}, which this tec_zarr does not know: "
+            "pip install --upgrade tec_zarr"
+        )
+    ids = c.take(c.byte())
+    if any(i >= len(_BAND_IDS) for i in ids):
+        raise FormatError(f"TEC frame damaged: band numbers {list(ids)}")
+    return tuple(_BAND_IDS[i] for i in ids)
+
+
+def _parse_table(c: _Cursor) -> list[tuple[SectionKind, int, int]]:
+    table = []
+    while c.left:
+        tag = c.varint()
+        kind, count = tag & 7, tag >> 3
+        if kind not in list(SectionKind):
+            raise VersionError(
+                f"TEC frame with a section of kind {kind}, which this tec_zarr does not know: "
+                "pip install --upgrade tec_zarr"
+            )
+        if count * 5 > c.left:  # a row takes at least five bytes
+            raise FormatError(f"TEC frame damaged: {count} sections in {c.left} bytes of table")
+        table += [(SectionKind(kind), c.varint(), *c.unpack("I")) for _ in range(count)]
+    return table
+
+
+def _ascii(raw: bytes) -> str:
+    try:
+        return raw.decode("ascii")
+    except UnicodeDecodeError:
+        raise FormatError(f"TEC frame damaged: model name {raw!r} is not ASCII") from None
+
+
+def write_varint(value: int) -> bytes:
+    """Unsigned integer in groups of 7 bits, lowest first."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def read_varint(data: bytes, start: int) -> tuple[int, int]:
+    """Read an unsigned integer at `start`; return it and the position after it."""
+    value = 0
+    for shift in range(0, 63, 7):
+        if start >= len(data):
+            raise FormatError("A section ends in the middle of a number: damaged or cut short.")
+        byte = data[start]
+        start += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, start
+    raise FormatError("A number of more than 63 bits: damaged section.")

@@ -1,0 +1,1 @@
+"""Clouds filled with what lies under them: masks, tiles, pixelwise, regression, kriging."""

@@ -1,0 +1,440 @@
+"""Fill clouds from clear dates, in space and time.
+
+``regression`` and ``tec-tt`` estimate what a date looks like under its clouds from other dates,
+before and after, and from what is seen of the date itself (:mod:`tec_zarr.inpaint.regression`).
+``linear``, ``previous`` and ``median`` combine the clear dates of the same pixel. Pixels outside
+the mask stay as they are, pixels inside are never looked at, and where nothing clear is in reach
+there is nodata.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+import numpy as np
+import xarray as xr
+
+from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, reflectance_names, word
+from tec_zarr.cubes.nodata import fits, nodata_values
+from tec_zarr.errors import TecError, UnsupportedArrayError
+from tec_zarr.inpaint.masks import DILATE, Given, Mask, resolve_mask
+from tec_zarr.inpaint.pixelwise import How, fill_pixels
+from tec_zarr.inpaint.samples import COVERAGE
+from tec_zarr.inpaint.tiles import HALO, fill_tiles
+from tec_zarr.sentinel2 import NODATA
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from tec_zarr.terracodec.codec import FamilyModel
+
+__all__ = ["METHODS", "NothingClearWarning", "inpaint_clouds"]
+
+METHODS = ("regression", "tec-tt", "linear", "previous", "median")
+
+SEAM = 16
+"""Pixels on both sides of a border of Dask chunks over which their estimates are blended."""
+
+XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
+_Axes = tuple[int, int | None, int | None, int | None]
+
+
+class NothingClearWarning(UserWarning):
+    """Masked pixels stay nodata: they are clear on no date."""
+
+
+@overload
+def inpaint_clouds(
+    obj: XrObject,
+    mask: Mask | None = ...,
+    *,
+    scl: xr.DataArray | None = ...,
+    method: str = ...,
+    dilate: int = ...,
+    return_uncertainty: Literal[False] = ...,
+    model: str | FamilyModel | None = ...,
+    progress: bool = ...,
+) -> XrObject: ...
+@overload
+def inpaint_clouds(
+    obj: XrObject,
+    mask: Mask | None = ...,
+    *,
+    scl: xr.DataArray | None = ...,
+    method: str = ...,
+    dilate: int = ...,
+    return_uncertainty: bool,
+    model: str | FamilyModel | None = ...,
+    progress: bool = ...,
+) -> Any: ...
+def inpaint_clouds(
+    obj: Any,
+    mask: Mask | None = None,
+    *,
+    scl: xr.DataArray | None = None,
+    method: str = "regression",
+    dilate: int = DILATE,
+    return_uncertainty: bool = False,
+    model: str | FamilyModel | None = None,
+    progress: bool = False,
+) -> Any:
+    """Replace masked pixels by an estimate from clear ones.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        Cube with time, y and x, in any order, with or without bands. DN or reflectance. Of a
+        Dataset, every reflectance variable; bands that are variables of their own help each
+        other.
+    mask : DataArray or ndarray of bool, or callable, optional
+        True where the ground is not seen, with time, y and x (and bands, if it differs by
+        band), an ndarray in the order of the cube; or a function that makes it of ``obj``, once,
+        whether ``obj`` is a DataArray or a Dataset. Taken as it is, not dilated.
+    scl : DataArray, optional
+        Scene classification on the same grid, instead of ``mask``: see `cloud_mask`. By default
+        the variable ``scl`` (or ``SCL``) of a Dataset.
+    method : {"regression", "tec-tt", "linear", "previous", "median"}
+        ``regression``: the spectra of other dates, mapped to this one as clear pixels say (see
+        :mod:`tec_zarr.inpaint.regression`). ``tec-tt``: the same, with what the temporal model
+        expects of the difference. ``linear``: the nearest clear dates before and after, weighed by
+        their distance in time (in days if time is datetime64, else in dates), or the one of
+        them that there is. ``previous``: the last clear date before. ``median``: of all clear
+        dates.
+    dilate : int
+        Pixels by which the mask from ``scl`` grows.
+    return_uncertainty : bool
+        Return the half width of the interval that holds the truth nine times of ten, too.
+    model : str or FamilyModel, optional
+        Of ``tec-tt``: a published model instead of the embedded one, by name
+        and lambda (``"terracodec_v1_tt_s2l2a/lambda-20"``: the weights must be at
+        hand, see `tec_zarr.terracodec.hub`) or as loaded by `tec_zarr.terracodec.hub.load_codec`.
+    progress : bool
+        Show a bar. Of lazy arrays, use ``with dask.diagnostics.ProgressBar():`` instead.
+
+    Returns
+    -------
+    DataArray or Dataset
+        Dimensions, dtype, coordinates, attributes and encoding of ``obj``. Pixels outside the
+        mask are bit for bit what they were, nodata included. Pixels inside depend on nothing
+        inside the mask. Where nothing clear is in reach they are nodata: NaN in floats, else
+        what the array declares (``_FillValue``, ``nodata``, ...) or 0. Dask arrays stay lazy.
+    DataArray or Dataset
+        With ``return_uncertainty``: float32 in units of ``obj``, 0 outside the mask, NaN where
+        there is no estimate or nothing clear to calibrate with.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        No time dimension, a mask on another grid, Dask chunks that split time or bands, a
+        Dataset without reflectance.
+    TecError
+        An unknown method.
+
+    Warns
+    -----
+    NothingClearWarning
+        Pixels stay nodata; it says on which dates. Lazy arrays warn when they are computed.
+
+    Notes
+    -----
+    ``regression`` and ``tec-tt`` look at squares of 256 pixels and 64 around them at a time, and
+    blend them. Dask chunks look 64 pixels into their neighbours (the smallest chunk's size at
+    most) and are blended over 16 pixels on both sides of their borders.
+    """
+    if method not in METHODS:
+        raise TecError(f"method is {method!r}, it must be one of {', '.join(METHODS)}")
+    if model is not None and method != "tec-tt":
+        raise TecError(f"model={model!r} goes with method='tec-tt', not with {method!r}")
+    how = How(method, model, return_uncertainty, progress)
+    given = mask(obj) if callable(mask) else mask
+    if given is None and mask is not None:
+        raise UnsupportedArrayError("the function given as mask= returned None, not a mask")
+    if isinstance(obj, xr.Dataset):
+        return _inpaint_dataset(obj, given, scl, dilate, how)
+    filled, half_width = _inpaint(obj, resolve_mask(obj, given, scl, dilate), how)
+    return (filled, half_width) if return_uncertainty else filled
+
+
+def _inpaint_dataset(
+    ds: xr.Dataset, mask: Given | None, scl: xr.DataArray | None, dilate: int, how: How
+) -> Any:
+    if mask is None and scl is None:
+        scl = next((ds[n] for n in ds.data_vars if str(n).lower() == "scl"), None)
+    names = [n for n in ds.data_vars if n in reflectance_names(ds)]
+    if not names:
+        raise UnsupportedArrayError(
+            f"none of {list(ds.data_vars)} looks like Sentinel-2 reflectance: take the variable to "
+            "fill, ds['name'].tec.inpaint_clouds(...)"
+        )
+    filled: dict[Any, xr.DataArray] = {}
+    wide: dict[Any, xr.DataArray | None] = {}
+    for group in _alike(ds, names):
+        first = ds[group[0]]
+        if len(group) == 1:
+            covered = resolve_mask(first, mask, scl, dilate)
+            filled[group[0]], wide[group[0]] = _inpaint(first, covered, how)
+            continue
+        cube = xr.Variable.concat([ds[n].variable for n in group], "band")
+        stacked = xr.DataArray(cube, {**first.coords, "band": group}, name="cube")
+        stacked.encoding = first.encoding
+        if stacked.chunks is not None:
+            stacked = stacked.chunk(band=-1)
+        done, half_width = _inpaint(stacked, resolve_mask(stacked, mask, scl, dilate), how)
+        for n, name in enumerate(group):
+            filled[name] = ds[name].copy(data=done.data[n])
+            wide[name] = None if half_width is None else _like(ds[name], half_width.data[n])
+    out = ds.assign(filled)
+    return (out, xr.Dataset({n: wide[n] for n in names})) if how.uncertain else out
+
+
+def _alike(ds: xr.Dataset, names: Sequence[Any]) -> list[list[Any]]:
+    """Variables to fill together: bands that are variables of the same shape and kind."""
+    groups: dict[Any, list[Any]] = {}
+    for name in names:
+        da = ds[name]
+        alone = find_dim(da, BAND) is not None
+        key = name if alone else (da.dims, da.shape, da.dtype, da.chunks, _nodata_of(da))
+        groups.setdefault(str(key), []).append(name)
+    return list(groups.values())
+
+
+def _inpaint(
+    da: xr.DataArray, covered: xr.DataArray, how: How
+) -> tuple[xr.DataArray, xr.DataArray | None]:
+    """Filled array, and its half widths where they are asked for."""
+    time = cast(str, find_dim(da, TIME))
+    spatial = how.method in ("regression", "tec-tt")
+    order = [find_dim(da, names) for names in (TIME, BAND, Y, X)]
+    if spatial and (None in order[2:] or len([d for d in order if d]) != da.ndim):
+        raise UnsupportedArrayError(
+            f"{how.method!r} takes cubes of time, band, y and x, not of {da.dims}"
+        )
+    for dim in order[:2] if spatial else [time]:
+        if dim and da.chunks is not None and len(da.chunksizes[dim]) > 1:
+            name = da.name or "cube"
+            raise UnsupportedArrayError(
+                f"the Dask chunks of {name!r} hold {da.chunksizes[dim][0]} of {da.sizes[dim]} "
+                f"along {dim!r}; filling needs all of them: {name} = {name}.chunk({{{dim!r}: -1}})"
+            )
+    _, *others = (None if d is None else da.dims.index(d) for d in order)
+    axes = cast(_Axes, (da.dims.index(time), *others))
+    labels = [str(v)[:10] for v in da[time].values]
+    wide = np.dtype("f4") if da.dtype in (np.uint8, np.uint16, np.int16, np.float32) else "f8"
+    estimate = partial(
+        _estimate, how=how, axes=axes, moments=_moments(da, time), nodata=_nodata_of(da),
+        labels=labels, dtype=np.dtype(wide), bands=_bands(da),
+    )  # fmt: skip
+    merge = partial(_merge, nodata=_nodata_of(da))
+    if da.chunks is None:
+        hidden: Any = np.broadcast_to(covered.values, da.shape)
+        found: Any = estimate(da.values, hidden)
+        data = merge(da.values, hidden, found[0])
+    else:
+        import dask.array
+        from dask.array import overlap
+
+        hidden = dask.array.broadcast_to(dask.array.asarray(covered.data), da.shape)
+        hidden = hidden.rechunk(da.chunks)
+        space = dict.fromkeys(range(da.ndim), 0)
+        if spatial:
+            space |= {a: min(HALO, *da.chunks[a]) for a in axes[2:] if a is not None}
+        wider = [overlap.overlap(x, depth=space, boundary="none") for x in (da.data, hidden)]
+        pages = 1 + how.uncertain
+        found = dask.array.map_blocks(
+            estimate, *wider, dtype=wide, new_axis=0, chunks=((pages,), *wider[0].chunks),
+            meta=np.empty((0,) * (da.ndim + 1), wide),
+        )  # fmt: skip
+        meet = {a + 1: min(SEAM, n) for a, n in space.items()}
+        beyond = {0: 0, **{a + 1: n - meet[a + 1] for a, n in space.items()}}
+        found = overlap.trim_internal(found, beyond, boundary="none")
+        for axis in (a for a, n in meet.items() if n):
+            found = _meet_neighbours(found, axis, meet[axis])
+        found = overlap.trim_internal(found, {0: 0, **meet}, boundary="none")
+        data = dask.array.map_blocks(merge, da.data, hidden, found[0], dtype=da.dtype)
+    half_width = _like(da, found[1].astype("f4")) if how.uncertain else None
+    return da.copy(data=data), half_width
+
+
+def _meet_neighbours(found: Any, axis: int, reach: int) -> Any:
+    """Estimates of Dask chunks that reach ``reach`` pixels into their neighbours, blended there.
+
+    Only copies of the shared strips go from one chunk to the next: views would keep every chunk
+    of a row in memory.
+    """
+    import dask.array
+
+    count = found.numblocks[axis]
+    if count == 1:
+        return found
+
+    def strips(place: slice, kept: slice) -> Any:
+        """Of all blocks but the first or last, and NaN for what has no neighbour."""
+        sizes = list(found.chunks)
+        sizes[axis] = (2 * reach,) * count
+        cut = partial(_strip, axis=axis, place=place)
+        there = found.map_blocks(cut, dtype=found.dtype, chunks=tuple(sizes))
+        sizes[axis] = (2 * reach,)
+        shape = tuple(sum(n) for n in sizes)
+        none = dask.array.full(shape, np.nan, found.dtype, chunks=tuple(sizes))
+        there = there.blocks[(slice(None),) * axis + (kept,)]
+        parts = [none, there] if kept.start is None else [there, none]
+        return dask.array.concatenate(parts, axis=axis)
+
+    before = strips(slice(-2 * reach, None), slice(None, -1))
+    after = strips(slice(None, 2 * reach), slice(1, None))
+    blend = partial(_blend, axis=axis, reach=reach)
+    return dask.array.map_blocks(
+        blend, found, before, after, dtype=found.dtype, chunks=found.chunks
+    )
+
+
+def _strip(block: np.ndarray, *, axis: int, place: slice) -> np.ndarray:
+    return block[(slice(None),) * axis + (place,)].copy()
+
+
+def _blend(
+    own: np.ndarray, before: np.ndarray, after: np.ndarray, *, axis: int, reach: int
+) -> np.ndarray:
+    """``own``, the nearer to the neighbours the more of their estimates of the same pixels."""
+    out = own.copy()
+    turned = np.moveaxis(out, axis, -1)
+    rise = ((np.arange(2 * reach) + 0.5) / (2 * reach)).astype(own.dtype)
+    for place, other, share in (
+        (slice(None, 2 * reach), before, 1 - rise),
+        (slice(-2 * reach, None), after, rise),
+    ):
+        mine, theirs = turned[..., place], np.moveaxis(other, axis, -1)
+        both = mine + share * (theirs - mine)  # exactly the same where both are the same
+        both = np.where(np.isnan(mine), theirs, both)
+        turned[..., place] = np.where(np.isnan(theirs), mine, both)
+    return out
+
+
+def _like(da: xr.DataArray, half_width: Any) -> xr.DataArray:
+    out = da.copy(data=half_width).drop_attrs()
+    out.encoding = {k: v for k, v in da.encoding.items() if k == "grid_mapping"}
+    out.attrs = {"long_name": f"half width of the {COVERAGE:.0%} interval"}
+    return out
+
+
+def _bands(da: xr.DataArray) -> tuple[str, ...] | None:
+    dim = find_dim(da, BAND)
+    return tuple(word(b) for b in da[dim].values) if dim is not None and dim in da.coords else None
+
+
+def _moments(da: xr.DataArray, time: str) -> np.ndarray:
+    """Days since the first date, or the numbers of the dates."""
+    if time in da.coords and da[time].dtype.kind == "M":
+        values = da[time].values
+        if np.isnat(values).any():
+            raise UnsupportedArrayError(
+                f"date {int(np.isnat(values).argmax())} is NaT, which has no place between others: "
+                f"leave it out, cube = cube.isel({time}=cube[{time!r}].notnull()), in cube and mask"
+            )
+        days = (values - values.min()) / np.timedelta64(1, "D")
+        if np.all(np.diff(days) > 0):
+            return days
+        dates, counts = np.unique(values, return_counts=True)
+        if counts.max() > 1:
+            raise UnsupportedArrayError(
+                f"{counts.max()} dates are {dates[counts.argmax()]}: merge them, or keep the first "
+                f"of equal dates, cube = cube.drop_duplicates({time!r}), in cube and mask"
+            )
+        raise UnsupportedArrayError(f"the dates do not rise: cube = cube.sortby({time!r})")
+    return np.arange(da.sizes[time], dtype=np.float64)
+
+
+# ---- blocks of numpy
+
+
+def _estimate(
+    values: np.ndarray,
+    hidden: np.ndarray,
+    *,
+    how: How,
+    axes: _Axes,
+    moments: np.ndarray,
+    nodata: tuple[float, ...],
+    labels: Sequence[str],
+    dtype: np.dtype,
+    bands: tuple[str, ...] | None,
+) -> np.ndarray:
+    """Estimates of hidden samples, NaN where there is none, and half widths behind them:
+    (1 or 2, *shape). Of other samples: anything, and 0."""
+    found = np.full((1 + how.uncertain, *values.shape), np.nan, dtype)
+    if values.size == 0:
+        return found
+    missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+    for value in nodata:
+        missing |= values == value
+    clear = ~hidden & ~missing
+    pages = np.moveaxis(found, [a + 1 for a in axes if a is not None and a >= 0], _ranks(axes))
+    if how.method in ("regression", "tec-tt"):
+        cube, open_, cover = (_canonical(v, axes) for v in (values, clear, hidden))
+        fill_tiles(cube, open_, cover, pages if axes[1] is not None else pages[:, :, None],
+                    moments, how, bands)  # fmt: skip
+    else:
+        cube, open_, cover = (np.moveaxis(v, axes[0], 0) for v in (values, clear, hidden))
+        fill_pixels(cube, open_, cover, np.moveaxis(found, axes[0] + 1, 1), moments, how)
+    if how.uncertain:
+        found[1][~hidden] = 0
+    _warn_of_nothing(np.moveaxis(hidden, axes[0], 0), np.moveaxis(found[0], axes[0], 0), labels)
+    return found
+
+
+def _nodata_of(da: xr.DataArray) -> tuple[float, ...]:
+    """What stands for nothing measured besides NaN: of integers that declare nothing 0."""
+    found = tuple(v for v in nodata_values(da) if fits(v, da.dtype))
+    return found or ((float(NODATA),) if da.dtype.kind in "iu" else ())
+
+
+def _ranks(axes: _Axes) -> list[int]:
+    return list(range(1, 1 + sum(a is not None for a in axes)))
+
+
+def _canonical(values: np.ndarray, axes: _Axes) -> np.ndarray:
+    """View (T, C, H, W)."""
+    there = [a for a in axes if a is not None]
+    turned = np.moveaxis(values, there, range(len(there)))
+    return turned if axes[1] is not None else turned[:, None]
+
+
+def _merge(
+    values: np.ndarray, hidden: np.ndarray, estimate: np.ndarray, *, nodata: tuple[float, ...]
+) -> np.ndarray:
+    """Copy of ``values`` with the hidden ones replaced; the first of ``nodata`` stands for
+    nothing."""
+    out = np.array(values)
+    chosen = estimate[hidden]
+    if out.dtype.kind in "iu":
+        limits = np.iinfo(out.dtype)
+        whole = np.rint(chosen).clip(limits.min, limits.max)
+        for value in nodata:  # an estimate is never nodata
+            whole[whole == value] = value + (1 if value < limits.max else -1)
+        chosen = np.where(np.isnan(chosen), nodata[0], whole)
+    out[hidden] = chosen.astype(out.dtype)
+    return out
+
+
+def _warn_of_nothing(hidden: np.ndarray, found: np.ndarray, labels: Sequence[str]) -> None:
+    names = [
+        label
+        for label, cover, estimate in zip(labels, hidden, found, strict=True)
+        if cover.any() and np.isnan(estimate[cover]).all()
+    ]
+    if names:
+        dates = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        warnings.warn(
+            f"nothing clear is in reach of what is masked on {dates}: it stays nodata",
+            NothingClearWarning,
+            stacklevel=2,
+        )
+
+
+# ---- methods that look around
+
+
+# ---- methods that look at one pixel

@@ -1,0 +1,312 @@
+"""What a date looks like under its clouds, from how the same ground looks on other dates.
+
+Where the ground is seen on the date and on others, a regression learns how the spectra of the
+other dates become those of this one: ridge regression on the spectra and on random Fourier
+features of them (Rahimi and Recht 2007), which follow what meadows, forests and water do without
+being told of them. It is fitted anew for every date and place, on clear pixels alone, and then
+applied under the clouds. What it misses beside a cloud it also misses under its edge, so that
+residuals are continued inwards (regression kriging, Hengl et al. 2007) with weights fitted on
+pixels that the regression was not given. The same pixels calibrate the intervals.
+
+A date on which too little is seen gets a weighted mean of the other dates. Rules to weight them go
+from the mean of all to linear interpolation and to the last date before; each counts as much as
+it estimates the other dates well from one another (Bayesian model averaging, Hoeting et al. 1999,
+with leave-one-out errors in place of the likelihood).
+
+Everything here is numpy on float32 DN, NaN where nothing clear was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tec_zarr.inpaint.kriging import Rules, from_other_dates
+from tec_zarr.inpaint.samples import (
+    FEWEST,
+    Field,
+    Filled,
+    Refine,
+    Where,
+    covering_factor,
+    held_squares,
+    some_of,
+)
+
+__all__ = ["fill_date"]
+
+REFERENCES = 4
+"""Dates that one regression looks at."""
+FEATURES = 200
+"""Random Fourier features."""
+BANDWIDTH = 0.2
+"""Their frequencies, in inverse standard deviations of the leading components."""
+COMPONENTS = 12
+"""Leading components of the spectra that the features are made of."""
+RIDGES = (3e-4, 3e-3, 3e-2, 3e-1)
+"""Strengths of the ridge to choose from, for standardised inputs."""
+FIT_ON, TRY_ON = 12_000, 3_000
+"""Most pixels that a regression is fitted on, and that its ridge is chosen on."""
+LINEAR_BELOW = 1_500
+"""Pixels below which the spectra alone are used."""
+OWN_FIT = 0.03
+"""Share of the pixels that a set of clear references needs for a regression of its own."""
+REACHES = (2.5, 10.0)
+"""Standard deviations (pixels) of the windows that residuals are continued with."""
+_LITTLE = 0.03
+"""What a window sees is shrunk as if this share of it had no residual."""
+_AT_ONCE = 1 << 15
+
+
+def fill_date(
+    cube: Field, date: int, moments: NDArray[np.float64], refine: Refine | None = None
+) -> Filled:
+    """Estimate one date of a cube from the others.
+
+    Parameters
+    ----------
+    cube : ndarray of float32, (T, C, H, W)
+        DN, NaN in all bands of a pixel that is not clear.
+    date : int
+        Which one.
+    moments : ndarray, (T,)
+        When the dates are, in any unit.
+    refine : callable, optional
+        Adds what a model knows: see `Refine`.
+    """
+    clear = np.isfinite(cube[:, 0])
+    truth, seen = cube[date], clear[date]
+    held = seen & held_squares(seen.shape)
+    values, spread = _regressed(cube, clear, date, seen & ~held, held)
+    near = seen & np.isfinite(values[0])
+    if np.count_nonzero(near & held) < FEWEST // 4:
+        return from_other_dates(cube, clear, date, moments)
+    beyond = np.isnan(values)
+    if beyond.any():
+        rules = Rules.of(cube, clear, date, moments)
+        values = np.where(beyond, rules.estimate(cube, clear, date), values)
+        spread = np.where(beyond, 2 * np.nanmean(spread, (1, 2), keepdims=True), spread)
+    # What is held back says how far to trust what lies around a pixel, and how wide intervals are.
+    trial = near & held
+    hints, scale, support = _hints(truth, values, spread, near & ~held, refine)
+    error = (truth - values)[:, trial]
+    weights = [_nonnegative(h[:, trial].T, e) for h, e in zip(hints, error, strict=True)]
+    left = error - _weighted(hints, weights)[:, trial]
+    far_factor = covering_factor(np.abs(error) / scale[:, trial])
+    near_factor = covering_factor(np.abs(left) / scale[:, trial])
+    usual = max(float(np.median(support[trial])), 1e-3)
+    hints, scale, support = _hints(truth, values, spread, near, refine)
+    closeness = np.minimum(support / usual, 1)
+    factor = far_factor + (near_factor - far_factor) * closeness
+    low, high = (pick(cube, (0, 2, 3))[:, None, None] for pick in (np.nanmin, np.nanmax))
+    values = np.clip(values + _weighted(hints, weights), low, high)  # as was ever seen here
+    return Filled(values, (scale * factor).astype(np.float32))
+
+
+# ---- regression on other dates
+
+
+def _regressed(
+    cube: Field, clear: Where, date: int, train: Where, held: Where
+) -> tuple[Field, Field]:
+    """Estimates of all pixels (C, H, W) and the expected size of their errors, NaN where no
+    reference is clear or too little is to be learned from those that are.
+    """
+    count, height, width = cube.shape[1:]
+    flat = cube.reshape(len(cube), count, -1)
+    open_ = clear.reshape(len(cube), -1)
+    rows = train.ravel()
+    values = np.full((count, height * width), np.nan, np.float32)
+    spread = values.copy()
+    left = np.ones(height * width, bool)
+    ranked = _ranked(flat, open_, date, rows)
+    while ranked and left.any():
+        chosen, ranked = ranked[:REFERENCES], ranked[REFERENCES:]
+        code = sum(open_[r].astype(np.uint8) << k for k, r in enumerate(chosen))
+        code = np.where(left, code, 0)
+        for subset, pixels in _patterns(code, len(chosen)):
+            references = [r for k, r in enumerate(chosen) if subset >> k & 1]
+            there = open_[references].all(0)
+            known, apart = np.flatnonzero(rows & there), np.flatnonzero(held.ravel() & there)
+            if len(known) < FEWEST:
+                continue
+            fit = _Regression(flat, references, date, known, apart)
+            for part in np.array_split(pixels, -(-len(pixels) // _AT_ONCE)):
+                values[:, part], spread[:, part] = fit(flat, part)
+            left[pixels] = False
+    shape = count, height, width
+    return values.reshape(shape), spread.reshape(shape)
+
+
+def _ranked(flat: Field, open_: Where, date: int, rows: Where) -> list[int]:
+    """Other dates, the most useful first: seen where the date is not, and alike where both are."""
+    hidden = ~open_[date] if not open_[date].all() else np.ones_like(open_[date])
+    worth = {}
+    for other in range(len(flat)):
+        both = np.flatnonzero(rows & open_[other])
+        cover = np.count_nonzero(open_[other] & hidden) / np.count_nonzero(hidden)
+        if other == date or cover == 0 or len(both) < FEWEST:
+            continue
+        both = some_of(both, 1_500)
+        x, y = flat[other][:, both], flat[date][:, both]
+        x, y = (v - v.mean(1, keepdims=True) for v in (x, y))
+        gram = x @ x.T
+        gram[np.diag_indices(len(gram))] += 1e-3 * np.trace(gram) / len(gram) + 1
+        left = y - (np.linalg.solve(gram, x @ y.T)).T @ x
+        share = (left**2).mean(1) / ((y**2).mean(1) + 1)
+        worth[other] = cover * (1.02 - float(share.mean()))
+    return sorted(worth, key=lambda d: -worth[d])
+
+
+def _patterns(code: NDArray, bits: int) -> list[tuple[int, NDArray[np.intp]]]:
+    """Sets of references (as bits) to fit, and the pixels that take each.
+
+    Sets that few pixels have are replaced by the largest fitted one within them.
+    """
+    present, counts = np.unique(code, return_counts=True)
+    total = counts[present > 0].sum()
+    fitted = {int(c) for c, n in zip(present, counts, strict=True) if c and n >= OWN_FIT * total}
+    singles = [1 << k for k in range(bits)]
+    taken: dict[int, list[int]] = {}
+    for one in map(int, present[present > 0]):
+        within = [f for f in fitted if f & one == f] or [s for s in singles if s & one][:1]
+        taken.setdefault(max(within, key=int.bit_count), []).append(one)
+    return [(subset, np.flatnonzero(np.isin(code, codes))) for subset, codes in taken.items()]
+
+
+class _Regression:
+    """Spectra of one date given those of references, fitted on the pixels ``known``.
+
+    How strong the ridge is, and whether there are Fourier features, is chosen on pixels ``apart``
+    from these: neighbours of what it was fitted on would praise what does not carry far.
+    """
+
+    def __init__(
+        self,
+        flat: Field,
+        references: Sequence[int],
+        date: int,
+        known: NDArray[np.intp],
+        apart: NDArray[np.intp],
+    ) -> None:
+        self.references = list(references)
+        fit, test = some_of(known, FIT_ON), some_of(apart, TRY_ON)
+        if len(test) < FEWEST // 4:
+            test, fit = np.split(some_of(known, FIT_ON), [len(known) // 5])
+        x, y = self._spectra(flat, fit), flat[date][:, fit].T
+        self.centre, self.width = x.mean(0), x.std(0) + 10
+        z = (x - self.centre) / self.width
+        self.mean, self.width_out = y.mean(0), y.std(0) + 10
+        self.low, self.high = y.min(0) - y.std(0), y.max(0) + y.std(0)
+        rng = np.random.default_rng(0)
+        self.turn = None
+        if len(fit) >= LINEAR_BELOW:
+            sizes, axes = np.linalg.eigh(np.cov(z.T).reshape(z.shape[1], -1).astype(np.float64))
+            axes, sizes = axes[:, ::-1][:, :COMPONENTS], sizes[::-1][:COMPONENTS]
+            frequency = rng.standard_normal((axes.shape[1], FEATURES)) * BANDWIDTH
+            self.turn = (axes @ frequency / np.sqrt(sizes.mean())).astype(np.float32)
+            self.phase = rng.uniform(0, 2 * np.pi, FEATURES).astype(np.float32)
+        design = self._design(x)
+        gram = (design.T @ design).astype(np.float64)
+        right = (design.T @ (y - self.mean)).astype(np.float64)
+        tried, wanted = self._design(self._spectra(flat, test)), flat[date][:, test].T - self.mean
+        best = np.inf
+        for size in {z.shape[1] + 1, len(gram)}:
+            for ridge in RIDGES:
+                weights = self._solve(gram[:size, :size], right[:size], ridge * len(fit))
+                error = float((((tried[:, :size] @ weights - wanted) / self.width_out) ** 2).mean())
+                if error < best:
+                    best, self.weights = error, np.zeros(right.shape, np.float32)
+                    self.weights[:size] = weights
+        misses = np.abs(wanted - tried @ self.weights)
+        self.usual = misses.mean(0)
+        left = np.abs(y - self.mean - design @ self.weights)
+        self.left = left.mean(0)
+        about = (design.T @ (left - self.left)).astype(np.float64)
+        self.spread = self._solve(gram, about, 0.03 * len(fit))
+
+    def __call__(self, flat: Field, pixels: NDArray[np.intp]) -> tuple[Field, Field]:
+        """Estimates and expected errors (C, n)."""
+        design = self._design(self._spectra(flat, pixels))
+        values = np.clip(design @ self.weights + self.mean, self.low, self.high)
+        sizes = (design @ self.spread + self.left) / (self.left + 1e-3)
+        return values.T, (np.clip(sizes, 0.3, 4) * (self.usual + 1)).T
+
+    def _spectra(self, flat: Field, pixels: NDArray[np.intp]) -> Field:
+        return np.concatenate([flat[r][:, pixels] for r in self.references]).T
+
+    def _design(self, x: Field) -> Field:
+        z = (x - self.centre) / self.width
+        parts = [np.ones((len(z), 1), np.float32), z]
+        if self.turn is not None:
+            parts.append(np.cos(z @ self.turn + self.phase) * np.float32(2**0.5 / 3))
+        return np.concatenate(parts, 1)
+
+    @staticmethod
+    def _solve(gram: NDArray, right: NDArray, ridge: float) -> Field:
+        penalty = np.full(len(gram), ridge)
+        penalty[0] = 1e-6 * ridge  # the intercept stays free
+        return np.linalg.solve(gram + np.diag(penalty), right).astype(np.float32)
+
+
+# ---- residuals of clear pixels, continued
+
+
+def _hints(
+    truth: Field, values: Field, spread: Field, near: Where, refine: Refine | None
+) -> tuple[Field, Field, Field]:
+    """What lies around says of the error, (C, hints, H, W); the scale of errors (C, H, W); and
+    the share of the widest window that is seen (H, W).
+    """
+    residual = np.where(near, truth - values, np.float32(0))
+    window = near.astype(np.float32)
+    hints = []
+    for reach in REACHES:
+        support = blurred(window, reach)
+        hints.append(blurred(residual, reach) / (support + _LITTLE))
+    if refine is not None:
+        change, scale = refine(np.where(near, truth, values), values, near)
+        hints.append(change)
+        spread = np.sqrt(spread * scale)
+    return np.stack(hints, 1), spread, support
+
+
+def _nonnegative(x: Field, y: Field) -> Field:
+    """Weights of columns, least squares with a little ridge, none below zero."""
+    weights = np.zeros(x.shape[1])
+    kept = np.arange(x.shape[1])
+    while len(kept):
+        a = x[:, kept].astype(np.float64)
+        gram = a.T @ a
+        gram[np.diag_indices(len(kept))] += 0.01 * np.trace(gram) / len(kept) + 1e-9
+        found = np.linalg.solve(gram, a.T @ y)
+        if found.min() >= 0:
+            weights[kept] = np.minimum(found, 1.25)
+            break
+        kept = kept[found > 0]
+    return weights.astype(np.float32)
+
+
+def _weighted(hints: Field, weights: Sequence[Field]) -> Field:
+    return np.stack([np.tensordot(w, h, 1) for w, h in zip(weights, hints, strict=True)])
+
+
+def blurred(image: Field, reach: float) -> Field:
+    """Gaussian window over the last two axes; what is outside counts as zero."""
+    offset = np.arange(-int(3 * reach), int(3 * reach) + 1)
+    window = np.exp(-0.5 * (offset / reach) ** 2)
+    window /= window.sum()
+    for axis in (-2, -1):
+        size = image.shape[axis] + len(window) - 1
+        shape = [1] * image.ndim
+        shape[axis] = -1
+        product = np.fft.rfft(image, size, axis) * np.fft.rfft(window, size).reshape(shape)
+        full = np.fft.irfft(product, size, axis)
+        image = np.take(full, np.arange(len(window) // 2, size - len(window) // 2), axis)
+        image = image.astype(np.float32)
+    return image
+
+
+# ---- weighted means of other dates

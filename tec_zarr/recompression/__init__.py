@@ -1,0 +1,1 @@
+"""Whole Zarr stores made again with TEC, chunk by chunk, resumable."""

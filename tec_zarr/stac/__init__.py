@@ -1,0 +1,1 @@
+"""From STAC items to cubes in canonical form, and appended to stores."""

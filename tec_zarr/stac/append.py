@@ -1,0 +1,210 @@
+"""Cubes in canonical form written to a store, and later dates appended to it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from tec_zarr.cubes.encoding import decode, encoding
+from tec_zarr.cubes.layout import CHUNK
+from tec_zarr.cubes.packing import time_encoding
+from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.sentinel2 import NODATA
+from tec_zarr.stac.canonical import in_time_order, rechunk_images
+
+_NOT_SAID = {"f": np.nan, "O": "", "T": "", "U": ""}
+"""What stands, by kind of dtype, in a coordinate that the items of later dates do not have."""
+
+
+@contextmanager
+def without_zarr_notes() -> Iterator[None]:
+    """Strings and consolidated metadata have no specification in v3 yet: nothing to act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have a Zarr V3 specification")
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
+        yield
+
+
+@without_zarr_notes()
+def write(
+    cube: xr.Dataset, out: str | Path, *, quality: float = 4.0, model: str = "tec-s2"
+) -> None:
+    """Write a canonical cube so that dates can be appended.
+
+    Parameters
+    ----------
+    cube : Dataset
+        From `prepare`, in any Dask chunks; dates are stored in their order.
+    out : str or Path
+        A Zarr v3 store that does not exist yet.
+    quality, model
+        As in `tec_zarr.encoding`.
+
+    Notes
+    -----
+    ``xr.open_zarr(out, decode_coords="all")`` shows all dates. Those of a last time chunk that
+    is not full yet are also kept losslessly, in a group ``tail-N``, so that `append` codes them
+    again from what was measured and not from what was decoded.
+    """
+    out = Path(out)
+    if out.exists():
+        raise UnsupportedArrayError(f"{out} exists: choose another name, or append to it")
+    cube = rechunk_images(in_time_order(cube))
+    settings = encoding(cube, quality=quality, model=model, chunks={"time": CHUNK["time"]})
+    for name, da in cube.data_vars.items():
+        if "chunks" not in settings[str(name)] and "time" in da.dims:
+            chunks = {d: s[0] for d, s in da.chunksizes.items()} or dict(da.sizes)
+            settings[str(name)]["chunks"] = tuple({**chunks, "time": CHUNK["time"]}.values())
+    _to_zarr(decode(cube), out, mode="w", encoding=settings)
+    _commit(out, cube)
+
+
+@without_zarr_notes()
+def append(cube: xr.Dataset, out: str | Path) -> int:
+    """Append the dates of a canonical cube that are later than those of a store of `write`.
+
+    Full time chunks are not touched. The last one, if it is not full, is coded again together
+    with the new dates, from its lossless copy. An interrupted append is repaired by the next.
+
+    Parameters
+    ----------
+    cube : Dataset
+        From `prepare`, with the same bands and CRS, and pixels on the same lattice: what is
+        outside the store's area is cut off, what is missing is nodata. Dates that the store has
+        are skipped.
+    out : str or Path
+        The store; one writer at a time.
+
+    Returns
+    -------
+    int
+        Number of dates added.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        Another grid, other bands, dates before the last one, or a store of something else.
+    """
+    import zarr
+
+    out = Path(out)
+    root = zarr.open_group(out, mode="r+", use_consolidated=False)
+    if "tec_dates" not in root.attrs:
+        raise UnsupportedArrayError(
+            f"{out} was not written by tec_zarr.stac.append.write: cannot append"
+        )
+    dates = int(root.attrs["tec_dates"])  # type: ignore[arg-type]
+    whole = dates - dates % CHUNK["time"]
+    tail = _tail(out, root)
+    if root.attrs.get("tec_appending"):
+        _truncate(root, whole)
+        if tail is not None:
+            _to_zarr(rechunk_images(tail).assign_attrs(root.attrs.asdict()), out, append_dim="time")
+        root.attrs["tec_appending"] = False
+    old = xr.open_zarr(out, consolidated=False, decode_coords="all")
+    times = old.time.values[:whole] if tail is None else np.r_[old.time.values[:whole], tail.time]
+    new = cube.isel(time=~np.isin(cube.time.values, times))
+    if new.sizes["time"] == 0:
+        return 0
+    if times.size and new.time.values.min() <= times.max():
+        raise UnsupportedArrayError(
+            f"{out} ends on {np.datetime_as_string(times.max(), 's')}, the cube has new dates from "
+            f"{np.datetime_as_string(new.time.values.min(), 's')} on: only later ones can follow"
+        )
+    new = _on_grid_of(old, in_time_order(new), out)
+    per_date = [n for n, v in old.variables.items() if "time" in v.dims]
+    new = new[[n for n in per_date if n in new.data_vars]]
+    kept = [c for c in new.coords if c in old.variables and old[c].dims == new[c].dims]
+    new = new.drop_vars([c for c in new.coords if c not in kept])
+    new = new.assign_coords({
+        n: ("time", np.full(new.sizes["time"], _NOT_SAID[old[n].dtype.kind]))
+        for n in per_date
+        if n not in new.variables and n in old.coords and old[n].dtype.kind in _NOT_SAID
+    })  # fmt: skip
+    lacking = [n for n in per_date if n not in new.variables]
+    if lacking:
+        raise UnsupportedArrayError(f"{out} has {lacking} for every date, the new dates do not")
+    both = new
+    if tail is not None:
+        both = xr.concat(
+            [tail, new], "time", coords="minimal", data_vars="minimal", compat="override"
+        ).assign_attrs(new.attrs)
+    root.attrs["tec_appending"] = True
+    _truncate(root, whole)
+    rewritten = decode(rechunk_images(both)).assign_attrs(root.attrs.asdict())
+    _to_zarr(rewritten, out, append_dim="time")
+    _commit(out, both, before=whole)
+    return new.sizes["time"]
+
+
+def _to_zarr(ds: xr.Dataset, out: Path, **arguments: Any) -> None:
+    ds.to_zarr(out, zarr_format=3, consolidated=False, **arguments)
+
+
+def _commit(out: Path, written: xr.Dataset, before: int | None = None) -> None:
+    """Keep the dates of the last, partly filled chunk; then say how many dates are complete."""
+    import zarr
+
+    dates = (before or 0) + written.sizes["time"]
+    started = dates % CHUNK["time"]
+    name = f"tail-{dates}"
+    if started:
+        last = decode(written.isel(time=slice(-started, None)))
+        for da in last.variables.values():
+            da.encoding = {k: v for k, v in da.encoding.items() if k == "grid_mapping"}
+        last["time"].encoding = time_encoding(last["time"])
+        _to_zarr(rechunk_images(last), out, group=name, mode="w")
+    root = zarr.open_group(out, mode="r+", use_consolidated=False)
+    attrs: dict[str, Any] = {"tec_dates": dates, "tec_appending": False}
+    if before is not None:
+        attrs["history"] = f"{root.attrs.get('history', '')}\n{written.attrs.get('history', '')}"
+    root.attrs.update(attrs)
+    for group in list(root.group_keys()):
+        if group.startswith("tail-") and not (started and group == name):
+            del root[group]
+    zarr.consolidate_metadata(out)
+
+
+def _tail(out: Path, root: Any) -> xr.Dataset | None:
+    dates = int(root.attrs["tec_dates"])
+    if dates % CHUNK["time"] == 0:
+        return None
+    opened = xr.open_zarr(out, group=f"tail-{dates}", consolidated=False, decode_coords="all")
+    return decode(opened).load()
+
+
+def _on_grid_of(old: xr.Dataset, new: xr.Dataset, out: Path) -> xr.Dataset:
+    """``new`` on the pixels of ``old``, which catalogues cover more or less of each time."""
+    codes = [ds.spatial_ref.attrs.get("crs_wkt") if "spatial_ref" in ds else None
+             for ds in (old, new)]  # fmt: skip
+    if codes[0] != codes[1]:
+        raise UnsupportedArrayError(f"{out} and the cube have different CRS: pass crs=...")
+    if not np.array_equal(old.band, new.band):
+        raise UnsupportedArrayError(
+            f"{out} has the bands {old.band.values.tolist()}, the cube {new.band.values.tolist()}"
+        )
+    grid = {dim: old[dim].values for dim in map(str, new.reflectance.dims[-2:])}
+    for dim, values in grid.items():
+        if not np.isin(new[dim].values, values).any():
+            raise UnsupportedArrayError(
+                f"no {dim} of the cube ({new[dim].values[0]} ... {new[dim].values[-1]}) is one of "
+                f"{out} ({values[0]} ... {values[-1]}): load it with the same bbox and resolution"
+            )
+    same = all(np.array_equal(new[dim], values) for dim, values in grid.items())
+    return new if same else new.reindex(grid, fill_value=NODATA)
+
+
+def _truncate(root: Any, dates: int) -> None:
+    """Cut every array of the group to its first ``dates`` dates."""
+    for _, array in root.arrays():
+        names = array.metadata.dimension_names or ()
+        if "time" in names and array.shape[names.index("time")] != dates:
+            array.resize(tuple(
+                dates if n == "time" else s for n, s in zip(names, array.shape, strict=True)
+            ))  # fmt: skip

@@ -1,0 +1,1 @@
+"""Zarr stores from outside, without xarray: objects, codec chain, chunks and shards."""

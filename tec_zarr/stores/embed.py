@@ -1,0 +1,255 @@
+"""Weights that travel with the data: a store that decodes where its weights are not installed.
+
+:func:`embed_weights` writes the safetensors files of the models that a store's TEC arrays name
+into the group ``tec_weights`` of that store; :func:`use_embedded_weights` brings them into the
+cache of the machine that reads. Codecs never see the store they are called for, so that the
+second step cannot happen by itself; an archive that was copied to a machine without the weights
+says so in the error.
+
+Weights from a store are data from a stranger: only arrays of plain bytes are read, their size is
+checked before and their SHA-256 after reading, they have to parse as safetensors (which cannot
+carry code), every tensor is checked before anything computes with it
+(:mod:`tec_zarr.networks.checks`), and nothing is encoded with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from tec_zarr import config
+from tec_zarr.codec.spec import ChunkSpec
+from tec_zarr.errors import (
+    FormatError,
+    LimitError,
+    TecError,
+    UnknownModelError,
+    UnsupportedArrayError,
+    WeightsMismatchError,
+)
+from tec_zarr.models.weights import embedded_file, needed_weights, weights_file
+from tec_zarr.stores.objects import write
+
+GROUP = "tec_weights"
+"""Name of the group in the store; its arrays are named by the SHA-256 of what they hold."""
+
+_CHUNK_BYTES = 8 * 2**20
+_MAX_CHUNKS = 4096
+"""Objects that one model's weights may lie in; 2 GiB written here take 256."""
+
+
+def embed_weights(store: Any) -> tuple[str, ...]:
+    """Put the weights that the store's TEC arrays need into the store itself.
+
+    Parameters
+    ----------
+    store : path, zarr store or zarr Group
+        A group of either Zarr format, writable. Arrays can hold nothing but chunks.
+
+    Returns
+    -------
+    tuple of str
+        SHA-256 (hex) of all weights that the store holds now. Those that it held already are
+        read and not written again; what a call before left unfinished or damaged is replaced.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        An array instead of a group.
+    UnknownModelError
+        An array uses a model of your own (``register_model``): its files are not known here.
+    WeightsMismatchError
+        The weights are not on this machine, or their file was changed.
+    """
+    root = _open(store, "r+")
+    needed = sorted(_needed(root))
+    group = root.require_group(GROUP)
+    missing: dict[str, bytes] = {}
+    for name, sha256 in needed:
+        file = weights_file(name, sha256)
+        if _holds(group, sha256):
+            continue
+        if not file.is_file():
+            raise WeightsMismatchError(
+                f"weights {sha256} of model {name!r}, which the store uses, are not on this "
+                f"machine ({file}): run embed_weights where the arrays were written"
+            )
+        missing[sha256] = file.read_bytes()
+        _check_bytes(missing[sha256], sha256, str(file))
+    for sha256, data in missing.items():
+        _write(group, sha256, data)
+    return tuple(sha256 for _, sha256 in needed)
+
+
+def _holds(group: zarr.Group, sha256: str) -> bool:
+    """Whether the weights are there, all of them: a call before may have been killed."""
+    if sha256 not in group:
+        return False
+    try:
+        data = _read(group[sha256], sha256, config.MAX_WEIGHTS_BYTES)
+    except TecError:
+        return False
+    return hashlib.sha256(data).hexdigest() == sha256
+
+
+def _write(group: zarr.Group, sha256: str, data: bytes) -> None:
+    """Write weights in place of what is there; their metadata last, so that all are there or none.
+    """
+    if sha256 in group:
+        del group[sha256]
+    template = zarr.create_array(
+        MemoryStore(),
+        shape=(len(data),),
+        chunks=(min(len(data), _CHUNK_BYTES),),
+        dtype="uint8",
+        compressors=None,
+        zarr_format=group.metadata.zarr_format,
+    )
+    metadata: Any = template.metadata
+    path = group.store_path / sha256
+    array = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=path))
+    array[:] = np.frombuffer(data, np.uint8)
+    for key, document in metadata.to_buffer_dict(default_buffer_prototype()).items():
+        write(path.store, f"{path.path}/{key}", document.to_bytes())
+
+
+def use_embedded_weights(store: Any) -> tuple[str, ...]:
+    """Make the weights that travel in a store known to this machine.
+
+    They are checked and copied into the user's cache (``$TEC_ZARR_CACHE``, folder ``embedded``), so
+    that other processes of this machine find them too; workers on other machines need the call as
+    well. They decode, and nothing is encoded with them. Weights that are here already are left
+    alone. A store without embedded weights is fine.
+
+    Parameters
+    ----------
+    store : path, zarr store or zarr Group
+        As for :func:`embed_weights`; reading is enough.
+
+    Returns
+    -------
+    tuple of str
+        SHA-256 (hex) of the weights that were added.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        An array instead of a group.
+    LimitError
+        Weights larger than ``tec_zarr.config.MAX_WEIGHTS_BYTES``.
+    WeightsMismatchError
+        Bytes that do not have the SHA-256 that they are stored under.
+    FormatError
+        Not an array of plain bytes, or not safetensors.
+    """
+    root = _open(store, "r")
+    group = root.get(GROUP)
+    if not isinstance(group, zarr.Group):
+        return ()
+    added: list[str] = []
+    left = config.MAX_WEIGHTS_BYTES
+    for name, sha256 in sorted(_needed(root)):
+        try:
+            file = weights_file(name, sha256)
+        except UnknownModelError:
+            continue  # a model of somebody's own; whoever registers it brings its weights
+        if sha256 in group and not file.is_file():
+            data = _read(group[sha256], sha256, left)
+            left -= len(data)
+            _keep(data, sha256, embedded_file(name, sha256))
+            added.append(sha256)
+    return tuple(added)
+
+
+def _open(store: Any, mode: Any) -> zarr.Group:
+    node = store
+    if not isinstance(node, zarr.Group | zarr.Array):
+        # Consolidated metadata may be older than the weights.
+        node = zarr.open(store, mode=mode, use_consolidated=False)
+    if isinstance(node, zarr.Array):
+        raise UnsupportedArrayError(
+            f"{store} is an array, which has no room for weights: pass the group that it is in, or "
+            "write it into one"
+        )
+    return node
+
+
+def _needed(root: zarr.Group) -> set[tuple[str, str]]:
+    """(model, weights) of every TEC array below ``root``."""
+    arrays = (node for _, node in root.members(max_depth=None) if isinstance(node, zarr.Array))
+    specs = [spec for array in arrays for spec in _specs(array)]
+    return {
+        pair for spec in specs for pair in needed_weights(spec.model, spec.weights_sha256 or "")
+    }
+
+
+def _specs(array: zarr.Array) -> Iterator[ChunkSpec]:
+    """TEC configurations of an array, also inside its shards."""
+    codecs = [array.serializer, *array.compressors, *array.filters]
+    while codecs:
+        codec = codecs.pop()
+        if isinstance(codec, ChunkSpec):
+            yield codec
+        codecs += getattr(codec, "codecs", ())
+
+
+def _read(array: Any, sha256: str, left: int) -> bytes:
+    where = f"the embedded weights {GROUP}/{sha256}"
+    plain = (
+        isinstance(array, zarr.Array)
+        and array.ndim == 1
+        and array.dtype == np.uint8
+        and not array.compressors
+        and not array.filters
+        and isinstance(array.serializer, BytesCodec | None)
+    )
+    if not plain:
+        raise FormatError(f"{where} are not an array of plain bytes; embed them again")
+    largest = max(array.nbytes, *array.chunks)
+    if largest > left:
+        raise LimitError(
+            f"{where} take {largest} bytes, and all weights of a store together may take "
+            f"tec_zarr.config.MAX_WEIGHTS_BYTES = {config.MAX_WEIGHTS_BYTES}: raise that limit if "
+            "you trust the store"
+        )
+    if array.nchunks > _MAX_CHUNKS:
+        raise FormatError(f"{where} are scattered over {array.nchunks} chunks; embed them again")
+    return np.asarray(array[:]).tobytes()
+
+
+def _check_bytes(data: bytes, sha256: str, where: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise WeightsMismatchError(
+            f"{where} has sha256 {found}, it should be {sha256}: it was changed or damaged"
+        )
+
+
+def _keep(data: bytes, sha256: str, file: Path) -> None:
+    """Write checked weights to ``file``; readers see all of it or nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_bytes(data, sha256, f"{GROUP}/{sha256}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(suffix=".part", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        try:
+            with safe_open(part, "np"):
+                pass
+        except SafetensorError as error:
+            raise FormatError(f"{GROUP}/{sha256} is not a safetensors file: {error}") from None
+        os.replace(part, file)
+    finally:
+        Path(part).unlink(missing_ok=True)

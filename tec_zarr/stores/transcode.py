@@ -1,0 +1,192 @@
+"""What stored data become without encoding them again: FlexTEC at a lower quality, quick previews
+of it, and arrays of any model in the other Zarr format or in other shards
+(`tec_zarr.recompression.moving`).
+
+FlexTEC keeps the 16 tokens of a date apart, coarse ones first. A chunk is lowered by cutting its
+last tokens off, which takes neither the network nor its weights; where later dates were predicted
+from tokens that go, those that stay are decoded and coded anew, by the network but without any
+further loss. Either way the chunk is the one that encoding at the lower quality makes.
+
+The steps of ``tec-flex-s2`` are its tokens. Its dates are predicted from the same step of one
+another, so that a chunk is cut to one number of steps, without any network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from operator import index as whole_number
+from typing import Any
+
+import numpy as np
+
+from tec_zarr.codec.decode import decode_chunk, model_of, name_of_model
+from tec_zarr.codec.tiles import chained_checksum, coded_tiles, mask_of_bands, single_payload
+from tec_zarr.errors import FormatError, UnsupportedArrayError
+from tec_zarr.frame.frame import Frame, Header, Section, SectionKind, read_frame, write_frame
+from tec_zarr.frame.mask import unpack_mask
+from tec_zarr.models import published as models_published
+from tec_zarr.models.protocol import Encoded
+from tec_zarr.models.registry import register_model
+from tec_zarr.models.tokens import TOKENS, ContextError, check_tokens, cut
+
+#: The model whose dates have to be cut together.
+_STEPPED = "tec-flex-s2"
+
+Shape = tuple[int, int, int, int]
+
+
+def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> bytes:
+    """Lower the quality of one chunk of FlexTEC or tec-flex-s2.
+
+    Parameters
+    ----------
+    data : bytes-like
+        One frame.
+    tokens : int or sequence of int
+        Tokens to keep of every date, or of each: 1 to 16. Dates that have fewer stay as they are.
+
+    Returns
+    -------
+    bytes
+        Of FlexTEC a frame as :func:`tec_zarr.encode_chunk` makes it at the lower quality; of
+        tec-flex-s2 the first steps of this one.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        A chunk of another model, tokens out of range, or several numbers for tec-flex-s2.
+    FormatError, ChecksumError, VersionError
+        Damaged bytes.
+    UnknownModelError, WeightsMismatchError
+        Later dates were predicted from tokens that go, and the weights that coding them anew
+        takes are not here.
+    """
+    frame = read_frame(data)
+    _check_model(frame.header)
+    tokens = whole(tokens)
+    check_steps(name_of_model(frame.header), tokens)
+
+    def shorter(
+        sections: list[bytes], shape: tuple[int, int, int, int], kept: list[int]
+    ) -> Encoded:
+        try:
+            return cut(sections, kept)
+        except ContextError:
+            model: Any = model_of(frame.header)
+            return model.recode(sections, shape, kept)
+
+    return _lowered(frame, tokens, shorter)
+
+
+def preview_chunk(data: bytes | memoryview, tokens: int = 2) -> np.ndarray:
+    """Decode the first tokens of a FlexTEC chunk only: coarse, and sooner.
+
+    Parameters
+    ----------
+    data : bytes-like
+        One frame.
+    tokens : int
+        Tokens shown of every date, 1 to 15. Of dates that others were predicted from, more may
+        have to be decoded.
+
+    Returns
+    -------
+    ndarray
+        As from :func:`tec_zarr.decode_chunk`.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        A chunk of another model, or tokens out of range.
+    TecError
+        As :func:`tec_zarr.decode_chunk`.
+    """
+    frame = read_frame(data)
+    _check_model(frame.header)
+    count = whole(tokens)
+    if not isinstance(count, int) or not 1 <= count < TOKENS:
+        raise UnsupportedArrayError(f"a preview shows 1 to {TOKENS - 1} tokens, not {count}")
+    if name_of_model(frame.header) == _STEPPED:
+        return decode_chunk(transcode_chunk(data, count))
+    model: Any = model_of(frame.header)
+    shown = model.preview(count)
+    register_model(shown.name, lambda: shown, shown.weights_sha256)
+    frame = replace(frame, header=replace(frame.header, model_name=shown.name))
+    coarse = _lowered(frame, count, lambda sections, _, kept: cut(sections, kept, True))
+    return decode_chunk(coarse)
+
+
+def whole(tokens: Any) -> int | list[int]:
+    """Tokens as Python's integers, whoever made them."""
+    try:
+        return whole_number(tokens) if np.ndim(tokens) == 0 else [whole_number(k) for k in tokens]
+    except TypeError:
+        raise UnsupportedArrayError(
+            f"tokens are {tokens!r:.80}: give a whole number for all dates, or one for each"
+        ) from None
+
+
+def check_steps(model: str, tokens: int | Sequence[int]) -> None:
+    if model == _STEPPED and not isinstance(tokens, int):
+        raise UnsupportedArrayError(
+            f"{_STEPPED} cuts all dates of a chunk to one number of steps, because they are "
+            f"predicted from one another at every step: give one number, not {list(tokens)}"
+        )
+
+
+def _check_model(header: Header) -> None:
+    if not is_flexible(name_of_model(header), lambda: model_of(header)):
+        raise UnsupportedArrayError(
+            f"a chunk of model {name_of_model(header)!r} has one quality, that of its encoding: "
+            "only FlexTEC chunks can be transcoded. Decode and encode it again, at a further loss"
+        )
+
+
+def is_flexible(name: str, model: Callable[[], object]) -> bool:
+    """Whether a model is FlexTEC; published ones are known without their weights."""
+    published = models_published.PUBLISHED.get(name.partition("/")[0])
+    if published is not None:
+        return published.architecture == "flex"
+    return bool(getattr(model(), "flexible", False))
+
+
+def _lowered(
+    frame: Frame,
+    tokens: int | Sequence[int],
+    shorter: Callable[[list[bytes], Shape, list[int]], Encoded],
+) -> bytes:
+    """The frame with every tile's sections replaced by shorter ones, and its checksum with them."""
+    header = frame.header
+    kept = check_tokens(tokens, header.shape4[0])
+    kinds = SectionKind.MASK, SectionKind.EXACT
+    packed, exact = (single_payload(frame.payloads(kind), kind) for kind in kinds)
+    native = header.dtype.newbyteorder("=")
+    mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
+    free = [c for c in range(header.shape4[1]) if c not in header.bounded]
+    sections = iter(frame.payloads(SectionKind.LATENTS))
+    latents: list[Section] = []
+    crc = 0
+    for tile, dates in coded_tiles(header.shape4, mask_of_bands(mask, free)) if free else ():
+        mine = list(islice(sections, len(dates)))
+        if len(mine) < len(dates):
+            raise FormatError(f"TEC frame damaged: too few sections for shape {header.shape}")
+        height, width = (
+            len(range(*part.indices(n))) for part, n in zip(tile, header.shape4[2:], strict=True)
+        )
+        shape = (len(dates), len(free), height, width)
+        coded = shorter(mine, shape, [kept[t] for t in dates])
+        latents += [Section(SectionKind.LATENTS, section) for section in coded.sections]
+        crc = chained_checksum(crc, coded.latents_crc)
+    before = [s for s in frame.sections if s.kind in (SectionKind.MASK, SectionKind.EXACT)]
+    after = [s for s in frame.sections[len(before) :] if s.kind is not SectionKind.LATENTS]
+    quality = min(header.quality, quality_of(kept))
+    return write_frame(
+        replace(header, latents_crc=crc, quality=quality), [*before, *latents, *after]
+    )
+
+
+def quality_of(tokens: int | Sequence[int]) -> float:
+    """Quality of the codec's scale, which starts at two tokens."""
+    return max(1.0, (tokens if isinstance(tokens, int) else max(tokens)) / 2)

@@ -1,0 +1,411 @@
+"""TEC-FP, TEC-ELIC, TEC-TT and FlexTEC as codecs: DN in, one section of bytes per date out.
+
+    DN -> standardise -> pad -> analysis (float32) -> integer symbols
+       -> entropy network -> table indexes -> range coder -> section
+
+and the same walk backwards. The transformer of TEC-TT and FlexTEC computes in whole numbers
+(:mod:`tec_zarr.terracodec.exact`), ELIC's entropy network in float64 with a ledger of its indexes
+(:mod:`tec_zarr.terracodec.ledger`). Encoder and decoder run the same function for the entropy part;
+only the port differs through which symbols pass (`_Writer` or `_Reader`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from tec_zarr.errors import FormatError, TecError, UnsupportedArrayError
+from tec_zarr.models.protocol import Encoded
+from tec_zarr.models.tokens import TOKENS, FlexSection, check_tokens, cut
+from tec_zarr.sentinel2 import band_names
+from tec_zarr.terracodec.coders import CODERS, FlexCoder, Series
+from tec_zarr.terracodec.exact import exact
+from tec_zarr.terracodec.inpainting import predict_hidden
+from tec_zarr.terracodec.statistics import STATISTICS, destandardise, standardise
+from tec_zarr.terracodec.tt import TemporalTransformer
+
+__all__ = ["FamilyModel", "FlexPreview"]
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    """The same image in the layout in which a processor's convolutions are 10 to 20 % faster."""
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+class FamilyModel:
+    """A model of the TerraCodec family as :mod:`tec_zarr.codec.encode` uses models.
+
+    Parameters
+    ----------
+    module : FactorizedPrior, ELIC, TemporalTransformer or FlexTEC
+        FP and ELIC are used as they are; of TEC-TT and FlexTEC a converted copy is made.
+    name : str
+        Name in streams, such as ``"terracodec_v1_tt_s2l2a/lambda-20"``.
+    weights_sha256 : str
+        SHA-256 (hex) of the safetensors file the weights came from.
+    context_tokens : int, optional
+        FlexTEC: tokens of a date that later dates are predicted from. None takes all that are
+        sent, as the reference does: smallest, but only the last date of a chunk can be
+        truncated. 1 lets every date be truncated to any quality, at a cost in size.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        `context_tokens` other than 1 to 16.
+
+    Notes
+    -----
+    FP, ELIC and TT have one rate, that of their checkpoint: `quality` does not matter to them.
+    For FlexTEC the 16 qualities are spread over the codec's scale: ``tokens = 2 * quality``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        weights_sha256: str,
+        context_tokens: int | None = None,
+    ) -> None:
+        whole = type(context_tokens) is int and 1 <= context_tokens <= TOKENS
+        if not (whole or context_tokens is None):
+            raise UnsupportedArrayError(
+                f"{name}: context_tokens is 1 to {TOKENS}, or None for all that are sent, not "
+                f"{context_tokens!r}"
+            )
+        self.name = name
+        self.weights_sha256 = weights_sha256
+        module = module.eval()
+        # A copy of its own, so that the caller's, twice as large, can go.
+        self.module = exact(module) if isinstance(module, TemporalTransformer) else module
+        self.context_tokens = context_tokens
+        self._coder = CODERS[type(module)](self.module)
+        config: Any = module.config
+        self._count = int(config["bands"])
+
+    @property
+    def device(self) -> str:
+        """Kind of device that the weights are on, ``"cpu"`` or another."""
+        return self._device.type
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def encode(
+        self,
+        cube: npt.NDArray[np.float32],
+        quality: float,
+        bands: Sequence[str] | None,
+        *,
+        tokens: Sequence[int] | None = None,
+    ) -> Encoded:
+        """Encode a cube.
+
+        Parameters
+        ----------
+        cube : ndarray, shape (T, C, h, w), float32
+            DN, every pixel filled and finite.
+        quality : float
+            FlexTEC: half the number of tokens sent of every date.
+        bands : sequence of str, optional
+            Bands of the cube in its order; None means all of the model's.
+        tokens : sequence of int, optional
+            FlexTEC: tokens sent of each date, 1 to 16, instead of `quality`.
+
+        Returns
+        -------
+        Encoded
+            One section per date, and the checksum of the latents.
+
+        Raises
+        ------
+        UnsupportedArrayError
+            Bands that the model does not have, or a number of tokens out of range.
+        """
+        where = self._band_places(bands, cube.shape)
+        if tokens is None:
+            tokens = self._tokens(quality, len(cube))
+        return self._encode([cube], where, check_tokens(tokens, len(cube)))[0]
+
+    def encode_batch(
+        self,
+        cubes: Sequence[npt.NDArray[np.float32]],
+        quality: float,
+        bands: Sequence[str] | None,
+    ) -> list[Encoded]:
+        """Encode cubes of one shape, each to the bytes that `encode` makes of it."""
+        where = self._band_places(bands, cubes[0].shape)
+        return self._encode(cubes, where, self._tokens(quality, len(cubes[0])))
+
+    def _tokens(self, quality: float, dates: int) -> list[int]:
+        return [min(TOKENS, max(1, round(2 * quality)))] * dates
+
+    def _encode(
+        self,
+        cubes: Sequence[npt.NDArray[np.float32]],
+        where: Sequence[int],
+        tokens: Sequence[int],
+    ) -> list[Encoded]:
+        height, width = cubes[0].shape[-2:]
+        multiple = self._coder.multiple
+        margins = ((0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple))
+        padded = np.pad(np.concatenate(cubes), margins, mode="reflect")
+        options = {"tokens": tokens, "context_tokens": self.context_tokens}
+        with torch.inference_mode():
+            x = standardise(padded, self._count, where).to(self._device)
+            if self.device == "cpu":
+                # Date by date: more at once are not faster here, and change float32 sums.
+                latents = torch.cat([self._coder.analyse(_channels_last(i)) for i in x.split(1)])
+            else:
+                # In float64 the number of images cannot be seen after rounding.
+                latents = self._coder.analyse(x.double())
+            return [self._coder.encode(part, options) for part in latents.split(len(cubes[0]))]
+
+    def decode(
+        self,
+        sections: Sequence[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        bands: Sequence[str] | None,
+        *,
+        shown: int = TOKENS,
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """Decode what `encode` wrote; DN (T, C, h, w) and the checksum of the latents.
+
+        FlexTEC: with fewer than 16 tokens `shown` of each date the rest is not predicted but
+        masked, as in training.
+        """
+        return self.decode_batch([sections], shape, quality, bands, shown=shown)[0]
+
+    def decode_batch(
+        self,
+        chunks: Sequence[Sequence[bytes]],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        bands: Sequence[str] | None,
+        *,
+        shown: int = TOKENS,
+    ) -> list[tuple[npt.NDArray[np.float32], int]]:
+        """Decode the sections of several cubes of one shape, each as `decode`."""
+        where = self._band_places(bands, shape)
+        for sections in chunks:
+            if len(sections) != shape[0]:
+                raise FormatError(
+                    f"{self.name}: {len(sections)} sections for {shape[0]} dates of a chunk of "
+                    f"shape {shape}: damaged"
+                )
+        height, width = shape[-2:]
+        with torch.inference_mode():
+            series = [self._series(sections, shape, shown) for sections in chunks]
+            inputs = [dates for one in series for dates in one.inputs]
+            if self.device == "cpu":
+                laid_out = [map(_channels_last, date) for date in inputs]
+                images = torch.cat([self._coder.synthesise(*date) for date in laid_out])
+            else:
+                together = (torch.cat(parts) for parts in zip(*inputs, strict=True))
+                images = self._coder.synthesise(*together)
+            dn = destandardise(images[..., :height, :width].contiguous(), where)
+        return list(zip(np.split(dn, len(chunks)), [one.crc for one in series], strict=True))
+
+    def _series(
+        self, sections: Sequence[bytes], shape: Sequence[int], shown: int = TOKENS
+    ) -> Series:
+        height, width = (n + -n % self._coder.multiple for n in shape[-2:])
+        if shown < TOKENS:
+            self._check_flexible()
+            return self._coder.decode(sections, height, width, shown)
+        return self._coder.decode(sections, height, width)
+
+    @property
+    def flexible(self) -> bool:
+        """Whether streams can be truncated: FlexTEC."""
+        return isinstance(self._coder, FlexCoder)
+
+    def truncate(self, sections: Sequence[bytes], tokens: int | Sequence[int]) -> Encoded:
+        """Lower the quality of a FlexTEC stream by cutting it, without any network.
+
+        Parameters
+        ----------
+        sections : sequence of bytes
+            From `encode`.
+        tokens : int or sequence of int
+            Tokens to keep of all dates or of each, 1 to 16; dates that have fewer stay as they
+            are.
+
+        Returns
+        -------
+        Encoded
+            The shorter sections and their checksum.
+
+        Raises
+        ------
+        TecError
+            If the model is not FlexTEC.
+        ContextError
+            If later dates were predicted from tokens that would be cut (see `context_tokens`):
+            `recode` can do that.
+        """
+        self._check_flexible()
+        return cut(sections, check_tokens(tokens, len(sections)))
+
+    def recode(
+        self,
+        sections: Sequence[bytes],
+        shape: tuple[int, int, int, int],
+        tokens: int | Sequence[int],
+    ) -> Encoded:
+        """Lower the quality of a FlexTEC stream whose later dates need what is cut.
+
+        The tokens that stay are decoded and coded anew, predicted from one another. Nothing else
+        is lost: the sections are those that `encode` makes with this number of tokens.
+
+        Parameters
+        ----------
+        sections : sequence of bytes
+            From `encode`.
+        shape : tuple of int
+            (T, C, h, w) of the cube.
+        tokens : int or sequence of int
+            As for `truncate`.
+
+        Returns
+        -------
+        Encoded
+            The shorter sections and their checksum.
+
+        Raises
+        ------
+        TecError
+            If the model is not FlexTEC.
+        """
+        self._check_flexible()
+        wanted = check_tokens(tokens, len(sections))
+        parsed = [FlexSection.from_bytes(data) for data in sections]
+        kept = [min(k, len(s.groups)) for k, s in zip(wanted, parsed, strict=True)]
+        context = max(section.context for section in parsed)
+        with torch.inference_mode():
+            series = self._series(sections, shape)
+            latents = torch.cat([latent for latent, _ in series.inputs])
+            return self._coder.encode(latents, {"tokens": kept, "context_tokens": context})
+
+    def preview(self, tokens: int) -> FlexPreview:
+        """A decoder of this model's streams that shows the first tokens of each date only.
+
+        Parameters
+        ----------
+        tokens : int
+            1 to 15.
+
+        Raises
+        ------
+        TecError
+            If the model is not FlexTEC.
+        """
+        self._check_flexible()
+        return FlexPreview(self, tokens)
+
+    def _check_flexible(self) -> None:
+        if not self.flexible:
+            raise TecError(f"{self.name} has one rate; only FlexTEC streams can be truncated")
+
+    def inpaint(
+        self,
+        cube: npt.NDArray[np.float32],
+        cloudy: npt.NDArray[np.bool_],
+        bands: Sequence[str] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Predict what clouds hide from the dates before (TEC-TT).
+
+        Parameters
+        ----------
+        cube : ndarray, shape (T, C, h, w), float32
+            DN, oldest date first; cloudy values are never looked at.
+        cloudy : ndarray, shape (T, h, w), bool
+            Pixels to predict.
+        bands : sequence of str, optional
+            As for `encode`.
+
+        Returns
+        -------
+        ndarray, shape (T, C, h, w), float32
+            DN: the prediction where cloudy, elsewhere `cube` unchanged.
+
+        Raises
+        ------
+        TecError
+            If the model is not TEC-TT.
+        """
+        if type(self.module) is not TemporalTransformer:
+            raise TecError(f"{self.name} cannot inpaint clouds; TEC-TT models can")
+        where = self._band_places(bands, cube.shape)
+        height, width = cube.shape[-2:]
+        bottom, right = -height % self._coder.multiple, -width % self._coder.multiple
+        hidden = np.pad(cloudy, ((0, 0), (0, bottom), (0, right)), mode="reflect")
+        visible = np.where(cloudy[:, None], np.float32(0), cube)
+        padded = np.pad(visible, ((0, 0), (0, 0), (0, bottom), (0, right)), mode="reflect")
+        with torch.inference_mode():
+            x = standardise(padded, self._count, where).to(self._device)
+            seen = torch.from_numpy(hidden).to(self._device)
+            filled = predict_hidden(self.module, x, seen)
+            predicted = destandardise(filled[..., :height, :width], where)
+        return np.where(cloudy[:, None], predicted, cube)
+
+    def _band_places(self, bands: Sequence[str] | None, shape: Sequence[int]) -> list[int]:
+        known = STATISTICS[self._count].bands
+        if bands is None:
+            if shape[1] != self._count:
+                raise UnsupportedArrayError(
+                    f"{self.name} takes the {self._count} bands {', '.join(known)}, the chunk of "
+                    f"shape {tuple(shape)} has {shape[1]}: name its bands (bands=...)"
+                )
+            return list(range(self._count))
+        names = band_names(bands)
+        strange = [name for name in names if name not in known]
+        if strange or len(names) != shape[1]:
+            raise UnsupportedArrayError(
+                f"{self.name} takes bands among {', '.join(known)}; the chunk of shape "
+                f"{tuple(shape)} was given {', '.join(names)}"
+            )
+        return [known.index(name) for name in names]
+
+
+class FlexPreview:
+    """Decodes the first tokens of FlexTEC streams quickly; as :mod:`tec_zarr.codec.encode` uses
+    models.
+
+    The tokens that are not shown are what they were in training, a learned constant, where
+    `FamilyModel.decode` predicts them one after the other.
+
+    Parameters
+    ----------
+    model : FamilyModel
+        FlexTEC.
+    tokens : int
+        Tokens shown of each date.
+    """
+
+    def __init__(self, model: FamilyModel, tokens: int) -> None:
+        self.model, self.tokens = model, tokens
+        self.name = f"{model.name}#{tokens}"
+        self.weights_sha256 = model.weights_sha256
+
+    def encode(
+        self, cube: npt.NDArray[np.float32], quality: float, bands: Sequence[str] | None
+    ) -> Encoded:
+        """Encode as the model itself does."""
+        return self.model.encode(cube, quality, bands)
+
+    def decode(
+        self,
+        sections: Sequence[bytes],
+        shape: tuple[int, int, int, int],
+        quality: float,
+        bands: Sequence[str] | None,
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """Decode as `FamilyModel.decode` does, with mask tokens for what is not shown."""
+        return self.model.decode(sections, shape, quality, bands, shown=self.tokens)
