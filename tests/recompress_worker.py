@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def register(on_encode=lambda calls: None) -> None:
     register_model(DEADLY, Deadly, toy.SHA256)
 
 
+def _main_thread_waits_for_the_others() -> bool:
+    """As it does once a signal has ended its work: on a busy machine that takes seconds."""
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    while frame is not None and frame.f_code.co_name != "shutdown":
+        frame = frame.f_back
+    return frame is not None
+
+
 def signal_once(flag: str, number: int, after: int):
     """Effect that sends this process a signal, if it can take the flag away."""
 
@@ -51,7 +60,10 @@ def signal_once(flag: str, number: int, after: int):
             except FileNotFoundError:
                 return
             os.kill(os.getpid(), number)
-            time.sleep(1)  # the main thread takes it, before this region is finished
+            for _ in range(600):  # the main thread takes it before this region is finished
+                time.sleep(0.05)
+                if _main_thread_waits_for_the_others():
+                    break
 
     return effect
 

@@ -93,6 +93,7 @@ def test_a_few_dates_are_those_of_the_whole_at_any_step(cube):
         np.testing.assert_array_equal(some, whole[[2, 0]])
 
 
+@pytest.mark.filterwarnings("ignore::tec_zarr.errors.UnsuitedDataWarning")  # 31 bands
 @pytest.mark.parametrize("shape", [(1, 12, 1, 1), (2, 1, 9, 30), (2, 31, 8, 8), (3, 4, 17, 16)])
 def test_any_shape(shape):
     data = np.random.default_rng(3).integers(1, 3000, shape).astype("u2")
