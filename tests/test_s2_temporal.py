@@ -58,15 +58,6 @@ def test_a_date_alone_costs_no_more_than_by_the_image_model(cube, quality):
         np.testing.assert_array_equal(decode_chunk(series), decode_chunk(alone))
 
 
-def test_networks_of_the_first_release_leave_a_date_alone_to_the_image_model(cube):
-    first = get_model(MODEL, find_model(MODEL).weights[-1])
-    [section] = first.encode(cube[:1].astype(np.float32), 4.0, None).sections
-    image = first.image.encode(cube[:1].astype(np.float32), 4.0, None).sections[0]
-    assert section == b"\0" + image
-    with pytest.raises(FormatError, match="coded by newer networks"):
-        first.decode([b"\4" + image], cube[:1].shape, 4.0, None)
-
-
 def test_refinement_brings_pixels_nearer_to_what_was_coded(cube, monkeypatch):
     frame = encode_chunk(cube, ChunkSpec(MODEL, 3))
     refined = psnr(decode_chunk(frame), cube)
