@@ -38,7 +38,7 @@ _BAND_LISTS: dict[int, tuple[str, ...] | None] = {0: None, 1: L2A_BANDS, 2: L1C_
 _EXPLICIT_BANDS = 255
 _BAND_IDS = tuple(BANDS)
 
-_HAS_NODATA, _HAS_SCALING, _HAS_BOUNDS, _HAS_PARAMETERS, _HAS_ERRORS = 1, 2, 4, 8, 16
+_HAS_NODATA, _HAS_SCALING, _HAS_BOUNDS, _HAS_ERRORS = 1, 2, 4, 16
 _BIG_ENDIAN, _FORTRAN, _RESERVED = 0x20, 0x40, 0x80
 
 
@@ -68,13 +68,12 @@ class SectionKind(enum.IntEnum):
     MASK = 1
     EXACT = 2
     LATENTS = 3
-    LEDGER = 4
     BOUND = 5
     BOUND_MAP = 6
     POINTS = 7
 
 
-_CODED = (SectionKind.LATENTS, SectionKind.LEDGER, SectionKind.BOUND, SectionKind.BOUND_MAP)
+_CODED = (SectionKind.LATENTS, SectionKind.BOUND, SectionKind.BOUND_MAP)
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,6 @@ class Header:
         units of the array, and NaN in the others. None in frames that do not say.
     indices : tuple of IndexBound
         Bounds and errors of indices.
-    parameters : bytes
-        Extension for later models; empty so far.
     latents_crc : int
         CRC32 of the decoded latents, see ``docs/format.md``.
     """
@@ -168,7 +165,6 @@ class Header:
     bounds: tuple[int, ...] | None = None
     errors: tuple[float, ...] | None = None
     indices: tuple[IndexBound, ...] = ()
-    parameters: bytes = b""
     latents_crc: int = 0
 
     @property
@@ -214,7 +210,7 @@ def write_frame(header: Header, sections: Sequence[Section]) -> bytes:
     header : Header
         What the decoder has to know.
     sections : sequence of Section
-        In the order of the format: mask, exact, latents, ledger, bound, points.
+        In the order of the format: mask, exact, latents, bound, points.
 
     Returns
     -------
@@ -349,7 +345,6 @@ def _header_fields(h: Header) -> bytes:
         _HAS_NODATA * (h.nodata != (0,))
         | _HAS_SCALING * ((h.scale, h.offset) != (default_scale(h.dtype), 0.0))
         | _HAS_BOUNDS * (h.bounds is not None)
-        | _HAS_PARAMETERS * bool(h.parameters)
         | _HAS_ERRORS * (h.errors is not None)
     )
     array = h.axes | _DTYPES.index(h.dtype.str[1:]) << 2
@@ -373,8 +368,6 @@ def _header_fields(h: Header) -> bytes:
         out.append(struct.pack("<dd", h.scale, h.offset))
     if h.bounds is not None:
         out.append(struct.pack(f"<{len(h.bounds)}H", *h.bounds))
-    if h.parameters:
-        out.append(write_varint(len(h.parameters)) + h.parameters)
     if h.errors is not None:
         out.append(bytes([len(h.indices)]))
         for index in h.indices:
@@ -425,7 +418,7 @@ def _checked_header(data: memoryview) -> tuple[_Cursor, int]:
 
 def _parse_fields(c: _Cursor) -> Header:
     flags, array, model_id = c.unpack("BBB")
-    newer = flags & ~(_HAS_NODATA | _HAS_SCALING | _HAS_BOUNDS | _HAS_PARAMETERS | _HAS_ERRORS)
+    newer = flags & ~(_HAS_NODATA | _HAS_SCALING | _HAS_BOUNDS | _HAS_ERRORS)
     if newer or array & _RESERVED or (array >> 2 & 7) >= len(_DTYPES):
         raise VersionError(
             f"TEC frame with features that this tec_zarr does not know (flags {flags:#04x}, array "
@@ -463,7 +456,6 @@ def _parse_fields(c: _Cursor) -> Header:
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(offset)):
         raise FormatError(f"TEC frame damaged: scale {scale}, offset {offset}")
     bounds = c.unpack(f"{n_bands}H") if flags & _HAS_BOUNDS else None
-    parameters = c.take(c.varint()) if flags & _HAS_PARAMETERS else b""
     header = Header(
         model_id=model_id,
         model_name=model_name,
@@ -478,7 +470,6 @@ def _parse_fields(c: _Cursor) -> Header:
         scale=scale,
         offset=offset,
         bounds=bounds,
-        parameters=parameters,
         latents_crc=latents_crc,
     )
     return _with_errors(c, header) if flags & _HAS_ERRORS else header
