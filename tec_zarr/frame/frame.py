@@ -19,6 +19,7 @@ import numpy as np
 
 from tec_zarr import config
 from tec_zarr.errors import ChecksumError, FormatError, LimitError, VersionError
+from tec_zarr.frame.varint import read_varint, write_varint
 from tec_zarr.sentinel2 import BANDS, DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS
 
 MAGIC = b"TEC"
@@ -331,13 +332,8 @@ class _Cursor:
         return self.take(1)[0]
 
     def varint(self) -> int:
-        value = 0
-        for shift in range(0, 35, 7):
-            byte = self.byte()
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-        raise FormatError(f"TEC frame damaged: a number before byte {self._at} has no end")
+        value, self._at = read_varint(self._data, self._at)
+        return value
 
 
 def _header_fields(h: Header) -> bytes:
@@ -534,27 +530,3 @@ def _ascii(raw: bytes) -> str:
         return raw.decode("ascii")
     except UnicodeDecodeError:
         raise FormatError(f"TEC frame damaged: model name {raw!r} is not ASCII") from None
-
-
-def write_varint(value: int) -> bytes:
-    """Unsigned integer in groups of 7 bits, lowest first."""
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def read_varint(data: bytes, start: int) -> tuple[int, int]:
-    """Read an unsigned integer at `start`; return it and the position after it."""
-    value = 0
-    for shift in range(0, 63, 7):
-        if start >= len(data):
-            raise FormatError("A section ends in the middle of a number: damaged or cut short.")
-        byte = data[start]
-        start += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, start
-    raise FormatError("A number of more than 63 bits: damaged section.")

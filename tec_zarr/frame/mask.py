@@ -17,7 +17,7 @@ import numpy as np
 
 from tec_zarr import config
 from tec_zarr.errors import FormatError, LimitError
-from tec_zarr.frame.frame import read_varint, write_varint
+from tec_zarr.frame.varint import read_varint, write_varint
 
 MAX_VALUES = 32
 """Longest table of a mask."""
