@@ -81,13 +81,8 @@ def trial(seed, paths):
     valid = original != 0 if kind == "real" else None
     if valid is None and rng.random() < 0.3:
         valid = rng.random(original.shape) > rng.random()
-    base = None
-    if rng.random() < 0.2:
-        noise = rng.integers(-99, 100, original.shape)
-        base = np.clip(original.astype(np.int64) + noise, -(1 << 31), (1 << 31) - 1)
-        base = base.astype(np.int32)
-    data = layer.encode(original, base, valid, bounds)
-    decoded = layer.decode(data, base, valid, original.shape, bounds)
+    data = layer.encode(original, valid, bounds)
+    decoded = layer.decode(data, valid, original.shape, bounds)
     error = np.abs(decoded.astype(np.int64) - original)
     wrong = error > np.asarray(bounds)[None, :, None, None]
     used = np.ones_like(wrong) if valid is None else valid

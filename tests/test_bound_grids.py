@@ -43,8 +43,8 @@ def bands(grids, shape=(48, 52), dates=1, seed=0, noise=25.0):
 
 
 def round_trip(original, bounds, valid=None):
-    data = layer.encode(original, None, valid, bounds)
-    decoded = layer.decode(data, None, valid, original.shape, bounds)
+    data = layer.encode(original, valid, bounds)
+    decoded = layer.decode(data, valid, original.shape, bounds)
     for band, limit in enumerate(bounds):
         error = np.abs(decoded[:, band].astype(np.int64) - original[:, band])
         error = error if valid is None else np.where(valid[:, band], error, 0)
@@ -145,14 +145,14 @@ def test_reflectance_on_grids_comes_back_within_its_bound(max_error):
 def test_damaged_grids_are_refused():
     original = bands([None, GRIDS[1]], (32, 32), seed=8)
     rng = np.random.default_rng(9)
-    data = layer.encode(original, None, None, [1, 1])
+    data = layer.encode(original, None, [1, 1])
     payload = bytearray(data[layer._HEADER.size :])
     for _ in range(40):
         forged = bytearray(payload)
         forged[rng.integers(0, 24)] ^= 1 << rng.integers(8)
-        crc = layer._checksum(original.shape, None, None, [1, 1], bytes(forged))
+        crc = layer._checksum(original.shape, None, [1, 1], bytes(forged))
         with pytest.raises(TecError):
             layer.decode(
                 layer._HEADER.pack(layer._VERSION, crc, 0) + bytes(forged),
-                None, None, original.shape, [1, 1],
+                None, original.shape, [1, 1],
             )  # fmt: skip

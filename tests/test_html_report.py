@@ -13,6 +13,7 @@ import pytest
 import toy
 import xarray as xr
 import zarr
+from zarr.codecs import ShardingCodec
 
 import tec_zarr
 from tec_zarr.compare import classical
@@ -211,6 +212,22 @@ def test_bytes_of_chunks_are_those_in_the_store(tmp_path, zarr_format, shards):
         skip = {".zarray", ".zattrs", "zarr.json"}
         files = [p for p in path.rglob("*") if p.is_file() and p.name not in skip]
         assert sizes.sum() == sum(p.stat().st_size for p in files)
+
+
+@pytest.mark.parametrize(("location", "found"), [("end", 8), ("start", 0)])
+def test_headers_of_all_chunks_of_a_shard_are_read(tmp_path, location, found):
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(2, 3, 32, 32), dtype="uint16",
+        chunks=(2, 3, 32, 32), compressors=None,
+        serializer=ShardingCodec(
+            chunk_shape=(1, 3, 16, 16), codecs=[tec_zarr.TECCodec(max_error=0)],
+            index_location=location,
+        ),
+    )  # fmt: skip
+    array[:] = np.random.default_rng(0).integers(1, 999, array.shape)
+    assert len(list(chunks.frame_headers(array))) == found
+    assert chunks.holds_frames(array) == bool(found)
+    assert (chunks.chunk_bytes(array) > 100).sum() == 8
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")

@@ -191,10 +191,10 @@ def test_maps_that_cannot_be_are_refused_though_their_checksums_hold(cube):
     others = [s for s in frame.sections if s.kind is not SectionKind.BOUND_MAP]
     levels = np.full((1, 2, 3, 3), 70, np.int32)
     for wrong in (levels, -levels, levels[..., :2] - 65):
-        packed = Section(SectionKind.BOUND_MAP, layer.encode(wrong, None, None, [0, 0]))
+        packed = Section(SectionKind.BOUND_MAP, layer.encode(wrong, None, [0, 0]))
         with pytest.raises(TecError):
             decode_chunk(write_frame(frame.header, [packed, *others]))
-    packed = Section(SectionKind.BOUND_MAP, layer.encode(levels - 65, None, None, [0, 0]))
+    packed = Section(SectionKind.BOUND_MAP, layer.encode(levels - 65, None, [0, 0]))
     for sections in (others, [packed, packed, *others], [packed]):
         with pytest.raises(TecError):
             decode_chunk(write_frame(frame.header, sections))

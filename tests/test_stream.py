@@ -79,7 +79,6 @@ def headers(draw):
         bounds=bounds,
         errors=errors,
         indices=indices,
-        parameters=draw(st.binary(max_size=200)),
         latents_crc=draw(st.integers(0, 2**32 - 1)),
     )
 

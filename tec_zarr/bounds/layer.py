@@ -1,8 +1,7 @@
 """Codes an array so that every valid pixel stays within its bound; the layer behind ``max_error``.
 
-:func:`encode` codes the difference to a reconstruction (the *base*) or, without a base, the array
-itself. :func:`decode` reverses it. A bound of 0 is lossless. :mod:`tec_zarr.bounds.planes`
-predicts and codes a plane. ``docs/error-bounds.md`` specifies the bytes and the guarantee.
+:func:`encode` codes an array; :func:`decode` undoes it. How a plane is predicted and coded is in
+:mod:`tec_zarr.bounds.planes`; the byte layout and the guarantee are in ``docs/error-bounds.md``.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ Bounds = Sequence[int | np.ndarray] | np.ndarray
 
 def encode(
     original: np.ndarray,
-    base: np.ndarray | None,
     valid: np.ndarray | None,
     bounds: Bounds,
 ) -> bytes:
@@ -48,9 +46,6 @@ def encode(
     ----------
     original : ndarray
         int32 (T, C, H, W), DN.
-    base : ndarray or None
-        int32 (T, C, H, W), DN. A reconstruction that the decoder has too, bit for bit. None: the
-        section codes the array itself.
     valid : ndarray or None
         bool (T, C, H, W). False for samples whose value does not matter (nodata, padding).
     bounds : sequence of int or ndarray
@@ -70,13 +65,13 @@ def encode(
         The decoder would exceed the bounds. Every section is checked for this.
     """
     original = np.asarray(original)
-    limits = _checked(original.shape, base, valid, bounds)
+    limits = _checked(original.shape, valid, bounds)
     if original.dtype.kind not in "iu" or original.dtype.itemsize > 4 or original.dtype == "u4":
         raise UnsupportedArrayError(
             f"bound layer: original is {original.dtype}, expected int32 or a narrower integer"
         )
     coder = SymbolEncoder()
-    decoded = _walk(coder, original.shape, base, valid, limits, original)
+    decoded = _walk(coder, original.shape, valid, limits, original)
     error = np.abs(decoded.astype(np.int64) - original)
     if valid is not None:
         error[~np.asarray(valid, bool)] = 0
@@ -87,24 +82,23 @@ def encode(
             f"their bounds; this is a bug of tec_zarr, nothing was written, please report it"
         )
     payload = coder.getvalue()
-    checksum = _checksum(original.shape, base, valid, limits, payload)
+    checksum = _checksum(original.shape, valid, limits, payload)
     return _HEADER.pack(_VERSION, checksum, zlib.crc32(decoded.data)) + payload
 
 
 def decode(
     data: bytes,
-    base: np.ndarray | None,
     valid: np.ndarray | None,
     shape: tuple[int, int, int, int],
     bounds: Bounds,
 ) -> np.ndarray:
-    """Decode a section of :func:`encode`, given the same base, validity, shape and bounds.
+    """Decode what :func:`encode` wrote, given the same validity, shape and bounds.
 
     Parameters
     ----------
     data : bytes
         The section.
-    base, valid, bounds
+    valid, bounds
         As given to :func:`encode`.
     shape : (int, int, int, int)
         (T, C, H, W).
@@ -119,10 +113,10 @@ def decode(
     FormatError
         The bytes are not a bound section.
     ChecksumError
-        The bytes are damaged, the base, validity, shape or bounds are not those of the encoder,
-        or the decoded array is not the encoder's.
+        For damaged bytes, for a validity, shape or bounds other than those of the encoder,
+        and for a decoded array other than the encoder's.
     """
-    limits = _checked(shape, base, valid, bounds)
+    limits = _checked(shape, valid, bounds)
     data = bytes(data)
     if len(data) < _HEADER.size:
         raise FormatError(f"bound section: {len(data)} bytes, expected at least {_HEADER.size}")
@@ -130,14 +124,14 @@ def decode(
     if version != _VERSION:
         raise FormatError(f"bound section: version {version}, this tec_zarr reads {_VERSION}")
     payload = data[_HEADER.size :]
-    if _checksum(shape, base, valid, limits, payload) != payload_crc:
+    if _checksum(shape, valid, limits, payload) != payload_crc:
         raise ChecksumError(
             f"bound section of shape {tuple(shape)}: checksum mismatch; the bytes are damaged, or "
-            "the base, validity, shape or bounds are not those of the encoder"
+            "the validity, shape or bounds are not those of the encoder"
         )
     try:
-        with np.errstate(all="ignore"):  # forged weights may overflow; the checksum finds it
-            decoded = _walk(SymbolDecoder(payload), shape, base, valid, limits, None)
+        with np.errstate(all="ignore"):  # forged weights may overflow; the checksum tells
+            decoded = _walk(SymbolDecoder(payload), shape, valid, limits, None)
     except TecError:
         raise
     except (AssertionError, IndexError, OverflowError, ValueError) as error:
@@ -152,18 +146,16 @@ def decode(
 
 def _checked(
     shape: Sequence[int],
-    base: np.ndarray | None,
     valid: np.ndarray | None,
     bounds: Bounds,
 ) -> list[int | np.ndarray]:
     shape = tuple(shape)
     if len(shape) != 4 or min(shape, default=0) < 1:
         raise UnsupportedArrayError(f"bound layer: shape {shape}, expected (T, C, H, W), no zeros")
-    for name, array in (("base", base), ("valid", valid)):
-        if array is not None and np.shape(array) != shape:
-            raise UnsupportedArrayError(
-                f"bound layer: {name} has shape {np.shape(array)}, the array {shape}"
-            )
+    if valid is not None and np.shape(valid) != shape:
+        raise UnsupportedArrayError(
+            f"bound layer: valid has shape {np.shape(valid)}, the array {shape}"
+        )
     if len(bounds) != shape[1]:
         raise UnsupportedArrayError(
             f"bound layer: {len(bounds)} bounds for {shape[1]} bands, expected one per band"
@@ -187,7 +179,6 @@ def _checked_bound(value: int | np.ndarray, shape: tuple[int, ...]) -> int | np.
 
 def _checksum(
     shape: Sequence[int],
-    base: np.ndarray | None,
     valid: np.ndarray | None,
     bounds: list[int | np.ndarray],
     payload: bytes,
@@ -199,15 +190,13 @@ def _checksum(
             f"<4Q{len(bounds)}I??",
             *shape,
             *numbers,
-            base is not None,
+            False,  # always zero
             valid is not None,
         )
     )
     for bound in bounds:
         if not isinstance(bound, int):
             crc = zlib.crc32(np.ascontiguousarray(bound).data, crc)
-    if base is not None:
-        crc = zlib.crc32(np.ascontiguousarray(base, "<i4").data, crc)
     if valid is not None:
         crc = zlib.crc32(np.packbits(np.asarray(valid, bool)).data, crc)
     return zlib.crc32(payload, crc)
@@ -216,7 +205,6 @@ def _checksum(
 def _walk(
     coder: SymbolCoder,
     shape: tuple[int, int, int, int],
-    base: np.ndarray | None,
     valid: np.ndarray | None,
     bounds: list[int | np.ndarray],
     original: np.ndarray | None,
@@ -231,9 +219,6 @@ def _walk(
         done: dict[int, Decoded] = {}
         for position, band in enumerate(order):
             references = []
-            if base is not None:
-                values = np.asarray(base[date, band], np.int32)
-                references.append(Decoded(Reference(values, None, same=True, wide=True)))
             if band in previous:
                 references.append(previous.pop(band).seen(same=True, wide=True))
             near = [order[i] for i in wide[position]]
@@ -251,7 +236,6 @@ def _walk(
                 shape[2:],
                 mask,
                 references,
-                base is not None,
                 bound,
                 target,
                 natives[band],
@@ -334,7 +318,6 @@ def _plane(
     shape: tuple[int, int],
     mask: np.ndarray | None,
     references: list[Decoded],
-    based: bool,
     bound: int | np.ndarray,
     target: np.ndarray | None,
     native: Native | None,
@@ -346,14 +329,6 @@ def _plane(
         chosen = target if mask is None else target[mask]
         known = (int(chosen.min()), int(chosen.max())) if chosen.size else (0, 0)
     low, high = _limits(coder, known)
-    if based:
-        base = np.clip(references[0].fine.values, low, high)
-        enough = None
-        if target is not None:
-            over = np.abs(base - target) > bound
-            enough = int(not (over if mask is None else over[mask]).any())
-        if coder.number(enough, 2):
-            return _alone(base, np.zeros(shape))
     if native is not None and low < high:
         here = None if native.values is None else native.values[date]
         there = None

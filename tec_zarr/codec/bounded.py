@@ -69,10 +69,10 @@ def code_bounded(part: Part, limits: Limits) -> Coded:
             packed, levels = _packed_levels(levels, measured[:, limits.mapped])
             sections.append(Section(SectionKind.BOUND_MAP, packed))
         steps = _steps(bounds, held, limits.mapped, levels, samples.shape)
-        data = layer.encode(dn[:, held], None, measured[:, held], steps)
+        data = layer.encode(dn[:, held], measured[:, held], steps)
         sections.append(Section(SectionKind.BOUND, data))
         shape = (len(dn), len(held), *dn.shape[2:])
-        back = part.values(layer.decode(data, None, measured[:, held], shape, steps))
+        back = part.values(layer.decode(data, measured[:, held], shape, steps))
         decoded = samples.copy()
         decoded[:, held] = np.where(measured[:, held], back, samples[:, held])
         missed, indices = exceeded(limits, samples, decoded, known, part.spec.offset * scale)
@@ -116,8 +116,8 @@ def _bit_for_bit(mask: Mask | None, samples: np.ndarray, limits: Limits) -> Mask
 def _packed_levels(levels: np.ndarray, measured: np.ndarray) -> tuple[bytes, np.ndarray]:
     """Return the bytes of the map of bounds, and the map that the decoder will read from them."""
     with_samples, lossless = blocks_with(measured), (0,) * levels.shape[1]
-    data = layer.encode(levels, None, with_samples, lossless)
-    return data, layer.decode(data, None, with_samples, levels.shape, lossless)
+    data = layer.encode(levels, with_samples, lossless)
+    return data, layer.decode(data, with_samples, levels.shape, lossless)
 
 
 def _steps(
@@ -204,7 +204,7 @@ def bound_layer(
     if mapped:
         with_samples = blocks_with(measured[:, mapped])
         lossless = (0,) * len(mapped)
-        levels = layer.decode(packed, None, with_samples, with_samples.shape, lossless)
+        levels = layer.decode(packed, with_samples, with_samples.shape, lossless)
     steps = _steps(header.bounds, bounded, mapped, levels, header.shape4)
     some = measured if len(bounded) == len(header.bounds) else measured[:, bounded]
-    return layer.decode(residuals, None, some, (t, len(bounded), h, w), steps)
+    return layer.decode(residuals, some, (t, len(bounded), h, w), steps)

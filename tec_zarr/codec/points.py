@@ -13,8 +13,8 @@ import math
 import numpy as np
 
 from tec_zarr.errors import FormatError
-from tec_zarr.frame.frame import write_varint
 from tec_zarr.frame.mask import shuffled, squeeze, unshuffled, unsqueeze
+from tec_zarr.frame.varint import read_varints, write_varint
 
 MULTIPLE = 7.0
 """From ``FULL_QUALITY`` on, a sample is listed if its error exceeds this multiple of the RMS error
@@ -123,10 +123,10 @@ def restore_points(packed: bytes, samples: np.ndarray) -> None:
     FormatError
         The section is damaged, or it does not fit the shape.
     """
-    (count,), start = _varints(packed, 0, 1)
+    (count,), start = read_varints(packed, 0, 1)
     if not 0 < count <= samples.size:
         raise FormatError(f"TEC frame damaged: {count} points in a chunk of {samples.size} samples")
-    gaps, start = _varints(packed, start, int(count))
+    gaps, start = read_varints(packed, start, int(count))
     places = np.cumsum(gaps + 1) - 1  # at most 2^28 gaps of 35 bits: no overflow
     if places[-1] >= samples.size:
         raise FormatError("TEC frame damaged: a point outside the chunk")
@@ -140,22 +140,3 @@ def _at(places: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     t, c, h, w = shape
     date, y, x, band = np.unravel_index(places, (t, h, w, c))
     return date, band, y, x
-
-
-def _varints(data: bytes, start: int, count: int) -> tuple[np.ndarray, int]:
-    """Read ``count`` varints of at most five bytes from ``start``.
-
-    Returns the numbers, int64, and the offset behind the last of them.
-    """
-    read = np.frombuffer(data, np.uint8, offset=start, count=min(len(data) - start, 5 * count))
-    ends = np.flatnonzero(read < 0x80)[:count]
-    if len(ends) < count:
-        raise FormatError("TEC frame damaged: the points section is cut short")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    if (ends - starts > 4).any():
-        raise FormatError("TEC frame damaged: a number in the points section has no end")
-    values = np.zeros(count, np.int64)
-    for k in range(5):
-        more = starts + k <= ends
-        values[more] |= (read[starts[more] + k].astype(np.int64) & 0x7F) << (7 * k)
-    return values, start + int(ends[-1]) + 1

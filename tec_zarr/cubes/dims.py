@@ -361,11 +361,16 @@ def holds_tec(da: xr.DataArray) -> bool:
 
 
 def stored_spec(da: xr.DataArray) -> ChunkSpec | None:
-    """Return the TEC settings of the chunks that ``da`` was read from; None if not from TEC."""
-    stored = [da.encoding.get("serializer"), da.encoding.get("compressor")]
-    for key in ("compressors", "filters"):
-        stored += da.encoding.get(key) or ()
-    return next((codec for codec in stored if isinstance(codec, ChunkSpec)), None)
+    """TEC's settings for the chunks that ``da`` was read from, by its encoding, if TEC made them.
+    """
+    return spec_in(da.encoding)
+
+
+def spec_in(encoding: Mapping[Any, Any]) -> ChunkSpec | None:
+    """TEC's settings among the codecs of xarray's encoding of one array, None if there are none."""
+    stored = [encoding.get(key) for key in ("serializer", "compressor", "compressors", "filters")]
+    each = [c for some in stored for c in (some if isinstance(some, list | tuple) else (some,))]
+    return next((codec for codec in each if isinstance(codec, ChunkSpec)), None)
 
 
 def reflectance_names(ds: xr.Dataset) -> set[str]:

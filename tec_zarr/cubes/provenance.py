@@ -18,6 +18,7 @@ import xarray as xr
 
 from tec_zarr.bounds.request import ALL, NamedBounds
 from tec_zarr.codec.spec import ChunkSpec
+from tec_zarr.cubes.dims import spec_in
 from tec_zarr.cubes.encoding import CONTAINER
 from tec_zarr.stores.info import ATTRIBUTE
 
@@ -56,7 +57,7 @@ def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObje
     out: Any = obj.copy(deep=False)
     container = None
     for name, settings in encoding.items():
-        spec = next((v for v in _codecs(settings) if isinstance(v, ChunkSpec)), None)
+        spec = spec_in(settings)
         if spec is None:
             continue
         member = out if isinstance(out, xr.DataArray) else out[name]
@@ -76,11 +77,6 @@ def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObje
         # Some readers need the chunk of this value. Zarr would not write it for the fill value 0.
         out = out.assign_coords({CONTAINER: ((), np.int32(1), container)})
     return out
-
-
-def _codecs(settings: Mapping[str, Any]) -> list[Any]:
-    stored = [settings.get("serializer"), settings.get("compressors")]
-    return [c for codec in stored for c in (codec if isinstance(codec, tuple) else (codec,))]
 
 
 def _parameters(spec: ChunkSpec, factor: float) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tec_zarr import config
 from tec_zarr.errors import ChecksumError, FormatError, LimitError, VersionError
+from tec_zarr.frame.varint import read_varint, write_varint
 from tec_zarr.sentinel2 import BANDS, DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS
 
 MAGIC = b"TEC"
@@ -38,7 +39,7 @@ _BAND_LISTS: dict[int, tuple[str, ...] | None] = {0: None, 1: L2A_BANDS, 2: L1C_
 _EXPLICIT_BANDS = 255
 _BAND_IDS = tuple(BANDS)
 
-_HAS_NODATA, _HAS_SCALING, _HAS_BOUNDS, _HAS_PARAMETERS, _HAS_ERRORS = 1, 2, 4, 8, 16
+_HAS_NODATA, _HAS_SCALING, _HAS_BOUNDS, _HAS_ERRORS = 1, 2, 4, 16
 _BIG_ENDIAN, _FORTRAN, _RESERVED = 0x20, 0x40, 0x80
 
 
@@ -68,13 +69,12 @@ class SectionKind(enum.IntEnum):
     MASK = 1
     EXACT = 2
     LATENTS = 3
-    LEDGER = 4
     BOUND = 5
     BOUND_MAP = 6
     POINTS = 7
 
 
-_CODED = (SectionKind.LATENTS, SectionKind.LEDGER, SectionKind.BOUND, SectionKind.BOUND_MAP)
+_CODED = (SectionKind.LATENTS, SectionKind.BOUND, SectionKind.BOUND_MAP)
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,7 @@ class Header:
         Largest absolute error that the encoder measured in each band of the bound layer, in the
         units of the array. NaN in other bands. None in frames without measured errors.
     indices : tuple of IndexBound
-        Bounds and errors of normalised differences.
-    parameters : bytes
-        Reserved for later models; empty.
+        Bounds and errors of indices.
     latents_crc : int
         CRC32 of the decoded latents, see ``docs/format.md``.
     """
@@ -168,7 +166,6 @@ class Header:
     bounds: tuple[int, ...] | None = None
     errors: tuple[float, ...] | None = None
     indices: tuple[IndexBound, ...] = ()
-    parameters: bytes = b""
     latents_crc: int = 0
 
     @property
@@ -214,8 +211,7 @@ def write_frame(header: Header, sections: Sequence[Section]) -> bytes:
     header : Header
         The header.
     sections : sequence of Section
-        The sections, in the order of the format: mask, exact, latents, ledger, bound map, bound,
-        points.
+        In the order of the format: mask, exact, latents, bound, points.
 
     Returns
     -------
@@ -336,13 +332,8 @@ class _Cursor:
         return self.take(1)[0]
 
     def varint(self) -> int:
-        value = 0
-        for shift in range(0, 35, 7):
-            byte = self.byte()
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-        raise FormatError(f"TEC frame damaged: a number before byte {self._at} has no end")
+        value, self._at = read_varint(self._data, self._at)
+        return value
 
 
 def _header_fields(h: Header) -> bytes:
@@ -350,7 +341,6 @@ def _header_fields(h: Header) -> bytes:
         _HAS_NODATA * (h.nodata != (0,))
         | _HAS_SCALING * ((h.scale, h.offset) != (default_scale(h.dtype), 0.0))
         | _HAS_BOUNDS * (h.bounds is not None)
-        | _HAS_PARAMETERS * bool(h.parameters)
         | _HAS_ERRORS * (h.errors is not None)
     )
     array = h.axes | _DTYPES.index(h.dtype.str[1:]) << 2
@@ -374,8 +364,6 @@ def _header_fields(h: Header) -> bytes:
         out.append(struct.pack("<dd", h.scale, h.offset))
     if h.bounds is not None:
         out.append(struct.pack(f"<{len(h.bounds)}H", *h.bounds))
-    if h.parameters:
-        out.append(write_varint(len(h.parameters)) + h.parameters)
     if h.errors is not None:
         out.append(bytes([len(h.indices)]))
         for index in h.indices:
@@ -426,7 +414,7 @@ def _checked_header(data: memoryview) -> tuple[_Cursor, int]:
 
 def _parse_fields(c: _Cursor) -> Header:
     flags, array, model_id = c.unpack("BBB")
-    newer = flags & ~(_HAS_NODATA | _HAS_SCALING | _HAS_BOUNDS | _HAS_PARAMETERS | _HAS_ERRORS)
+    newer = flags & ~(_HAS_NODATA | _HAS_SCALING | _HAS_BOUNDS | _HAS_ERRORS)
     if newer or array & _RESERVED or (array >> 2 & 7) >= len(_DTYPES):
         raise VersionError(
             f"TEC frame with features that this tec_zarr does not know (flags {flags:#04x}, array "
@@ -464,7 +452,6 @@ def _parse_fields(c: _Cursor) -> Header:
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(offset)):
         raise FormatError(f"TEC frame damaged: scale {scale}, offset {offset}")
     bounds = c.unpack(f"{n_bands}H") if flags & _HAS_BOUNDS else None
-    parameters = c.take(c.varint()) if flags & _HAS_PARAMETERS else b""
     header = Header(
         model_id=model_id,
         model_name=model_name,
@@ -479,7 +466,6 @@ def _parse_fields(c: _Cursor) -> Header:
         scale=scale,
         offset=offset,
         bounds=bounds,
-        parameters=parameters,
         latents_crc=latents_crc,
     )
     return _with_errors(c, header) if flags & _HAS_ERRORS else header
@@ -544,27 +530,3 @@ def _ascii(raw: bytes) -> str:
         return raw.decode("ascii")
     except UnicodeDecodeError:
         raise FormatError(f"TEC frame damaged: model name {raw!r} is not ASCII") from None
-
-
-def write_varint(value: int) -> bytes:
-    """Serialise an unsigned integer in groups of 7 bits, the lowest first."""
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def read_varint(data: bytes, start: int) -> tuple[int, int]:
-    """Read an unsigned integer at `start`; return it and the offset behind it."""
-    value = 0
-    for shift in range(0, 63, 7):
-        if start >= len(data):
-            raise FormatError("A section ends in the middle of a number: damaged or cut short.")
-        byte = data[start]
-        start += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, start
-    raise FormatError("A number of more than 63 bits: damaged section.")

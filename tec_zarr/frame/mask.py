@@ -22,7 +22,7 @@ import numpy as np
 
 from tec_zarr import config
 from tec_zarr.errors import FormatError, LimitError
-from tec_zarr.frame.frame import read_varint, write_varint
+from tec_zarr.frame.varint import read_varint, write_varint
 
 MAX_VALUES = 32
 """Largest number of values in the table of a mask."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tec_zarr.errors import FormatError, TecError, UnsupportedArrayError
-from tec_zarr.frame.frame import read_varint, write_varint
+from tec_zarr.frame.varint import read_varint, write_varint
 from tec_zarr.models.protocol import Encoded
 
 __all__ = ["TOKENS", "ContextError", "FlexSection", "check_tokens", "cut"]

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from tec_zarr.entropy.range_coder import SymbolEncoder
 from tec_zarr.entropy.tables import Tables
-from tec_zarr.errors import FormatError
 from tec_zarr.models import klt
 from tec_zarr.models.constants import (
     BLOCK,
@@ -279,9 +278,8 @@ class TecTtS2:
             picture = self.picture_of(date, means[number])
             level = date_quality(quality, finer[number])
             best = self._alone(date, picture, level, quality)
-            if self.net.refine:
-                own = self._predicted(number, date, picture, level, quality, [], done)
-                best = min(best, own, key=lambda d: d.cost)
+            own = self._predicted(number, date, picture, level, quality, [], done)
+            best = min(best, own, key=lambda d: d.cost)
             near = sorted(done, key=lambda d: abs(d - number))[:CANDIDATES]
             known = {d: done[d].picture for d in near}
             references = choose_references(picture, known, number, float(step_size(level)))
@@ -367,8 +365,6 @@ class TecTtS2:
         if parsed.by_image:
             latents, context = self.image.decode_latents(parsed.rest, shape, quality)
         else:
-            if not (parsed.references or self.net.refine):
-                raise FormatError("a date without references was coded by newer networks")
             count, height, width = shape
             rows, columns = -(-height // BLOCK), -(-width // BLOCK)
             pictures = {r.date: done[r.date].picture for r in parsed.references}
@@ -401,7 +397,7 @@ class TecTtS2:
     def pixels(self, read: ReadDate, quality: float, out: np.ndarray) -> None:
         """Write float32 DN into ``out`` (C, h, w)."""
         context, latents, channels = read.context, read.latents, read.context.channels
-        if read.past and self.net.refine:
+        if read.past:
             latents = self.refined(latents, read.past, context.condition)
             channels = CHANNELS
         self.image.synthesis(

@@ -131,16 +131,15 @@ class TemporalNet(nn.Module):
         Hidden units of the passes of group 0.
     hidden : tuple of int
         Hidden units of each later group.
-    refinement : tuple of (int, int), optional
-        Width and blocks of the :class:`Refinement`.  Networks without one leave dates without
-        references to the image model.
+    refinement : tuple of (int, int)
+        Width and blocks of the :class:`Refinement`.
     """
 
     def __init__(
         self,
         coarse: int = COARSE_HIDDEN,
         hidden: tuple[int, ...] = HIDDEN,
-        refinement: tuple[int, int] | None = REFINEMENT,
+        refinement: tuple[int, int] = REFINEMENT,
     ) -> None:
         super().__init__()
         self.prior = nn.Parameter(torch.zeros(sum(GROUPS), 13))
@@ -153,17 +152,16 @@ class TemporalNet(nn.Module):
             TemporalGroup(b, size, width)
             for b, size, width in zip(before, GROUPS[1:], hidden, strict=True)
         )
-        self.refine = Refinement(*refinement) if refinement else None
+        self.refine = Refinement(*refinement)
 
     @classmethod
     def like(cls, tensors: dict[str, Tensor]) -> TemporalNet:
         """Make a network with the sizes of a weights file's tensors."""
         blocks = {name.split(".")[2] for name in tensors if name.startswith("refine.blocks.")}
-        first = tensors.get("refine.first.bias")
         return cls(
             len(tensors["coarse.0.second.bias"]),
             tuple(len(tensors[f"fine.{i}.second.bias"]) for i in range(len(GROUPS) - 1)),
-            None if first is None else (len(first), len(blocks)),
+            (len(tensors["refine.first.bias"]), len(blocks)),
         )
 
     scale_prior = S2Net.scale_prior

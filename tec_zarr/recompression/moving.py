@@ -15,7 +15,6 @@ from typing import Any, Literal, cast
 import numpy as np
 import zarr
 from zarr.abc.store import Store
-from zarr.codecs import ShardingCodec
 from zarr.storage import MemoryStore
 
 from tec_zarr.codec.encode import encode_chunk
@@ -30,7 +29,7 @@ from tec_zarr.recompression.plan import (
     elsewhere,
     region_of_copy,
 )
-from tec_zarr.stores.chunks import chunks_in_object, codecs_of, frames_of, shard_of, tec_spec
+from tec_zarr.stores.chunks import chunks_in_object, frames_of, holds_frames, shard_of, tec_spec
 from tec_zarr.stores.objects import list_nodes, read, write
 
 
@@ -106,15 +105,8 @@ def move(
 
 
 def check_frames(path: str, array: zarr.Array) -> None:
-    """Refuse arrays with other codecs beside TEC, or with a shard index that is not at the end.
-
-    Their TEC chunks cannot be read without decoding something else.
-    """
-    codecs = codecs_of(array)
-    sharding = codecs[0] if isinstance(codecs[0], ShardingCodec) else None
-    inner = codecs if sharding is None else sharding.codecs
-    end = sharding is None or sharding.index_location.value == "end"
-    if len(codecs) != 1 or len(inner) != 1 or not end:
+    """Refuse arrays whose TEC chunks cannot be reached without decoding something else."""
+    if not holds_frames(array):
         raise UnsupportedArrayError(
             f"array {path!r} has other codecs beside TEC, or shards with an index at their start: "
             "TEC chunks cannot be reached there without decoding"

@@ -22,9 +22,12 @@ from tec_zarr.frame.frame import Header, read_header
 _NO_CHUNK = np.iinfo(np.uint64).max
 
 
-def shard_index(shard: bytes, entries: int) -> np.ndarray:
-    """Return offset and length of each chunk (entries, 2), uint64, from the end of a shard."""
-    return np.frombuffer(shard[-16 * entries - 4 : -4], "<u8").reshape(entries, 2).copy()
+def shard_index(index: bytes) -> np.ndarray:
+    """Offsets and lengths (entries, 2) uint64 of a shard's chunks, from its index with CRC32C.
+
+    Both are 2^64 - 1 for a chunk that was never written.
+    """
+    return np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
 
 
 def shard_of(frames: Sequence[bytes | None]) -> bytes:
@@ -52,7 +55,7 @@ def frames_of(shard: bytes, entries: int) -> list[bytes | None]:
     """Return the chunks of a shard in the order of its index; None for a chunk not stored."""
     return [
         None if start == _NO_CHUNK else shard[int(start) : int(start + length)]
-        for start, length in shard_index(shard, entries)
+        for start, length in shard_index(shard[-16 * entries - 4 :])
     ]
 
 
@@ -68,15 +71,14 @@ def chunk_bytes(array: zarr.Array) -> np.ndarray:
     Parameters
     ----------
     array : zarr.Array
-        Of Zarr format 2 or 3. Shards must have their index at the end, Zarr's default.
+        Of either format, with or without shards.
 
     Returns
     -------
     ndarray of int64
         One entry per chunk along each dimension.
     """
-    outer = array.shards or array.chunks
-    inside = tuple(o // c for o, c in zip(outer, array.chunks, strict=True))
+    outer, inside = array.shards or array.chunks, chunks_in_object(array)
     shards = tuple(-(-n // o) for n, o in zip(array.shape, outer, strict=True))
     out = np.zeros([n * k for n, k in zip(shards, inside, strict=True)], np.int64)
     for place in np.ndindex(*shards):
@@ -84,23 +86,22 @@ def chunk_bytes(array: zarr.Array) -> np.ndarray:
         if not sync(path.exists()):
             continue
         here = tuple(slice(p * k, (p + 1) * k) for p, k in zip(place, inside, strict=True))
-        out[here] = (
-            sync(path.store.getsize(path.path))
-            if array.shards is None
-            else _shard_lengths(path, inside)
-        )
+        index = None if array.shards is None else _stored_index(array, path)
+        if index is None:
+            out[here] = sync(path.store.getsize(path.path))
+        else:
+            lengths = np.where(index[:, 0] == _NO_CHUNK, 0, index[:, 1])
+            out[here] = lengths.astype(np.int64).reshape(inside)
     return out[tuple(slice(-(-n // c)) for n, c in zip(array.shape, array.chunks, strict=True))]
 
 
-def _shard_lengths(path: StorePath, inside: tuple[int, ...]) -> np.ndarray:
-    """Return the lengths of a shard's chunks.
-
-    The index at the end of the shard holds offset and length of each chunk, and a CRC32C.
-    """
-    index: Any = sync(path.get(byte_range=SuffixByteRequest(16 * math.prod(inside) + 4)))
-    lengths = np.frombuffer(index.to_bytes()[:-4], "<u8").reshape(-1, 2)[:, 1]
-    absent = lengths == np.iinfo(np.uint64).max  # chunks that are not stored
-    return np.where(absent, 0, lengths).astype(np.int64).reshape(inside)
+def _stored_index(array: zarr.Array, path: StorePath) -> np.ndarray | None:
+    """Index of the shard at ``path``, of which nothing else is read; None where there is none."""
+    size, sharding = 16 * math.prod(chunks_in_object(array)) + 4, sharding_of(array)
+    at_start = sharding is not None and sharding.index_location.value == "start"
+    part = RangeByteRequest(0, size) if at_start else SuffixByteRequest(size)
+    found: Any = sync(path.get(byte_range=part))
+    return None if found is None else shard_index(found.to_bytes())
 
 
 _HEADER_BYTES = 4096
@@ -112,22 +113,18 @@ def tec_spec(array: zarr.Array) -> ChunkSpec | None:
 
 
 def frame_headers(array: zarr.Array) -> Iterator[Header]:
-    """Yield the header of every stored TEC chunk, inside shards too. Reads only the headers.
-
-    Yields nothing if another codec follows TEC, or if the shard index is not at the end.
-    """
-    codecs = codecs_of(array)
-    store = array.store_path
-    sharding = codecs[0] if isinstance(codecs[0], ShardingCodec) else None
-    alone = len(codecs) == 1 and (sharding is None or len(sharding.codecs) == 1)
-    if not alone or (sharding is not None and sharding.index_location.value != "end"):
+    """Headers of all TEC chunks that are stored, also inside shards, by reading nothing else."""
+    if not holds_frames(array):
         return
-    whole = array.chunks if array.shards is None else array.shards
+    whole = array.shards or array.chunks
     grid = [range(-(-n // step)) for n, step in zip(array.shape, whole, strict=True)]
-    entries = math.prod(s // c for s, c in zip(whole, array.chunks, strict=True))
     for place in itertools.product(*grid):
-        path = store / array.metadata.encode_chunk_key(place)
-        spans = [(0, None)] if sharding is None else _shard_spans(path, entries)
+        path = array.store_path / array.metadata.encode_chunk_key(place)
+        spans: list[tuple[int, int | None]] = [(0, None)]
+        if array.shards is not None:
+            index = _stored_index(array, path)
+            there = [] if index is None else index[index[:, 0] != _NO_CHUNK].tolist()
+            spans = [(start, length) for start, length in there]
         for start, length in spans:
             head = _get(path, start, min(length or _HEADER_BYTES, _HEADER_BYTES))
             if head is None:  # not stored: all its samples are the fill value
@@ -138,15 +135,6 @@ def frame_headers(array: zarr.Array) -> Iterator[Header]:
                 yield read_header(_get(path, start, length) or b"")
 
 
-def _shard_spans(path: StorePath, entries: int) -> list[tuple[int, int | None]]:
-    """Return start and length of each stored chunk of a shard, from the index at its end."""
-    index = sync(path.get(byte_range=SuffixByteRequest(16 * entries + 4)))
-    if index is None:
-        return []
-    table = np.frombuffer(index.to_bytes()[:-4], "<u8").reshape(-1, 2)
-    return [(int(at), int(n)) for at, n in table if at != np.iinfo(np.uint64).max]
-
-
 def _get(path: StorePath, start: int, length: int | None) -> bytes | None:
     end = sys.maxsize if length is None else start + length
     data = sync(path.get(byte_range=RangeByteRequest(start, end)))
@@ -154,7 +142,20 @@ def _get(path: StorePath, start: int, length: int | None) -> bytes | None:
 
 
 def codecs_of(array: zarr.Array) -> list[object]:
-    """Return all codecs of an array of Zarr format 2 or 3, in the order of encoding."""
+    """Codecs of each chunk, of either format, in the order of encoding; not that of shards."""
     if array.metadata.zarr_format == 2:
         return [*array.filters, *array.compressors]
     return [*array.filters, array.serializer, *array.compressors]
+
+
+def sharding_of(array: zarr.Array) -> ShardingCodec | None:
+    """The codec that puts chunks into shards, None where each chunk is an object."""
+    codecs = () if array.metadata.zarr_format == 2 else array.metadata.codecs
+    return next((codec for codec in codecs if isinstance(codec, ShardingCodec)), None)
+
+
+def holds_frames(array: zarr.Array) -> bool:
+    """Whether each object is a TEC frame, or a shard of frames with its index at the end."""
+    sharding = sharding_of(array)
+    end = sharding is None or sharding.index_location.value == "end"
+    return tec_spec(array) is not None and len(codecs_of(array)) == 1 and end

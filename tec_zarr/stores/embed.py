@@ -38,6 +38,7 @@ from tec_zarr.errors import (
     WeightsMismatchError,
 )
 from tec_zarr.models.weights import embedded_file, needed_weights, weights_file
+from tec_zarr.stores.chunks import codecs_of
 from tec_zarr.stores.objects import write
 
 GROUP = "tec_weights"
@@ -199,8 +200,8 @@ def _needed(root: zarr.Group) -> set[tuple[str, str]]:
 
 
 def _specs(array: zarr.Array) -> Iterator[ChunkSpec]:
-    """Yield the TEC settings of an array, inside its shards too."""
-    codecs = [array.serializer, *array.compressors, *array.filters]
+    """TEC configurations of an array, also inside its shards."""
+    codecs: list[Any] = codecs_of(array)
     while codecs:
         codec = codecs.pop()
         if isinstance(codec, ChunkSpec):
@@ -214,9 +215,7 @@ def _read(array: Any, sha256: str, left: int) -> bytes:
         isinstance(array, zarr.Array)
         and array.ndim == 1
         and array.dtype == np.uint8
-        and not array.compressors
-        and not array.filters
-        and isinstance(array.serializer, BytesCodec | None)
+        and all(isinstance(codec, BytesCodec) for codec in codecs_of(array))
     )
     if not plain:
         raise FormatError(f"{where} are not an array of plain bytes; embed them again")

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tec_zarr.errors import FormatError
-from tec_zarr.frame.frame import read_varint, write_varint
+from tec_zarr.frame.varint import read_varint, write_varint
 
 __all__ = ["EPSILON", "LedgerReader", "LedgerWriter"]
 

@@ -228,10 +228,10 @@ def bounds(data: bytes) -> None:
     if data[5] & 1:
         valid = np.random.default_rng(data[5]).random(shape) < 0.7
     payload = data[6:]
-    crc = layer._checksum(shape, None, valid, limits, payload)
+    crc = layer._checksum(shape, valid, limits, payload)
     head = struct.pack("<BII", 1, crc, 0)
     with contextlib.suppress(TecError):
-        layer.decode(head + payload, None, valid, shape, limits)
+        layer.decode(head + payload, valid, shape, limits)
 
 
 def bounds_seeds() -> list[bytes]:
@@ -242,7 +242,7 @@ def bounds_seeds() -> list[bytes]:
         dn = rng.integers(0, 3000, shape).astype("i4")
         valid = np.random.default_rng(bits).random(shape) < 0.7 if bits else None
         limits = [3 + band for band in range(shape[1])]
-        data = layer.encode(dn, None, valid, limits)
+        data = layer.encode(dn, valid, limits)
         out.append(bytes([*(n - 1 for n in shape), 3, bits]) + data[9:])
     return out
 

@@ -1,0 +1,50 @@
+"""Unsigned integers in groups of seven bits, the lowest first: LEB128 of at most five bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tec_zarr.errors import FormatError
+
+_BYTES = 5
+
+
+def write_varint(value: int) -> bytes:
+    """A number below 2^35 in one to five bytes."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def read_varint(data: bytes | memoryview, start: int) -> tuple[int, int]:
+    """Read a number at ``start``; return it and the position after it."""
+    value = 0
+    for k, byte in enumerate(data[start : start + _BYTES]):
+        value |= (byte & 127) << 7 * k
+        if byte < 128:
+            return value, start + k + 1
+    raise _without_end(start)
+
+
+def read_varints(data: bytes, start: int, count: int) -> tuple[np.ndarray, int]:
+    """Read ``count`` numbers from ``start``; return them, int64, and the position after them."""
+    read = np.frombuffer(data, np.uint8, offset=start, count=min(len(data) - start, _BYTES * count))
+    ends = np.flatnonzero(read < 128)[:count]
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    if len(ends) < count or (ends - starts >= _BYTES).any():
+        raise _without_end(start)
+    values = np.zeros(count, np.int64)
+    for k in range(_BYTES):
+        more = starts + k <= ends
+        values[more] |= (read[starts[more] + k].astype(np.int64) & 127) << (7 * k)
+    return values, start + int(ends[-1]) + 1
+
+
+def _without_end(start: int) -> FormatError:
+    return FormatError(
+        f"TEC frame damaged or cut short: a number from byte {start} on of the header or of a "
+        "section has no end"
+    )
