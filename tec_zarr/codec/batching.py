@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -34,33 +34,9 @@ model_slots = threading.BoundedSemaphore(_SLOTS)
 _forking = threading.Lock()
 
 
-class BatchModel(Model, Protocol):
-    """A model that may be on another device than the CPU, and codes many chunks there at once.
-
-    ``device`` is ``"cpu"`` or another name, such as ``"cuda"``. The bytes of a chunk do not
-    depend on what is coded with it.
-    """
-
-    device: str
-
-    def encode_batch(
-        self, cubes: Sequence[np.ndarray], quality: float, bands: tuple[str, ...] | None
-    ) -> list[Encoded]:
-        """Encode cubes of one shape, each as ``encode`` does."""
-
-    def decode_batch(
-        self,
-        chunks: Sequence[list[bytes]],
-        shape: tuple[int, int, int, int],
-        quality: float,
-        bands: tuple[str, ...] | None,
-    ) -> list[tuple[np.ndarray, int]]:
-        """Decode the sections of several chunks of one shape, each as ``decode`` does."""
-
-
 def on_device(model: Model) -> bool:
     """Whether the model is anywhere but on the CPU, and takes batches."""
-    return getattr(model, "device", "cpu") != "cpu"
+    return model.device != "cpu"
 
 
 def encode(
@@ -69,12 +45,13 @@ def encode(
     quality: float,
     bands: tuple[str, ...] | None,
     slot: AbstractContextManager[Any],
+    **options: Any,
 ) -> Encoded:
     """Do what ``model.encode`` does, in a batch where there is one.
 
     Parameters
     ----------
-    model, cube, quality, bands
+    model, cube, quality, bands, **options
         See :class:`~tec_zarr.models.protocol.Model`.
     slot : context manager
         Held while the model runs.
@@ -82,15 +59,14 @@ def encode(
 
     def alone(cube: np.ndarray) -> Encoded:
         with slot:
-            return model.encode(cube, quality, bands)
+            return model.encode(cube, quality, bands, **options)
 
     def together(cubes: list[np.ndarray]) -> list[Encoded]:
         with slot:
-            return batched.encode_batch(cubes, quality, bands)
+            return model.encode_batch(cubes, quality, bands)
 
-    if not on_device(model):
+    if options or not on_device(model):
         return alone(cube)
-    batched: BatchModel = model  # type: ignore[assignment]
     return _gather(("encode", id(model), cube.shape, quality, bands), cube, alone, together)
 
 
@@ -110,11 +86,10 @@ def decode(
 
     def together(chunks: list[list[bytes]]) -> list[tuple[np.ndarray, int]]:
         with slot:
-            return batched.decode_batch(chunks, shape, quality, bands)
+            return model.decode_batch(chunks, shape, quality, bands)
 
     if not on_device(model):
         return alone(sections)
-    batched: BatchModel = model  # type: ignore[assignment]
     return _gather(("decode", id(model), shape, quality, bands), sections, alone, together)
 
 

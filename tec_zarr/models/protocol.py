@@ -31,13 +31,20 @@ class Model(Protocol):
 
     ``quality`` is 1 (smallest) to 8 (finest), the same scale for every model. ``bands`` are
     the Sentinel-2 names along axis 1, or None when the array's owner did not say.
+
+    A model inherits from this class: what it does not define it cannot do.
     """
 
     name: str
     weights_sha256: str
 
     def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
-        """Encode float32 DN (T, C, h, w), finite and filled everywhere."""
+        """Encode float32 DN (T, C, h, w), finite and filled everywhere.
+
+        Models whose :class:`Entry` says so take an option more: ``gop`` int, within runs of which
+        dates refer to one another; ``known`` bool (T, C, h, w) or None, the samples that were
+        measured.
+        """
 
     def decode(
         self,
@@ -48,41 +55,49 @@ class Model(Protocol):
     ) -> tuple[np.ndarray, int]:
         """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
 
-
-class DateModel(Model, Protocol):
-    """A model whose arithmetic is exact, and that can decode some dates without the others."""
-
-    def decode_dates(
-        self,
-        sections: list[bytes],
-        shape: tuple[int, int, int, int],
-        quality: float,
-        dates: Sequence[int],
-    ) -> np.ndarray:
-        """Decode to float32 DN (len(dates), C, h, w); ``shape`` is that of all dates."""
-
-
-class WholeModel(Model, Protocol):
-    """A model that may decode to whole DN: the same on every machine."""
-
     @property
     def decode_whole(self) -> Callable[..., tuple[np.ndarray, int]] | None:
-        """None with weights that do not make whole DN, or a function of ``sections``, ``shape``
-        and ``quality`` that does what ``decode`` does, to uint16: what lies beyond saturates.
+        """Function of ``sections``, ``shape`` and ``quality`` that decodes to uint16.
+
+        It does what ``decode`` does, the same on every machine; what lies beyond saturates. None:
+        the model makes no whole DN.
         """
+        return None
 
+    @property
+    def decode_dates(self) -> Callable[..., np.ndarray] | None:
+        """Function of ``sections``, ``shape`` (of all dates), ``quality`` and ``dates``.
 
-class TemporalModel(Model, Protocol):
-    """A model whose dates refer to one another."""
+        It decodes those dates to float32 DN (len(dates), C, h, w). None: the model's arithmetic is
+        not exact, or its dates cannot be decoded without the others.
+        """
+        return None
 
-    def encode(
+    @property
+    def device(self) -> str:
+        """Where the model is; anywhere but on ``"cpu"`` it codes batches."""
+        return "cpu"
+
+    @property
+    def flexible(self) -> bool:
+        """Whether its sections can be cut to a lower quality."""
+        return False
+
+    def encode_batch(
+        self, cubes: Sequence[np.ndarray], quality: float, bands: tuple[str, ...] | None
+    ) -> list[Encoded]:
+        """Encode cubes of one shape, each to the bytes that ``encode`` makes of it."""
+        return [self.encode(cube, quality, bands) for cube in cubes]
+
+    def decode_batch(
         self,
-        cube: np.ndarray,
+        chunks: Sequence[list[bytes]],
+        shape: tuple[int, int, int, int],
         quality: float,
         bands: tuple[str, ...] | None,
-        gop: int | None = None,
-    ) -> Encoded:
-        """As :meth:`Model.encode`, dates referring to one another within runs of ``gop`` only."""
+    ) -> list[tuple[np.ndarray, int]]:
+        """Decode the sections of several chunks of one shape, each as ``decode`` does."""
+        return [self.decode(sections, shape, quality, bands) for sections in chunks]
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,8 @@ class Entry:
     temporal : bool
         Whether its ``encode`` takes ``gop``: the dates of a chunk refer to one another.
     on_grids : bool
-        Whether its ``encode`` takes ``known``: see :class:`GridModel`.
+        Whether its ``encode`` takes ``known``: it codes bands on the grids that they were
+        measured on.
     """
 
     name: str
