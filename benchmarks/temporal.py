@@ -240,7 +240,8 @@ def page(results: dict) -> str:
         f"dB where both curves reach, all bytes counted, BD-rate in brackets. Seasonal cubes are "
         f"one chunk of four dates; dense series were held out of training and are cut into the "
         f"same chunks of {CHUNK} dates for every codec. Below 1 the temporal model needs fewer "
-        "bits.",
+        "bits. `tec-s2` is here the image model of weights `029756bd`, on which `tec-tt-s2` is "
+        "built, and not today's.",
         "",
         "| series | shape | " + " | ".join(others) + " |",
         "| --- | --- | " + " | ".join("---:" for _ in others) + " |",

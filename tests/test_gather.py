@@ -31,6 +31,8 @@ SHAPES = [(2, 12, 16, 16), (1, 12, 16, 24)]
 class Device(toy.ToyModel):
     """The toy on a stand-in for a device, which counts its batches and dislikes one value."""
 
+    device = "stand-in"
+
     def __init__(self, device: str = "stand-in", dislikes: float | None = None):
         self.device, self.dislikes = device, dislikes
         self.batches: list[tuple[int, ...]] = []

@@ -43,7 +43,7 @@ def check(folder: Path, name: str) -> None:
     # machine. Bands of the bound layer are integers throughout, as is the newest synthesis.
     tolerance = np.full(header.shape4[1], 1.01 * header.scale)
     tolerance[header.bounded] = 0
-    if hasattr(model_of(header), "decode_whole") and model_of(header).decode_whole:
+    if model_of(header).decode_whole:
         tolerance[:] = 0
     pixels, then = (a.reshape(header.shape4) for a in (pixels, then))
     for band, largest in enumerate(tolerance):

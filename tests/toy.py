@@ -7,14 +7,14 @@ import zlib
 
 import numpy as np
 
-from tec_zarr.models.protocol import Encoded
+from tec_zarr.models.protocol import Encoded, Model
 from tec_zarr.models.registry import register_model
 
 NAME = "toy"
 SHA256 = hashlib.sha256(b"toy weights").hexdigest()
 
 
-class ToyModel:
+class ToyModel(Model):
     """Rounds to a step of 2 ** (8 - quality) DN and deflates each date."""
 
     name = NAME

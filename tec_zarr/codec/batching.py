@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -37,33 +37,9 @@ model_slots = threading.BoundedSemaphore(_SLOTS)
 _forking = threading.Lock()
 
 
-class BatchModel(Model, Protocol):
-    """A model that can run on a GPU and codes many chunks there at once.
-
-    ``device`` is ``"cpu"`` or the name of another device, such as ``"cuda"``. The bytes of a
-    chunk do not depend on the other chunks of its batch.
-    """
-
-    device: str
-
-    def encode_batch(
-        self, cubes: Sequence[np.ndarray], quality: float, bands: tuple[str, ...] | None
-    ) -> list[Encoded]:
-        """Encode cubes of one shape, each as ``encode`` does."""
-
-    def decode_batch(
-        self,
-        chunks: Sequence[list[bytes]],
-        shape: tuple[int, int, int, int],
-        quality: float,
-        bands: tuple[str, ...] | None,
-    ) -> list[tuple[np.ndarray, int]]:
-        """Decode the sections of several chunks of one shape, each as ``decode`` does."""
-
-
 def on_device(model: Model) -> bool:
     """Return whether the model runs on another device than the CPU, and so takes batches."""
-    return getattr(model, "device", "cpu") != "cpu"
+    return model.device != "cpu"
 
 
 def encode(
@@ -72,12 +48,13 @@ def encode(
     quality: float,
     bands: tuple[str, ...] | None,
     slot: AbstractContextManager[Any],
+    **options: Any,
 ) -> Encoded:
     """Call ``model.encode``, or ``model.encode_batch`` for several chunks if it is on a device.
 
     Parameters
     ----------
-    model, cube, quality, bands
+    model, cube, quality, bands, **options
         See :class:`~tec_zarr.models.protocol.Model`.
     slot : context manager
         Held while the model runs.
@@ -85,15 +62,14 @@ def encode(
 
     def alone(cube: np.ndarray) -> Encoded:
         with slot:
-            return model.encode(cube, quality, bands)
+            return model.encode(cube, quality, bands, **options)
 
     def together(cubes: list[np.ndarray]) -> list[Encoded]:
         with slot:
-            return batched.encode_batch(cubes, quality, bands)
+            return model.encode_batch(cubes, quality, bands)
 
-    if not on_device(model):
+    if options or not on_device(model):
         return alone(cube)
-    batched: BatchModel = model  # type: ignore[assignment]
     return _gather(("encode", id(model), cube.shape, quality, bands), cube, alone, together)
 
 
@@ -121,11 +97,10 @@ def decode(
 
     def together(chunks: list[list[bytes]]) -> list[tuple[np.ndarray, int]]:
         with slot:
-            return batched.decode_batch(chunks, shape, quality, bands)
+            return model.decode_batch(chunks, shape, quality, bands)
 
     if not on_device(model):
         return alone(sections)
-    batched: BatchModel = model  # type: ignore[assignment]
     return _gather(("decode", id(model), shape, quality, bands), sections, alone, together)
 
 

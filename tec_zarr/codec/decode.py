@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from itertools import islice
-from typing import cast
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from tec_zarr.errors import (
 )
 from tec_zarr.frame.frame import Frame, Header, SectionKind, read_frame
 from tec_zarr.frame.mask import unpack_mask
-from tec_zarr.models.protocol import DateModel, Model, WholeModel
+from tec_zarr.models.protocol import Model
 from tec_zarr.models.registry import get_model, name_of
 
 
@@ -148,7 +147,7 @@ def decode_samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
         restore_points(points, samples)
     if dates is not None:
         return samples[dates]
-    if tiles and header.weights not in _verified and hasattr(model_of(header), "decode_dates"):
+    if tiles and header.weights not in _verified and model_of(header).decode_dates:
         _verified.add(header.weights)
     return samples
 
@@ -174,13 +173,12 @@ def _decode_tile(
     model = model_of(header)
     names = None if header.bands is None else tuple(header.bands[c] for c in bands)
     try:
-        if dates is not None:
+        if dates is not None and model.decode_dates:
             with model_slots:
-                some = cast("DateModel", model)
-                return some.decode_dates(sections, shape, header.quality, dates), 0
+                return model.decode_dates(sections, shape, header.quality, dates), 0
         # The array holds DN as uint16. A model that produces whole DN returns them without a
         # detour over floats.
-        whole = cast("WholeModel", model).decode_whole if hasattr(model, "decode_whole") else None
+        whole = model.decode_whole
         plain = header.dtype.newbyteorder("=") == np.uint16
         if whole and plain and (header.scale, header.offset) == (1.0, 0.0):
             with model_slots:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +18,7 @@ from tec_zarr.codec.values import from_dn, to_dn
 from tec_zarr.errors import LimitError
 from tec_zarr.frame.frame import QUALITY_STEPS, IndexBound, Section, SectionKind
 from tec_zarr.frame.mask import Mask
-from tec_zarr.models.protocol import TemporalModel
-from tec_zarr.models.registry import GridModel, find_model, get_encoder
+from tec_zarr.models.registry import find_model, get_encoder
 
 
 @dataclass(frozen=True)
@@ -89,15 +88,10 @@ def at_quality(part: Part, quality: float) -> Coded:
         assert spec.weights_sha256 is not None
         model = get_encoder(spec.model, spec.weights_sha256)
         cube = np.ascontiguousarray(cube)
+        options: dict[str, Any] = {} if spec.gop is None else {"gop": spec.gop}
         if find_model(spec.model).on_grids:
-            with model_slots:
-                encoded = cast("GridModel", model).encode(cube, quality, part.bands, known)
-        elif spec.gop is None:
-            encoded = batching.encode(model, cube, quality, part.bands, model_slots)
-        else:
-            with model_slots:
-                temporal = cast("TemporalModel", model)
-                encoded = temporal.encode(cube, quality, part.bands, gop=spec.gop)
+            options["known"] = known
+        encoded = batching.encode(model, cube, quality, part.bands, model_slots, **options)
         sections += [Section(SectionKind.LATENTS, data) for data in encoded.sections]
         latents_crc = chained_checksum(latents_crc, encoded.latents_crc)
     return Coded(sections, mask, quality, latents_crc)

@@ -30,14 +30,21 @@ class Model(Protocol):
     """A learned codec for one tile of pixels.
 
     ``quality`` is 1 (smallest) to 8 (finest), the same scale for every model. ``bands`` are
-    the Sentinel-2 names along axis 1, or None if they are unknown.
+    the Sentinel-2 names along axis 1, or None when the array's owner did not say.
+
+    A model inherits from this class: what it does not define it cannot do.
     """
 
     name: str
     weights_sha256: str
 
     def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
-        """Encode float32 DN (T, C, h, w). They are finite everywhere; gaps have been filled."""
+        """Encode float32 DN (T, C, h, w), finite and filled everywhere.
+
+        Models whose :class:`Entry` says so take an option more: ``gop`` int, within runs of which
+        dates refer to one another; ``known`` bool (T, C, h, w) or None, the samples that were
+        measured.
+        """
 
     def decode(
         self,
@@ -48,46 +55,49 @@ class Model(Protocol):
     ) -> tuple[np.ndarray, int]:
         """Decode; return float32 DN of ``shape`` and the CRC32 of the latents."""
 
-
-class DateModel(Model, Protocol):
-    """A model that can decode some dates without the others. Its arithmetic is exact."""
-
-    def decode_dates(
-        self,
-        sections: list[bytes],
-        shape: tuple[int, int, int, int],
-        quality: float,
-        dates: Sequence[int],
-    ) -> np.ndarray:
-        """Decode ``dates``; return float32 DN (len(dates), C, h, w).
-
-        ``shape`` is that of all dates.
-        """
-
-
-class WholeModel(Model, Protocol):
-    """A model that can decode to whole DN, which are the same on every machine."""
-
     @property
     def decode_whole(self) -> Callable[..., tuple[np.ndarray, int]] | None:
-        """A function of ``sections``, ``shape`` and ``quality`` that decodes to uint16.
+        """Function of ``sections``, ``shape`` and ``quality`` that decodes to uint16.
 
-        It returns what ``decode`` returns, but for the dtype; values beyond uint16 saturate.
-        None if the weights do not produce whole DN.
+        It does what ``decode`` does, the same on every machine; what lies beyond saturates. None:
+        the model makes no whole DN.
         """
+        return None
 
+    @property
+    def decode_dates(self) -> Callable[..., np.ndarray] | None:
+        """Function of ``sections``, ``shape`` (of all dates), ``quality`` and ``dates``.
 
-class TemporalModel(Model, Protocol):
-    """A model whose dates refer to one another."""
+        It decodes those dates to float32 DN (len(dates), C, h, w). None: the model's arithmetic is
+        not exact, or its dates cannot be decoded without the others.
+        """
+        return None
 
-    def encode(
+    @property
+    def device(self) -> str:
+        """Where the model is; anywhere but on ``"cpu"`` it codes batches."""
+        return "cpu"
+
+    @property
+    def flexible(self) -> bool:
+        """Whether its sections can be cut to a lower quality."""
+        return False
+
+    def encode_batch(
+        self, cubes: Sequence[np.ndarray], quality: float, bands: tuple[str, ...] | None
+    ) -> list[Encoded]:
+        """Encode cubes of one shape, each to the bytes that ``encode`` makes of it."""
+        return [self.encode(cube, quality, bands) for cube in cubes]
+
+    def decode_batch(
         self,
-        cube: np.ndarray,
+        chunks: Sequence[list[bytes]],
+        shape: tuple[int, int, int, int],
         quality: float,
         bands: tuple[str, ...] | None,
-        gop: int | None = None,
-    ) -> Encoded:
-        """Encode as :meth:`Model.encode`; dates refer to one another within runs of ``gop``."""
+    ) -> list[tuple[np.ndarray, int]]:
+        """Decode the sections of several chunks of one shape, each as ``decode`` does."""
+        return [self.decode(sections, shape, quality, bands) for sections in chunks]
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,8 @@ class Entry:
     temporal : bool
         True if ``encode`` takes ``gop``: the dates of a chunk refer to one another.
     on_grids : bool
-        True if ``encode`` takes ``known``, see :class:`tec_zarr.models.registry.GridModel`.
+        Whether its ``encode`` takes ``known``: it codes bands on the grids that they were
+        measured on.
     """
 
     name: str

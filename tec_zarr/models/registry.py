@@ -19,13 +19,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tec_zarr.errors import FormatError, TecError, UnknownModelError, WeightsMismatchError
 from tec_zarr.frame.frame import NAMED_MODEL
-from tec_zarr.models.protocol import Encoded, Entry, Model
+from tec_zarr.models.protocol import Entry, Model
 from tec_zarr.models.published import PUBLISHED, how_to_get, only_decodes
 from tec_zarr.models.weights import (
     cache_folder,
@@ -40,19 +38,6 @@ from tec_zarr.models.weights import (
 
 if TYPE_CHECKING:
     from tec_zarr.models.protocol import Entry, Model
-
-
-class GridModel(Model, Protocol):
-    """A model that codes bands on the grids that they were measured on."""
-
-    def encode(
-        self,
-        cube: np.ndarray,
-        quality: float,
-        bands: tuple[str, ...] | None,
-        known: np.ndarray | None = None,
-    ) -> Encoded:
-        """Encode as :meth:`Model.encode`; ``known``, bool (T, C, h, w), marks measured samples."""
 
 
 _registered: dict[str, Entry] = {}

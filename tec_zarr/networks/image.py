@@ -37,7 +37,7 @@ from tec_zarr.models.constants import (
     MEAN_GRID,
     step_size,
 )
-from tec_zarr.models.protocol import Encoded
+from tec_zarr.models.protocol import Encoded, Model
 from tec_zarr.networks.checks import TABLES, check, frozen_net, named_model, read
 from tec_zarr.networks.image_net import S2Net
 from tec_zarr.networks.pixel_net import PixelSynthesis, check_pixels
@@ -197,7 +197,7 @@ class LatentCoder:
         return symbols.astype(np.int32), float(spent), float(gained.sum())
 
 
-class TecS2:
+class TecS2(Model):
     """``tec-s2`` behind the :class:`~tec_zarr.models.protocol.Model` protocol.
 
     Parameters

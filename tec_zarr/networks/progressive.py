@@ -47,7 +47,7 @@ from tec_zarr.models.progressive_section import (
     spread_of,
     write_spreads,
 )
-from tec_zarr.models.protocol import Encoded
+from tec_zarr.models.protocol import Encoded, Model
 from tec_zarr.models.temporal_section import (
     OWN,
     PICTURE_GRID,
@@ -90,7 +90,7 @@ LEAST_TRADE = 1.25
 _CHECK = 1
 
 
-class TecFlexS2:
+class TecFlexS2(Model):
     """``tec-flex-s2`` behind the :class:`~tec_zarr.models.protocol.Model` protocol.
 
     Parameters

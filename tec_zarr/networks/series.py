@@ -37,7 +37,7 @@ from tec_zarr.models.constants import (
     MEAN_GRID,
     step_size,
 )
-from tec_zarr.models.protocol import Encoded
+from tec_zarr.models.protocol import Encoded, Model
 from tec_zarr.models.temporal_section import (
     OWN,
     PICTURE_GRID,
@@ -161,7 +161,7 @@ class Predictor:
         return picture.reshape(len(basis), BLOCK * BLOCK, -1)
 
 
-class TecTtS2:
+class TecTtS2(Model):
     """``tec-tt-s2`` behind the :class:`~tec_zarr.models.protocol.Model` protocol.
 
     Parameters

@@ -28,7 +28,7 @@ from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.frame.frame import Frame, Header, Section, SectionKind, read_frame, write_frame
 from tec_zarr.frame.mask import unpack_mask
 from tec_zarr.models import published as models_published
-from tec_zarr.models.protocol import Encoded
+from tec_zarr.models.protocol import Encoded, Model
 from tec_zarr.models.registry import register_model
 from tec_zarr.models.tokens import TOKENS, ContextError, check_tokens, cut
 
@@ -146,20 +146,12 @@ def _check_model(header: Header) -> None:
         )
 
 
-def is_flexible(name: str, model: Callable[[], object]) -> bool:
-    """Return whether a model is FlexTEC. Published models need not be loaded for that.
-
-    Parameters
-    ----------
-    name : str
-        Name of the model.
-    model : callable
-        Loads the model. Called only if the model is not a published one.
-    """
+def is_flexible(name: str, model: Callable[[], Model]) -> bool:
+    """Whether a model is FlexTEC; published ones are known without their weights."""
     published = models_published.PUBLISHED.get(name.partition("/")[0])
     if published is not None:
         return published.architecture == "flex"
-    return bool(getattr(model(), "flexible", False))
+    return model().flexible
 
 
 def _lowered(

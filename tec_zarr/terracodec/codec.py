@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tec_zarr.errors import FormatError, TecError, UnsupportedArrayError
-from tec_zarr.models.protocol import Encoded
+from tec_zarr.models.protocol import Encoded, Model
 from tec_zarr.models.tokens import TOKENS, FlexSection, check_tokens, cut
 from tec_zarr.sentinel2 import band_names
 from tec_zarr.terracodec.coders import CODERS, FlexCoder, Series
@@ -37,8 +37,8 @@ def _channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-class FamilyModel:
-    """A model of the TerraCodec family with the interface that :mod:`tec_zarr.codec.encode` uses.
+class FamilyModel(Model):
+    """A model of the TerraCodec family as :mod:`tec_zarr.codec.encode` uses models.
 
     Parameters
     ----------
@@ -375,8 +375,9 @@ class FamilyModel:
         return [known.index(name) for name in names]
 
 
-class FlexPreview:
-    """A fast decoder of the first tokens of FlexTEC streams.
+class FlexPreview(Model):
+    """Decodes the first tokens of FlexTEC streams quickly; as :mod:`tec_zarr.codec.encode` uses
+    models.
 
     It has the interface that :mod:`tec_zarr.codec.encode` uses. The other tokens are a learned
     constant, as in training. `FamilyModel.decode` predicts them one after the other instead.

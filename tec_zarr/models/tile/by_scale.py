@@ -21,7 +21,7 @@ import numpy as np
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.grids import Kind
 from tec_zarr.models.klt import MOST_BANDS, BitReader, BitWriter
-from tec_zarr.models.protocol import Encoded
+from tec_zarr.models.protocol import Encoded, Model
 from tec_zarr.models.tile import bases
 from tec_zarr.models.tile.bases import NO_BASIS, Basis
 from tec_zarr.models.tile.layout import UNITS, Layout
@@ -180,7 +180,7 @@ class Transform:
         return planes
 
 
-class TecS2:
+class TecS2(Model):
     """The embedded image model."""
 
     name = "tec-s2"
