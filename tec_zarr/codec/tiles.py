@@ -20,8 +20,8 @@ TILE = 512
 
 KEPT_CODEC = (
     "If xarray kept the codec in the encoding of a store that this was selected from or turned "
-    "over, write tec_zarr.decode(ds), or ds.tec.to_zarr(...); an array that a failed write left "
-    "in the store has to be deleted first"
+    "over, write tec_zarr.drop_encoding(ds), or ds.tec.to_zarr(...); an array that a failed write "
+    "left in the store has to be deleted first"
 )
 
 

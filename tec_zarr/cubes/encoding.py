@@ -1,4 +1,5 @@
-"""How xarray objects are laid out in a Zarr store: ``encoding`` to write, ``decode`` to leave.
+"""How xarray objects are laid out in a Zarr store: ``encoding`` to write, ``drop_encoding`` to
+leave.
 
 ``xarray`` hands each variable's ``encoding`` to Zarr unchanged. What has to stand there differs
 by Zarr format, by dtype and by Dask chunks, and mistakes show only much later; so it is decided
@@ -191,12 +192,12 @@ def encoding(
     return out
 
 
-def decode(obj: XrObject) -> XrObject:
+def drop_encoding(obj: XrObject) -> XrObject:
     """Same data without the encoding of its store: the way out of TEC.
 
     Lazy data stay lazy. What belongs to the values (units, CRS, CF packing) is kept, codecs,
-    chunks and shards are not: ``tec_zarr.decode(ds).to_zarr("plain.zarr")`` is a plain store.
-    Nor is a CF packing that does not hold the values any more, because they were changed or
+    chunks and shards are not: ``tec_zarr.drop_encoding(ds).to_zarr("plain.zarr")`` is a plain
+    store. Nor is a CF packing that does not hold the values any more, because they were changed or
     come from several stores: they are written as they are, since xarray would wrap them.
 
     Parameters
@@ -210,13 +211,27 @@ def decode(obj: XrObject) -> XrObject:
         A shallow copy.
     """
     if isinstance(obj, xr.DataTree):
-        return obj.map_over_datasets(decode)
+        return obj.map_over_datasets(drop_encoding)
     out = without_codecs(obj)
     for member in _members(out):
         if not _is_packed_right(member):
             for key in PACKING:
                 member.encoding.pop(key, None)
     return out
+
+
+def decode(obj: XrObject) -> XrObject:
+    """Old name of `drop_encoding`, which decodes nothing.
+
+    Warns
+    -----
+    DeprecationWarning
+        Always.
+    """
+    warnings.warn(
+        "tec_zarr.decode is now called tec_zarr.drop_encoding", DeprecationWarning, stacklevel=2
+    )
+    return drop_encoding(obj)
 
 
 def without_codecs(obj: XrObject) -> XrObject:
@@ -254,7 +269,7 @@ def _warn_second_generation(name: str, da: xr.DataArray) -> None:
         warnings.warn(
             f"{name!r} was read from a TEC store: encoding it again loses quality a second time. "
             "Start from the source data, or leave TEC with "
-            "tec_zarr.decode(ds).to_zarr(...) without this encoding.",
+            "tec_zarr.drop_encoding(ds).to_zarr(...) without this encoding.",
             SecondGenerationWarning,
             stacklevel=3,
         )
