@@ -16,9 +16,9 @@ import tec_zarr
 
 cube = xr.open_zarr(Path(sys.argv[1]), decode_coords="all")
 
-# xpublish encodes what it sends as the store was encoded. tec_zarr.decode makes that plain Zarr;
+# xpublish encodes what it sends as the store was encoded. tec_zarr.drop_encoding makes that plain;
 # without it, it would send TEC again: encoded twice, and of no use to these clients.
-app = xpublish.Rest({"cube": tec_zarr.decode(cube)}).app
+app = xpublish.Rest({"cube": tec_zarr.drop_encoding(cube)}).app
 
 # xpublish-zarr 0.1 fails on chunks that hold nothing but nodata, unless they are made all the same.
 with zarr.config.set({"array.write_empty_chunks": True}), serving(app) as server:

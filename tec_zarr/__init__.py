@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tec_zarr.codec.numcodecs_codec import TEC
     from tec_zarr.codec.spec import ChunkSpec
     from tec_zarr.codec.zarr_codec import TECCodec
-    from tec_zarr.cubes.encoding import decode, encoding
+    from tec_zarr.cubes.encoding import decode, drop_encoding, encoding
     from tec_zarr.cubes.simulate import simulate
     from tec_zarr.cubes.stacking import stack_bands, unstack_bands
     from tec_zarr.errors import (
@@ -38,6 +38,7 @@ _HOME = {
     "TEC": "codec.numcodecs_codec",
     "TECCodec": "codec.zarr_codec",
     "encoding": "cubes.encoding",
+    "drop_encoding": "cubes.encoding",
     "decode": "cubes.encoding",
     "ChunkSpec": "codec.spec",
     "encode_chunk": "codec.encode",
@@ -70,6 +71,7 @@ __all__ = [
     "UnsuitedDataWarning",
     "decode",
     "decode_chunk",
+    "drop_encoding",
     "embed_weights",
     "encode_chunk",
     "encoding",

@@ -86,7 +86,7 @@ def test_bounds_asked_and_measured_are_in_the_units_of_the_data(cube, tmp_path, 
 def test_saved_again_without_tec_it_still_says_so_and_once(cube, tmp_path):
     cube.tec.to_zarr(tmp_path / "a.zarr", **TOY)
     opened = xr.open_zarr(tmp_path / "a.zarr").load()
-    tec_zarr.decode(opened).to_zarr(tmp_path / "plain.zarr")
+    tec_zarr.drop_encoding(opened).to_zarr(tmp_path / "plain.zarr")
     plain = xr.open_zarr(tmp_path / "plain.zarr").load()
     xr.testing.assert_identical(plain, opened)
     opened.tec.to_zarr(tmp_path / "b.zarr", max_error=0, **TOY)
@@ -113,7 +113,7 @@ def test_an_append_keeps_it(cube, tmp_path):
 def test_netcdf_takes_the_attributes(cube, tmp_path):
     pytest.importorskip("h5netcdf")
     cube.tec.to_zarr(tmp_path / "a.zarr", max_error=[5, 6, 7, 8], **TOY)
-    opened = tec_zarr.decode(xr.open_zarr(tmp_path / "a.zarr").load())
+    opened = tec_zarr.drop_encoding(xr.open_zarr(tmp_path / "a.zarr").load())
     opened.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
     back = xr.open_dataset(tmp_path / "a.nc", engine="h5netcdf")
     assert back.reflectance.attrs["lossy_compression_max_error"].tolist() == [5, 6, 7, 8]

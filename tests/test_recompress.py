@@ -18,7 +18,7 @@ from test_gather import Device
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from tec_zarr.codec import batching
-from tec_zarr.cubes.encoding import decode, encoding
+from tec_zarr.cubes.encoding import drop_encoding, encoding
 from tec_zarr.errors import RecompressError, UnsupportedArrayError
 from tec_zarr.face.cli import main
 from tec_zarr.models import registry
@@ -173,7 +173,7 @@ def test_bounds_mean_what_they_mean_to_encoding(source, tmp_path, zarr_format, b
     settings = {"zarr_format": zarr_format, "max_error": bounds, "model": toy.NAME}
     assert recompress(source, target, **settings).complete
     slot = "serializer" if zarr_format == 3 else "compressors"
-    shown = decode(xr.open_zarr(source))
+    shown = drop_encoding(xr.open_zarr(source))
     expected = encoding(shown, **settings)["reflectance"][slot]
     found = tec_spec(zarr.open(target)["reflectance"])
     assert found.max_error == expected.max_error
@@ -729,7 +729,7 @@ def test_icechunk_is_a_source_and_not_a_target(archives, tmp_path):
     icechunk = pytest.importorskip("icechunk")
     repository = icechunk.Repository.create(icechunk.in_memory_storage())
     session = repository.writable_session("main")
-    plain = decode(xr.open_zarr(archives / "v3.zarr", consolidated=False).load())
+    plain = drop_encoding(xr.open_zarr(archives / "v3.zarr", consolidated=False).load())
     plain.to_zarr(session.store, consolidated=False)
     session.commit("source")
     store = repository.readonly_session("main").store

@@ -1,4 +1,4 @@
-"""tec_zarr.encoding and tec_zarr.decode with real to_zarr and open_zarr calls."""
+"""tec_zarr.encoding and tec_zarr.drop_encoding with real to_zarr and open_zarr calls."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_packed_product_with_an_offset_shows_the_codec_plain_dn(tmp_path):
     da = reflectance_cube()
     packing = {"dtype": "uint16", "_FillValue": 0, "scale_factor": 1e-4, "add_offset": -0.1}
     da.to_zarr(tmp_path / "source.zarr", encoding={"refl": packing})
-    opened = tec_zarr.decode(xr.open_zarr(tmp_path / "source.zarr"))
+    opened = tec_zarr.drop_encoding(xr.open_zarr(tmp_path / "source.zarr"))
     settings = encoding(opened)
     codec = settings["refl"]["serializer"]
     assert (codec.offset, codec.scale, settings["refl"]["add_offset"]) == (1000, 1, -0.1)
@@ -167,11 +167,11 @@ def test_dimensions_in_another_order_say_so():
 def test_saving_a_tec_array_again_warns_and_decode_is_the_way_out(cube, tmp_path):
     cube.to_zarr(tmp_path / "tec.zarr", encoding=encoding(cube))
     opened = xr.open_zarr(tmp_path / "tec.zarr")
-    with pytest.warns(SecondGenerationWarning, match="tec_zarr.decode"):
+    with pytest.warns(SecondGenerationWarning, match="tec_zarr.drop_encoding"):
         encoding(opened)
     with warnings.catch_warnings():
         warnings.simplefilter("error", SecondGenerationWarning)
-        tec_zarr.decode(opened).to_zarr(tmp_path / "plain.zarr")
+        tec_zarr.drop_encoding(opened).to_zarr(tmp_path / "plain.zarr")
     assert not any("TEC" in a.codec for a in stored_arrays(tmp_path / "plain.zarr"))
     xr.testing.assert_identical(xr.open_zarr(tmp_path / "plain.zarr").load(), opened.load())
 
@@ -185,7 +185,13 @@ def test_an_append_inside_a_chunk_warns(cube, tmp_path):
 
 def test_decode_keeps_the_crs_link(cube, tmp_path):
     cube.reflectance.encoding["grid_mapping"] = "spatial_ref"
-    assert tec_zarr.decode(cube).reflectance.encoding["grid_mapping"] == "spatial_ref"
+    assert tec_zarr.drop_encoding(cube).reflectance.encoding["grid_mapping"] == "spatial_ref"
+
+
+def test_the_old_name_of_drop_encoding_still_works_and_warns(cube):
+    with pytest.warns(DeprecationWarning, match=r"tec_zarr\.drop_encoding"):
+        plain = tec_zarr.decode(cube)
+    xr.testing.assert_identical(plain, tec_zarr.drop_encoding(cube))
 
 
 # ---- what is no reflectance
@@ -300,7 +306,7 @@ def test_unusual_packings_keep_their_values(tmp_path, lazy, name, fills):
     if name == "qa":
         ds["refl"] = ds.qa.copy(data=ds.qa.data * 0 + 0.1)
         ds.refl.encoding = {}
-    ds = tec_zarr.decode(ds)
+    ds = tec_zarr.drop_encoding(ds)
     ds.to_zarr(tmp_path / "a.zarr", encoding=encoding(ds))
     back = xr.open_zarr(tmp_path / "a.zarr")[name]
     np.testing.assert_array_equal(np.isnan(back), np.isnan(ds[name]))
@@ -419,7 +425,7 @@ def test_without_loss_there_is_nothing_to_warn_of(cube, tmp_path):
 
 def test_a_tree_leaves_tec_too(cube, tmp_path):
     cube.to_zarr(tmp_path / "a.zarr", group="inner", encoding=encoding(cube))
-    tree = tec_zarr.decode(xr.open_datatree(tmp_path / "a.zarr", engine="zarr"))
+    tree = tec_zarr.drop_encoding(xr.open_datatree(tmp_path / "a.zarr", engine="zarr"))
     tree.to_zarr(tmp_path / "plain.zarr")
     assert not any("TEC" in a.codec for a in stored_arrays(tmp_path / "plain.zarr"))
     plain = xr.open_zarr(tmp_path / "plain.zarr", group="inner")
@@ -620,7 +626,7 @@ def test_what_leaves_tec_wraps_nothing(cube, tmp_path):
     whole = xr.open_zarr(stores[0]).load()
     whole["reflectance"] = whole.reflectance.copy(data=np.full(whole.reflectance.shape, -20))
     for number, ds in enumerate((both, changed, whole)):
-        tec_zarr.decode(ds).to_zarr(tmp_path / f"plain{number}.zarr")
+        tec_zarr.drop_encoding(ds).to_zarr(tmp_path / f"plain{number}.zarr")
         plain = xr.open_zarr(tmp_path / f"plain{number}.zarr").reflectance
         np.testing.assert_array_equal(plain, ds.reflectance)
 
@@ -628,7 +634,7 @@ def test_what_leaves_tec_wraps_nothing(cube, tmp_path):
 def test_what_leaves_tec_unchanged_keeps_its_packing_and_stays_lazy(cube, tmp_path):
     store = packed_stores(cube, tmp_path)[0]
     for ds in (xr.open_zarr(store), xr.open_zarr(store, chunks=None), xr.open_zarr(store).load()):
-        plain = tec_zarr.decode(ds)
+        plain = tec_zarr.drop_encoding(ds)
         assert plain.reflectance.encoding["scale_factor"] == 1e-4
         assert plain.reflectance.variable._in_memory == ds.reflectance.variable._in_memory
 
@@ -672,10 +678,10 @@ def test_a_codec_kept_from_more_bands_is_refused_before_anything_is_written(cube
     cube.to_zarr(store, encoding=encoding(cube, chunks={"time": 1}))
     opened = xr.open_zarr(store)
     nir = opened.reflectance.sel(band="B08", drop=True).rename("nir").to_dataset()
-    with pytest.raises(UnsupportedArrayError, match=r"tec_zarr\.decode"):
+    with pytest.raises(UnsupportedArrayError, match=r"tec_zarr\.drop_encoding"):
         nir.to_zarr(store, mode="a")
     assert "nir" not in xr.open_zarr(store, consolidated=False)
-    plain = tec_zarr.decode(nir)
+    plain = tec_zarr.drop_encoding(nir)
     plain.to_zarr(store, mode="a")
     np.testing.assert_array_equal(xr.open_zarr(store).nir, nir.nir)
 
@@ -687,7 +693,7 @@ def test_a_codec_kept_from_other_dimensions_is_refused(cube, tmp_path, dims):
     """It would take 12 columns for 12 bands, and a minute."""
     cube.to_zarr(tmp_path / "a.zarr", encoding=encoding(cube))
     turned = xr.open_zarr(tmp_path / "a.zarr").load().transpose(*dims)
-    with pytest.raises(UnsupportedArrayError, match=r"tec_zarr\.decode"):
+    with pytest.raises(UnsupportedArrayError, match=r"tec_zarr\.drop_encoding"):
         turned.to_zarr(tmp_path / "b.zarr")
 
 
@@ -785,7 +791,7 @@ def test_dn_with_a_fill_value_are_stored_as_the_file_did(tmp_path, lazy, dtype, 
     bands = list(synthetic.cube(dates=1, size=8).band.values)
     raw = xr.DataArray(dn, {"band": bands}, ("time", "band", "y", "x"), name="dn")
     raw.to_zarr(tmp_path / "s.zarr", encoding={"dn": {"dtype": dtype, "_FillValue": fill}})
-    ds = tec_zarr.decode(xr.open_zarr(tmp_path / "s.zarr"))
+    ds = tec_zarr.drop_encoding(xr.open_zarr(tmp_path / "s.zarr"))
     ds = ds if lazy else ds.load()
     assert ds.dn.dtype == "float32"
     ds.to_zarr(tmp_path / "a.zarr", encoding=encoding(ds))
@@ -801,7 +807,7 @@ def test_dn_of_other_integers_are_taken_for_dn(tmp_path):
     dn[:, :, :9] = np.nan
     raw = xr.DataArray(dn, dims=("time", "band", "y", "x"), name="dn")
     raw.to_zarr(tmp_path / "s.zarr", encoding={"dn": {"dtype": "int32", "_FillValue": -1}})
-    ds = tec_zarr.decode(xr.open_zarr(tmp_path / "s.zarr"))
+    ds = tec_zarr.drop_encoding(xr.open_zarr(tmp_path / "s.zarr"))
     ds.to_zarr(tmp_path / "a.zarr", encoding=encoding(ds))
     back = xr.open_zarr(tmp_path / "a.zarr").dn
     np.testing.assert_array_equal(np.isnan(back), np.isnan(dn))

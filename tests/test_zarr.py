@@ -263,7 +263,7 @@ def test_a_cold_interpreter_finds_the_codec_without_torch(constant_store):
             assert "torch" not in sys.modules
             assert (array[:] == 1234).all()
         import tec_zarr
-        tec_zarr.TEC, tec_zarr.TECCodec, tec_zarr.encoding, tec_zarr.decode
+        tec_zarr.TEC, tec_zarr.TECCodec, tec_zarr.encoding, tec_zarr.drop_encoding
         assert "torch" not in sys.modules
     """)
 

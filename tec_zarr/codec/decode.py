@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from itertools import islice
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from tec_zarr.codec import batching, second_generation
 from tec_zarr.codec.batching import model_slots
 from tec_zarr.codec.bounded import bound_layer
 from tec_zarr.codec.points import restore_points
-from tec_zarr.codec.tiles import chained_checksum, coded_tiles, mask_of_bands, single_payload
+from tec_zarr.codec.tiles import chained_checksum, single_payload, tiles_of
 from tec_zarr.codec.values import values_of
 from tec_zarr.errors import (
     ChecksumError,
@@ -23,7 +22,6 @@ from tec_zarr.errors import (
     is_of_data,
 )
 from tec_zarr.frame.frame import Frame, Header, SectionKind, read_frame
-from tec_zarr.frame.mask import unpack_mask
 from tec_zarr.models.protocol import Model
 from tec_zarr.models.registry import get_model, name_of
 
@@ -100,39 +98,25 @@ def decode_samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
         dates = None  # these are all dates
     if dates is not None and (header.bounded or header.weights not in _verified):
         return decode_samples(frame)[dates]
-    native = header.dtype.newbyteorder("=")
-    kinds = SectionKind.MASK, SectionKind.EXACT
-    packed, exact = (single_payload(frame.payloads(kind), kind) for kind in kinds)
-    mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
-    latents = frame.payloads(SectionKind.LATENTS)
+    mask, free, tiles = tiles_of(frame)
     residuals = single_payload(frame.payloads(SectionKind.BOUND), SectionKind.BOUND)
     levels = single_payload(frame.payloads(SectionKind.BOUND_MAP), SectionKind.BOUND_MAP)
     points = single_payload(frame.payloads(SectionKind.POINTS), SectionKind.POINTS)
     bounded = header.bounded
     if bool(residuals) != bool(bounded) or bool(levels) != bool(header.indices):
         raise FormatError("TEC frame damaged: bounds without a bound layer, or the reverse")
-    free = [c for c in range(header.shape4[1]) if c not in bounded]
-    coded = coded_tiles(header.shape4, mask_of_bands(mask, free)) if free else iter(())
-    tiles = list(islice(coded, len(latents) + 1))  # each tile has at least one section
-    if len(latents) != sum(len(dates) for _, dates in tiles):
-        raise FormatError(
-            f"TEC frame damaged: {len(latents)} latent sections for a chunk of shape "
-            f"{header.shape}, whose mask asks for another number"
-        )
-    samples = np.empty(header.shape4, native)
+    samples = np.empty(header.shape4, header.dtype.newbyteorder("="))
     latents_crc = 0
-    for tile, there in tiles:
-        shape = (len(there), len(free), *samples[0, 0, *tile].shape)
-        wanted = there if dates is None else [date for date in there if date in dates]
-        places = None if dates is None else [there.index(date) for date in wanted]
-        cube, crc = _decode_tile(header, latents[: len(there)], shape, free, places)
-        del latents[: len(there)]
+    for tile in tiles:
+        wanted = tile.dates if dates is None else [date for date in tile.dates if date in dates]
+        places = None if dates is None else [tile.dates.index(date) for date in wanted]
+        cube, crc = _decode_tile(header, tile.sections, tile.shape, free, places)
         latents_crc = chained_checksum(latents_crc, crc)
         values = values_of(cube, header)
         if values.shape == samples.shape:  # one tile that is the whole chunk
             samples = values
         else:
-            samples[:, :, *tile][np.ix_(wanted, free)] = values
+            samples[:, :, *tile.place][np.ix_(wanted, free)] = values
     if bounded:
         samples[:, bounded] = values_of(bound_layer(header, residuals, levels, mask), header)
     if dates is None and latents_crc != header.latents_crc:

@@ -103,7 +103,7 @@ def warn_if_decoded_before(samples: np.ndarray) -> None:
             f"about {share:.0%} of the pixels of a chunk of shape {samples.shape} were decoded "
             "from TEC before: encoding them again loses quality a second time. Write regions and "
             "appends aligned to whole chunks, and start from the source data, or store decoded "
-            "data losslessly (tec_zarr.decode).",
+            "data losslessly (tec_zarr.drop_encoding).",
             SecondGenerationWarning,
             stacklevel=3,
         )

@@ -98,7 +98,7 @@ def warn_if_padded(labels: np.ndarray | None) -> None:
             f"{_THIN_IN_A_ROW} chunks of shape {labels.shape} in a row hold data in a corner and "
             "nodata elsewhere: choose smaller chunks. If xarray kept them in the encoding of a "
             "cube whose dimensions were turned, stop: write ds.tec.to_zarr(...), or "
-            "tec_zarr.decode(ds)"
+            "tec_zarr.drop_encoding(ds)"
         )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from tec_zarr.errors import FormatError, UnsupportedArrayError
-from tec_zarr.frame.frame import Axes, SectionKind
-from tec_zarr.frame.mask import Mask
+from tec_zarr.frame.frame import Axes, Frame, SectionKind
+from tec_zarr.frame.mask import Mask, unpack_mask
 from tec_zarr.sentinel2 import L1C_BANDS, L2A_BANDS
 
 TILE = 512
@@ -18,8 +20,8 @@ TILE = 512
 
 KEPT_CODEC = (
     "If xarray kept the codec in the encoding of a store that this was selected from or turned "
-    "over, write tec_zarr.decode(ds), or ds.tec.to_zarr(...); an array that a failed write left "
-    "in the store has to be deleted first"
+    "over, write tec_zarr.drop_encoding(ds), or ds.tec.to_zarr(...); an array that a failed write "
+    "left in the store has to be deleted first"
 )
 
 
@@ -97,3 +99,45 @@ def single_payload(payloads: list[bytes], kind: SectionKind) -> bytes:
     if len(payloads) > 1:
         raise FormatError(f"TEC frame damaged: {len(payloads)} sections of kind {kind.name}")
     return payloads[0] if payloads else b""
+
+
+@dataclass(frozen=True)
+class CodedTile:
+    """A tile of a frame: where it lies, which dates have a section, and those sections.
+
+    ``shape`` is that of the tile's coded dates and bands, (T, C, h, w).
+    """
+
+    place: tuple[slice, slice]
+    dates: Sequence[int]
+    shape: tuple[int, int, int, int]
+    sections: list[bytes]
+
+
+def tiles_of(frame: Frame) -> tuple[Mask | None, list[int], list[CodedTile]]:
+    """Mask of a frame, the bands that the model coded, and the coded tiles.
+
+    Raises
+    ------
+    FormatError
+        The frame has more or fewer sections than its mask asks for.
+    """
+    header = frame.header
+    kinds = SectionKind.MASK, SectionKind.EXACT
+    packed, exact = (single_payload(frame.payloads(kind), kind) for kind in kinds)
+    native = header.dtype.newbyteorder("=")
+    mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
+    free = [c for c in range(header.shape4[1]) if c not in header.bounded]
+    latents = frame.payloads(SectionKind.LATENTS)
+    coded = coded_tiles(header.shape4, mask_of_bands(mask, free)) if free else iter(())
+    places = list(islice(coded, len(latents) + 1))  # each has a section at least
+    if len(latents) != sum(len(dates) for _, dates in places):
+        raise FormatError(
+            f"TEC frame damaged: {len(latents)} latent sections for a chunk of shape "
+            f"{header.shape}, whose mask asks for another number"
+        )
+    rest, tiles = iter(latents), []
+    for (y, x), dates in places:
+        shape = (len(dates), len(free), y.stop - y.start, x.stop - x.start)
+        tiles.append(CodedTile((y, x), dates, shape, list(islice(rest, len(dates)))))
+    return mask, free, tiles

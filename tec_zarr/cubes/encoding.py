@@ -1,6 +1,6 @@
 """Make the ``encoding`` that xarray passes to Zarr, and remove it again.
 
-`encoding` makes the settings that write a dataset with TEC. `decode` removes them, so that the
+`encoding` makes the settings that write a dataset with TEC. `drop_encoding` removes them, so that the
 data can be written without TEC.
 
 xarray hands each variable's ``encoding`` to Zarr unchanged. The right settings depend on the Zarr
@@ -196,10 +196,10 @@ def encoding(
     return out
 
 
-def decode(obj: XrObject) -> XrObject:
+def drop_encoding(obj: XrObject) -> XrObject:
     """Remove the encoding that a store gave to the data, so that they can be written without TEC.
 
-    ``tec_zarr.decode(ds).to_zarr("plain.zarr")`` writes a plain store. Lazy data stay lazy. Codecs,
+    ``tec_zarr.drop_encoding(ds).to_zarr("plain.zarr")`` writes a plain store. Lazy data stay lazy. Codecs,
     chunks and shards are removed. Encoding that belongs to the values (units, CRS, CF packing) is
     kept. A CF packing that does not fit the values is removed too, because xarray would wrap
     integers that are out of range. It may not fit if the values were changed, or come from several
@@ -216,13 +216,27 @@ def decode(obj: XrObject) -> XrObject:
         A shallow copy.
     """
     if isinstance(obj, xr.DataTree):
-        return obj.map_over_datasets(decode)
+        return obj.map_over_datasets(drop_encoding)
     out = without_codecs(obj)
     for member in _members(out):
         if not _is_packed_right(member):
             for key in PACKING:
                 member.encoding.pop(key, None)
     return out
+
+
+def decode(obj: XrObject) -> XrObject:
+    """Old name of `drop_encoding`, which decodes nothing.
+
+    Warns
+    -----
+    DeprecationWarning
+        Always.
+    """
+    warnings.warn(
+        "tec_zarr.decode is now called tec_zarr.drop_encoding", DeprecationWarning, stacklevel=2
+    )
+    return drop_encoding(obj)
 
 
 def without_codecs(obj: XrObject) -> XrObject:
@@ -263,7 +277,7 @@ def _warn_second_generation(name: str, da: xr.DataArray) -> None:
         warnings.warn(
             f"{name!r} was read from a TEC store: encoding it again loses quality a second time. "
             "Start from the source data, or leave TEC with "
-            "tec_zarr.decode(ds).to_zarr(...) without this encoding.",
+            "tec_zarr.drop_encoding(ds).to_zarr(...) without this encoding.",
             SecondGenerationWarning,
             stacklevel=3,
         )

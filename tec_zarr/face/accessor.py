@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from tec_zarr.compare.report import preview, report
-from tec_zarr.cubes.encoding import decode, encoding
+from tec_zarr.cubes.encoding import drop_encoding, encoding
 from tec_zarr.cubes.simulate import MaxError, simulate, weigh
 from tec_zarr.inpaint.clouds import inpaint_clouds
 from tec_zarr.inpaint.masks import DILATE, Mask
@@ -45,8 +45,8 @@ class _TecAccessor:
         return to_zarr(self._obj, store, *arguments, **options)
 
     def decode(self) -> Any:
-        """The same data without the encoding of its store: `tec_zarr.decode`."""
-        return decode(self._obj)
+        """Same data without the encoding of its store: `tec_zarr.drop_encoding`."""
+        return drop_encoding(self._obj)
 
     def simulate(self, *, quality: float = 4.0, max_error: MaxError = None, **options: Any) -> Any:
         """The data as they will be after TEC, lazily: `tec_zarr.cubes.simulate.simulate`."""

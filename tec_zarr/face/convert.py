@@ -63,7 +63,7 @@ def decode_command(arguments: argparse.Namespace) -> None:
 
     Bands that were stacked to encode them are variables again in a Zarr store.
     """
-    from tec_zarr.cubes.encoding import decode
+    from tec_zarr.cubes.encoding import drop_encoding
     from tec_zarr.cubes.files import open_cube, with_known_nodata
     from tec_zarr.cubes.geotiff import is_image, write_geotiffs
     from tec_zarr.cubes.stacking import unstack_bands
@@ -71,7 +71,7 @@ def decode_command(arguments: argparse.Namespace) -> None:
     files: list[Path] = []
     left: list[str] = []
     with _out(arguments) as target:
-        ds = decode(with_known_nodata(open_cube(arguments.source)))
+        ds = drop_encoding(with_known_nodata(open_cube(arguments.source)))
         if arguments.to == "zarr":
             to_zarr(unstack_bands(ds), target)
         else:

@@ -18,7 +18,7 @@ from tec_zarr.compare.align import in_dn
 from tec_zarr.compare.tables import ERROR_COLUMNS, error_rows, size, table
 from tec_zarr.cubes import synthetic
 from tec_zarr.cubes.dims import chosen_variables, names_along_bands
-from tec_zarr.cubes.encoding import decode, encoding
+from tec_zarr.cubes.encoding import drop_encoding, encoding
 from tec_zarr.cubes.files import open_cube
 from tec_zarr.cubes.layout import rechunk
 from tec_zarr.cubes.stacking import single_array, stack_bands
@@ -62,7 +62,7 @@ def run_demo(
     ds = rechunk(stack_bands(ds, said=said))
     settings = encoding(ds, quality=quality, model=model, scale=scale)
     names = chosen_variables(ds, None)
-    ds = decode(ds).load()
+    ds = drop_encoding(ds).load()
     original = single_array(ds, names)
     store = out / "demo.zarr"
     shutil.rmtree(store, ignore_errors=True)

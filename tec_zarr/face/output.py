@@ -20,8 +20,8 @@ BAR_AFTER_SECONDS = 2
 
 
 def settings_of(source: Path, arguments: argparse.Namespace, zarr_format: int) -> tuple:
-    """Open ``source``; return the Dataset to write and its encoding by the command's options."""
-    from tec_zarr.cubes.encoding import decode, encoding
+    """A cube ready to write, and its encoding by the arguments of ``coding`` and ``targets``."""
+    from tec_zarr.cubes.encoding import drop_encoding, encoding
     from tec_zarr.cubes.files import open_cube
     from tec_zarr.cubes.layout import rechunk
     from tec_zarr.cubes.stacking import stack_bands
@@ -38,7 +38,7 @@ def settings_of(source: Path, arguments: argparse.Namespace, zarr_format: int) -
         max_bytes=arguments.max_bytes, variables=variables,
         nodata=getattr(arguments, "nodata", 0),
     )  # fmt: skip
-    return decode(ds), settings
+    return drop_encoding(ds), settings
 
 
 def print_arrays(arrays: list) -> None:

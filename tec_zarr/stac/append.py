@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from tec_zarr.cubes.encoding import decode, encoding
+from tec_zarr.cubes.encoding import drop_encoding, encoding
 from tec_zarr.cubes.layout import CHUNK
 from tec_zarr.cubes.packing import time_encoding
 from tec_zarr.errors import UnsupportedArrayError
@@ -61,7 +61,7 @@ def write(
         if "chunks" not in settings[str(name)] and "time" in da.dims:
             chunks = {d: s[0] for d, s in da.chunksizes.items()} or dict(da.sizes)
             settings[str(name)]["chunks"] = tuple({**chunks, "time": CHUNK["time"]}.values())
-    _to_zarr(decode(cube), out, mode="w", encoding=settings)
+    _to_zarr(drop_encoding(cube), out, mode="w", encoding=settings)
     _commit(out, cube)
 
 
@@ -139,7 +139,7 @@ def append(cube: xr.Dataset, out: str | Path) -> int:
         ).assign_attrs(new.attrs)
     root.attrs["tec_appending"] = True
     _truncate(root, whole)
-    rewritten = decode(rechunk_images(both)).assign_attrs(root.attrs.asdict())
+    rewritten = drop_encoding(rechunk_images(both)).assign_attrs(root.attrs.asdict())
     _to_zarr(rewritten, out, append_dim="time")
     _commit(out, both, before=whole)
     return new.sizes["time"]
@@ -157,7 +157,7 @@ def _commit(out: Path, written: xr.Dataset, before: int | None = None) -> None:
     started = dates % CHUNK["time"]
     name = f"tail-{dates}"
     if started:
-        last = decode(written.isel(time=slice(-started, None)))
+        last = drop_encoding(written.isel(time=slice(-started, None)))
         for da in last.variables.values():
             da.encoding = {k: v for k, v in da.encoding.items() if k == "grid_mapping"}
         last["time"].encoding = time_encoding(last["time"])
@@ -179,7 +179,7 @@ def _tail(out: Path, root: Any) -> xr.Dataset | None:
     if dates % CHUNK["time"] == 0:
         return None
     opened = xr.open_zarr(out, group=f"tail-{dates}", consolidated=False, decode_coords="all")
-    return decode(opened).load()
+    return drop_encoding(opened).load()
 
 
 def _on_grid_of(old: xr.Dataset, new: xr.Dataset, out: Path) -> xr.Dataset:

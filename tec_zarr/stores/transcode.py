@@ -16,17 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from operator import index as whole_number
 from typing import Any
 
 import numpy as np
 
 from tec_zarr.codec.decode import decode_chunk, model_of, name_of_model
-from tec_zarr.codec.tiles import chained_checksum, coded_tiles, mask_of_bands, single_payload
-from tec_zarr.errors import FormatError, UnsupportedArrayError
+from tec_zarr.codec.tiles import chained_checksum, tiles_of
+from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.frame.frame import Frame, Header, Section, SectionKind, read_frame, write_frame
-from tec_zarr.frame.mask import unpack_mask
 from tec_zarr.models import published as models_published
 from tec_zarr.models.protocol import Encoded, Model
 from tec_zarr.models.registry import register_model
@@ -162,23 +160,10 @@ def _lowered(
     """Replace the sections of every tile by shorter ones, and update the latents checksum."""
     header = frame.header
     kept = check_tokens(tokens, header.shape4[0])
-    kinds = SectionKind.MASK, SectionKind.EXACT
-    packed, exact = (single_payload(frame.payloads(kind), kind) for kind in kinds)
-    native = header.dtype.newbyteorder("=")
-    mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
-    free = [c for c in range(header.shape4[1]) if c not in header.bounded]
-    sections = iter(frame.payloads(SectionKind.LATENTS))
     latents: list[Section] = []
     crc = 0
-    for tile, dates in coded_tiles(header.shape4, mask_of_bands(mask, free)) if free else ():
-        mine = list(islice(sections, len(dates)))
-        if len(mine) < len(dates):
-            raise FormatError(f"TEC frame damaged: too few sections for shape {header.shape}")
-        height, width = (
-            len(range(*part.indices(n))) for part, n in zip(tile, header.shape4[2:], strict=True)
-        )
-        shape = (len(dates), len(free), height, width)
-        coded = shorter(mine, shape, [kept[t] for t in dates])
+    for tile in tiles_of(frame)[2]:
+        coded = shorter(tile.sections, tile.shape, [kept[t] for t in tile.dates])
         latents += [Section(SectionKind.LATENTS, section) for section in coded.sections]
         crc = chained_checksum(crc, coded.latents_crc)
     before = [s for s in frame.sections if s.kind in (SectionKind.MASK, SectionKind.EXACT)]

@@ -65,12 +65,17 @@ from tec_zarr.training.runs import (
 from tec_zarr.training.series import LENGTHS, Series, SeriesSampler, load_series, read_series
 
 
-def image_model(sha256: str) -> TecS2:
-    """Return the image model with the networks of the weights ``sha256``; if empty, the newest.
+OLDER_IMAGE = "029756bd"
+"""The newest weights of the image model that temporal networks can be built on."""
 
+
+def image_model(sha256: str) -> TecS2:
+    """Return the image model with the networks of the weights ``sha256``.
+
+    If ``sha256`` is empty, these are the newest weights whose latents the temporal model can use.
     If those weights only add pixels, the result is the model that they build on.
     """
-    found = get_model("tec-s2", sha256 or None)
+    found = get_model("tec-s2", sha256 or OLDER_IMAGE)
     assert isinstance(found, TecS2)
     if found.networks_sha256 == found.weights_sha256:
         return found
