@@ -10,7 +10,8 @@ import numpy as np
 from tec_zarr.errors import UnsuitedDataWarning
 
 MAX_COMPONENTS = 12
-"""Number of band combinations that the embedded models code. The rest of the signal is lost."""
+"""Number of band combinations that the temporal and flexible models code. The rest of the signal is
+lost."""
 
 _LOOKED_AT = 2**15
 """About how many samples of a chunk are examined."""
@@ -45,7 +46,7 @@ def warn_if_unsuited(samples: np.ndarray, coded: np.ndarray | None, bands: int) 
     coded : ndarray of bool, (T, C, H, W), optional
         True for samples that the model codes. None: all of them.
     bands : int
-        Number of bands that an embedded model codes; 0 if another model codes the chunk.
+        Number of bands that such a model codes; 0 if another model codes the chunk.
 
     Warns
     -----
@@ -56,8 +57,8 @@ def warn_if_unsuited(samples: np.ndarray, coded: np.ndarray | None, bands: int) 
         _warn(
             f"a chunk of shape {samples.shape} has {bands} bands for a model that codes "
             f"{MAX_COMPONENTS} combinations of them: what is in one band alone, such as cirrus in "
-            "B10, is lost at every quality. Store such bands apart from the others, or give them "
-            'a bound, as in max_error={"B10": 20}'
+            "B10, is lost at every quality. Use model='tec-s2', which keeps all bands, or give such "
+            'bands a bound, as in max_error={"B10": 20}'
         )
     if _look_like_classes(samples, coded):
         _warn(

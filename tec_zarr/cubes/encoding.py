@@ -1,7 +1,7 @@
 """Make the ``encoding`` that xarray passes to Zarr, and remove it again.
 
-`encoding` makes the settings that write a dataset with TEC. `drop_encoding` removes them, so that the
-data can be written without TEC.
+`encoding` makes the settings that write a dataset with TEC. `drop_encoding` removes them, so that
+the data can be written without TEC.
 
 xarray hands each variable's ``encoding`` to Zarr unchanged. The right settings depend on the Zarr
 format, the dtype and the Dask chunks, and mistakes show only much later. So this module alone
@@ -199,8 +199,8 @@ def encoding(
 def drop_encoding(obj: XrObject) -> XrObject:
     """Remove the encoding that a store gave to the data, so that they can be written without TEC.
 
-    ``tec_zarr.drop_encoding(ds).to_zarr("plain.zarr")`` writes a plain store. Lazy data stay lazy. Codecs,
-    chunks and shards are removed. Encoding that belongs to the values (units, CRS, CF packing) is
+    ``tec_zarr.drop_encoding(ds).to_zarr("plain.zarr")`` writes a plain store. Lazy data stay lazy.
+    Codecs, chunks and shards are removed. Encoding that belongs to the values (units, CRS, CF packing) is
     kept. A CF packing that does not fit the values is removed too, because xarray would wrap
     integers that are out of range. It may not fit if the values were changed, or come from several
     stores.

@@ -64,7 +64,6 @@ from tec_zarr.training.runs import (
 )
 from tec_zarr.training.series import LENGTHS, Series, SeriesSampler, load_series, read_series
 
-
 OLDER_IMAGE = "029756bd"
 """The newest weights of the image model that temporal networks can be built on."""
 
