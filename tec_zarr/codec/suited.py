@@ -57,8 +57,8 @@ def warn_if_unsuited(samples: np.ndarray, coded: np.ndarray | None, bands: int) 
         _warn(
             f"a chunk of shape {samples.shape} has {bands} bands for a model that codes "
             f"{MAX_COMPONENTS} combinations of them: what is in one band alone, such as cirrus in "
-            "B10, is lost at every quality. Use model='tec-s2', which keeps all bands, or give such "
-            'bands a bound, as in max_error={"B10": 20}'
+            "B10, is lost at every quality. Use model='tec-s2', which keeps all bands, or give "
+            'such bands a bound, as in max_error={"B10": 20}'
         )
     if _look_like_classes(samples, coded):
         _warn(
