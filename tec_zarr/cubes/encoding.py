@@ -201,9 +201,9 @@ def drop_encoding(obj: XrObject) -> XrObject:
 
     ``tec_zarr.drop_encoding(ds).to_zarr("plain.zarr")`` writes a plain store. Lazy data stay lazy.
     Codecs, chunks and shards are removed. Encoding that belongs to the values (units, CRS, CF
-    packing) is kept. A CF packing that does not fit the values is removed too, because xarray would wrap
-    integers that are out of range. It may not fit if the values were changed, or come from several
-    stores.
+    packing) is kept. A CF packing that does not fit the values is removed too, because xarray would
+    wrap integers that are out of range. It may not fit if the values were changed, or come from
+    several stores.
 
     Parameters
     ----------
