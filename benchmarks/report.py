@@ -632,6 +632,13 @@ def readme_part() -> str:
             f"({span([r['decode_ms'] for r in ours], '.0f')} ms).",
             "",
         ]
+        if rates and times["weights_sha256"] not in _weights(rates):
+            lines[-1:] = [
+                f"These times are of the weights before, `{times['weights_sha256'][:8]}`: today's",
+                "take several times as long, and their times have not been measured on a quiet",
+                "machine yet.",
+                "",
+            ]
     return "\n".join(lines)
 
 
@@ -723,6 +730,15 @@ def _indices() -> str:
 
 def _shocks() -> str:
     return SHOCKS
+
+
+def _weights(rates: dict) -> set[str]:
+    """Return the weights that rates were measured with."""
+    return {
+        entry["weights_sha256"]
+        for entry in rates["measured"].values()
+        if entry.get("weights_sha256")
+    }
 
 
 SHOCKS = """\
