@@ -757,8 +757,9 @@ quality 4, and 0.04 % at 6. A target in a cluster of like ones (a solar park, a 
 texture, and is not listed: a bound (`max_error=`) holds everywhere. Published models list nothing.
 - **More than 12 bands.** `tec-s2` keeps every band; what is faint needs quality: made-up cirrus \
 in B10 of an L1C cube correlates 0.2 with itself at quality 2, 0.7 at 4 and 0.997 at 8. The \
-temporal and flexible models code 12 combinations of bands, so that what is in B10 alone is lost at every \
-quality. Encoding with them warns (`UnsuitedDataWarning`); `max_error={"B10": 20}` keeps it.
+temporal and flexible models code 12 combinations of bands, so that what is in B10 alone is lost \
+at every quality. Encoding with them warns (`UnsuitedDataWarning`); `max_error={"B10": 20}` keeps \
+it.
 - **Low sun.** The error is in DN, not in per cent. Of a scene divided by 20 the error is 0.3 \
 to 1.9 times the spread of a band at quality 4 (median 0.6), 0.1 to 0.7 at quality 8. Ask for a \
 bound.
