@@ -117,7 +117,7 @@ def run_cluster(
     workers = client.scheduler_info(n_workers=-1)["workers"]
     able = {a for a, w in workers.items() if not gpu or w["resources"].get("GPU", 0) >= 1}
     readers = sorted(set(workers) - able)
-    # A cluster that is starting may not have told the client of its workers yet: tasks wait for them.
+    # A cluster that is starting may not have named its workers yet. Tasks wait for them.
     width = _WINDOW * max(sum(w["nthreads"] for a, w in workers.items() if a in able), 1)
     models = {(a.spec.model, str(a.spec.weights_sha256)) for a in plan.arrays if a.spec}
     plugin = f"tec-zarr-{plan.config['config_sha256'][:12]}"
