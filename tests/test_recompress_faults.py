@@ -172,7 +172,9 @@ def test_a_client_killed_and_restarted(name, source, target, undisturbed, tmp_pa
     if name != "SIGKILL":
         assert "goes on from here" in first.stderr
     report = assert_resumes(source, target, undisturbed)
-    assert report.resumed  # on a busy machine all regions may be done before the end is noticed
+    assert report.resumed
+    if name == "SIGKILL":  # after another signal a busy machine may finish what was begun
+        assert report.resumed < report.regions
 
 
 def test_the_model_runs_once_for_each_region(source, target, undisturbed):
@@ -372,7 +374,7 @@ def test_a_run_that_lost_its_target_stops(source, target, undisturbed, monkeypat
     (target / "_tec/lock.json").unlink()
     recompress_worker.register()
     report = assert_resumes(source, target, undisturbed)
-    assert report.resumed  # on a busy machine all regions may be done before the end is noticed
+    assert 0 < report.resumed < report.regions
 
 
 def test_a_worker_that_outlives_its_run_leaves_no_record(source, target, undisturbed):

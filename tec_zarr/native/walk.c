@@ -217,7 +217,6 @@ static uint8_t log_of(uint32_t n) { return log_table[n < 4095 ? n : 4095]; }
 
 typedef struct {
     int rows, cols, pitch, blocks; /* planes have a margin of one block all round */
-    uint32_t *zero;
 } Shape;
 
 static void sum_around(const Shape *s, const uint32_t *plane, uint32_t *out) {
@@ -323,7 +322,7 @@ FASTEST int64_t tec_walk(int mode, const Context *context, int size, int rows, i
         if (components[c] > most) most = components[c];
     }
     make_log_table();
-    Shape s = {rows, cols, cols + 2, rows * cols, 0};
+    Shape s = {rows, cols, cols + 2, rows * cols};
     size_t plane = (size_t)(rows + 2) * (cols + 2);
     size_t many = (size_t)size * size * (most ? most : 1);
     /* magnitudes and their sums around, of every plane by (u, v, component) */
