@@ -17,8 +17,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-CORE = ("tec_zarr/native/_core.so", ("tec_zarr/native/walk.c", "tec_zarr/native/lapped.c"))
-LATENTS = ("tec_zarr/native/_s2.so", ("tec_zarr/native/s2.c",))
+NATIVE = "tec_zarr/native"
+LATENTS = (f"{NATIVE}/_s2.so", [f"{NATIVE}/s2.c"])
 # Every operation on floats is rounded by itself: the results are the same everywhere.
 OPTIONS = (
     "-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fwrapv", "-fPIC", "-shared",
@@ -30,15 +30,17 @@ class NativeHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         del version
-        self._compile(*CORE)
-        build_data["artifacts"].append(CORE[0])
+        core = f"{NATIVE}/_core.so"
+        sources = sorted(Path(self.root, NATIVE).glob("*.c"))
+        self._compile(core, [f"{NATIVE}/{p.name}" for p in sources if p.name != "s2.c"])
+        build_data["artifacts"].append(core)
         if os.name == "posix" and platform.machine() in ("x86_64", "amd64", "AMD64"):
             self._compile(*LATENTS)
             build_data["artifacts"].append(LATENTS[0])
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data.update(pure_python=False, tag=f"py3-none-{tag}")
 
-    def _compile(self, library: str, sources: tuple[str, ...]) -> None:
+    def _compile(self, library: str, sources: list[str]) -> None:
         """Compile beside the library and move it there: a process that uses it keeps its own."""
         built = Path(self.root, library + ".new")
         compiler = shlex.split(os.environ.get("CC", "cc"))

@@ -13,6 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "range_coder.h"
+#include "tec.h"
+
 #define MOST_BANDS 31
 #define MOST_SIZE 16
 #define CLASSES 5
@@ -29,7 +32,6 @@
 #define MOST_VALUE ((1 << 24) - 1)
 
 enum { ENCODE = 0, DECODE = 1, COLLECT = 2 };
-enum { OK = 0, NO_MEMORY = -1, DAMAGED = -2, TOO_SMALL = -3, BAD_ARGUMENT = -4 };
 
 typedef struct {
     int16_t first[INPUTS][HIDDEN];   /* weights are of 8 bits */
@@ -43,107 +45,6 @@ typedef struct {
     uint32_t starts[TABLES][SYMBOLS + 1]; /* cumulative frequencies; the last is 65536 */
     int32_t costs[TABLES][SYMBOLS];  /* of each symbol, in 1/256 bit */
 } Context;
-
-/* ---- the range coder: 32 bits of range, carries resolved before a byte leaves */
-
-typedef struct {
-    uint8_t *at, *end;
-    uint64_t low;
-    uint32_t range;
-    uint8_t cache;
-    uint64_t pending; /* `cache`, and the bytes of 0xff behind it */
-    int begun, full;
-} Encoder;
-
-static void put_byte(Encoder *e, uint8_t byte) {
-    if (!e->begun) e->begun = 1; /* the first byte is always zero: nothing carries beyond the start */
-    else if (e->at < e->end) *e->at++ = byte;
-    else e->full = 1;
-}
-
-static void shift_low(Encoder *e) {
-    if (e->low < 0xff000000u || e->low > 0xffffffffu) {
-        uint8_t carry = (uint8_t)(e->low >> 32);
-        put_byte(e, (uint8_t)(e->cache + carry));
-        while (--e->pending) put_byte(e, (uint8_t)(0xff + carry));
-        e->cache = (uint8_t)(e->low >> 24);
-    }
-    e->pending++;
-    e->low = (e->low & 0x00ffffffu) << 8;
-}
-
-static void encode_part(Encoder *e, uint32_t start, uint32_t size, int bits) {
-    uint32_t unit = e->range >> bits;
-    e->low += (uint64_t)unit * start;
-    e->range = unit * size;
-    while (e->range < (1u << 24)) {
-        e->range <<= 8;
-        shift_low(e);
-    }
-}
-
-typedef struct {
-    const uint8_t *at, *end;
-    uint32_t range, code;
-} Decoder;
-
-static uint8_t next_byte(Decoder *d) { return d->at < d->end ? *d->at++ : 0; }
-
-static uint32_t decode_place(Decoder *d, int bits) {
-    uint32_t place = d->code / (d->range >> bits);
-    uint32_t most = (1u << bits) - 1;
-    return place < most ? place : most;
-}
-
-static void decode_part(Decoder *d, uint32_t start, uint32_t size, int bits) {
-    uint32_t unit = d->range >> bits;
-    d->code -= unit * start;
-    d->range = unit * size;
-    while (d->range < (1u << 24)) {
-        d->range <<= 8;
-        d->code = d->code << 8 | next_byte(d);
-    }
-}
-
-static void encode_bits(Encoder *e, uint32_t value, int bits) {
-    while (bits > 12) {
-        bits -= 12;
-        encode_part(e, value >> bits & 0xfff, 1, 12);
-    }
-    encode_part(e, value & ((1u << bits) - 1), 1, bits);
-}
-
-static uint32_t decode_bits(Decoder *d, int bits) {
-    uint32_t value = 0;
-    while (bits > 0) {
-        int some = bits > 12 ? 12 : bits;
-        uint32_t place = decode_place(d, some);
-        decode_part(d, place, 1, some);
-        value = value << some | place;
-        bits -= some;
-    }
-    return value;
-}
-
-/* Exponential Golomb: how far a symbol lies beyond the end of its table. */
-static void encode_escape(Encoder *e, uint32_t value) {
-    int bits = 0;
-    while ((value + 1) >> (bits + 1)) bits++;
-    for (int i = 0; i < bits; i++) encode_part(e, 1, 1, 1);
-    if (bits < 24) encode_part(e, 0, 1, 1);
-    if (bits) encode_bits(e, (value + 1) & ((1u << bits) - 1), bits);
-}
-
-static uint32_t decode_escape(Decoder *d) {
-    int bits = 0;
-    while (bits < 24) {
-        uint32_t one = decode_place(d, 1);
-        decode_part(d, one, 1, 1);
-        if (!one) break;
-        bits++;
-    }
-    return (bits ? 1u << bits | decode_bits(d, bits) : 1u) - 1;
-}
 
 /* ---- symbols */
 
@@ -315,10 +216,10 @@ FASTEST int64_t tec_walk(int mode, const Context *context, int size, int rows, i
                  uint8_t *bytes, int64_t length, uint8_t *features, int32_t *symbols,
                  int64_t most_rows) {
     if ((size != 8 && size != 16) || rows < 1 || cols < 1 || rows > 4096 || cols > 4096)
-        return BAD_ARGUMENT;
+        return TEC_BAD_ARGUMENT;
     int most = 0;
     for (int c = 0; c < CLASSES; c++) {
-        if (components[c] < 0 || components[c] > MOST_BANDS) return BAD_ARGUMENT;
+        if (components[c] < 0 || components[c] > MOST_BANDS) return TEC_BAD_ARGUMENT;
         if (components[c] > most) most = components[c];
     }
     make_log_table();
@@ -331,17 +232,15 @@ FASTEST int64_t tec_walk(int mode, const Context *context, int size, int rows, i
     uint32_t *spare = calloc(10 * plane, sizeof *spare);
     if (!magnitudes || !around || !spare) {
         free(magnitudes), free(around), free(spare);
-        return NO_MEMORY;
+        return TEC_NO_MEMORY;
     }
     uint32_t *zero = spare, *sum = spare + plane, *sum_near = spare + 2 * plane;
     uint32_t *before = spare + 3 * plane, *before_near = spare + 4 * plane;
     uint32_t *same = spare + 5 * plane, *same_near = spare + 6 * plane, *total = spare + 7 * plane;
     uint32_t *hint = spare + 8 * plane, *hint_near = spare + 9 * plane;
-    Encoder e = {bytes, bytes + length, 0, 0xffffffffu, 0, 1, 0, 0};
-    Decoder d = {bytes, bytes + length, 0xffffffffu, 0};
-    if (mode == DECODE)
-        for (int i = 0; i < 4; i++) d.code = d.code << 8 | next_byte(&d);
-    int64_t row_count = 0, status = OK;
+    Encoder e = begin_encoding(bytes, length);
+    Decoder d = begin_decoding(bytes, mode == DECODE ? length : 0);
+    int64_t row_count = 0, status = TEC_OK;
     int us[MOST_SIZE * MOST_SIZE], vs[MOST_SIZE * MOST_SIZE];
     size_t at_plane = 0;
     for (int class = 0; class < CLASSES; class++) {
@@ -435,7 +334,7 @@ FASTEST int64_t tec_walk(int mode, const Context *context, int size, int rows, i
                         int32_t value;
                         if (mode == DECODE) {
                             int64_t sum_of = (int64_t)mean + decode_symbol(context, &d, index);
-                            if (sum_of > MOST_VALUE || sum_of < -MOST_VALUE) { status = DAMAGED; goto done; }
+                            if (sum_of > MOST_VALUE || sum_of < -MOST_VALUE) { status = TEC_DAMAGED; goto done; }
                             value = (int32_t)sum_of;
                         } else if (mode == COLLECT) {
                             value = out[r * cols + c];
@@ -470,9 +369,8 @@ FASTEST int64_t tec_walk(int mode, const Context *context, int size, int rows, i
         for (size_t i = 0; i < plane; i++) before[i] += same[i];
     }
     if (mode == ENCODE) {
-        for (int i = 0; i < 5; i++) shift_low(&e);
-        while (e.at > bytes && !e.at[-1]) e.at--; /* a decoder reads zeros beyond the end */
-        status = e.full ? TOO_SMALL : e.at - bytes;
+        int64_t written = end_encoding(&e, bytes);
+        status = written < 0 ? TEC_TOO_SMALL : written;
     } else if (mode == COLLECT) status = row_count;
 done:
     free(magnitudes), free(around), free(spare);
