@@ -12,4 +12,38 @@ enum {
     TEC_BAD_ARGUMENT = -4,
 };
 
+/* ---- model 1, tec-s2: one date of one tile to and from bytes
+ *
+ * All functions return TEC_OK or a negative status, unless another result is named. A model is only
+ * read: threads may share it. Tiles have 1 to 31 bands and 1 to 32768 rows and columns. */
+
+typedef struct TecModel TecModel;
+
+/* The grid of a band: the first `row` and `column` of a whole cell of `factor` x `factor` samples;
+ * kind 0 repeats the value of a cell, kind 1 is bilinear. The factor is 0 for a band on no grid. */
+typedef struct {
+    int32_t kind, factor, row, column;
+} TecGrid;
+
+/* Make a model of the bytes of its weights (safetensors); the bytes are not needed afterwards. */
+int tec_model_open(const uint8_t *file, int64_t length, TecModel **model);
+void tec_model_close(TecModel *model);
+
+/* Decode the section of one date to dn (bands, height, width). `quality` is in 1/4096.
+ * `checksum` is that of the latents of the dates before, 0 at first; this date is added to it. */
+int tec_tile_decode(const TecModel *model, const uint8_t *section, int64_t length, int bands,
+                    int height, int width, int quality, int32_t *dn, uint32_t *checksum);
+
+/* Find the grids of the bands of dn (dates, bands, height, width): grids (bands). `known`, of the
+ * same shape, is 0 for samples that were not measured; null if all were. */
+int tec_tile_grids(const int32_t *dn, const uint8_t *known, int dates, int bands, int height,
+                   int width, int quality, TecGrid *grids);
+
+/* Encode one date dn (bands, height, width); `known` as above. Returns the length of the section:
+ * at most `capacity` bytes, for which tec_tile_capacity always suffices. */
+int64_t tec_tile_encode(const TecModel *model, const int32_t *dn, const uint8_t *known,
+                        const TecGrid *grids, int bands, int height, int width, int quality,
+                        uint8_t *section, int64_t capacity, uint32_t *checksum);
+int64_t tec_tile_capacity(int bands, int height, int width);
+
 #endif
