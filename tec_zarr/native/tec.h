@@ -46,4 +46,20 @@ int64_t tec_tile_encode(const TecModel *model, const int32_t *dn, const uint8_t 
                         uint8_t *section, int64_t capacity, uint32_t *checksum);
 int64_t tec_tile_capacity(int bands, int height, int width);
 
+/* ---- the bound layer: every sample within its bound, down to lossless
+ *
+ * docs/error-bounds.md describes it. Arrays are (dates, bands, height, width). Each band has a kind:
+ * it is not coded here, it has one bound, or each of its blocks of 4 x 4 samples has one. `labels` is 0
+ * where a sample was measured, any other number where its value does not matter; null: 0 everywhere. */
+
+enum { TEC_FREE = 0, TEC_ONE_BOUND = 1, TEC_BLOCK_BOUNDS = 2 };
+
+/* Decode the two sections of a frame's bound layer to dn. `kinds` and `bounds` are those of the bands;
+ * the bound of a band with a bound for each block is the largest that a block has. The map is empty
+ * if there is no such band. Bands of kind TEC_FREE are left as they are; samples that were not measured
+ * get a prediction. TEC_DAMAGED: the bytes, the labels, or the bounds are not the encoder's. */
+int tec_bound_decode(const uint8_t *section, int64_t length, const uint8_t *map, int64_t map_length,
+                     int64_t dates, int64_t bands, int64_t height, int64_t width,
+                     const uint8_t *labels, const uint8_t *kinds, const int32_t *bounds, int32_t *dn);
+
 #endif
