@@ -225,7 +225,7 @@ def test_headers_of_all_chunks_of_a_shard_are_read(tmp_path, location, found):
         ),
     )  # fmt: skip
     array[:] = np.random.default_rng(0).integers(1, 999, array.shape)
-    assert len(list(chunks.frame_headers(array))) == found
+    assert len(list(chunks.frame_heads(array))) == found
     assert chunks.holds_frames(array) == bool(found)
     assert (chunks.chunk_bytes(array) > 100).sum() == 8
 

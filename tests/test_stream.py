@@ -35,17 +35,16 @@ DEFAULT = Header(
     shape=(4, 12, 256, 256),
     dtype=np.dtype("<u2"),
     bands=L2A_BANDS,
-    latents_crc=0xDEADBEEF,
 )
-SECTIONS = [Section(SectionKind.LATENTS, bytes([i]) * 5000) for i in range(4)]
+SECTIONS = [Section(SectionKind.LATENTS, bytes([i]) * 5000, 0xDEADBEEF + i) for i in range(4)]
 
 
 def _header_size(frame: bytes) -> int:
     return read_frame(frame).header_bytes
 
 
-def test_header_of_a_default_chunk_is_under_60_bytes():
-    assert _header_size(write_frame(DEFAULT, SECTIONS)) < 60
+def test_header_of_a_default_chunk_has_71_bytes():
+    assert _header_size(write_frame(DEFAULT, SECTIONS)) == 71
 
 
 @st.composite
@@ -58,7 +57,7 @@ def headers(draw):
     nodata = draw(st.lists(st.integers(0, 1000), unique=True, max_size=5).map(tuple))
     model_id = draw(st.integers(0, 3))
     bounds, errors, indices = draw(st.none() | st.just((5,) * n_bands)), None, ()
-    if bounds is not None and draw(st.booleans()):
+    if bounds is not None:
         error = st.integers(0, 65535) if dtype[1] in "ui" else st.floats(0, 1e6, width=32)
         errors = tuple(draw(error) for _ in range(n_bands))
         if n_bands > 1 and draw(st.booleans()):
@@ -79,18 +78,65 @@ def headers(draw):
         bounds=bounds,
         errors=errors,
         indices=indices,
-        latents_crc=draw(st.integers(0, 2**32 - 1)),
     )
 
 
-@given(
-    headers(),
-    st.lists(st.builds(Section, st.sampled_from(SectionKind), st.binary(max_size=300)), max_size=6),
-)
+@st.composite
+def some_sections(draw):
+    kind = draw(st.sampled_from(SectionKind))
+    crc = draw(st.integers(0, 2**32 - 1)) if kind is SectionKind.LATENTS else 0
+    return Section(kind, draw(st.binary(max_size=300)), crc)
+
+
+@given(headers(), st.lists(some_sections(), max_size=6))
 def test_frames_come_back_as_written(header, sections):
     frame = read_frame(write_frame(header, sections))
     assert frame.header == header
-    assert list(frame.sections) == sections
+    assert list(frame.sections) == sorted(sections, key=lambda s: s.kind)
+
+
+def _resealed(frame: bytes, table: bytes, payloads: bytes) -> bytes:
+    """Append rows to the section table of a frame, and payloads to its end."""
+    start = _header_size(frame)
+    body = frame[5 : start - 4] + table
+    head = frame[:4] + bytes([len(body)]) + body
+    return head + struct.pack("<I", zlib.crc32(head)) + frame[start:] + payloads
+
+
+def _group(kind: int, payload: bytes) -> bytes:
+    return bytes([kind, 1, len(payload)]) + struct.pack("<I", zlib.crc32(payload))
+
+
+def test_a_section_that_changes_no_sample_is_skipped_and_another_one_refused():
+    frame = write_frame(DEFAULT, SECTIONS)
+    skipped = _resealed(frame, _group(0x80, b"hello"), b"hello")
+    assert read_frame(skipped).sections == tuple(SECTIONS)
+    with pytest.raises(ChecksumError, match="kind 128"):
+        read_frame(skipped[:-1] + b"0")
+    with pytest.raises(VersionError, match="kind 7"):
+        read_frame(_resealed(frame, _group(7, b"hello"), b"hello"))
+
+
+@pytest.mark.parametrize("kind", [1, 3])
+def test_a_section_table_that_is_not_in_order_is_refused(kind):
+    frame = write_frame(DEFAULT, SECTIONS)
+    with pytest.raises(FormatError, match="not in order"):
+        read_frame(_resealed(frame, _group(kind, b"hello"), b"hello"))
+    with pytest.raises(FormatError, match="not in order"):
+        read_frame(_resealed(frame, bytes([5, 0]), b""))
+
+
+def test_a_number_with_needless_bytes_is_refused():
+    frame = write_frame(DEFAULT, SECTIONS)
+    row = bytes([5, 1, 0x85, 0]) + struct.pack("<I", zlib.crc32(b"hello"))
+    with pytest.raises(FormatError, match="number"):
+        read_frame(_resealed(frame, row, b"hello"))
+
+
+@pytest.mark.parametrize("quality", [0.5, 8.5])
+def test_a_quality_out_of_range_is_refused(quality):
+    with pytest.raises(FormatError, match="quality"):
+        read_frame(write_frame(dataclasses.replace(DEFAULT, quality=quality), SECTIONS))
 
 
 def test_bands_without_a_bound_have_no_error_but_those_of_an_index():
@@ -103,13 +149,12 @@ def test_bands_without_a_bound_have_no_error_but_those_of_an_index():
     back = read_header(write_frame(header, SECTIONS)[:200])
     np.testing.assert_array_equal(back.errors, header.errors)
     assert dataclasses.replace(back, errors=None) == dataclasses.replace(header, errors=None)
-    assert dataclasses.replace(header, errors=None, indices=()).bounded == [0, 1, 2, 3]
+    assert dataclasses.replace(header, errors=None, indices=()).bounded == [0, 3]
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"bounds": None},
         {"indices": (IndexBound(0, 4, 0.5, 0.25),)},
         {"indices": (IndexBound(1, 1, 0.5, 0.25),)},
         {"indices": (IndexBound(0, 1, -0.5, 0.25),)},

@@ -167,8 +167,9 @@ def test_some_dates_are_those_of_all(model):
     cube = synthetic.cube(dates=3, size=48).values.astype(np.float32)
     encoded = model.encode(cube, 4.0)
     whole, _ = model.decode(encoded.sections, cube.shape, 4.0)
-    some = model.decode_dates(encoded.sections, cube.shape, 4.0, [2, 0])
+    some, crcs = model.decode_dates(encoded.sections, cube.shape, 4.0, [2, 0])
     np.testing.assert_array_equal(some, whole[[2, 0]])
+    assert crcs == {date: encoded.latents_crc[date] for date in (2, 0)}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

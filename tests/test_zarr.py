@@ -17,7 +17,6 @@ from test_chunk import HALF_STEP, QUALITY, scene
 
 import tec_zarr
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
-from tec_zarr.codec import decode
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError, SecondGenerationWarning, TecError, UnsupportedArrayError
 from tec_zarr.networks.series import TecTtS2
@@ -114,10 +113,6 @@ def test_one_date_makes_the_pixels_of_no_other(monkeypatch):
     monkeypatch.setattr(TecTtS2, "pixels", lambda *a: made.append(1) or pixels(*a))
     np.testing.assert_array_equal(decode_chunk(frame, dates=[3, 1]), whole[[3, 1]])
     assert len(made) == 2
-    # What has not shown yet that it computes as the encoder did is checked on all dates first.
-    monkeypatch.setattr(decode, "_verified", set())
-    np.testing.assert_array_equal(decode_chunk(frame, dates=[3]), whole[[3]])
-    assert len(made) == 2 + 5
 
 
 def test_dates_that_a_chunk_does_not_have_are_refused():

@@ -27,14 +27,14 @@ class ToyModel(Model):
         latents = np.rint(cube / 2 ** (8 - quality)).astype("<i4")
         steps = np.diff(latents, axis=-1, prepend=np.int32(0)).astype("<i4")
         sections = [zlib.compress(date.tobytes()) for date in steps]
-        return Encoded(sections, zlib.crc32(latents.tobytes()))
+        return Encoded(sections, [zlib.crc32(date.tobytes()) for date in latents])
 
     def decode(self, sections, shape, quality, bands):
         latents = np.stack(
             [np.frombuffer(zlib.decompress(s), "<i4").reshape(shape[1:]) for s in sections]
         ).cumsum(axis=-1, dtype="<i4")
         cube = latents.astype(np.float32) * np.float32(2 ** (8 - quality))
-        return cube, zlib.crc32(latents.tobytes())
+        return cube, [zlib.crc32(date.tobytes()) for date in latents]
 
 
 def register() -> None:

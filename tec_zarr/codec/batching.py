@@ -80,7 +80,7 @@ def decode(
     quality: float,
     bands: tuple[str, ...] | None,
     slot: AbstractContextManager[Any],
-) -> tuple[np.ndarray, int]:
+) -> tuple[np.ndarray, list[int]]:
     """Call ``model.decode``, or ``model.decode_batch`` for several chunks if it is on a device.
 
     Parameters
@@ -91,11 +91,11 @@ def decode(
         Held while the model runs.
     """
 
-    def alone(sections: list[bytes]) -> tuple[np.ndarray, int]:
+    def alone(sections: list[bytes]) -> tuple[np.ndarray, list[int]]:
         with slot:
             return model.decode(sections, shape, quality, bands)
 
-    def together(chunks: list[list[bytes]]) -> list[tuple[np.ndarray, int]]:
+    def together(chunks: list[list[bytes]]) -> list[tuple[np.ndarray, list[int]]]:
         with slot:
             return model.decode_batch(chunks, shape, quality, bands)
 

@@ -93,7 +93,6 @@ def code_bounded(part: Part, limits: Limits) -> Coded:
         sections if rest is None else rest.sections + sections,
         mask,
         part.spec.quality if rest is None else rest.quality,
-        0 if rest is None else rest.latents_crc,
         tuple(bounds),
         tuple(errors.tolist()),
         indices,

@@ -11,7 +11,7 @@ from tec_zarr.codec import batching, second_generation
 from tec_zarr.codec.batching import model_slots
 from tec_zarr.codec.bounded import bound_layer
 from tec_zarr.codec.points import restore_points
-from tec_zarr.codec.tiles import chained_checksum, single_payload, tiles_of
+from tec_zarr.codec.tiles import CodedTile, single_payload, tiles_of
 from tec_zarr.codec.values import values_of
 from tec_zarr.errors import (
     ChecksumError,
@@ -42,9 +42,8 @@ def decode_chunk(
         Shape that the caller expects. A frame of another shape is refused before it is decoded.
     dates : sequence of int, optional
         Dates to decode from a chunk (time, band, y, x), counted from 0. The embedded models
-        decode only these dates, once this process has decoded one whole chunk with the same
-        weights: the checksum of the latents covers all dates of a chunk, so only a whole chunk
-        can verify it. The checksum of the bytes is verified every time.
+        decode only these dates and those that they refer to. With ``max_error``, and of the
+        published models, all dates are decoded.
 
     Returns
     -------
@@ -87,53 +86,38 @@ def decode_chunk(
     return np.asfortranarray(array) if header.fortran else array
 
 
-_verified: set[bytes] = set()
-"""Weights with which this process has decoded a whole chunk and found its latents intact."""
-
-
 def decode_samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
     """Return the samples of a frame, for all dates or some: (T, C, H, W) in native byte order."""
     header = frame.header
     if dates is not None and len(dates) == header.shape4[0] and dates == sorted(set(dates)):
         dates = None  # these are all dates
-    if dates is not None and (header.bounded or header.weights not in _verified):
+    if dates is not None and header.bounded:
         return decode_samples(frame)[dates]
     mask, free, tiles = tiles_of(frame)
-    residuals = single_payload(frame.payloads(SectionKind.BOUND), SectionKind.BOUND)
-    levels = single_payload(frame.payloads(SectionKind.BOUND_MAP), SectionKind.BOUND_MAP)
-    points = single_payload(frame.payloads(SectionKind.POINTS), SectionKind.POINTS)
+    residuals = single_payload(frame, SectionKind.BOUND)
+    levels = single_payload(frame, SectionKind.BOUND_MAP)
+    points = single_payload(frame, SectionKind.POINTS)
     bounded = header.bounded
     if bool(residuals) != bool(bounded) or bool(levels) != bool(header.indices):
         raise FormatError("TEC frame damaged: bounds without a bound layer, or the reverse")
     samples = np.empty(header.shape4, header.dtype.newbyteorder("="))
-    latents_crc = 0
     for tile in tiles:
         wanted = tile.dates if dates is None else [date for date in tile.dates if date in dates]
         places = None if dates is None else [tile.dates.index(date) for date in wanted]
-        cube, crc = _decode_tile(header, tile.sections, tile.shape, free, places)
-        latents_crc = chained_checksum(latents_crc, crc)
-        values = values_of(cube, header)
+        if places == []:
+            continue
+        values = values_of(_decode_tile(header, tile, free, places), header)
         if values.shape == samples.shape:  # one tile that is the whole chunk
             samples = values
         else:
             samples[:, :, *tile.place][np.ix_(wanted, free)] = values
     if bounded:
         samples[:, bounded] = values_of(bound_layer(header, residuals, levels, mask), header)
-    if dates is None and latents_crc != header.latents_crc:
-        raise ChecksumError(
-            f"model {name_of_model(header)!r} decoded other latents than were encoded, for a chunk "
-            f"of shape {header.shape}: this machine's arithmetic disagrees with the encoder's; "
-            "please report it with the versions of torch and constriction"
-        )
     if mask is not None:
         mask.restore(samples)
     if points:
         restore_points(points, samples)
-    if dates is not None:
-        return samples[dates]
-    if tiles and header.weights not in _verified and model_of(header).decode_dates:
-        _verified.add(header.weights)
-    return samples
+    return samples if dates is None else samples[dates]
 
 
 def _whole_numbers(dates: Sequence[int]) -> list[int]:
@@ -144,30 +128,15 @@ def _whole_numbers(dates: Sequence[int]) -> list[int]:
 
 
 def _decode_tile(
-    header: Header,
-    sections: list[bytes],
-    shape: tuple[int, int, int, int],
-    bands: Sequence[int],
-    dates: list[int] | None,
-) -> tuple[np.ndarray, int]:
-    """Return the DN of a tile of ``shape`` and the checksum of its latents.
+    header: Header, tile: CodedTile, bands: Sequence[int], places: list[int] | None
+) -> np.ndarray:
+    """Return the DN of a tile, of all its dates or of those at ``places``.
 
-    With ``dates`` only these are decoded, and the checksum is 0.
+    The latents that they were made of are checked.
     """
     model = model_of(header)
-    names = None if header.bands is None else tuple(header.bands[c] for c in bands)
     try:
-        if dates is not None and model.decode_dates:
-            with model_slots:
-                return model.decode_dates(sections, shape, header.quality, dates), 0
-        # The array holds DN as uint16. A model that produces whole DN returns them without a
-        # detour over floats.
-        whole = model.decode_whole
-        plain = header.dtype.newbyteorder("=") == np.uint16
-        if whole and plain and (header.scale, header.offset) == (1.0, 0.0):
-            with model_slots:
-                return whole(sections, shape, header.quality)
-        return batching.decode(model, sections, shape, header.quality, names, model_slots)
+        dn, found = _decoded(model, header, tile, bands, places)
     except TecError:
         raise
     except Exception as error:
@@ -179,6 +148,36 @@ def _decode_tile(
             "the frame was not written by this model's encoder, or this machine's arithmetic "
             "disagrees with it"
         ) from error
+    wrong = [tile.dates[place] for place, crc in found.items() if crc != tile.latents_crc[place]]
+    if wrong:
+        raise ChecksumError(
+            f"model {name_of_model(header)!r} decoded other latents than were encoded, for dates "
+            f"{wrong} of a chunk of shape {header.shape}: this machine's arithmetic disagrees with "
+            "the encoder's; please report it with the versions of torch and constriction"
+        )
+    return dn
+
+
+def _decoded(
+    model: Model, header: Header, tile: CodedTile, bands: Sequence[int], places: list[int] | None
+) -> tuple[np.ndarray, dict[int, int]]:
+    """Return the DN of a tile, and the checksums of its latents by place."""
+    names = None if header.bands is None else tuple(header.bands[c] for c in bands)
+    if places is not None and model.decode_dates:
+        with model_slots:
+            return model.decode_dates(tile.sections, tile.shape, header.quality, places)
+    # The array holds DN as uint16. A model that produces whole DN returns them without a
+    # detour over floats.
+    whole = model.decode_whole
+    plain = header.dtype.newbyteorder("=") == np.uint16
+    if whole and plain and (header.scale, header.offset) == (1.0, 0.0):
+        with model_slots:
+            dn, crcs = whole(tile.sections, tile.shape, header.quality)
+    else:
+        dn, crcs = batching.decode(
+            model, tile.sections, tile.shape, header.quality, names, model_slots
+        )
+    return dn if places is None else dn[places], dict(enumerate(crcs))
 
 
 def model_of(header: Header) -> Model:

@@ -150,7 +150,6 @@ def encode_chunk(
             bounds=coded.bounds,
             errors=coded.errors,
             indices=coded.indices,
-            latents_crc=coded.latents_crc,
         )
         return write_frame(header, sections + coded.sections)
 

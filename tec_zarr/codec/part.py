@@ -13,11 +13,12 @@ from tec_zarr.codec import batching
 from tec_zarr.codec.batching import model_slots
 from tec_zarr.codec.fill import fill_unknown
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.codec.tiles import TILE, chained_checksum, coded_tiles, mask_of_bands
+from tec_zarr.codec.tiles import TILE, coded_tiles, mask_of_bands
 from tec_zarr.codec.values import from_dn, to_dn
 from tec_zarr.errors import LimitError
 from tec_zarr.frame.frame import QUALITY_STEPS, IndexBound, Section, SectionKind
 from tec_zarr.frame.mask import Mask
+from tec_zarr.models.protocol import Encoded
 from tec_zarr.models.registry import find_model, get_encoder
 
 
@@ -67,7 +68,6 @@ class Coded:
     sections: list[Section]
     mask: Mask | None
     quality: float
-    latents_crc: int = 0
     bounds: tuple[int, ...] | None = None
     errors: tuple[float, ...] | None = None
     indices: tuple[IndexBound, ...] = ()
@@ -78,7 +78,6 @@ def at_quality(part: Part, quality: float) -> Coded:
     spec, mask = part.spec, part.mask
     quality = round(quality * QUALITY_STEPS) / QUALITY_STEPS
     sections: list[Section] = []
-    latents_crc = 0
     _check_work(part)
     for tile, dates in coded_tiles(part.samples.shape, mask):
         cube = to_dn(part.samples[:, :, *tile][dates], part.scale, spec.offset)
@@ -92,9 +91,14 @@ def at_quality(part: Part, quality: float) -> Coded:
         if find_model(spec.model).on_grids:
             options["known"] = known
         encoded = batching.encode(model, cube, quality, part.bands, model_slots, **options)
-        sections += [Section(SectionKind.LATENTS, data) for data in encoded.sections]
-        latents_crc = chained_checksum(latents_crc, encoded.latents_crc)
-    return Coded(sections, mask, quality, latents_crc)
+        sections += latents_of(encoded)
+    return Coded(sections, mask, quality)
+
+
+def latents_of(encoded: Encoded) -> list[Section]:
+    """Return the sections of a frame for what a model encoded."""
+    pairs = zip(encoded.sections, encoded.latents_crc, strict=True)
+    return [Section(SectionKind.LATENTS, data, crc) for data, crc in pairs]
 
 
 def _check_work(part: Part) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -86,18 +85,16 @@ def _cuts(size: int) -> Iterator[slice]:
     return (slice(i, min(i + step, size)) for i in range(0, size, step))
 
 
-def chained_checksum(crc: int, tile_crc: int) -> int:
-    """Add the checksum of a tile to ``crc``, the checksum over those of the tiles before it."""
-    return zlib.crc32(tile_crc.to_bytes(4, "little"), crc)
+def single_payload(frame: Frame, kind: SectionKind) -> bytes:
+    """Return the payload of the section of a kind, or no bytes if there is none.
 
-
-def single_payload(payloads: list[bytes], kind: SectionKind) -> bytes:
-    """Return the one payload of a kind, or no bytes if there is none.
-
-    Raises FormatError if there are several.
+    Raises FormatError if there are several, or if the section is empty.
     """
-    if len(payloads) > 1:
-        raise FormatError(f"TEC frame damaged: {len(payloads)} sections of kind {kind.name}")
+    payloads = frame.payloads(kind)
+    if len(payloads) > 1 or payloads == [b""]:
+        raise FormatError(
+            f"TEC frame damaged: {len(payloads)} sections of kind {kind.name}, or an empty one"
+        )
     return payloads[0] if payloads else b""
 
 
@@ -105,13 +102,15 @@ def single_payload(payloads: list[bytes], kind: SectionKind) -> bytes:
 class CodedTile:
     """A tile of a frame: where it lies, which dates have a section, and those sections.
 
-    ``shape`` is that of the tile's coded dates and bands, (T, C, h, w).
+    ``shape`` is that of the tile's coded dates and bands, (T, C, h, w). ``latents_crc`` are the
+    CRC32s of the sections' latents.
     """
 
     place: tuple[slice, slice]
     dates: Sequence[int]
     shape: tuple[int, int, int, int]
     sections: list[bytes]
+    latents_crc: list[int]
 
 
 def tiles_of(frame: Frame) -> tuple[Mask | None, list[int], list[CodedTile]]:
@@ -123,12 +122,13 @@ def tiles_of(frame: Frame) -> tuple[Mask | None, list[int], list[CodedTile]]:
         The frame has more or fewer sections than its mask asks for.
     """
     header = frame.header
-    kinds = SectionKind.MASK, SectionKind.EXACT
-    packed, exact = (single_payload(frame.payloads(kind), kind) for kind in kinds)
+    packed, exact = (single_payload(frame, kind) for kind in (SectionKind.MASK, SectionKind.EXACT))
+    if exact and not packed:
+        raise FormatError("TEC frame damaged: exact values without a mask")
     native = header.dtype.newbyteorder("=")
     mask = unpack_mask(packed, exact, header.shape4, native) if packed else None
     free = [c for c in range(header.shape4[1]) if c not in header.bounded]
-    latents = frame.payloads(SectionKind.LATENTS)
+    latents = frame.of(SectionKind.LATENTS)
     coded = coded_tiles(header.shape4, mask_of_bands(mask, free)) if free else iter(())
     places = list(islice(coded, len(latents) + 1))  # each has a section at least
     if len(latents) != sum(len(dates) for _, dates in places):
@@ -139,5 +139,7 @@ def tiles_of(frame: Frame) -> tuple[Mask | None, list[int], list[CodedTile]]:
     rest, tiles = iter(latents), []
     for (y, x), dates in places:
         shape = (len(dates), len(free), y.stop - y.start, x.stop - x.start)
-        tiles.append(CodedTile((y, x), dates, shape, list(islice(rest, len(dates)))))
+        some = list(islice(rest, len(dates)))
+        sections, crcs = [s.data for s in some], [s.latents_crc for s in some]
+        tiles.append(CodedTile((y, x), dates, shape, sections, crcs))
     return mask, free, tiles

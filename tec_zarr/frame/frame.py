@@ -13,19 +13,23 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import numpy as np
 
 from tec_zarr import config
 from tec_zarr.errors import ChecksumError, FormatError, LimitError, VersionError
-from tec_zarr.frame.varint import read_varint, write_varint
+from tec_zarr.frame.table import CODED, Cursor, read_table, write_table
+from tec_zarr.frame.table import Section as Section
+from tec_zarr.frame.table import SectionKind as SectionKind
+from tec_zarr.frame.varint import write_varint
 from tec_zarr.sentinel2 import BANDS, DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS
 
 MAGIC = b"TEC"
 VERSION = 1
 QUALITY_STEPS = 4096
 """Quality is stored in steps of 1/4096."""
+
+LOWEST_QUALITY, HIGHEST_QUALITY = 1.0, 8.0
 
 WEIGHTS_PREFIX_BYTES = 8
 NAMED_MODEL = 0
@@ -39,7 +43,7 @@ _BAND_LISTS: dict[int, tuple[str, ...] | None] = {0: None, 1: L2A_BANDS, 2: L1C_
 _EXPLICIT_BANDS = 255
 _BAND_IDS = tuple(BANDS)
 
-_HAS_NODATA, _HAS_SCALING, _HAS_BOUNDS, _HAS_ERRORS = 1, 2, 4, 16
+_HAS_NODATA, _HAS_SCALING, _HAS_BOUNDS = 1, 2, 4
 _BIG_ENDIAN, _FORTRAN, _RESERVED = 0x20, 0x40, 0x80
 
 
@@ -61,28 +65,6 @@ class Axes(enum.IntEnum):
         t = shape[0] if self in (Axes.TCYX, Axes.TYX) else 1
         c = shape[-3] if self in (Axes.TCYX, Axes.CYX) else 1
         return t, c, shape[-2], shape[-1]
-
-
-class SectionKind(enum.IntEnum):
-    """Kind of the content of a section."""
-
-    MASK = 1
-    EXACT = 2
-    LATENTS = 3
-    BOUND = 5
-    BOUND_MAP = 6
-    POINTS = 7
-
-
-_CODED = (SectionKind.LATENTS, SectionKind.BOUND, SectionKind.BOUND_MAP)
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of a frame; it has a checksum of its own."""
-
-    kind: SectionKind
-    data: bytes
 
 
 @dataclass(frozen=True)
@@ -144,11 +126,9 @@ class Header:
         occurs in `indices`; otherwise the model codes it.
     errors : tuple of float or None
         Largest absolute error that the encoder measured in each band of the bound layer, in the
-        units of the array. NaN in other bands. None in frames without measured errors.
+        units of the array. NaN in other bands. None if there are no ``bounds``.
     indices : tuple of IndexBound
         Bounds and errors of indices.
-    latents_crc : int
-        CRC32 of the decoded latents, see ``docs/format.md``.
     """
 
     model_id: int
@@ -166,7 +146,6 @@ class Header:
     bounds: tuple[int, ...] | None = None
     errors: tuple[float, ...] | None = None
     indices: tuple[IndexBound, ...] = ()
-    latents_crc: int = 0
 
     @property
     def shape4(self) -> tuple[int, int, int, int]:
@@ -178,11 +157,8 @@ class Header:
         """Positions of the bands that the bound layer codes."""
         if self.bounds is None:
             return []
-        every = range(len(self.bounds))
-        if self.errors is None:
-            return list(every)
         mapped = set(mapped_bands(self.indices))
-        return [c for c in every if self.bounds[c] != NO_BOUND or c in mapped]
+        return [c for c, b in enumerate(self.bounds) if b != NO_BOUND or c in mapped]
 
 
 @dataclass(frozen=True)
@@ -195,7 +171,11 @@ class Frame:
 
     def payloads(self, kind: SectionKind) -> list[bytes]:
         """Return the bytes of all sections of one kind, in order."""
-        return [s.data for s in self.sections if s.kind is kind]
+        return [s.data for s in self.of(kind)]
+
+    def of(self, kind: SectionKind) -> list[Section]:
+        """Return all sections of one kind, in order."""
+        return [s for s in self.sections if s.kind is kind]
 
 
 def default_scale(dtype: np.dtype) -> float:
@@ -211,14 +191,15 @@ def write_frame(header: Header, sections: Sequence[Section]) -> bytes:
     header : Header
         The header.
     sections : sequence of Section
-        In the order of the format: mask, exact, latents, bound, points.
+        In any order; sections of one kind keep theirs.
 
     Returns
     -------
     bytes
         The frame.
     """
-    body = _header_fields(header) + b"".join(_section_table(sections))
+    sections = sorted(sections, key=lambda s: s.kind)
+    body = _header_fields(header) + b"".join(write_table(sections))
     if len(body) > config.MAX_HEADER_BYTES:
         raise LimitError(
             f"the header of a chunk of shape {header.shape} takes {len(body)} bytes, more than "
@@ -255,22 +236,22 @@ def read_frame(data: bytes | memoryview) -> Frame:
     """
     cursor, header_bytes = _checked_header(memoryview(data).cast("B"))
     header = _parse_fields(cursor)
-    table = _parse_table(cursor)
-    expected = header_bytes + sum(length for _, length, _ in table)
+    table = read_table(cursor)
+    expected = header_bytes + sum(row.length for row in table)
     if len(data) != expected:
         state = "cut short" if len(data) < expected else "followed by foreign bytes"
         raise FormatError(
             f"TEC frame {state}: its header announces {expected} bytes, {len(data)} are here; "
             "fetch the chunk again or restore it from the source"
         )
-    coded = sum(length for kind, length, _ in table if kind in _CODED)
+    coded = sum(row.length for row in table if row.kind in CODED)
     if coded > config.MAX_LATENTS_BYTES:
         raise LimitError(
             f"a chunk of shape {header.shape} with {coded} bytes of latents, more than "
             f"tec_zarr.config.MAX_LATENTS_BYTES = {config.MAX_LATENTS_BYTES}: raise that limit if "
             "you trust the source of this frame"
         )
-    count = sum(kind is SectionKind.LATENTS for kind, _, _ in table)
+    count = sum(row.kind == SectionKind.LATENTS for row in table)
     if count > config.MAX_LATENT_SECTIONS:
         raise LimitError(
             f"a chunk of shape {header.shape} with {count} latent sections, more than "
@@ -278,16 +259,20 @@ def read_frame(data: bytes | memoryview) -> Frame:
             "if you trust the source of this frame"
         )
     sections, start = [], header_bytes
-    for kind, length, crc in table:
-        payload = bytes(data[start : start + length])
-        if zlib.crc32(payload) != crc:
+    for row in table:
+        end = start + row.length
+        payload = bytes(data[start:end])
+        kind = row.kind
+        if zlib.crc32(payload) != row.crc:
+            name = kind.name.lower() if isinstance(kind, SectionKind) else f"kind {kind}"
             raise ChecksumError(
-                f"the {kind.name.lower()} section (bytes {start} to {start + length}) of a TEC "
+                f"the {name} section (bytes {start} to {end}) of a TEC "
                 f"frame of shape {header.shape} does not match its CRC32: the bytes changed "
                 "since they were written; fetch the chunk again or restore it from the source"
             )
-        sections.append(Section(kind, payload))
-        start += length
+        if isinstance(kind, SectionKind):
+            sections.append(Section(kind, payload, row.latents_crc))
+        start = end
     return Frame(header, tuple(sections), header_bytes)
 
 
@@ -299,49 +284,25 @@ def read_header(data: bytes | memoryview) -> Header:
     FormatError, VersionError, ChecksumError, LimitError
         As :func:`read_frame`. FormatError also if the bytes end within the header.
     """
+    return read_head(data)[0]
+
+
+def read_head(data: bytes | memoryview) -> tuple[Header, list[SectionKind]]:
+    """Parse the first bytes of a frame, as :func:`read_header`; return the kinds of sections too.
+
+    There is one kind for each section that this package knows.
+    """
     cursor, _ = _checked_header(memoryview(data).cast("B"))
-    return _parse_fields(cursor)
-
-
-class _Cursor:
-    """Reads little-endian fields from a buffer and never past its end."""
-
-    def __init__(self, data: memoryview):
-        self._data, self._at = data, 0
-
-    @property
-    def left(self) -> int:
-        return len(self._data) - self._at
-
-    @property
-    def at(self) -> int:
-        return self._at
-
-    def take(self, n: int) -> bytes:
-        if n > self.left:
-            raise FormatError(
-                f"TEC frame cut short: {n} bytes needed at byte {self._at}, {self.left} are here"
-            )
-        self._at += n
-        return bytes(self._data[self._at - n : self._at])
-
-    def unpack(self, fmt: str) -> tuple:
-        return struct.unpack("<" + fmt, self.take(struct.calcsize("<" + fmt)))
-
-    def byte(self) -> int:
-        return self.take(1)[0]
-
-    def varint(self) -> int:
-        value, self._at = read_varint(self._data, self._at)
-        return value
+    header = _parse_fields(cursor)
+    return header, [row.kind for row in read_table(cursor) if isinstance(row.kind, SectionKind)]
 
 
 def _header_fields(h: Header) -> bytes:
+    assert len(h.weights) == WEIGHTS_PREFIX_BYTES
     flags = (
         _HAS_NODATA * (h.nodata != (0,))
         | _HAS_SCALING * ((h.scale, h.offset) != (default_scale(h.dtype), 0.0))
         | _HAS_BOUNDS * (h.bounds is not None)
-        | _HAS_ERRORS * (h.errors is not None)
     )
     array = h.axes | _DTYPES.index(h.dtype.str[1:]) << 2
     array |= _BIG_ENDIAN * (h.dtype.newbyteorder("=").str != h.dtype.str) | _FORTRAN * h.fortran
@@ -350,7 +311,7 @@ def _header_fields(h: Header) -> bytes:
         name = h.model_name.encode("ascii")
         out.append(bytes([len(name)]) + name)
     out.append(h.weights)
-    out.append(struct.pack("<HI", round(h.quality * QUALITY_STEPS), h.latents_crc))
+    out.append(struct.pack("<H", round(h.quality * QUALITY_STEPS)))
     code = next((k for k, v in _BAND_LISTS.items() if v == h.bands), _EXPLICIT_BANDS)
     out.append(bytes([code]))
     if code == _EXPLICIT_BANDS:
@@ -363,8 +324,8 @@ def _header_fields(h: Header) -> bytes:
     if flags & _HAS_SCALING:
         out.append(struct.pack("<dd", h.scale, h.offset))
     if h.bounds is not None:
+        assert h.errors is not None
         out.append(struct.pack(f"<{len(h.bounds)}H", *h.bounds))
-    if h.errors is not None:
         out.append(bytes([len(h.indices)]))
         for index in h.indices:
             out.append(struct.pack("<BBdd", index.first, index.second, index.bound, index.error))
@@ -373,17 +334,9 @@ def _header_fields(h: Header) -> bytes:
     return b"".join(out)
 
 
-def _section_table(sections: Iterable[Section]) -> Iterable[bytes]:
-    for kind, run in groupby(sections, key=lambda s: s.kind):
-        members = list(run)
-        yield write_varint(kind | len(members) << 3)
-        for s in members:
-            yield write_varint(len(s.data)) + struct.pack("<I", zlib.crc32(s.data))
-
-
-def _checked_header(data: memoryview) -> tuple[_Cursor, int]:
+def _checked_header(data: memoryview) -> tuple[Cursor, int]:
     """Verify the checksum of a header; return a cursor over its body, and its full length."""
-    cursor = _Cursor(data)
+    cursor = Cursor(data)
     start = cursor.take(len(MAGIC) + 1)
     if start[:-1] != MAGIC:
         raise FormatError(
@@ -409,12 +362,12 @@ def _checked_header(data: memoryview) -> tuple[_Cursor, int]:
             "the header of a TEC frame does not match its CRC32: the bytes changed since they "
             "were written; fetch the chunk again or restore it from the source"
         )
-    return _Cursor(memoryview(body)), cursor.at
+    return Cursor(memoryview(body)), cursor.at
 
 
-def _parse_fields(c: _Cursor) -> Header:
+def _parse_fields(c: Cursor) -> Header:
     flags, array, model_id = c.unpack("BBB")
-    newer = flags & ~(_HAS_NODATA | _HAS_SCALING | _HAS_BOUNDS | _HAS_ERRORS)
+    newer = flags & ~(_HAS_NODATA | _HAS_SCALING | _HAS_BOUNDS)
     if newer or array & _RESERVED or (array >> 2 & 7) >= len(_DTYPES):
         raise VersionError(
             f"TEC frame with features that this tec_zarr does not know (flags {flags:#04x}, array "
@@ -422,7 +375,9 @@ def _parse_fields(c: _Cursor) -> Header:
         )
     model_name = _ascii(c.take(c.byte())) if model_id == NAMED_MODEL else ""
     weights = c.take(WEIGHTS_PREFIX_BYTES)
-    quality, latents_crc = c.unpack("HI")
+    quality = c.unpack("H")[0] / QUALITY_STEPS
+    if not LOWEST_QUALITY <= quality <= HIGHEST_QUALITY:
+        raise FormatError(f"TEC frame damaged: quality {quality:g}")
     axes = Axes(array & 3)
     dtype = np.dtype((">" if array & _BIG_ENDIAN else "<") + _DTYPES[array >> 2 & 7])
     bands = _parse_bands(c)
@@ -446,17 +401,16 @@ def _parse_fields(c: _Cursor) -> Header:
     if flags & _HAS_NODATA:
         raw = c.take(c.byte() * dtype.itemsize)
         nodata = tuple(np.frombuffer(raw, dtype=dtype.newbyteorder("<")).tolist())
-        if not all(map(math.isfinite, nodata)):
+        if not all(map(math.isfinite, nodata)) or len(set(nodata)) < len(nodata):
             raise FormatError(f"TEC frame damaged: nodata values {nodata}")
     scale, offset = c.unpack("dd") if flags & _HAS_SCALING else (default_scale(dtype), 0.0)
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(offset)):
         raise FormatError(f"TEC frame damaged: scale {scale}, offset {offset}")
-    bounds = c.unpack(f"{n_bands}H") if flags & _HAS_BOUNDS else None
     header = Header(
         model_id=model_id,
         model_name=model_name,
         weights=weights,
-        quality=quality / QUALITY_STEPS,
+        quality=quality,
         axes=axes,
         shape=shape,
         dtype=dtype,
@@ -465,20 +419,17 @@ def _parse_fields(c: _Cursor) -> Header:
         nodata=nodata,
         scale=scale,
         offset=offset,
-        bounds=bounds,
-        latents_crc=latents_crc,
     )
-    return _with_errors(c, header) if flags & _HAS_ERRORS else header
+    return _with_bounds(c, header) if flags & _HAS_BOUNDS else header
 
 
-def _with_errors(c: _Cursor, header: Header) -> Header:
-    """Parse the measured errors. They come last, because frames without them end before."""
-    if header.bounds is None:
-        raise FormatError("TEC frame damaged: measured errors without bounds")
-    n_bands, dtype = len(header.bounds), _error_dtype(header.dtype)
+def _with_bounds(c: Cursor, header: Header) -> Header:
+    """Parse bounds and measured errors."""
+    n_bands, dtype = header.shape4[1], _error_dtype(header.dtype)
+    bounds = c.unpack(f"{n_bands}H")
     # The indices come before the errors, because they determine which bands have an error.
     indices = tuple(IndexBound(*c.unpack("BBdd")) for _ in range(c.byte()))
-    header = replace(header, errors=(math.nan,) * n_bands, indices=indices)
+    header = replace(header, bounds=bounds, indices=indices)
     if any(max(i.first, i.second) >= n_bands or i.first == i.second for i in indices):
         raise FormatError(f"TEC frame damaged: indices {indices} of {n_bands} bands")
     bounded = header.bounded
@@ -494,7 +445,7 @@ def _error_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype("<u2") if dtype.kind in "iu" else dtype.newbyteorder("<")
 
 
-def _parse_bands(c: _Cursor) -> tuple[str, ...] | None:
+def _parse_bands(c: Cursor) -> tuple[str, ...] | None:
     code = c.byte()
     if code in _BAND_LISTS:
         return _BAND_LISTS[code]
@@ -507,22 +458,6 @@ def _parse_bands(c: _Cursor) -> tuple[str, ...] | None:
     if any(i >= len(_BAND_IDS) for i in ids):
         raise FormatError(f"TEC frame damaged: band numbers {list(ids)}")
     return tuple(_BAND_IDS[i] for i in ids)
-
-
-def _parse_table(c: _Cursor) -> list[tuple[SectionKind, int, int]]:
-    table = []
-    while c.left:
-        tag = c.varint()
-        kind, count = tag & 7, tag >> 3
-        if kind not in list(SectionKind):
-            raise VersionError(
-                f"TEC frame with a section of kind {kind}, which this tec_zarr does not know: "
-                "pip install --upgrade tec_zarr"
-            )
-        if count * 5 > c.left:  # an entry takes at least five bytes
-            raise FormatError(f"TEC frame damaged: {count} sections in {c.left} bytes of table")
-        table += [(SectionKind(kind), c.varint(), *c.unpack("I")) for _ in range(count)]
-    return table
 
 
 def _ascii(raw: bytes) -> str:

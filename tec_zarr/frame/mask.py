@@ -201,7 +201,9 @@ def unpack_mask(
         raise FormatError(f"TEC frame damaged: the mask has a label beyond {n + 1}")
     m = int(np.count_nonzero(labels == n + 1))
     _check_size("exact values", m * dtype.itemsize, shape)
-    listed = unshuffled(unsqueeze(exact, m * dtype.itemsize), dtype) if m or exact else values[:0]
+    if exact and not m:
+        raise FormatError("TEC frame damaged: exact values of samples that the mask does not list")
+    listed = unshuffled(unsqueeze(exact, m * dtype.itemsize), dtype) if m else values[:0]
     return Mask(labels, values, listed)
 
 

@@ -25,6 +25,8 @@ def read_varint(data: bytes | memoryview, start: int) -> tuple[int, int]:
     for k, byte in enumerate(data[start : start + _BYTES]):
         value |= (byte & 127) << 7 * k
         if byte < 128:
+            if k and not byte:
+                raise _without_end(start)
             return value, start + k + 1
     raise _without_end(start)
 

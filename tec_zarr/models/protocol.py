@@ -18,12 +18,12 @@ class Encoded(NamedTuple):
     ----------
     sections : list of bytes
         One per date.
-    latents_crc : int
-        CRC32 of the latents. A decoder must decode latents with the same CRC32.
+    latents_crc : list of int
+        CRC32 of the latents of each section. A decoder must decode latents with the same CRC32.
     """
 
     sections: list[bytes]
-    latents_crc: int
+    latents_crc: list[int]
 
 
 class Model(Protocol):
@@ -52,11 +52,11 @@ class Model(Protocol):
         shape: tuple[int, int, int, int],
         quality: float,
         bands: tuple[str, ...] | None,
-    ) -> tuple[np.ndarray, int]:
-        """Decode; return float32 DN of ``shape`` and the CRC32 of the latents."""
+    ) -> tuple[np.ndarray, list[int]]:
+        """Decode; return float32 DN of ``shape`` and the CRC32 of each section's latents."""
 
     @property
-    def decode_whole(self) -> Callable[..., tuple[np.ndarray, int]] | None:
+    def decode_whole(self) -> Callable[..., tuple[np.ndarray, list[int]]] | None:
         """Function of ``sections``, ``shape`` and ``quality`` that decodes to uint16.
 
         It does what ``decode`` does, the same on every machine; what lies beyond saturates. None:
@@ -65,11 +65,12 @@ class Model(Protocol):
         return None
 
     @property
-    def decode_dates(self) -> Callable[..., np.ndarray] | None:
+    def decode_dates(self) -> Callable[..., tuple[np.ndarray, dict[int, int]]] | None:
         """Function of ``sections``, ``shape`` (of all dates), ``quality`` and ``dates``.
 
-        It decodes those dates to float32 DN (len(dates), C, h, w). None: the model's arithmetic is
-        not exact, or its dates cannot be decoded without the others.
+        It decodes those dates to float32 DN (len(dates), C, h, w), and returns the CRC32s of the
+        latents of all dates that it had to decode for that. None: the dates cannot be decoded
+        without the others.
         """
         return None
 
@@ -95,7 +96,7 @@ class Model(Protocol):
         shape: tuple[int, int, int, int],
         quality: float,
         bands: tuple[str, ...] | None,
-    ) -> list[tuple[np.ndarray, int]]:
+    ) -> list[tuple[np.ndarray, list[int]]]:
         """Decode the sections of several chunks of one shape, each as ``decode`` does."""
         return [self.decode(sections, shape, quality, bands) for sections in chunks]
 

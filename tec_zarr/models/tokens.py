@@ -75,9 +75,9 @@ class FlexSection:
             parts += [write_varint(len(part)), part]
         return b"".join(parts)
 
-    def check(self, crc: int) -> int:
-        """Return the checksum of the date's latents, chained to ``crc`` of the dates before."""
-        return zlib.crc32(b"".join(group[:2] for group in self.groups), crc)
+    def check(self) -> int:
+        """Return the checksum of the date's latents: a CRC32 of those of the groups."""
+        return zlib.crc32(b"".join(group[:2] for group in self.groups))
 
 
 def check_tokens(tokens: int | Sequence[int], dates: int) -> list[int]:
@@ -114,7 +114,7 @@ def cut(sections: Sequence[bytes], tokens: Sequence[int], keep_context: bool = F
     Returns
     -------
     Encoded
-        The shorter sections, and the checksum of the latents that they decode to.
+        The shorter sections, and the checksums of the latents that they decode to.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def cut(sections: Sequence[bytes], tokens: Sequence[int], keep_context: bool = F
     FormatError
         A section is damaged.
     """
-    out, crc = [], 0
+    out, crcs = [], []
     for t, (data, wanted) in enumerate(zip(sections, tokens, strict=True)):
         section = FlexSection.from_bytes(data)
         needed = 1 if t + 1 == len(sections) else section.context
@@ -136,6 +136,6 @@ def cut(sections: Sequence[bytes], tokens: Sequence[int], keep_context: bool = F
             )
         groups = section.groups[: max(wanted, needed)]
         shorter = FlexSection(min(section.context, len(groups)), section.head, groups)
-        crc = shorter.check(crc)
+        crcs.append(shorter.check())
         out.append(shorter.to_bytes())
-    return Encoded(out, crc)
+    return Encoded(out, crcs)

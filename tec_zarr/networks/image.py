@@ -252,13 +252,13 @@ class TecS2(Model):
         """
         del bands, known  # the tile's own KLT makes any set and order of bands alike
         check_bands(self.name, cube.shape)
-        sections, crc = [], 0
+        sections, crcs = [], []
         for date in cube:
             coder = SymbolEncoder(self.coder.tables)
             header, latents = self.encode_date(date, quality, coder)
             sections.append(header + coder.finish())
-            crc = zlib.crc32(latents, crc)
-        return Encoded(sections, crc)
+            crcs.append(zlib.crc32(latents))
+        return Encoded(sections, crcs)
 
     def decode(
         self,
@@ -266,28 +266,28 @@ class TecS2(Model):
         shape: tuple[int, int, int, int],
         quality: float,
         bands: tuple[str, ...] | None,
-    ) -> tuple[np.ndarray, int]:
-        """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
+    ) -> tuple[np.ndarray, list[int]]:
+        """Decode to float32 DN of ``shape`` and the CRC32 of each date's latents."""
         del bands
         return self._decode(sections, np.empty(shape, np.float32), quality)
 
     @property
-    def decode_whole(self) -> Callable[..., tuple[np.ndarray, int]] | None:
+    def decode_whole(self) -> Callable[..., tuple[np.ndarray, list[int]]] | None:
         """``decode`` to uint16 DN, saturated; None if the weights do not make whole DN."""
         return self._decode_whole if isinstance(self.synthesis, PixelSynthesis) else None
 
     def _decode_whole(
         self, sections: list[bytes], shape: tuple[int, int, int, int], quality: float
-    ) -> tuple[np.ndarray, int]:
+    ) -> tuple[np.ndarray, list[int]]:
         return self._decode(sections, np.empty(shape, np.uint16), quality)
 
     def _decode(
         self, sections: list[bytes], out: np.ndarray, quality: float
-    ) -> tuple[np.ndarray, int]:
-        crc = 0
-        for date, section in zip(out, sections, strict=True):
-            crc = latents_crc(self._decode_date(section, quality, date), crc)
-        return out, crc
+    ) -> tuple[np.ndarray, list[int]]:
+        return out, [
+            latents_crc(self._decode_date(section, quality, date))
+            for date, section in zip(out, sections, strict=True)
+        ]
 
     def decode_dates(
         self,
@@ -295,12 +295,14 @@ class TecS2(Model):
         shape: tuple[int, int, int, int],
         quality: float,
         dates: Sequence[int],
-    ) -> np.ndarray:
-        """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w)."""
+    ) -> tuple[np.ndarray, dict[int, int]]:
+        """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w).
+
+        Returns the CRC32 of their latents too.
+        """
         out = np.empty((len(dates), *shape[1:]), np.float32)
-        for number, date in zip(dates, out, strict=True):
-            self._decode_date(sections[number], quality, date)
-        return out
+        some = [sections[number] for number in dates]
+        return out, dict(zip(dates, self._decode(some, out, quality)[1], strict=True))
 
     # ---- one date
 
@@ -404,9 +406,9 @@ def checked(latents: np.ndarray) -> memoryview:
     return memoryview(np.ascontiguousarray(latents, "<i4")).cast("B")
 
 
-def latents_crc(latents: np.ndarray, before: int = 0) -> int:
-    """Return the CRC32 of decoded latents, continued from the CRC32 ``before``."""
-    return native.crc32(np.ascontiguousarray(latents, "<i4"), before)
+def latents_crc(latents: np.ndarray) -> int:
+    """Return the CRC32 of decoded latents."""
+    return native.crc32(np.ascontiguousarray(latents, "<i4"), 0)
 
 
 def padded(components: Tensor) -> Tensor:

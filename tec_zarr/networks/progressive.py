@@ -67,7 +67,7 @@ from tec_zarr.networks.levels import (
     Level,
     Predictions,
     Series,
-    checksum_of,
+    checksums_of,
     keep_for_others,
     last_users,
     nearest_dates,
@@ -135,7 +135,7 @@ class TecFlexS2(Model):
         sections: list[bytes] = []
         for start in range(0, len(cube), run):
             sections += self._encode_run(cube[start : start + run], quality)
-        return Encoded(sections, checksum_of(sections))
+        return Encoded(sections, checksums_of(sections))
 
     def decode(
         self,
@@ -143,8 +143,8 @@ class TecFlexS2(Model):
         shape: tuple[int, int, int, int],
         quality: float,
         bands: tuple[str, ...] | None,
-    ) -> tuple[np.ndarray, int]:
-        """Decode to float32 DN of ``shape`` and the checksum of the latents.
+    ) -> tuple[np.ndarray, list[int]]:
+        """Decode to float32 DN of ``shape`` and the checksums of the latents.
 
         ``quality`` is not used: each section holds its own.
 
@@ -154,8 +154,8 @@ class TecFlexS2(Model):
             The decoded latents differ from the encoded ones.
         """
         del bands
-        out = self.decode_dates(sections, shape, quality, range(len(sections)))
-        return out, checksum_of(sections)
+        out, _ = self.decode_dates(sections, shape, quality, range(len(sections)))
+        return out, checksums_of(sections)
 
     @torch.inference_mode()
     def decode_dates(
@@ -164,8 +164,11 @@ class TecFlexS2(Model):
         shape: tuple[int, int, int, int],
         quality: float,
         dates: Sequence[int],
-    ) -> np.ndarray:
-        """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w)."""
+    ) -> tuple[np.ndarray, dict[int, int]]:
+        """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w).
+
+        Returns the checksums of their latents too, and of those of the dates they refer to.
+        """
         del quality
         parts = [FlexSection.from_bytes(section) for section in sections]
         heads = [read_head(part.head, date, shape) for date, part in enumerate(parts)]
@@ -183,7 +186,7 @@ class TecFlexS2(Model):
                 heads[number], parts[number].groups, done, shape[1:], number in last, pixels
             )
             keep_for_others(done, number, read, last)
-        return out
+        return out, {number: parts[number].check() for number in order}
 
     # ---- one date
 

@@ -209,10 +209,9 @@ class TecTtS2(Model):
         coded: list[_Date] = []
         for start in range(0, len(cube), run):
             coded += self._encode_run(cube[start : start + run], quality)
-        crc = 0
-        for date in coded:
-            crc = zlib.crc32(date.latents, crc)
-        return Encoded([date.section for date in coded], crc)
+        return Encoded(
+            [date.section for date in coded], [zlib.crc32(date.latents) for date in coded]
+        )
 
     def decode(
         self,
@@ -220,14 +219,11 @@ class TecTtS2(Model):
         shape: tuple[int, int, int, int],
         quality: float,
         bands: tuple[str, ...] | None,
-    ) -> tuple[np.ndarray, int]:
-        """Decode to float32 DN of ``shape`` and the CRC32 of the latents."""
+    ) -> tuple[np.ndarray, list[int]]:
+        """Decode to float32 DN of ``shape`` and the CRC32 of each date's latents."""
         del bands
-        out, done = self._decode(sections, shape, quality, range(len(sections)))
-        crc = 0
-        for number in range(len(sections)):
-            crc = latents_crc(done[number].latents, crc)
-        return out, crc
+        out, crcs = self.decode_dates(sections, shape, quality, range(len(sections)))
+        return out, [crcs[number] for number in range(len(sections))]
 
     def decode_dates(
         self,
@@ -235,12 +231,14 @@ class TecTtS2(Model):
         shape: tuple[int, int, int, int],
         quality: float,
         dates: Sequence[int],
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, dict[int, int]]:
         """Decode some dates of ``shape`` only, float32 DN (len(dates), C, h, w).
 
-        The dates that they refer to are decoded to latents, but not to pixels.
+        The dates that they refer to are decoded to latents, but not to pixels. Returns the CRC32
+        of the latents of all these dates too.
         """
-        return self._decode(sections, shape, quality, dates)[0]
+        out, done = self._decode(sections, shape, quality, dates)
+        return out, {number: latents_crc(read.latents) for number, read in done.items()}
 
     @torch.inference_mode()
     def _decode(

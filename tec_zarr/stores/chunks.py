@@ -17,7 +17,7 @@ from zarr.storage import StorePath
 
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import FormatError
-from tec_zarr.frame.frame import Header, read_header
+from tec_zarr.frame.frame import Header, SectionKind, read_head
 
 _NO_CHUNK = np.iinfo(np.uint64).max
 
@@ -112,8 +112,11 @@ def tec_spec(array: zarr.Array) -> ChunkSpec | None:
     return next((c for c in codecs_of(array) if isinstance(c, ChunkSpec)), None)
 
 
-def frame_headers(array: zarr.Array) -> Iterator[Header]:
-    """Headers of all TEC chunks that are stored, also inside shards, by reading nothing else."""
+def frame_heads(array: zarr.Array) -> Iterator[tuple[Header, list[SectionKind]]]:
+    """Headers of all TEC chunks that are stored, also inside shards, by reading nothing else.
+
+    Each comes with the kinds of the sections behind it.
+    """
     if not holds_frames(array):
         return
     whole = array.shards or array.chunks
@@ -130,9 +133,9 @@ def frame_headers(array: zarr.Array) -> Iterator[Header]:
             if head is None:  # not stored: all its samples are the fill value
                 continue
             try:
-                yield read_header(head)
+                yield read_head(head)
             except FormatError:  # The header is longer than _HEADER_BYTES, or it is damaged.
-                yield read_header(_get(path, start, length) or b"")
+                yield read_head(_get(path, start, length) or b"")
 
 
 def _get(path: StorePath, start: int, length: int | None) -> bytes | None:

@@ -12,7 +12,8 @@ import zarr
 
 from tec_zarr.bounds.request import index_name, resolve
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.stores.chunks import chunk_bytes, codecs_of, frame_headers, tec_spec
+from tec_zarr.frame.frame import SectionKind
+from tec_zarr.stores.chunks import chunk_bytes, codecs_of, frame_heads, tec_spec
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ def kept_bounds(array: zarr.Array) -> tuple[KeptBound, ...]:
         return ()
     worst: dict[tuple[int, ...], tuple[float, float]] = {}
     names: Sequence[str] | None = spec.bands
-    for header in frame_headers(array):
-        if header.bounds is None and header.latents_crc == 0:
+    for header, kinds in frame_heads(array):
+        if header.bounds is None and SectionKind.LATENTS not in kinds:
             continue  # No sample of this chunk is coded.
         if header.errors is None:
             return ()

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from tec_zarr.codec.decode import decode_chunk, model_of, name_of_model
-from tec_zarr.codec.tiles import chained_checksum, tiles_of
+from tec_zarr.codec.part import latents_of
+from tec_zarr.codec.tiles import tiles_of
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.frame.frame import Frame, Header, Section, SectionKind, read_frame, write_frame
 from tec_zarr.models import published as models_published
@@ -157,21 +158,16 @@ def _lowered(
     tokens: int | Sequence[int],
     shorter: Callable[[list[bytes], Shape, list[int]], Encoded],
 ) -> bytes:
-    """Replace the sections of every tile by shorter ones, and update the latents checksum."""
+    """Replace the sections of every tile by shorter ones."""
     header = frame.header
     kept = check_tokens(tokens, header.shape4[0])
     latents: list[Section] = []
-    crc = 0
     for tile in tiles_of(frame)[2]:
         coded = shorter(tile.sections, tile.shape, [kept[t] for t in tile.dates])
-        latents += [Section(SectionKind.LATENTS, section) for section in coded.sections]
-        crc = chained_checksum(crc, coded.latents_crc)
-    before = [s for s in frame.sections if s.kind in (SectionKind.MASK, SectionKind.EXACT)]
-    after = [s for s in frame.sections[len(before) :] if s.kind is not SectionKind.LATENTS]
+        latents += latents_of(coded)
+    others = [s for s in frame.sections if s.kind is not SectionKind.LATENTS]
     quality = min(header.quality, quality_of(kept))
-    return write_frame(
-        replace(header, latents_crc=crc, quality=quality), [*before, *latents, *after]
-    )
+    return write_frame(replace(header, quality=quality), others + latents)
 
 
 def quality_of(tokens: int | Sequence[int]) -> float:

@@ -175,8 +175,8 @@ class FamilyModel(Model):
         bands: Sequence[str] | None,
         *,
         shown: int = TOKENS,
-    ) -> tuple[npt.NDArray[np.float32], int]:
-        """Decode sections of `encode` to DN (T, C, h, w) and the checksum of the latents.
+    ) -> tuple[npt.NDArray[np.float32], list[int]]:
+        """Decode sections of `encode` to DN (T, C, h, w) and the checksums of the latents.
 
         FlexTEC: `shown` is the number of tokens of each date to decode. If it is below 16, the
         other tokens are masked, as in training, instead of predicted.
@@ -191,7 +191,7 @@ class FamilyModel(Model):
         bands: Sequence[str] | None,
         *,
         shown: int = TOKENS,
-    ) -> list[tuple[npt.NDArray[np.float32], int]]:
+    ) -> list[tuple[npt.NDArray[np.float32], list[int]]]:
         """Decode the sections of several cubes of one shape; each result is that of `decode`."""
         where = self._band_places(bands, shape)
         for sections in chunks:
@@ -211,7 +211,7 @@ class FamilyModel(Model):
                 together = (torch.cat(parts) for parts in zip(*inputs, strict=True))
                 images = self._coder.synthesise(*together)
             dn = destandardise(images[..., :height, :width].contiguous(), where)
-        return list(zip(np.split(dn, len(chunks)), [one.crc for one in series], strict=True))
+        return list(zip(np.split(dn, len(chunks)), [one.crcs for one in series], strict=True))
 
     def _series(
         self, sections: Sequence[bytes], shape: Sequence[int], shown: int = TOKENS
@@ -407,6 +407,6 @@ class FlexPreview(Model):
         shape: tuple[int, int, int, int],
         quality: float,
         bands: Sequence[str] | None,
-    ) -> tuple[npt.NDArray[np.float32], int]:
+    ) -> tuple[npt.NDArray[np.float32], list[int]]:
         """Decode as `FamilyModel.decode` does, with mask tokens in place of the other tokens."""
         return self.model.decode(sections, shape, quality, bands, shown=self.tokens)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,7 @@ _Port = _Writer | _Reader
 
 
 def _crc(latents: npt.ArrayLike, start: int = 0) -> int:
+    """Return the CRC32 of latents, continued from ``start``."""
     return zlib.crc32(np.ascontiguousarray(latents, "<i4").tobytes(), start)
 
 
@@ -150,10 +151,10 @@ class _BottleneckCoder:
 
 @dataclass
 class Series:
-    """Decoded dates of one cube: inputs of the synthesis, and the checksum of the latents."""
+    """Decoded dates of one cube: inputs of the synthesis, and checksums of the latents."""
 
-    inputs: list[tuple[Tensor, ...]]
-    crc: int = 0
+    inputs: list[tuple[Tensor, ...]] = field(default_factory=list)
+    crcs: list[int] = field(default_factory=list)
 
 
 class _FPCoder:
@@ -164,20 +165,20 @@ class _FPCoder:
         self._bottleneck = _BottleneckCoder(module.entropy_bottleneck)
 
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
-        sections, crc = [], 0
+        sections, crcs = [], []
         for latent in latents:
             port = _Writer()
             symbols, _ = self._bottleneck.code(port, latent, *latent.shape[1:])
             sections.append(port.to_bytes())
-            crc = _crc(symbols, crc)
-        return Encoded(sections, crc)
+            crcs.append(_crc(symbols))
+        return Encoded(sections, crcs)
 
     def decode(self, sections: Sequence[bytes], height: int, width: int) -> Series:
-        series = Series([])
+        series = Series()
         for data in sections:
             port = _Reader(data)
             symbols, y_hat = self._bottleneck.code(port, None, height // 16, width // 16)
-            series.crc = _crc(symbols, series.crc)
+            series.crcs.append(_crc(symbols))
             series.inputs.append((y_hat[None].float(),))
         return series
 
@@ -196,12 +197,11 @@ class _ELICCoder:
         latent: Tensor | None,
         height: int,
         width: int,
-        crc: int,
     ) -> tuple[Tensor, int]:
         codec = self.module.latent_codec
         z = None if latent is None else codec.hyper.h_a(latent[None])[0]
         symbols, z_hat = self._bottleneck.code(port, z, height // 4, width // 4)
-        crc = _crc(symbols, crc)
+        crc = _crc(symbols)
         hyper = codec.hyper.h_s(z_hat[None])
         first = anchors(height, width, z_hat.device)
         decoded: list[Tensor] = []
@@ -230,18 +230,20 @@ class _ELICCoder:
         return torch.cat(decoded, dim=1), crc
 
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
-        sections, crc = [], 0
+        sections, crcs = [], []
         for latent in latents:
             port = _LedgerWriter()
-            _, crc = self._date(port, latent, latent.shape[1], latent.shape[2], crc)
+            _, crc = self._date(port, latent, latent.shape[1], latent.shape[2])
             sections.append(port.to_bytes())
-        return Encoded(sections, crc)
+            crcs.append(crc)
+        return Encoded(sections, crcs)
 
     def decode(self, sections: Sequence[bytes], height: int, width: int) -> Series:
-        series = Series([])
+        series = Series()
         for data in sections:
             port = _LedgerReader(data)
-            y_hat, series.crc = self._date(port, None, height // 16, width // 16, series.crc)
+            y_hat, crc = self._date(port, None, height // 16, width // 16)
+            series.crcs.append(crc)
             series.inputs.append((y_hat.float(),))
         return series
 
@@ -339,26 +341,30 @@ class _TTCoder:
 
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
         contexts = self.module.contexts()
-        sections, crc = [], 0
+        sections, crcs = [], []
         for t, latent in enumerate(latents.split(1)):
             port = _Writer()
             date = _Windows(contexts.model, contexts.joint(), latent, *latent.shape[-2:])
             date.look_ahead(TOKENS)
+            crc = 0
             for _ in range(TOKENS):
                 crc = _crc(date.code(port), crc)
             sections.append(port.to_bytes())
+            crcs.append(crc)
             if t + 1 < len(latents):
                 contexts.push(date.latent())
-        return Encoded(sections, crc)
+        return Encoded(sections, crcs)
 
     def decode(self, sections: Sequence[bytes], height: int, width: int) -> Series:
         contexts = self.module.contexts()
-        series = Series([])
+        series = Series()
         for t, data in enumerate(sections):
             port = _Reader(data)
             date = _Windows(contexts.model, contexts.joint(), None, height // 16, width // 16)
+            crc = 0
             for _ in range(TOKENS):
-                series.crc = _crc(date.code(port), series.crc)
+                crc = _crc(date.code(port), crc)
+            series.crcs.append(crc)
             latent = date.latent()
             series.inputs.append((latent.float(), date.hints()))
             if t + 1 < len(sections):
@@ -370,7 +376,7 @@ class FlexCoder(_TTCoder):
     def encode(self, latents: Tensor, options: dict[str, Any]) -> Encoded:
         qualities, context = options["tokens"], options["context_tokens"]
         contexts = self.module.contexts()
-        sections, crc = [], 0
+        sections, crcs = [], []
         for t, (latent, k) in enumerate(zip(latents.split(1), qualities, strict=True)):
             joint = contexts.joint()
             date = _Windows(contexts.model, joint, latent, *latent.shape[-2:])
@@ -384,9 +390,9 @@ class FlexCoder(_TTCoder):
             if t + 1 < len(latents):
                 contexts.push(self._context_latent(date, joint, seen))
             section = FlexSection(seen, b"", tuple(groups))
-            crc = section.check(crc)
+            crcs.append(section.check())
             sections.append(section.to_bytes())
-        return Encoded(sections, crc)
+        return Encoded(sections, crcs)
 
     def _context_latent(self, date: _Windows, joint: Tensor, seen: int) -> Tensor:
         """Return the latent that later dates see: the first `seen` tokens, the others guessed."""
@@ -407,7 +413,7 @@ class FlexCoder(_TTCoder):
         If `shown` is below 16, the tokens after the first `shown` of each date are mask tokens.
         """
         contexts = self.module.contexts()
-        series = Series([])
+        series = Series()
         for t, data in enumerate(sections):
             section = FlexSection.from_bytes(data)
             joint = contexts.joint()
@@ -419,7 +425,7 @@ class FlexCoder(_TTCoder):
                         f"Token group {i} of date {t} does not decode to the latents that were "
                         "encoded: the stream is damaged or the weights are not the encoder's."
                     )
-            series.crc = section.check(series.crc)
+            series.crcs.append(section.check())
             if t + 1 < len(sections):
                 contexts.push(self._context_latent(date, joint, section.context))
             if shown < TOKENS:

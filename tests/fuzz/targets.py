@@ -19,6 +19,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +66,23 @@ def _seal(body: bytes, payloads: bytes = b"") -> bytes:
 
 
 def _cut(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Sections from what a fuzzer made up: kind and length, then the payload."""
+    """Sections from what a fuzzer made up: kind and length, then the payload.
+
+    Latents begin with the checksum of what they decode to.
+    """
     at = 0
     while at + 2 <= len(data):
         kind, size = data[at] & 7, data[at + 1] | (data[at] >> 3) << 8
         yield kind, data[at + 2 : at + 2 + size]
         at += 2 + size
+
+
+def _row(kind: int, content: bytes) -> bytes:
+    """A row of the section table."""
+    check = b""
+    if kind == SectionKind.LATENTS:
+        check, content = content[:4].ljust(4, b"\0"), content[4:]
+    return _varint(len(content)) + struct.pack("<I", zlib.crc32(content)) + check
 
 
 def make_frame(data: bytes) -> bytes:
@@ -85,11 +97,12 @@ def make_frame(data: bytes) -> bytes:
     if way == b"\x02" and rest:
         size = rest[0]
         fields, sections = rest[1 : 1 + size], list(_cut(rest[1 + size :]))
-        table = b"".join(
-            _varint(kind | 8) + _varint(len(p)) + struct.pack("<I", zlib.crc32(p))
-            for kind, p in sections
-        )
-        return _seal(fields + table, b"".join(p for _, p in sections))
+        table = b""
+        for kind, run in groupby(sections, key=lambda s: s[0]):
+            rows = [_row(kind, content) for _, content in run]
+            table += bytes([kind]) + _varint(len(rows)) + b"".join(rows)
+        payloads = (p[4:] if kind == SectionKind.LATENTS else p for kind, p in sections)
+        return _seal(fields + table, b"".join(payloads))
     return rest
 
 
@@ -105,12 +118,17 @@ def _as_input(frame: bytes) -> list[bytes]:
         if body[at - 1] < 0x80:
             break
     body = body[at : at + size]
-    table = sum(1 + len(_varint(len(s.data))) + 4 for s in parsed.sections)
+    table, sections = 0, b""
+    for kind, run in groupby(parsed.sections, key=lambda s: s.kind):
+        contents = [
+            struct.pack("<I", s.latents_crc) + s.data if kind is SectionKind.LATENTS else s.data
+            for s in run
+        ]
+        table += 1 + len(_varint(len(contents))) + sum(len(_row(kind, p)) for p in contents)
+        sections += b"".join(
+            bytes([kind | (len(p) >> 8 & 31) << 3, len(p) & 255]) + p for p in contents
+        )
     fields = body[: max(len(body) - table, 0)]
-    sections = b"".join(
-        bytes([s.kind | (len(s.data) >> 8 & 31) << 3, len(s.data) & 255]) + s.data
-        for s in parsed.sections
-    )
     out = [b"\x00" + frame, b"\x01" + body]
     if len(fields) < 256:
         out.append(b"\x02" + bytes([len(fields)]) + fields + sections)
@@ -504,5 +522,3 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
     "command_line": (command_line, command_seeds),
 }
 """Name to target and seeds."""
-
-assert set(SectionKind)  # the kinds that _cut can name fit three bits

@@ -200,13 +200,13 @@ class TecS2(Model):
         check_bands(cube.shape)
         whole = np.clip(np.rint(cube), -(1 << 20), 1 << 20).astype(np.int32)
         layout, values = Layout.of(whole, known, max(step_of(quality) / 64, 0.5))
-        sections, crc = [], 0
+        sections, crcs = [], []
         for date in range(len(cube)):
             planes = [layout.plane(b, v[date]) for b, v in enumerate(values)]
             data, latents = self.encode_planes(layout, planes, quality)
             sections.append(data)
-            crc = _checksum(latents, crc)
-        return Encoded(sections, crc)
+            crcs.append(_checksum(latents))
+        return Encoded(sections, crcs)
 
     def encode_planes(
         self, layout: Layout, planes: Sequence[np.ndarray], quality: float
@@ -222,17 +222,17 @@ class TecS2(Model):
         shape: tuple[int, int, int, int],
         quality: float,
         bands: tuple[str, ...] | None = None,
-    ) -> tuple[np.ndarray, int]:
-        """Decode; return float32 DN of `shape` and the CRC32 of the latents."""
-        out, crc = self._decode(sections, shape, quality, range(shape[0]))
-        return out.astype(np.float32), crc
+    ) -> tuple[np.ndarray, list[int]]:
+        """Decode; return float32 DN of `shape` and the CRC32 of each date's latents."""
+        out, crcs = self._decode(sections, shape, quality, range(shape[0]))
+        return out.astype(np.float32), crcs
 
     def decode_whole(
         self, sections: list[bytes], shape: tuple[int, int, int, int], quality: float
-    ) -> tuple[np.ndarray, int]:
+    ) -> tuple[np.ndarray, list[int]]:
         """Decode as `decode` does, but to uint16; values beyond uint16 saturate."""
-        out, crc = self._decode(sections, shape, quality, range(shape[0]))
-        return np.clip(out, 0, 65535).astype(np.uint16), crc
+        out, crcs = self._decode(sections, shape, quality, range(shape[0]))
+        return np.clip(out, 0, 65535).astype(np.uint16), crcs
 
     def decode_dates(
         self,
@@ -240,9 +240,10 @@ class TecS2(Model):
         shape: tuple[int, int, int, int],
         quality: float,
         dates: Sequence[int],
-    ) -> np.ndarray:
-        """Decode some dates; return float32 DN (len(dates), C, h, w)."""
-        return self._decode(sections, shape, quality, dates)[0].astype(np.float32)
+    ) -> tuple[np.ndarray, dict[int, int]]:
+        """Decode some dates; return float32 DN (len(dates), C, h, w), and CRC32s by date."""
+        out, crcs = self._decode(sections, shape, quality, dates)
+        return out.astype(np.float32), dict(zip(dates, crcs, strict=True))
 
     def _decode(
         self,
@@ -250,13 +251,13 @@ class TecS2(Model):
         shape: tuple[int, int, int, int],
         quality: float,
         dates: Sequence[int],
-    ) -> tuple[np.ndarray, int]:
+    ) -> tuple[np.ndarray, list[int]]:
         check_bands(shape)
-        out, crc = np.empty((len(dates), *shape[1:]), np.int32), 0
-        for image, date in zip(out, dates, strict=True):
-            latents = self.decode_date(sections[date], quality, image)
-            crc = _checksum(latents, crc)
-        return out, crc
+        out = np.empty((len(dates), *shape[1:]), np.int32)
+        return out, [
+            _checksum(self.decode_date(sections[date], quality, image))
+            for image, date in zip(out, dates, strict=True)
+        ]
 
     def decode_date(self, section: bytes, quality: float, image: np.ndarray) -> np.ndarray:
         """Write the DN of one date into `image`, int32 (C, h, w), and return its latents."""
@@ -353,8 +354,8 @@ def read_header(
     return Spectrum(layout, means, tuple(found)), section[len(head) - bits.left // 8 :]
 
 
-def _checksum(latents: np.ndarray, before: int) -> int:
-    return zlib.crc32(latents.astype("<i4", copy=False).data, before)
+def _checksum(latents: np.ndarray) -> int:
+    return zlib.crc32(latents.astype("<i4", copy=False).data)
 
 
 def _mean_digits(step: float) -> int:
