@@ -244,7 +244,7 @@ def test_every_flipped_bit_of_a_chunk_raises(array):
 def test_latents_that_differ_from_the_encoders_raise(monkeypatch):
     frame = encode_chunk(scene((1, 12, 8, 8)).astype("u2"), spec())
     model = registry.get_model(toy.NAME)
-    monkeypatch.setattr(model, "decode", lambda s, shape, q, b: (np.zeros(shape, "f4"), 1))
+    monkeypatch.setattr(model, "decode", lambda s, shape, q, b: (np.zeros(shape, "f4"), [1]))
     with pytest.raises(ChecksumError, match="decoded other latents"):
         decode_chunk(frame)
 

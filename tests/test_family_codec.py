@@ -287,7 +287,7 @@ def test_streams_decode_alike_under_other_arithmetic(settings, tmp_path):
     )
     there = np.load(f"{file}.out.npz")
     for name, (crc, pixels) in kept.items():
-        assert int(there[f"{name}_crc"]) == crc, name
+        assert there[f"{name}_crc"].tolist() == crc, name
         assert np.abs(there[f"{name}_pixels"] - pixels).max() <= 1, name
 
 

@@ -177,7 +177,8 @@ def _decoded(
         dn, crcs = batching.decode(
             model, tile.sections, tile.shape, header.quality, names, model_slots
         )
-    return dn if places is None else dn[places], dict(enumerate(crcs))
+    found = dict(zip(range(len(tile.sections)), crcs, strict=True))
+    return dn if places is None else dn[places], found
 
 
 def model_of(header: Header) -> Model:
