@@ -226,7 +226,7 @@ def _read_dates(packed: bytes, at: int, t: int) -> tuple[list[tuple[int, int, in
         elif mode == _DATES_AS_BEFORE:
             run, at = read_varint(packed, at)
         first = not dates and mode in (_DATE_AS_BEFORE, _DATES_AS_BEFORE)
-        if mode > _DATES_AS_BEFORE or first or not 0 < run <= left:
+        if mode > _DATES_AS_BEFORE or first or not 0 < run <= left or at > len(packed):
             raise FormatError("TEC frame damaged: the mask section's dates cannot be read")
         dates.append((mode, label, run))
         left -= run
@@ -298,7 +298,9 @@ def squeeze(raw: bytes) -> bytes:
 def unsqueeze(packed: bytes, size: int) -> bytes:
     """Reverse :func:`squeeze`. Raises FormatError unless the result has ``size`` bytes."""
     method, body = packed[:1], packed[1:]
-    if not size and not packed:
+    if not size:
+        if packed:
+            raise FormatError("TEC frame damaged: bytes of a mask that has no planes")
         return b""
     if method == bytes([_DEFLATED]):
         inflater = zlib.decompressobj()
