@@ -116,6 +116,18 @@ def test_a_decoder_written_from_the_page_gives_the_same(model, kind, factor, qua
     np.testing.assert_array_equal(image, back[0])
 
 
+def test_a_decoder_written_from_the_page_skips_planes_of_zeros(model):
+    rng, shape = np.random.default_rng(7), (130, 135)
+    cube = texture(rng, (1, 3, *shape))
+    encoded = model.encode(cube.astype(np.float32), 2.5)
+    back, _ = model.decode(encoded.sections, cube.shape, 2.5)
+    image, latents = tile_reference.decode(
+        encoded.sections[0], 3, shape, 2.5, model.weights.tensors
+    )
+    np.testing.assert_array_equal(image, back[0])
+    assert (latents == 0).all(axis=(1, 2)).any()
+
+
 def test_every_quality_has_more_psnr_and_more_bytes(model):
     cube = synthetic.cube(dates=1, size=96).values.astype(np.float32)
     points = []

@@ -67,6 +67,8 @@ def library() -> Any:
         pointer, real, pointer, pointer, pointer, large, pointer, pointer, large,
     ]  # fmt: skip
     found.tec_walk.restype = large
+    found.tec_kernel.argtypes = [number, pointer]
+    found.tec_kernel.restype = ctypes.c_char_p
     found.tec_forward.argtypes = [pointer, number, number, number, *[pointer] * 4]
     found.tec_inverse.argtypes = [pointer, number, number, number, *[pointer] * 3]
     found.tec_products.argtypes = [pointer, number, large, pointer]
@@ -74,6 +76,19 @@ def library() -> Any:
     found.tec_mix.argtypes = [pointer, *[number] * 4, *[pointer] * 3]
     found.tec_rotated.argtypes = [number, number, *[pointer] * 4]
     return found
+
+
+def kernels() -> list[str]:
+    """Return the names of the kernels of the context network that this processor has.
+
+    The first is used, unless the environment variable ``TEC_NATIVE`` names another one. All give
+    the same results.
+    """
+    found: list[tuple[str, int]] = []
+    here = ctypes.c_int()
+    while (name := library().tec_kernel(len(found), ctypes.byref(here))) is not None:
+        found.append((name.decode(), here.value))
+    return [name for name, there in found if there]
 
 
 def _at(array: np.ndarray | None) -> int | None:

@@ -104,6 +104,19 @@ static inline uint32_t decode_bits(Decoder *d, int bits) {
     return value;
 }
 
+/* A bit that is 1 with a chance of `chance` / 65536. */
+static inline void encode_bit(Encoder *e, uint32_t chance, int bit) {
+    if (bit) encode_part(e, 0, chance, 16);
+    else encode_part(e, chance, 65536 - chance, 16);
+}
+
+static inline int decode_bit(Decoder *d, uint32_t chance) {
+    int bit = d->code < (d->range >> 16) * chance;
+    if (bit) decode_part(d, 0, chance, 16);
+    else decode_part(d, chance, 65536 - chance, 16);
+    return bit;
+}
+
 /* Exponential Golomb: how far a symbol lies beyond the end of its table. */
 static inline void encode_escape(Encoder *e, uint32_t value) {
     int bits = 0;

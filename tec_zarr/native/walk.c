@@ -1,162 +1,31 @@
-/* The coefficients of one date of one tile: a context model, a range coder, and both ways through.
+/* The coefficients of one date of one tile: contexts, and both ways through the range coder.
  *
  * Coefficients come in planes of `rows x cols` blocks, one plane for each spatial frequency (u, v) of
  * an N x N block and each spectral component of the frequency's class. Planes are coded one after
- * the other, blocks row by row. A small integer network turns what is decoded already into the
- * number of a table of frequencies; the same function does this for the encoder, for the decoder
- * and for training, so that they cannot differ.
+ * the other: a flag for a plane of zeros, otherwise its blocks row by row. What is decoded already
+ * becomes the inputs of the context network (context.h).
  *
  * All arithmetic that a decoder does is in whole numbers. The encoder's choice between two values
  * of a coefficient uses doubles, one operation at a time (-ffp-contract=off).
+ *
+ * The network sees logarithms of magnitudes and of sums of magnitudes. They are kept beside the
+ * sums, so that each is computed once. Sums stop at MOST_SUM, where their logarithms do.
  */
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "range_coder.h"
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#include "context.h"
 #include "tec.h"
 
-#define MOST_BANDS 31
-#define MOST_SIZE 16
-#define CLASSES 5
-#define INPUTS 28
-#define SCAN_INPUTS 4   /* what the scan of a plane changes */
-#define STILL_INPUTS 16 /* what was there before the plane */
-#define FIXED_INPUTS 8  /* the same for a whole plane */
-#define HIDDEN 32
-#define TABLES 40
-#define REACH 32                    /* symbols of a table: -REACH .. REACH; the ends escape */
-#define SYMBOLS (2 * REACH + 1)
-#define PLAIN 28                    /* tables from here on code symbols without their low bits */
-#define INDEXES 96                  /* of which the last mean many low bits */
-#define MOST_VALUE ((1 << 24) - 1)
+#define MARGIN 2      /* zeros before each row, and rows of zeros before the first one */
+#define FLAGGED 64    /* tiles of so many blocks have flags for planes of zeros */
+#define SPARE 32      /* readable values beyond a plane */
 
 enum { ENCODE = 0, DECODE = 1, COLLECT = 2 };
-
-typedef struct {
-    int16_t first[INPUTS][HIDDEN];   /* weights are of 8 bits */
-    int32_t first_bias[HIDDEN];
-    int16_t second[HIDDEN][HIDDEN];
-    int32_t second_bias[HIDDEN];
-    int16_t last[HIDDEN];
-    int32_t last_bias;
-    int32_t shifts[3];
-    int16_t mean[4][MOST_BANDS];     /* of (0, 0): weights in 1/256 of w, n, nw, ne, by component */
-    uint32_t starts[TABLES][SYMBOLS + 1]; /* cumulative frequencies; the last is 65536 */
-    int32_t costs[TABLES][SYMBOLS];  /* of each symbol, in 1/256 bit */
-} Context;
-
-/* ---- symbols */
-
-static int low_bits(int index) { return index < PLAIN + 4 ? 0 : (index - PLAIN) / 4; }
-static int table_of(int index) { return index < PLAIN + 4 ? index : PLAIN + (index - PLAIN) % 4; }
-
-/* The cost of a symbol in 1/256 bit. */
-static int32_t cost(const Context *c, int index, int32_t value) {
-    int low = low_bits(index);
-    int32_t high = value >> low, over = 0;
-    if (high >= REACH) over = high - REACH, high = REACH;
-    if (high <= -REACH) over = -REACH - high, high = -REACH;
-    int32_t bits = c->costs[table_of(index)][high + REACH] + 256 * low;
-    if (high == REACH || high == -REACH) {
-        int size = 0;
-        while ((over + 1) >> (size + 1)) size++;
-        bits += 256 * (2 * size + 1);
-    }
-    return bits;
-}
-
-static void encode_symbol(const Context *c, Encoder *e, int index, int32_t value) {
-    int low = low_bits(index);
-    int32_t high = value >> low, over = 0;
-    if (high >= REACH) over = high - REACH, high = REACH;
-    if (high <= -REACH) over = -REACH - high, high = -REACH;
-    const uint32_t *start = c->starts[table_of(index)] + high + REACH;
-    encode_part(e, start[0], start[1] - start[0], 16);
-    if (high == REACH || high == -REACH) encode_escape(e, (uint32_t)over);
-    if (low) encode_bits(e, (uint32_t)value & ((1u << low) - 1), low);
-}
-
-static int32_t decode_symbol(const Context *c, Decoder *d, int index) {
-    int low = low_bits(index);
-    const uint32_t *start = c->starts[table_of(index)];
-    uint32_t place = decode_place(d, 16);
-    int at = REACH;
-    while (place < start[at]) at--;
-    while (place >= start[at + 1]) at++;
-    decode_part(d, start[at], start[at + 1] - start[at], 16);
-    int32_t high = at - REACH;
-    if (high == REACH) high += (int32_t)decode_escape(d);
-    else if (high == -REACH) high -= (int32_t)decode_escape(d);
-    return low ? (int32_t)((uint32_t)high << low | decode_bits(d, low)) : high;
-}
-
-/* ---- context */
-
-/* Sums of magnitudes are for the network round(10 log2(1 + n)), up to n = 4095: entry i is the
- * smallest n with the value i. */
-static const uint16_t log_steps[] = {
-    0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6,
-    7, 7, 8, 8, 9, 10, 10, 11, 12, 13, 14, 15, 16, 17, 19, 20, 21, 23, 25, 26, 28, 30, 33,
-    35, 38, 40, 43, 46, 50, 53, 57, 61, 66, 71, 76, 81, 87, 93, 100, 107, 115, 123, 132,
-    142, 152, 163, 174, 187, 200, 215, 230, 247, 265, 284, 304, 326, 349, 374, 401, 430,
-    461, 494, 530, 568, 608, 652, 699, 749, 803, 861, 922, 989, 1060, 1136, 1217, 1305,
-    1398, 1499, 1606, 1722, 1845, 1978, 2120, 2272, 2435, 2610, 2797, 2998, 3213, 3444,
-    3691, 3956,
-};
-static uint8_t log_table[4096];
-
-static void make_log_table(void) {
-    int value = 0;
-    for (int n = 0; n < 4096; n++) {
-        while (value + 1 < (int)(sizeof log_steps / sizeof *log_steps) && n >= log_steps[value + 1]) value++;
-        log_table[n] = (uint8_t)value;
-    }
-}
-
-static uint8_t log_of(uint32_t n) { return log_table[n < 4095 ? n : 4095]; }
-
-typedef struct {
-    int rows, cols, pitch, blocks; /* planes have a margin of one block all round */
-} Shape;
-
-static void sum_around(const Shape *s, const uint32_t *plane, uint32_t *out) {
-    for (int r = 1; r <= s->rows; r++)
-        for (int c = 1; c <= s->cols; c++) {
-            const uint32_t *at = plane + r * s->pitch + c;
-            const uint32_t *up = at - s->pitch, *down = at + s->pitch;
-            out[r * s->pitch + c] =
-                up[-1] + up[0] + up[1] + at[-1] + at[1] + down[-1] + down[0] + down[1];
-        }
-}
-
-/* The network's last two layers, on the sums of the first. */
-static inline int index_of(const Context *c, const int32_t *sums) {
-    int16_t one[HIDDEN];
-    int32_t out = c->last_bias;
-    for (int i = 0; i < HIDDEN; i++) {
-        int32_t sum = sums[i] >> c->shifts[0];
-        one[i] = (int16_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
-    }
-    for (int i = 0; i < HIDDEN; i++) {
-        int32_t sum = 0;
-        for (int j = 0; j < HIDDEN; j++) sum += c->second[i][j] * one[j];
-        sum = (sum + c->second_bias[i]) >> c->shifts[1];
-        out += c->last[i] * (sum < 0 ? 0 : sum > 255 ? 255 : sum);
-    }
-    out >>= c->shifts[2];
-    return out < 0 ? 0 : out >= INDEXES ? INDEXES - 1 : (int)out;
-}
-
-/* sums += first[.][from ...] x, `count` inputs; `first` lies with the units of an input together. */
-static inline void add_inputs(const Context *c, int32_t *sums, int from, const uint8_t *x, int count) {
-    for (int j = 0; j < count; j++) {
-        int32_t value = x[j];
-        if (!value) continue;
-        const int16_t *weight = c->first[from + j];
-        for (int i = 0; i < HIDDEN; i++) sums[i] += weight[i] * value;
-    }
-}
 
 static int class_of(int u, int v) {
     int most = u > v ? u : v, n = 0;
@@ -179,7 +48,6 @@ static int order_of(int size, int class, int *us, int *vs) {
     return count;
 }
 
-/* How many planes a tile has, and for each its class, u, v and component; `planes` may be null. */
 int tec_planes(int size, const int32_t *components, int32_t *planes) {
     int us[MOST_SIZE * MOST_SIZE], vs[MOST_SIZE * MOST_SIZE], count = 0;
     for (int class = 0; class < CLASSES; class++) {
@@ -194,185 +62,401 @@ int tec_planes(int size, const int32_t *components, int32_t *planes) {
     return count;
 }
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define FASTEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FASTEST
-#endif
+/* ---- sums and their logarithms */
 
-/* Walk over all planes of a tile.
- *
- * components: (5,) how many components each class has; spreads: (5, 31) their log2 of standard
- * deviation over step, in quarters. kind, fineness: two whole numbers 0..127 that the network sees.
- * hints: (planes, rows, cols) twice the magnitudes that are expected, in steps, or null.
- * wanted: (planes, rows, cols) coefficients in steps (ENCODE). values: (planes, rows, cols)
- * int32, written by ENCODE and DECODE, read by COLLECT. weight: squared steps per bit of error.
- * bytes, size: the stream; returns its length (ENCODE), or the number of rows (COLLECT: features
- * of 28 bytes and int32 symbols, for training), or 0; negative numbers are errors.
- */
-FASTEST int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
+/* Values of a plane and their sums around each block, with the logarithms of both. */
+typedef struct {
+    int16_t *sum, *near;
+    uint8_t *log, *near_log;
+    int count; /* of values that are not zero */
+} Sums;
+
+#define BYTES_OF_VALUE 6 /* of a Sums */
+
+typedef struct {
+    int rows, cols, pitch; /* the margin of a row lies right of the one before, too */
+    size_t plane, start;   /* values of a plane; where its first block is */
+} Shape;
+
+static Sums sums_at(uint8_t *room, const Shape *s) {
+    int16_t *sum = (int16_t *)(void *)room;
+    uint8_t *log = room + 4 * s->plane;
+    Sums out = {sum, sum + s->plane, log, log + s->plane, 0};
+    return out;
+}
+
+static inline int16_t least(int32_t a, int32_t b) { return (int16_t)(a < b ? a : b); }
+
+static void add_around(const Shape *s, const int16_t *sum, int16_t *near) {
+    int pitch = s->pitch;
+    size_t end = s->start + (size_t)s->rows * pitch;
+    for (size_t i = s->start; i < end; i++) {
+        const int16_t *at = sum + i, *up = at - pitch, *down = at + pitch;
+        int16_t all = (int16_t)(up[-1] + up[0] + up[1] + at[-1] + at[1] + down[-1] + down[0] + down[1]);
+        near[i] = least(all, MOST_SUM);
+    }
+}
+
+static void add_to(const Shape *s, Sums *to, const Sums *more) {
+    size_t end = s->start + (size_t)s->rows * s->pitch;
+    for (size_t i = s->start; i < end; i++) {
+        to->sum[i] = least(to->sum[i] + more->sum[i], MOST_SUM);
+        to->near[i] = least(to->near[i] + more->near[i], MOST_SUM);
+    }
+    to->count += more->count;
+}
+
+static void take_logs(const Shape *s, const Net *net, const int16_t *of, uint8_t *log) {
+    size_t end = s->start + (size_t)s->rows * s->pitch;
+    for (size_t i = s->start; i < end; i++) log[i] = net->log[of[i]];
+}
+
+static void take_both_logs(const Shape *s, const Net *net, Sums *of) {
+    take_logs(s, net, of->sum, of->log);
+    take_logs(s, net, of->near, of->near_log);
+}
+
+/* The logarithms of the sum of two planes, of which either may be zero. */
+static const uint8_t *log_of_two(const Shape *s, const Net *net, const Sums *a, const Sums *b, int near,
+                                 uint8_t *room) {
+    if (!a->count) return near ? b->near_log : b->log;
+    if (!b->count) return near ? a->near_log : a->log;
+    const int16_t *x = near ? a->near : a->sum, *y = near ? b->near : b->sum;
+    size_t end = s->start + (size_t)s->rows * s->pitch;
+    for (size_t i = s->start; i < end; i++) room[i] = net->log[least(x[i] + y[i], MOST_SUM)];
+    return room;
+}
+
+/* ---- a walk */
+
+typedef struct {
+    Net net;
+    const Context *context;
+    Shape shape;
+    int mode;
+    double weight;
+    Encoder encoder;
+    Decoder decoder;
+    const uint8_t *still[STILL_INPUTS]; /* logarithms for the plane that is coded */
+    uint8_t fixed[FIXED_INPUTS];
+    uint8_t *x;                         /* inputs of a row */
+    uint8_t *indexes;                   /* of a plane, where the caller wants none */
+    uint8_t *features;
+    int32_t *symbols;
+    int64_t collected, most_collected;
+} Walk;
+
+/* Gather the still inputs of the blocks of a row. */
+static void gather(const uint8_t *const *from, size_t at, int cols, uint8_t *x) {
+    for (int c = 0; c < cols; c += 16, at += 16, x += 16 * STRIDE) {
+#if defined(__SSE2__)
+        __m128i a[16], b[16]; /* a transpose of 16 x 16: four rounds of perfect shuffles */
+        for (int j = 0; j < 16; j++) a[j] = _mm_loadu_si128((const __m128i *)(const void *)(from[j] + at));
+        for (int round = 0; round < 2; round++) {
+            for (int j = 0; j < 8; j++) {
+                b[2 * j] = _mm_unpacklo_epi8(a[j], a[j + 8]);
+                b[2 * j + 1] = _mm_unpackhi_epi8(a[j], a[j + 8]);
+            }
+            for (int j = 0; j < 8; j++) {
+                a[2 * j] = _mm_unpacklo_epi8(b[j], b[j + 8]);
+                a[2 * j + 1] = _mm_unpackhi_epi8(b[j], b[j + 8]);
+            }
+        }
+        for (int j = 0; j < 16; j++) _mm_storeu_si128((__m128i *)(void *)(x + STRIDE * j), a[j]);
+#else
+        int some = cols - c < 16 ? cols - c : 16;
+        for (int j = 0; j < STILL_INPUTS; j++) {
+            const uint8_t *row = from[j] + at;
+            for (int i = 0; i < some; i++) x[STRIDE * i + j] = row[i];
+        }
+#endif
+    }
+}
+
+/* Set the inputs of one block that the scan changes; up2 and left2 are two blocks away. */
+static inline void set_scan(const Net *net, uint8_t *x, const int16_t *at, int pitch, int left, int left2) {
+    const int16_t *up = at - pitch;
+    x[STILL_INPUTS] = net->log[least(2 * (up[0] + left) + up[-1] + up[1], MOST_SUM)];
+    x[STILL_INPUTS + 1] = net->log[up[0]];
+    x[STILL_INPUTS + 2] = net->log[left];
+    x[STILL_INPUTS + 3] = net->log[least(up[-pitch] + left2, MOST_SUM)];
+}
+
+/* What neighbours make expect of a value of (0, 0). `at` is its place in the plane. */
+static int32_t mean_of(const Context *context, int k, const int32_t *at, int r, int c, int cols) {
+    int32_t w = c ? at[-1] : 0, n = r ? at[-cols] : 0;
+    int32_t nw = r && c ? at[-cols - 1] : 0, ne = r && c + 1 < cols ? at[-cols + 1] : n;
+    if (!c) w = n;
+    if (!r) n = w, nw = w, ne = w;
+    if (!c) nw = n;
+    int64_t sum = (int64_t)context->mean[0][k] * w + (int64_t)context->mean[1][k] * n +
+                  (int64_t)context->mean[2][k] * nw + (int64_t)context->mean[3][k] * ne;
+    int32_t mean = (int32_t)((sum + 128) >> 8);
+    if (mean > MOST_VALUE) mean = MOST_VALUE;
+    if (mean < -MOST_VALUE) mean = -MOST_VALUE;
+    return mean;
+}
+
+/* The nearest whole number to y, or the next one towards zero where this saves more bits than its
+ * error is worth. */
+static inline int32_t chosen(const Walk *w, int index, double y, int32_t mean) {
+    double size = y < 0 ? -y : y;
+    int32_t near = size < MOST_VALUE ? (int32_t)(size + 0.5) : MOST_VALUE;
+    if (!near) return 0;
+    int32_t value = y < 0 ? -near : near, less = y < 0 ? 1 - near : near - 1;
+    if (w->weight > 0) {
+        double a = size - near, b = size - (near - 1);
+        double cost = symbol_cost(w->context, index, value - mean) + w->weight * a * a;
+        double cost_of_less = symbol_cost(w->context, index, less - mean) + w->weight * b * b;
+        if (cost_of_less < cost) return less;
+    }
+    return value;
+}
+
+static void collect(Walk *w, const uint8_t *x, int32_t symbol) {
+    if (w->collected < w->most_collected) {
+        uint8_t *to = w->features + w->collected * INPUTS;
+        memcpy(to, x + STILL_INPUTS, SCAN_INPUTS);
+        for (int p = 0; p < STILL_INPUTS; p++) to[SCAN_INPUTS + still_at[p]] = x[p];
+        memcpy(to + SCAN_INPUTS + STILL_INPUTS, w->fixed, FIXED_INPUTS);
+        w->symbols[w->collected] = symbol;
+    }
+    w->collected++;
+}
+
+/* Walk over a plane. Values are decoded, chosen or read; those of an encoder are written later. */
+static int walk_plane(Walk *w, int flat, int k, int expected, const double *wanted, int32_t *out,
+                      uint8_t *indexes, Sums *mine) {
+    const Shape *s = &w->shape;
+    const Net *net = &w->net;
+    const int rows = s->rows, cols = s->cols, mode = w->mode;
+    int sparse = 3 * expected <= rows * cols;
+    for (int r = 0; r < rows; r++) {
+        size_t at = s->start + (size_t)r * s->pitch;
+        int16_t *row = mine->sum + at;
+        uint8_t *x = w->x, *index = indexes + (size_t)r * cols;
+        int32_t *values = out + (size_t)r * cols;
+        int count = 0, left = 0, left2 = 0;
+        gather(w->still, at, cols, x);
+        /* Most values of a sparse row are zero: then the network sees the row before it is coded,
+         * and again only those blocks whose left neighbours turn out not to be zero. */
+        if (sparse) {
+            for (int c = 0; c < cols; c++) set_scan(net, x + STRIDE * c, row + c, s->pitch, 0, 0);
+            net->evaluate(net, x, cols, index);
+        }
+        for (int c = 0; c < cols; c++) {
+            if (!sparse || left | left2) {
+                int two = sparse && left && c + 1 < cols;
+                set_scan(net, x + STRIDE * c, row + c, s->pitch, left, left2);
+                if (two) set_scan(net, x + STRIDE * (c + 1), row + c + 1, s->pitch, 0, left);
+                net->evaluate(net, x + STRIDE * c, 1 + two, index + c);
+            }
+            int32_t mean = flat ? mean_of(w->context, k, values + c, r, c, cols) : 0, value;
+            if (mode == DECODE) {
+                int64_t sum = (int64_t)mean + decode_symbol(w->context, &w->decoder, index[c]);
+                if (sum > MOST_VALUE || sum < -MOST_VALUE) return TEC_DAMAGED;
+                value = (int32_t)sum;
+            } else if (mode == COLLECT) {
+                value = values[c];
+                collect(w, x + STRIDE * c, value - mean);
+            } else value = chosen(w, index[c], wanted[(size_t)r * cols + c], mean);
+            left2 = left, left = 0;
+            if (value) {
+                values[c] = value;
+                left = least(value < 0 ? -value : value, MOST_SUM);
+                row[c] = (int16_t)left;
+                mine->log[at + c] = net->log[left];
+                count++;
+            }
+        }
+        mine->count += count;
+        sparse = 3 * count <= cols;
+    }
+    return TEC_OK;
+}
+
+static void encode_plane(Walk *w, int flat, int k, const int32_t *values, const uint8_t *indexes) {
+    const Shape *s = &w->shape;
+    for (int r = 0; r < s->rows; r++)
+        for (int c = 0; c < s->cols; c++, values++, indexes++) {
+            int32_t mean = flat ? mean_of(w->context, k, values, r, c, s->cols) : 0;
+            encode_symbol(w->context, &w->encoder, *indexes, *values - mean);
+        }
+}
+
+/* ---- planes of zeros */
+
+/* How often, in 1/65536, a plane is zero, by the binary digits of how many of 256 blocks are not
+ * zero in the next lower frequencies. Counted on training tiles. */
+static const uint16_t chance_of_zeros[10] = {
+    64250, 51800, 37700, 22980, 10450, 3470, 870, 164, 16, 4,
+};
+
+static uint32_t chance_of(const Shape *s, int lower) {
+    int64_t part = (int64_t)lower * 256 / ((int64_t)s->rows * s->cols);
+    int digits = 0;
+    for (; part && digits < 9; part >>= 1) digits++;
+    return chance_of_zeros[digits];
+}
+
+/* Whether no value of a plane rounds to anything but zero. */
+static int is_zero(const double *wanted, size_t count) {
+    int any = 0;
+    for (size_t i = 0; i < count; i++) any |= (wanted[i] + 0.5 >= 1) | (0.5 - wanted[i] >= 1);
+    return !any;
+}
+
+/* ---- the whole tile */
+
+typedef struct {
+    Sums sum;            /* of planes */
+    int dirty;           /* its logarithms are not those of its sums */
+} Running;
+
+static void refresh(Walk *w, Running *of) {
+    if (of->dirty) take_both_logs(&w->shape, &w->net, &of->sum);
+    of->dirty = 0;
+}
+
+static void grow(const Shape *s, Running *to, const Sums *more) {
+    if (!more->count) return;
+    add_to(s, &to->sum, more);
+    to->dirty = 1;
+}
+
+static void empty(const Shape *s, Running *of) {
+    if (!of->sum.count) return;
+    memset(of->sum.sum, 0, BYTES_OF_VALUE * s->plane);
+    of->sum.count = of->dirty = 0;
+}
+
+/* Logarithms of what is expected of the plane: inputs 14 and 15. */
+static void take_hints(Walk *w, const uint16_t *from, Sums *hint) {
+    const Shape *s = &w->shape;
+    for (int r = 0; r < s->rows; r++)
+        for (int c = 0; c < s->cols; c++, from++)
+            hint->sum[s->start + (size_t)r * s->pitch + c] = least(*from, MOST_SUM);
+    add_around(s, hint->sum, hint->near);
+    take_both_logs(s, &w->net, hint);
+}
+
+int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
                  const int32_t *components, const int32_t *spreads, int kind, int fineness,
-                 const uint16_t *hints, const double *wanted, double weight, int32_t *values, uint8_t *indexes,
-                 uint8_t *bytes, int64_t length, uint8_t *features, int32_t *symbols,
-                 int64_t most_rows) {
+                 const uint16_t *hints, const double *wanted, double weight, int32_t *values,
+                 uint8_t *indexes, uint8_t *bytes, int64_t length, uint8_t *features,
+                 int32_t *symbols, int64_t most_rows) {
     if ((size != 8 && size != 16) || rows < 1 || cols < 1 || rows > 4096 || cols > 4096)
         return TEC_BAD_ARGUMENT;
-    int most = 0;
+    int most = 1;
     for (int c = 0; c < CLASSES; c++) {
         if (components[c] < 0 || components[c] > MOST_BANDS) return TEC_BAD_ARGUMENT;
         if (components[c] > most) most = components[c];
     }
-    make_log_table();
-    Shape s = {rows, cols, cols + 2, rows * cols};
-    size_t plane = (size_t)(rows + 2) * (cols + 2);
-    size_t many = (size_t)size * size * (most ? most : 1);
-    /* magnitudes and their sums around, of every plane by (u, v, component) */
-    uint32_t *magnitudes = calloc(many * plane, sizeof *magnitudes);
-    uint32_t *around = calloc(many * plane, sizeof *around);
-    uint32_t *spare = calloc(10 * plane, sizeof *spare);
-    if (!magnitudes || !around || !spare) {
-        free(magnitudes), free(around), free(spare);
-        return TEC_NO_MEMORY;
-    }
-    uint32_t *zero = spare, *sum = spare + plane, *sum_near = spare + 2 * plane;
-    uint32_t *before = spare + 3 * plane, *before_near = spare + 4 * plane;
-    uint32_t *same = spare + 5 * plane, *same_near = spare + 6 * plane, *total = spare + 7 * plane;
-    uint32_t *hint = spare + 8 * plane, *hint_near = spare + 9 * plane;
-    Encoder e = begin_encoding(bytes, length);
-    Decoder d = begin_decoding(bytes, mode == DECODE ? length : 0);
-    int64_t row_count = 0, status = TEC_OK;
-    int us[MOST_SIZE * MOST_SIZE], vs[MOST_SIZE * MOST_SIZE];
-    size_t at_plane = 0;
+    int pitch = cols + MARGIN;
+    size_t plane = ((size_t)(rows + MARGIN + 1) * pitch + SPARE + 15) / 16 * 16;
+    Shape shape = {rows, cols, pitch, plane, (size_t)MARGIN * pitch + MARGIN};
+    size_t blocks = (size_t)rows * cols, table = (size_t)size * size * most;
+    /* zeros, hints, four running sums, logarithms of two planes; and the planes that are not zero */
+    size_t count = (size_t)tec_planes(size, components, NULL) + 7;
+    size_t row_bytes = (size_t)(cols + 16) * STRIDE;
+    if (count > (SIZE_MAX - row_bytes - blocks) / (BYTES_OF_VALUE * plane)) return TEC_NO_MEMORY;
+    uint8_t *room = malloc(count * BYTES_OF_VALUE * plane + row_bytes + blocks);
+    Sums *at_place = malloc(table * sizeof *at_place);
+    Walk *w = malloc(sizeof *w);
+    int64_t status = TEC_NO_MEMORY;
+    if (!room || !at_place || !w) goto done;
+    memset(room, 0, 7 * BYTES_OF_VALUE * plane);
+    uint8_t *free_room = room;
+#define NEXT_SUMS() (free_room += BYTES_OF_VALUE * plane, sums_at(free_room - BYTES_OF_VALUE * plane, &shape))
+    const Sums zero = NEXT_SUMS();
+    Sums hint = NEXT_SUMS(), two = NEXT_SUMS();
+    Running total = {NEXT_SUMS(), 0}, same = {NEXT_SUMS(), 0}, before = {NEXT_SUMS(), 0};
+    for (size_t i = 0; i < table; i++) at_place[i] = zero;
+    tec_net(&w->net, context);
+    w->context = context, w->shape = shape, w->mode = mode, w->weight = weight;
+    w->features = features, w->symbols = symbols, w->collected = 0, w->most_collected = most_rows;
+    w->x = room + count * BYTES_OF_VALUE * plane, w->indexes = w->x + row_bytes;
+    w->encoder = begin_encoding(bytes, length);
+    w->decoder = begin_decoding(bytes, mode == DECODE ? length : 0);
+    memset(w->x, 0, row_bytes);
+    int flagged = blocks >= FLAGGED, us[MOST_SIZE * MOST_SIZE], vs[MOST_SIZE * MOST_SIZE];
+    size_t number = 0;
     for (int class = 0; class < CLASSES; class++) {
-        int count = components[class];
         int frequencies = order_of(size, class, us, vs);
-        sum_around(&s, before, before_near);
-        memset(same, 0, plane * sizeof *same);
-        for (int f = 0; f < frequencies && count; f++) {
+        refresh(w, &before);
+        empty(&shape, &same);
+        for (int f = 0; f < frequencies && components[class]; f++) {
             int u = us[f], v = vs[f];
-            sum_around(&s, same, same_near);
-            memset(total, 0, plane * sizeof *total);
-#define PLANE(of, uu, vv, kk) \
-    ((uu) < 0 || (vv) < 0 || (kk) < 0 ? zero : (of) + (((size_t)(uu) * size + (vv)) * most + (kk)) * plane)
-            for (int k = 0; k < count; k++, at_plane++) {
-                uint32_t *mine = PLANE(magnitudes, u, v, k);
-                const uint32_t *low_u = PLANE(magnitudes, u - 1, v, k);
-                const uint32_t *low_v = PLANE(magnitudes, u, v - 1, k);
-                const uint32_t *low_both = u && v ? PLANE(magnitudes, u - 1, v - 1, k) : zero;
-                const uint32_t *far_u = PLANE(magnitudes, u - 2, v, k);
-                const uint32_t *far_v = PLANE(magnitudes, u, v - 2, k);
-                const uint32_t *near_u = PLANE(around, u - 1, v, k);
-                const uint32_t *near_v = PLANE(around, u, v - 1, k);
-                const uint32_t *one = PLANE(magnitudes, u, v, k - 1);
-                const uint32_t *two = PLANE(magnitudes, u, v, k - 2);
-                const uint32_t *one_near = PLANE(around, u, v, k - 1);
-                sum_around(&s, total, sum_near);
-                memcpy(sum, total, plane * sizeof *sum);
-                uint8_t fixed[FIXED_INPUTS] = {0};
-                int spread = spreads[class * MOST_BANDS + k] + 32;
-                fixed[0] = (uint8_t)(spread < 0 ? 0 : spread > 127 ? 127 : spread);
-                fixed[1] = (uint8_t)(u * 128 / size);
-                fixed[2] = (uint8_t)(v * 128 / size);
-                fixed[3] = (uint8_t)(16 * (k < 7 ? k : 7));
-                fixed[4] = (uint8_t)kind;
-                fixed[5] = (uint8_t)fineness;
-                fixed[6] = hints ? 64 : 0;
-                int32_t base[HIDDEN];
-                memcpy(base, context->first_bias, sizeof base);
-                add_inputs(context, base, SCAN_INPUTS + STILL_INPUTS, fixed, FIXED_INPUTS);
-                int silent = index_of(context, base);
-                if (hints) {
-                    const uint16_t *from = hints + at_plane * s.blocks;
-                    for (int r = 0; r < rows; r++)
-                        for (int c = 0; c < cols; c++)
-                            hint[(r + 1) * s.pitch + c + 1] = from[r * cols + c];
-                    sum_around(&s, hint, hint_near);
+            refresh(w, &same);
+            empty(&shape, &total);
+            for (int k = 0; k < components[class]; k++, number++) {
+#define PLACE(uu, vv, kk) (at_place + (((size_t)(uu) * size + (vv)) * most + (kk)))
+#define OF(uu, vv, kk) ((uu) < 0 || (vv) < 0 || (kk) < 0 ? &zero : PLACE(uu, vv, kk))
+                const Sums *low_u = OF(u - 1, v, k), *low_v = OF(u, v - 1, k), *one = OF(u, v, k - 1);
+                int lower = low_u->count + low_v->count;
+                int32_t *out = values + number * blocks;
+                const double *in = wanted ? wanted + number * blocks : NULL;
+                uint8_t *index = indexes ? indexes + number * blocks : w->indexes;
+                int flag = flagged && (u || v) && mode != COLLECT;
+                uint32_t chance = flag ? chance_of(&shape, lower) : 0;
+                if (flag && mode == DECODE) {
+                    if (decode_bit(&w->decoder, chance)) continue;
+                } else if (flag && is_zero(in, blocks)) {
+                    encode_bit(&w->encoder, chance, 1);
+                    continue;
                 }
-                int32_t *out = values + at_plane * s.blocks;
-                const double *in = wanted ? wanted + at_plane * s.blocks : 0;
-                for (int r = 0; r < rows; r++)
-                    for (int c = 0; c < cols; c++) {
-                        size_t i = (size_t)(r + 1) * s.pitch + c + 1, up = i - s.pitch;
-                        size_t up2 = r ? up - s.pitch : up; /* the margin, which is zero, where r = 0 */
-                        size_t left2 = c ? i - 2 : i - 1;
-                        uint32_t scan[SCAN_INPUTS] = {
-                            2 * (mine[up] + mine[i - 1]) + mine[up - 1] + mine[up + 1],
-                            mine[up], mine[i - 1], mine[up2] + mine[left2]};
-                        uint32_t still[STILL_INPUTS] = {
-                            low_u[i], low_v[i], low_both[i], far_u[i] + far_v[i],
-                            near_u[i] + near_v[i], one[i], two[i], sum[i], one_near[i], sum_near[i],
-                            before[i], before_near[i], same[i], same_near[i], hint[i], hint_near[i]};
-                        uint32_t any = scan[0] | scan[3];
-                        for (int j = 0; j < STILL_INPUTS; j++) any |= still[j];
-                        uint8_t x[INPUTS];
-                        int index = silent;
-                        if (any || mode == COLLECT) {
-                            for (int j = 0; j < SCAN_INPUTS; j++) x[j] = log_of(scan[j]);
-                            for (int j = 0; j < STILL_INPUTS; j++) x[SCAN_INPUTS + j] = log_of(still[j]);
-                            memcpy(x + SCAN_INPUTS + STILL_INPUTS, fixed, FIXED_INPUTS);
-                        }
-                        if (any) {
-                            int32_t sums[HIDDEN];
-                            memcpy(sums, base, sizeof sums);
-                            add_inputs(context, sums, 0, x, SCAN_INPUTS + STILL_INPUTS);
-                            index = index_of(context, sums);
-                        }
-                        int32_t mean = 0;
-                        if (!u && !v) {
-                            const int32_t *at = out + r * cols + c;
-                            int32_t w = c ? at[-1] : 0, n = r ? at[-cols] : 0;
-                            int32_t nw = r && c ? at[-cols - 1] : 0, ne = r && c + 1 < cols ? at[-cols + 1] : n;
-                            if (!c) w = n;
-                            if (!r) n = w, nw = w, ne = w;
-                            if (!c) nw = n;
-                            int64_t m = (int64_t)context->mean[0][k] * w + (int64_t)context->mean[1][k] * n +
-                                        (int64_t)context->mean[2][k] * nw + (int64_t)context->mean[3][k] * ne;
-                            mean = (int32_t)((m + 128) >> 8);
-                            if (mean > MOST_VALUE) mean = MOST_VALUE;
-                            if (mean < -MOST_VALUE) mean = -MOST_VALUE;
-                        }
-                        int32_t value;
-                        if (mode == DECODE) {
-                            int64_t sum_of = (int64_t)mean + decode_symbol(context, &d, index);
-                            if (sum_of > MOST_VALUE || sum_of < -MOST_VALUE) { status = TEC_DAMAGED; goto done; }
-                            value = (int32_t)sum_of;
-                        } else if (mode == COLLECT) {
-                            value = out[r * cols + c];
-                            if (row_count < most_rows) {
-                                memcpy(features + row_count * INPUTS, x, INPUTS);
-                                symbols[row_count] = value - mean;
-                            }
-                            row_count++;
-                        } else {
-                            double y = in[r * cols + c], size_of = y < 0 ? -y : y;
-                            int32_t near = (int32_t)(size_of + 0.5);
-                            if (near > MOST_VALUE) near = MOST_VALUE;
-                            value = y < 0 ? -near : near;
-                            if (near && weight > 0) {
-                                int32_t less = y < 0 ? 1 - near : near - 1;
-                                double a = size_of - near, b = size_of - (near - 1);
-                                double ca = cost(context, index, value - mean) + weight * a * a;
-                                double cb = cost(context, index, less - mean) + weight * b * b;
-                                if (cb < ca) value = less;
-                            }
-                            encode_symbol(context, &e, index, value - mean);
-                        }
-                        out[r * cols + c] = value;
-                        if (indexes) indexes[at_plane * s.blocks + r * cols + c] = (uint8_t)index;
-                        mine[i] = (uint32_t)(value < 0 ? -value : value);
-                    }
-                sum_around(&s, mine, PLANE(around, u, v, k));
-                for (size_t i = 0; i < plane; i++) total[i] += mine[i];
+                int spread = spreads[class * MOST_BANDS + k] + 32;
+                w->fixed[0] = (uint8_t)(spread < 0 ? 0 : spread > 127 ? 127 : spread);
+                w->fixed[1] = (uint8_t)(u * 128 / size);
+                w->fixed[2] = (uint8_t)(v * 128 / size);
+                w->fixed[3] = (uint8_t)(16 * (k < 7 ? k : 7));
+                w->fixed[4] = (uint8_t)kind;
+                w->fixed[5] = (uint8_t)fineness;
+                w->fixed[6] = hints ? 64 : 0;
+                w->fixed[7] = 0;
+                tec_net_plane(&w->net, w->fixed);
+                refresh(w, &total);
+                if (hints) take_hints(w, hints + number * blocks, &hint);
+                const uint8_t *still[STILL_INPUTS] = {
+                    low_u->log, low_v->log, u && v ? PLACE(u - 1, v - 1, k)->log : zero.log,
+                    log_of_two(&shape, &w->net, OF(u - 2, v, k), OF(u, v - 2, k), 0, two.log),
+                    log_of_two(&shape, &w->net, low_u, low_v, 1, two.near_log),
+                    one->log, OF(u, v, k - 2)->log, total.sum.log, one->near_log, total.sum.near_log,
+                    before.sum.log, before.sum.near_log, same.sum.log, same.sum.near_log, hint.log,
+                    hint.near_log,
+                };
+                for (int p = 0; p < STILL_INPUTS; p++) w->still[p] = still[still_at[p]];
+                Sums *mine = PLACE(u, v, k);
+                *mine = NEXT_SUMS();
+                memset(mine->sum, 0, BYTES_OF_VALUE * plane);
+                int flat = !u && !v;
+                int expected = flat ? (int)blocks : lower / 2;
+                status = walk_plane(w, flat, k, expected, in, out, index, mine);
+                if (status) goto done;
+                if (mode == ENCODE) {
+                    if (flag) encode_bit(&w->encoder, chance, !mine->count);
+                    if (!flag || mine->count) encode_plane(w, flat, k, out, index);
+                    else memset(index, 0, blocks); /* as decoders leave it */
+                }
+                if (!mine->count) {
+                    free_room -= BYTES_OF_VALUE * plane;
+                    *mine = zero;
+                    continue;
+                }
+                add_around(&shape, mine->sum, mine->near);
+                take_logs(&shape, &w->net, mine->near, mine->near_log);
+                grow(&shape, &total, mine);
             }
-            for (size_t i = 0; i < plane; i++) same[i] += total[i];
+            grow(&shape, &same, &total.sum);
         }
-        for (size_t i = 0; i < plane; i++) before[i] += same[i];
+        grow(&shape, &before, &same.sum);
     }
+    status = mode == COLLECT ? w->collected : TEC_OK;
     if (mode == ENCODE) {
-        int64_t written = end_encoding(&e, bytes);
-        status = written < 0 ? TEC_TOO_SMALL : written;
-    } else if (mode == COLLECT) status = row_count;
+        status = end_encoding(&w->encoder, bytes);
+        if (status < 0) status = TEC_TOO_SMALL;
+    }
 done:
-    free(magnitudes), free(around), free(spare);
+    free(room), free(at_place), free(w);
     return status;
 }

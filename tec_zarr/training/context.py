@@ -37,7 +37,8 @@ from tec_zarr.training.transforms import fixed_tensors
 
 _QUALITIES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # of the training tiles
 _GRID = 1 << SHIFTS[0]  # units per 1.0 of a weight
-_ACTIVATION = 16  # units per 1.0 of an input or activation
+_ACTIVATION = 16  # units per 1.0 of an input, and of an activation of the second layer
+_FIRST_ACTIVATION = 8  # of the first layer
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,17 @@ class ContextNet(nn.Module):
     def _bias(self, bias: Tensor) -> Tensor:
         return _on_grid(bias, _GRID * _ACTIVATION) if self.whole else bias
 
-    def _active(self, x: Tensor) -> Tensor:
-        inside = x.clamp(0, 255 / _ACTIVATION)
-        return _on_grid(inside, _ACTIVATION, torch.floor) if self.whole else inside
+    def _active(self, x: Tensor, most: int, units: int) -> Tensor:
+        inside = x.clamp(0, most / units)
+        return _on_grid(inside, units, torch.floor) if self.whole else inside
 
     def index(self, inputs: Tensor) -> Tensor:
         """Return the unrounded index (n,) of inputs (n, 28), which the core collected."""
         x = inputs.float() / _ACTIVATION
-        x = self._active(x @ self._weight(self.first) + self._bias(self.first_bias))
-        x = self._active(x @ self._weight(self.second).T + self._bias(self.second_bias))
+        x = x @ self._weight(self.first) + self._bias(self.first_bias)
+        x = self._active(x, 127, _FIRST_ACTIVATION)
+        x = x @ self._weight(self.second).T + self._bias(self.second_bias)
+        x = self._active(x, 255, _ACTIVATION)
         return x @ self._weight(self.last) + self.last_bias
 
     def bits(self, inputs: Tensor, symbols: Tensor) -> Tensor:
@@ -279,8 +282,8 @@ def _collected(
             else:
                 _, latents, _ = walk.encode(wanted, by_scale.BITS_OF_ERROR)
             inputs, symbols = walk.collect(latents)
-            heard = inputs[:, :-8].max(axis=1) > 0
-            live = np.flatnonzero(heard | (symbols != 0))
+            coded = latents.any(axis=(1, 2))  # the others are mostly coded as planes of zeros
+            live = np.flatnonzero(np.repeat(coded, latents[0].size))
             chosen = rng.permutation(live)[: config.samples]
             flat = latents.reshape(-1)[chosen]
             off = (np.abs(flat) - np.abs(wanted.reshape(-1)[chosen])).astype(np.float32)

@@ -1,0 +1,434 @@
+/* The context network: laid out for a kernel, and the kernels.
+ *
+ * Inputs are at most 127 and weights are of 8 bits. The first hidden layer is clipped to 0 .. 127,
+ * the second to 0 .. 255. Kernels that add products in 16 bits check that the weights allow it.
+ */
+#include "context.h"
+
+#include <stdlib.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#define X86 1
+#include <cpuid.h>
+#include <immintrin.h>
+#define FOR(what) __attribute__((target(what)))
+#elif defined(__aarch64__) && !defined(_WIN32)
+#define ARM 1
+#include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+#endif
+
+#define HALF 3       /* fours of inputs of the first layer that narrow kernels add in 16 bits */
+#define MOST_LOG 120 /* the logarithm of MOST_SUM */
+
+typedef struct {
+    const char *name;
+    Evaluate *evaluate;
+    int (*here)(void);
+    int wide;   /* units in a vector; where two vectors are packed to one, its halves alternate */
+    int narrow; /* whether it adds products in 16 bits */
+} Kernel;
+
+static int32_t clipped(int32_t value, int32_t most) {
+    return value < 0 ? 0 : value > most ? most : value;
+}
+
+/* ---- any processor */
+
+static int always(void) { return 1; }
+
+static void evaluate_plain(const Net *net, const uint8_t *x, int count, uint8_t *out) {
+    for (int n = 0; n < count; n++, x += STRIDE) {
+        int32_t sums[HIDDEN];
+        uint8_t one[HIDDEN];
+        memcpy(sums, net->base, sizeof sums);
+        for (int q = 0; q < QUADS; q++) {
+            int32_t a = x[4 * q], b = x[4 * q + 1], c = x[4 * q + 2], d = x[4 * q + 3];
+            if (!(a | b | c | d)) continue;
+            for (int i = 0; i < HIDDEN; i++) {
+                const int8_t *w = net->first[q][i];
+                sums[i] += a * w[0] + b * w[1] + c * w[2] + d * w[3];
+            }
+        }
+        for (int i = 0; i < HIDDEN; i++) one[i] = (uint8_t)clipped(sums[i] >> net->shifts[0], 127);
+        memcpy(sums, net->second_bias, sizeof sums);
+        for (int q = 0; q < HIDDEN / 4; q++) {
+            int32_t a = one[4 * q], b = one[4 * q + 1], c = one[4 * q + 2], d = one[4 * q + 3];
+            if (!(a | b | c | d)) continue;
+            for (int i = 0; i < HIDDEN; i++) {
+                const int8_t *w = net->second[q][i];
+                sums[i] += a * w[0] + b * w[1] + c * w[2] + d * w[3];
+            }
+        }
+        int32_t sum = net->last_bias;
+        for (int i = 0; i < HIDDEN; i++) sum += net->last[i] * clipped(sums[i] >> net->shifts[1], 255);
+        out[n] = (uint8_t)clipped(sum >> net->shifts[2], INDEXES - 1);
+    }
+}
+
+/* ---- x86 */
+
+#ifdef X86
+static unsigned enabled(void) { /* registers that the operating system saves */
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return 0;
+    __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    return a;
+}
+
+static int has_sse41(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 9 & 1) && (c >> 19 & 1);
+}
+
+static int has_avx2(void) {
+    unsigned a, b, c, d;
+    return (enabled() & 6) == 6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 5 & 1);
+}
+
+static int has_vnni(void) { /* AVX-512 F, BW, VL and VNNI */
+    unsigned a, b, c, d;
+    return (enabled() & 0xe6) == 0xe6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 16 & 1) &&
+           (b >> 30 & 1) && (b >> 31 & 1) && (c >> 11 & 1);
+}
+
+static inline int32_t at4(const uint8_t *x) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    return four;
+}
+
+FOR("sse4.1") static void evaluate_sse41(const Net *net, const uint8_t *x, int count, uint8_t *out) {
+    const __m128i ones = _mm_set1_epi16(1), most = _mm_set1_epi8(127);
+    const __m128i *first = (const __m128i *)net->first, *second = (const __m128i *)net->second;
+    for (int n = 0; n < count; n++, x += STRIDE) {
+        _Alignas(16) uint8_t one[HIDDEN];
+        __m128i s[8], t[8];
+        for (int i = 0; i < 8; i++) t[i] = _mm_loadu_si128((const __m128i *)(net->base + 4 * i));
+        for (int q = 0; q < QUADS; q++) {
+            __m128i four = _mm_set1_epi32(at4(x + 4 * q));
+            for (int i = 0; i < 8; i++) {
+                __m128i more = _mm_maddubs_epi16(four, _mm_loadu_si128(first + 8 * q + i));
+                s[i] = q % HALF ? _mm_add_epi16(s[i], more) : more;
+            }
+            if (q % HALF == HALF - 1 || q == QUADS - 1)
+                for (int i = 0; i < 8; i++) t[i] = _mm_add_epi32(t[i], _mm_madd_epi16(s[i], ones));
+        }
+        for (int i = 0; i < 8; i++) s[i] = _mm_sra_epi32(t[i], _mm_cvtsi32_si128(net->shifts[0]));
+        for (int i = 0; i < 2; i++) {
+            __m128i low = _mm_packs_epi32(s[4 * i], s[4 * i + 1]);
+            __m128i high = _mm_packs_epi32(s[4 * i + 2], s[4 * i + 3]);
+            _mm_store_si128((__m128i *)one + i, _mm_min_epu8(_mm_packus_epi16(low, high), most));
+        }
+        for (int i = 0; i < 8; i++) t[i] = _mm_loadu_si128((const __m128i *)(net->second_bias + 4 * i));
+        for (int q = 0; q < HIDDEN / 4; q++) {
+            __m128i four = _mm_set1_epi32(at4(one + 4 * q));
+            for (int i = 0; i < 8; i++) {
+                __m128i more = _mm_maddubs_epi16(four, _mm_loadu_si128(second + 8 * q + i));
+                s[i] = q % 4 ? _mm_add_epi16(s[i], more) : more;
+            }
+            if (q % 4 == 3)
+                for (int i = 0; i < 8; i++) t[i] = _mm_add_epi32(t[i], _mm_madd_epi16(s[i], ones));
+        }
+        __m128i sum = _mm_setzero_si128();
+        for (int i = 0; i < 8; i++) {
+            __m128i last = _mm_loadu_si128((const __m128i *)(net->last + 4 * i));
+            __m128i two = _mm_sra_epi32(t[i], _mm_cvtsi32_si128(net->shifts[1]));
+            two = _mm_min_epi32(_mm_max_epi32(two, _mm_setzero_si128()), _mm_set1_epi32(255));
+            sum = _mm_add_epi32(sum, _mm_madd_epi16(two, last)); /* high halves of `two` are 0 */
+        }
+        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+        int32_t index = (_mm_cvtsi128_si32(sum) + net->last_bias) >> net->shifts[2];
+        out[n] = (uint8_t)clipped(index, INDEXES - 1);
+    }
+}
+
+FOR("avx2") static void evaluate_avx2(const Net *net, const uint8_t *x, int count, uint8_t *out) {
+    const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_setzero_si256();
+    const __m256i most = _mm256_set1_epi8(127), full = _mm256_set1_epi16(255);
+    const __m128i first_shift = _mm_cvtsi32_si128(net->shifts[0]);
+    const __m128i second_shift = _mm_cvtsi32_si128(net->shifts[1]);
+    const __m256i *first = (const __m256i *)net->first, *second = (const __m256i *)net->second;
+    const __m256i *base = (const __m256i *)net->base, *bias = (const __m256i *)net->second_bias;
+    const __m256i *last = (const __m256i *)net->last;
+#define LOAD(at) _mm256_loadu_si256(at)
+    const __m256i last_low = _mm256_packs_epi32(LOAD(last), LOAD(last + 1));
+    const __m256i last_high = _mm256_packs_epi32(LOAD(last + 2), LOAD(last + 3));
+    for (int n = 0; n < count; n++, x += STRIDE) {
+        _Alignas(32) uint8_t one[HIDDEN];
+        __m256i s[4], t[4];
+        for (int i = 0; i < 4; i++) t[i] = LOAD(base + i);
+        for (int q = 0; q < QUADS; q++) {
+            __m256i four = _mm256_set1_epi32(at4(x + 4 * q));
+            for (int i = 0; i < 4; i++) {
+                __m256i more = _mm256_maddubs_epi16(four, LOAD(first + 4 * q + i));
+                s[i] = q % HALF ? _mm256_add_epi16(s[i], more) : more;
+            }
+            if (q % HALF == HALF - 1 || q == QUADS - 1)
+                for (int i = 0; i < 4; i++) t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(s[i], ones));
+        }
+        for (int i = 0; i < 4; i++) s[i] = _mm256_sra_epi32(t[i], first_shift);
+        s[0] = _mm256_packus_epi16(_mm256_packs_epi32(s[0], s[1]), _mm256_packs_epi32(s[2], s[3]));
+        _mm256_store_si256((__m256i *)one, _mm256_min_epu8(s[0], most));
+        for (int i = 0; i < 4; i++) t[i] = LOAD(bias + i);
+        for (int q = 0; q < HIDDEN / 4; q++) {
+            __m256i four = _mm256_set1_epi32(at4(one + 4 * q));
+            for (int i = 0; i < 4; i++) {
+                __m256i more = _mm256_maddubs_epi16(four, LOAD(second + 4 * q + i));
+                s[i] = q % 4 ? _mm256_add_epi16(s[i], more) : more;
+            }
+            if (q % 4 == 3)
+                for (int i = 0; i < 4; i++) t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(s[i], ones));
+        }
+        for (int i = 0; i < 4; i++) t[i] = _mm256_sra_epi32(t[i], second_shift);
+        __m256i low = _mm256_packs_epi32(t[0], t[1]), high = _mm256_packs_epi32(t[2], t[3]);
+        low = _mm256_min_epi16(_mm256_max_epi16(low, zero), full);
+        high = _mm256_min_epi16(_mm256_max_epi16(high, zero), full);
+        low = _mm256_add_epi32(_mm256_madd_epi16(low, last_low), _mm256_madd_epi16(high, last_high));
+        __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+        int32_t index = (_mm_cvtsi128_si32(sum) + net->last_bias) >> net->shifts[2];
+        out[n] = (uint8_t)clipped(index, INDEXES - 1);
+    }
+#undef LOAD
+}
+
+FOR("avx512f,avx512bw,avx512vl,avx512vnni")
+static void evaluate_vnni(const Net *net, const uint8_t *x, int count, uint8_t *out) {
+    const __m128i first_shift = _mm_cvtsi32_si128(net->shifts[0]);
+    const __m128i second_shift = _mm_cvtsi32_si128(net->shifts[1]);
+    const __m512i zero = _mm512_setzero_si512(), full = _mm512_set1_epi32(255);
+    const __m128i most = _mm_set1_epi8(127);
+    __m512i first[QUADS][2], base[2], bias[2], last[2];
+    for (int i = 0; i < 2; i++) {
+        for (int q = 0; q < QUADS; q++) first[q][i] = _mm512_loadu_si512(net->first[q][16 * i]);
+        base[i] = _mm512_loadu_si512(net->base + 16 * i);
+        bias[i] = _mm512_loadu_si512(net->second_bias + 16 * i);
+        last[i] = _mm512_loadu_si512(net->last + 16 * i);
+    }
+    for (int n = 0; n < count; n++, x += STRIDE) {
+        _Alignas(16) uint8_t one[HIDDEN];
+        __m512i sum = zero;
+        for (int i = 0; i < 2; i++) {
+            __m512i s = base[i];
+            for (int q = 0; q < QUADS; q++)
+                s = _mm512_dpbusd_epi32(s, _mm512_set1_epi32(at4(x + 4 * q)), first[q][i]);
+            s = _mm512_max_epi32(_mm512_sra_epi32(s, first_shift), zero);
+            _mm_store_si128((__m128i *)one + i, _mm_min_epu8(_mm512_cvtusepi32_epi8(s), most));
+        }
+        for (int i = 0; i < 2; i++) {
+            __m512i s = bias[i], t = zero;
+            for (int q = 0; q < HIDDEN / 4; q += 2) {
+                s = _mm512_dpbusd_epi32(s, _mm512_set1_epi32(at4(one + 4 * q)),
+                                        _mm512_loadu_si512(net->second[q][16 * i]));
+                t = _mm512_dpbusd_epi32(t, _mm512_set1_epi32(at4(one + 4 * q + 4)),
+                                        _mm512_loadu_si512(net->second[q + 1][16 * i]));
+            }
+            s = _mm512_sra_epi32(_mm512_add_epi32(s, t), second_shift);
+            s = _mm512_min_epi32(_mm512_max_epi32(s, zero), full);
+            sum = _mm512_add_epi32(sum, _mm512_madd_epi16(s, last[i])); /* high halves of s are 0 */
+        }
+        int32_t index = (_mm512_reduce_add_epi32(sum) + net->last_bias) >> net->shifts[2];
+        out[n] = (uint8_t)clipped(index, INDEXES - 1);
+    }
+}
+#endif
+
+/* ---- ARM */
+
+#ifdef ARM
+#if defined(__clang__)
+#define DOT __attribute__((target("dotprod")))
+#else
+#define DOT __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+
+static int has_dot(void) {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
+#elif defined(__APPLE__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+DOT static void evaluate_dot(const Net *net, const uint8_t *x, int count, uint8_t *out) {
+    const int32x4_t first_shift = vdupq_n_s32(-net->shifts[0]);
+    const int32x4_t second_shift = vdupq_n_s32(-net->shifts[1]);
+    const int32x4_t zero = vdupq_n_s32(0), full = vdupq_n_s32(255), most = vdupq_n_s32(127);
+    for (int n = 0; n < count; n++, x += STRIDE) {
+        _Alignas(16) int8_t one[HIDDEN];
+        int32x4_t s[8], sum = zero;
+        for (int i = 0; i < 8; i++) s[i] = vld1q_s32(net->base + 4 * i);
+        for (int q = 0; q < QUADS; q++) {
+            int8x16_t four = vreinterpretq_s8_u32(vld1q_dup_u32((const uint32_t *)(const void *)(x + 4 * q)));
+            for (int i = 0; i < 8; i++) s[i] = vdotq_s32(s[i], vld1q_s8(net->first[q][4 * i]), four);
+        }
+        for (int i = 0; i < 8; i++)
+            s[i] = vminq_s32(vmaxq_s32(vshlq_s32(s[i], first_shift), zero), most);
+        for (int i = 0; i < 2; i++) {
+            int16x8_t low = vcombine_s16(vmovn_s32(s[4 * i]), vmovn_s32(s[4 * i + 1]));
+            int16x8_t high = vcombine_s16(vmovn_s32(s[4 * i + 2]), vmovn_s32(s[4 * i + 3]));
+            vst1q_s8(one + 16 * i, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+        }
+        for (int i = 0; i < 8; i++) s[i] = vld1q_s32(net->second_bias + 4 * i);
+        for (int q = 0; q < HIDDEN / 4; q++) {
+            int8x16_t four = vreinterpretq_s8_u32(vld1q_dup_u32((const uint32_t *)(const void *)(one + 4 * q)));
+            for (int i = 0; i < 8; i++) s[i] = vdotq_s32(s[i], vld1q_s8(net->second[q][4 * i]), four);
+        }
+        for (int i = 0; i < 8; i++) {
+            int32x4_t two = vminq_s32(vmaxq_s32(vshlq_s32(s[i], second_shift), zero), full);
+            sum = vmlaq_s32(sum, two, vld1q_s32(net->last + 4 * i));
+        }
+        int32_t index = (vaddvq_s32(sum) + net->last_bias) >> net->shifts[2];
+        out[n] = (uint8_t)clipped(index, INDEXES - 1);
+    }
+}
+#endif
+
+/* ---- choice and layout */
+
+static const Kernel kernels[] = { /* the best first */
+#ifdef X86
+    {"vnni", evaluate_vnni, has_vnni, 16, 0},
+    {"avx2", evaluate_avx2, has_avx2, 8, 1},
+    {"sse41", evaluate_sse41, has_sse41, 4, 1},
+#endif
+#ifdef ARM
+    {"dot", evaluate_dot, has_dot, 4, 0},
+#endif
+    {"plain", evaluate_plain, always, 4, 0},
+};
+#define KERNELS ((int)(sizeof kernels / sizeof *kernels))
+
+const char *tec_kernel(int number, int *here) {
+    if (number < 0 || number >= KERNELS) return NULL;
+    *here = kernels[number].here();
+    return kernels[number].name;
+}
+
+/* Sums of magnitudes are for the network round(10 log2(1 + n)), up to n = 4095: entry i is the
+ * smallest n with the value i. */
+static const uint16_t log_steps[] = {
+    0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6,
+    7, 7, 8, 8, 9, 10, 10, 11, 12, 13, 14, 15, 16, 17, 19, 20, 21, 23, 25, 26, 28, 30, 33,
+    35, 38, 40, 43, 46, 50, 53, 57, 61, 66, 71, 76, 81, 87, 93, 100, 107, 115, 123, 132,
+    142, 152, 163, 174, 187, 200, 215, 230, 247, 265, 284, 304, 326, 349, 374, 401, 430,
+    461, 494, 530, 568, 608, 652, 699, 749, 803, 861, 922, 989, 1060, 1136, 1217, 1305,
+    1398, 1499, 1606, 1722, 1845, 1978, 2120, 2272, 2435, 2610, 2797, 2998, 3213, 3444,
+    3691, 3956, MOST_SUM + 1,
+};
+
+static void fill_log(uint8_t *log) {
+    for (int i = 0; log_steps[i] <= MOST_SUM; i++)
+        memset(log + log_steps[i], i, (size_t)(log_steps[i + 1] - log_steps[i]));
+}
+
+/* The input of the network at each place of a value's inputs: still ones first. */
+static int input_at(int place) {
+    return place < STILL_INPUTS ? SCAN_INPUTS + still_at[place] : place - STILL_INPUTS;
+}
+
+/* Whether the sums that narrow kernels add in 16 bits stay within them: of `fours` times four
+ * inputs, `together` fours at a time, the first two of each four and the last two. */
+static int fits(const int8_t (*weights)[HIDDEN][4], int fours, int together, int32_t most) {
+    for (int i = 0; i < HIDDEN; i++)
+        for (int pair = 0; pair < 4; pair += 2) {
+            int32_t up = 0, down = 0;
+            for (int q = 0; q < fours; q++) {
+                if (q % together == 0) up = down = 0;
+                for (int j = pair; j < pair + 2; j++) {
+                    int32_t w = most * weights[q][i][j];
+                    if (w > 0) up += w;
+                    else down += w;
+                }
+                if (up > INT16_MAX || down < INT16_MIN) return 0;
+            }
+        }
+    return 1;
+}
+
+/* Deal the units of the first layer out over the four sums of 16 bits that a unit of the second has,
+ * those with the largest weights first, each to where the largest sum remains least. */
+static void deal_units(const Context *c, int *deal) {
+    int heavy[HIDDEN], sorted[HIDDEN], count[4] = {0};
+    int32_t sums[4][2][HIDDEN] = {0}; /* of positive and of negative weights */
+    for (int j = 0; j < HIDDEN; j++) {
+        heavy[j] = 0;
+        for (int i = 0; i < HIDDEN; i++)
+            if (abs(c->second[i][j]) > heavy[j]) heavy[j] = abs(c->second[i][j]);
+        int at = j;
+        for (; at && heavy[sorted[at - 1]] < heavy[j]; at--) sorted[at] = sorted[at - 1];
+        sorted[at] = j;
+    }
+    for (int n = 0; n < HIDDEN; n++) {
+        int best = -1;
+        int32_t least = INT32_MAX;
+        for (int sum = 0; sum < 4; sum++) {
+            int32_t largest = 0;
+            for (int i = 0; i < HIDDEN; i++) {
+                int32_t w = c->second[i][sorted[n]], with = sums[sum][w < 0][i] + abs(w);
+                if (with > largest) largest = with;
+            }
+            if (count[sum] < HIDDEN / 4 && largest < least) best = sum, least = largest;
+        }
+        for (int i = 0; i < HIDDEN; i++) {
+            int32_t w = c->second[i][sorted[n]];
+            sums[best][w < 0][i] += abs(w);
+        }
+        /* A sum has two neighbours of each of the four fours of its half. */
+        deal[best / 2 * 16 + count[best] / 2 * 4 + best % 2 * 2 + count[best] % 2] = sorted[n];
+        count[best]++;
+    }
+}
+
+static void lay_out(Net *net, const Kernel *kernel) {
+    const Context *c = net->context;
+    int deal[HIDDEN];
+    deal_units(c, deal);
+    for (int p = 0; p < HIDDEN; p++) {
+        /* Where a vector has two halves of 128 bits, packing puts their units 16 apart. */
+        int place = kernel->wide == 8 ? p / 8 * 4 + p % 8 / 4 * 16 + p % 4 : p;
+        net->unit[p] = deal[place];
+        for (int q = 0; q < QUADS; q++)
+            for (int j = 0; j < 4; j++)
+                net->first[q][p][j] = (int8_t)c->first[input_at(4 * q + j)][net->unit[p]];
+        for (int q = 0; q < HIDDEN / 4; q++)
+            for (int j = 0; j < 4; j++) net->second[q][p][j] = (int8_t)c->second[p][deal[4 * q + j]];
+        /* The second layer has half of the first one's activations. */
+        net->second_bias[p] = c->second_bias[p] >> 1;
+        net->last[p] = c->last[p];
+    }
+    net->last_bias = c->last_bias;
+    net->shifts[0] = c->shifts[0] + 1, net->shifts[1] = c->shifts[1] - 1, net->shifts[2] = c->shifts[2];
+    net->evaluate = kernel->evaluate;
+}
+
+void tec_net(Net *net, const Context *context) {
+    const char *wanted = getenv("TEC_NATIVE");
+    net->context = context;
+    fill_log(net->log);
+    for (int i = 0; i < KERNELS; i++) {
+        const Kernel *kernel = kernels + i;
+        if (i < KERNELS - 1 && ((wanted && *wanted && strcmp(wanted, kernel->name)) || !kernel->here()))
+            continue;
+        lay_out(net, kernel);
+        if (!kernel->narrow || (fits(net->first, QUADS, HALF, MOST_LOG) && fits(net->second, HIDDEN / 4, 4, 127)))
+            return;
+    }
+}
+
+void tec_net_plane(Net *net, const uint8_t fixed[FIXED_INPUTS]) {
+    const Context *c = net->context;
+    for (int p = 0; p < HIDDEN; p++) {
+        int unit = net->unit[p];
+        int32_t sum = c->first_bias[unit];
+        for (int j = 0; j < FIXED_INPUTS; j++) sum += c->first[SCAN_INPUTS + STILL_INPUTS + j][unit] * fixed[j];
+        net->base[p] = sum;
+    }
+}
