@@ -23,6 +23,7 @@ import imagecodecs
 import numcodecs
 import numpy as np
 from numpy.typing import NDArray
+from on_grids import jpeg2000_on_grids, jpegxl_on_grids, klt_jpeg2000_on_grids
 
 from tec_zarr import metrics
 from tec_zarr.compare.classical import (
@@ -215,6 +216,9 @@ def klt_x265_tuned(cube: Cube, level: float) -> Coded:
     return _klt_x265(cube, f"qp={level:g}:{_TUNED}")
 
 
+_SLOPES = tuple(np.geomspace(100.0, 1e6, 24).tolist())
+"""Squared DN that a bit is worth."""
+
 CODECS: tuple[Classical, ...] = (
     Classical(
         "jpeg2000",
@@ -298,6 +302,25 @@ CODECS: tuple[Classical, ...] = (
         (8, 13, 18, 23, 28),
         klt_vvc,
         over_time=True,
+    ),
+    Classical(
+        "jpeg2000-on-grids",
+        "jpeg2000 of native values, found as TEC finds them; one slope over all bands",
+        _SLOPES,
+        jpeg2000_on_grids,
+    ),
+    Classical(
+        "jpegxl-on-grids",
+        "jpegxl of native values, found as TEC finds them; one slope over all bands",
+        _SLOPES,
+        jpegxl_on_grids,
+    ),
+    Classical(
+        "klt-jpeg2000-on-grids",
+        "native values: a KLT for the bands of each grid, then klt-jpeg2000-joint for each; one "
+        "slope over the grids",
+        _SLOPES,
+        klt_jpeg2000_on_grids,
     ),
     Classical(
         "sz3",
