@@ -26,6 +26,7 @@
 typedef struct {
     const char *name;
     Evaluate *evaluate;
+    TakeLogs *take_logs;
     int (*here)(void);
     int wide;   /* units in a vector; where two vectors are packed to one, its halves alternate */
     int narrow; /* whether it adds products in 16 bits */
@@ -35,17 +36,27 @@ static int32_t clipped(int32_t value, int32_t most) {
     return value < 0 ? 0 : value > most ? most : value;
 }
 
+static inline const uint8_t *four_of(const uint8_t *still, const uint8_t *scan, int q) {
+    return q < STILL_INPUTS / 4 ? still + 4 * q : scan;
+}
+
 /* ---- any processor */
 
 static int always(void) { return 1; }
 
-static void evaluate_plain(const Net *net, const uint8_t *x, int count, uint8_t *out) {
-    for (int n = 0; n < count; n++, x += STRIDE) {
+static void take_logs_plain(const Net *net, const int16_t *sums, size_t count, uint8_t *out) {
+    for (size_t i = 0; i < count; i++) out[i] = net->log[sums[i]];
+}
+
+static void evaluate_plain(const Net *net, const uint8_t (*still)[STILL_INPUTS],
+    const uint8_t (*scan)[SCAN_INPUTS], int count, uint8_t *out) {
+    for (int n = 0; n < count; n++) {
         int32_t sums[HIDDEN];
         uint8_t one[HIDDEN];
         memcpy(sums, net->base, sizeof sums);
         for (int q = 0; q < QUADS; q++) {
-            int32_t a = x[4 * q], b = x[4 * q + 1], c = x[4 * q + 2], d = x[4 * q + 3];
+            const uint8_t *x = four_of(still[n], scan[n], q);
+            int32_t a = x[0], b = x[1], c = x[2], d = x[3];
             if (!(a | b | c | d)) continue;
             for (int i = 0; i < HIDDEN; i++) {
                 const int8_t *w = net->first[q][i];
@@ -100,20 +111,45 @@ static inline int32_t at4(const uint8_t *x) {
     return four;
 }
 
-FOR("sse4.1") static void evaluate_sse41(const Net *net, const uint8_t *x, int count, uint8_t *out) {
+FOR("sse4.1") static void take_logs_sse41(const Net *net, const int16_t *sums, size_t count, uint8_t *out) {
+    __m128i table[4];
+    for (int j = 0; j < 4; j++) table[j] = _mm_loadu_si128((const __m128i *)(const void *)(net->log + 16 * j));
+    size_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        __m128i low = _mm_loadu_si128((const __m128i *)(const void *)(sums + i));
+        __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(sums + i + 8));
+        __m128i n = _mm_packus_epi16(low, high), logs; /* larger sums become 255 */
+        if (_mm_testz_si128(n, _mm_set1_epi8((char)0xf0))) logs = _mm_shuffle_epi8(table[0], n);
+        else if (_mm_testz_si128(n, _mm_set1_epi8((char)0xc0))) {
+            logs = _mm_setzero_si128();
+            for (int j = 0; j < 4; j++) { /* of n - 16 j other than 0 .. 15 the shuffle makes 0 */
+                __m128i at = _mm_adds_epu8(_mm_sub_epi8(n, _mm_set1_epi8((char)(16 * j))), _mm_set1_epi8(0x70));
+                logs = _mm_or_si128(logs, _mm_shuffle_epi8(table[j], at));
+            }
+        } else {
+            take_logs_plain(net, sums + i, 16, out + i);
+            continue;
+        }
+        _mm_storeu_si128((__m128i *)(void *)(out + i), logs);
+    }
+    take_logs_plain(net, sums + i, count - i, out + i);
+}
+
+FOR("sse4.1") static void evaluate_sse41(const Net *net, const uint8_t (*still)[STILL_INPUTS],
+    const uint8_t (*scan)[SCAN_INPUTS], int count, uint8_t *out) {
     const __m128i ones = _mm_set1_epi16(1), most = _mm_set1_epi8(127);
     const __m128i *first = (const __m128i *)net->first, *second = (const __m128i *)net->second;
-    for (int n = 0; n < count; n++, x += STRIDE) {
+    for (int n = 0; n < count; n++) {
         _Alignas(16) uint8_t one[HIDDEN];
-        __m128i s[8], t[8];
+        __m128i s[8] = {_mm_setzero_si128()}, t[8];
         for (int i = 0; i < 8; i++) t[i] = _mm_loadu_si128((const __m128i *)(net->base + 4 * i));
         for (int q = 0; q < QUADS; q++) {
-            __m128i four = _mm_set1_epi32(at4(x + 4 * q));
+            __m128i four = _mm_set1_epi32(at4(four_of(still[n], scan[n], q)));
             for (int i = 0; i < 8; i++) {
                 __m128i more = _mm_maddubs_epi16(four, _mm_loadu_si128(first + 8 * q + i));
-                s[i] = q % HALF ? _mm_add_epi16(s[i], more) : more;
+                s[i] = q && q != HALF ? _mm_add_epi16(s[i], more) : more;
             }
-            if (q % HALF == HALF - 1 || q == QUADS - 1)
+            if (q == HALF - 1 || q == QUADS - 1)
                 for (int i = 0; i < 8; i++) t[i] = _mm_add_epi32(t[i], _mm_madd_epi16(s[i], ones));
         }
         for (int i = 0; i < 8; i++) s[i] = _mm_sra_epi32(t[i], _mm_cvtsi32_si128(net->shifts[0]));
@@ -146,7 +182,8 @@ FOR("sse4.1") static void evaluate_sse41(const Net *net, const uint8_t *x, int c
     }
 }
 
-FOR("avx2") static void evaluate_avx2(const Net *net, const uint8_t *x, int count, uint8_t *out) {
+FOR("avx2") static void evaluate_avx2(const Net *net, const uint8_t (*still)[STILL_INPUTS],
+    const uint8_t (*scan)[SCAN_INPUTS], int count, uint8_t *out) {
     const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_setzero_si256();
     const __m256i most = _mm256_set1_epi8(127), full = _mm256_set1_epi16(255);
     const __m128i first_shift = _mm_cvtsi32_si128(net->shifts[0]);
@@ -157,12 +194,12 @@ FOR("avx2") static void evaluate_avx2(const Net *net, const uint8_t *x, int coun
 #define LOAD(at) _mm256_loadu_si256(at)
     const __m256i last_low = _mm256_packs_epi32(LOAD(last), LOAD(last + 1));
     const __m256i last_high = _mm256_packs_epi32(LOAD(last + 2), LOAD(last + 3));
-    for (int n = 0; n < count; n++, x += STRIDE) {
+    for (int n = 0; n < count; n++) {
         _Alignas(32) uint8_t one[HIDDEN];
         __m256i s[4], t[4];
         for (int i = 0; i < 4; i++) t[i] = LOAD(base + i);
         for (int q = 0; q < QUADS; q++) {
-            __m256i four = _mm256_set1_epi32(at4(x + 4 * q));
+            __m256i four = _mm256_set1_epi32(at4(four_of(still[n], scan[n], q)));
             for (int i = 0; i < 4; i++) {
                 __m256i more = _mm256_maddubs_epi16(four, LOAD(first + 4 * q + i));
                 s[i] = q % HALF ? _mm256_add_epi16(s[i], more) : more;
@@ -198,7 +235,8 @@ FOR("avx2") static void evaluate_avx2(const Net *net, const uint8_t *x, int coun
 }
 
 FOR("avx512f,avx512bw,avx512vl,avx512vnni")
-static void evaluate_vnni(const Net *net, const uint8_t *x, int count, uint8_t *out) {
+static void evaluate_vnni(const Net *net, const uint8_t (*still)[STILL_INPUTS],
+    const uint8_t (*scan)[SCAN_INPUTS], int count, uint8_t *out) {
     const __m128i first_shift = _mm_cvtsi32_si128(net->shifts[0]);
     const __m128i second_shift = _mm_cvtsi32_si128(net->shifts[1]);
     const __m512i zero = _mm512_setzero_si512(), full = _mm512_set1_epi32(255);
@@ -210,13 +248,13 @@ static void evaluate_vnni(const Net *net, const uint8_t *x, int count, uint8_t *
         bias[i] = _mm512_loadu_si512(net->second_bias + 16 * i);
         last[i] = _mm512_loadu_si512(net->last + 16 * i);
     }
-    for (int n = 0; n < count; n++, x += STRIDE) {
+    for (int n = 0; n < count; n++) {
         _Alignas(16) uint8_t one[HIDDEN];
         __m512i sum = zero;
         for (int i = 0; i < 2; i++) {
             __m512i s = base[i];
             for (int q = 0; q < QUADS; q++)
-                s = _mm512_dpbusd_epi32(s, _mm512_set1_epi32(at4(x + 4 * q)), first[q][i]);
+                s = _mm512_dpbusd_epi32(s, _mm512_set1_epi32(at4(four_of(still[n], scan[n], q))), first[q][i]);
             s = _mm512_max_epi32(_mm512_sra_epi32(s, first_shift), zero);
             _mm_store_si128((__m128i *)one + i, _mm_min_epu8(_mm512_cvtusepi32_epi8(s), most));
         }
@@ -257,16 +295,17 @@ static int has_dot(void) {
 #endif
 }
 
-DOT static void evaluate_dot(const Net *net, const uint8_t *x, int count, uint8_t *out) {
+DOT static void evaluate_dot(const Net *net, const uint8_t (*still)[STILL_INPUTS],
+    const uint8_t (*scan)[SCAN_INPUTS], int count, uint8_t *out) {
     const int32x4_t first_shift = vdupq_n_s32(-net->shifts[0]);
     const int32x4_t second_shift = vdupq_n_s32(-net->shifts[1]);
     const int32x4_t zero = vdupq_n_s32(0), full = vdupq_n_s32(255), most = vdupq_n_s32(127);
-    for (int n = 0; n < count; n++, x += STRIDE) {
+    for (int n = 0; n < count; n++) {
         _Alignas(16) int8_t one[HIDDEN];
         int32x4_t s[8], sum = zero;
         for (int i = 0; i < 8; i++) s[i] = vld1q_s32(net->base + 4 * i);
         for (int q = 0; q < QUADS; q++) {
-            int8x16_t four = vreinterpretq_s8_u32(vld1q_dup_u32((const uint32_t *)(const void *)(x + 4 * q)));
+            int8x16_t four = vreinterpretq_s8_u32(vld1q_dup_u32((const uint32_t *)(const void *)four_of(still[n], scan[n], q)));
             for (int i = 0; i < 8; i++) s[i] = vdotq_s32(s[i], vld1q_s8(net->first[q][4 * i]), four);
         }
         for (int i = 0; i < 8; i++)
@@ -295,14 +334,14 @@ DOT static void evaluate_dot(const Net *net, const uint8_t *x, int count, uint8_
 
 static const Kernel kernels[] = { /* the best first */
 #ifdef X86
-    {"vnni", evaluate_vnni, has_vnni, 16, 0},
-    {"avx2", evaluate_avx2, has_avx2, 8, 1},
-    {"sse41", evaluate_sse41, has_sse41, 4, 1},
+    {"vnni", evaluate_vnni, take_logs_sse41, has_vnni, 16, 0},
+    {"avx2", evaluate_avx2, take_logs_sse41, has_avx2, 8, 1},
+    {"sse41", evaluate_sse41, take_logs_sse41, has_sse41, 4, 1},
 #endif
 #ifdef ARM
-    {"dot", evaluate_dot, has_dot, 4, 0},
+    {"dot", evaluate_dot, take_logs_plain, has_dot, 4, 0},
 #endif
-    {"plain", evaluate_plain, always, 4, 0},
+    {"plain", evaluate_plain, take_logs_plain, always, 4, 0},
 };
 #define KERNELS ((int)(sizeof kernels / sizeof *kernels))
 
@@ -387,17 +426,18 @@ static void deal_units(const Context *c, int *deal) {
     }
 }
 
-static void lay_out(Net *net, const Kernel *kernel) {
-    const Context *c = net->context;
+static void lay_out(Net *net, const Context *c, const Kernel *kernel) {
     int deal[HIDDEN];
     deal_units(c, deal);
     for (int p = 0; p < HIDDEN; p++) {
         /* Where a vector has two halves of 128 bits, packing puts their units 16 apart. */
         int place = kernel->wide == 8 ? p / 8 * 4 + p % 8 / 4 * 16 + p % 4 : p;
-        net->unit[p] = deal[place];
+        int unit = deal[place];
+        net->first_bias[p] = c->first_bias[unit];
+        for (int j = 0; j < FIXED_INPUTS; j++) net->fixed[j][p] = c->first[SCAN_INPUTS + STILL_INPUTS + j][unit];
         for (int q = 0; q < QUADS; q++)
             for (int j = 0; j < 4; j++)
-                net->first[q][p][j] = (int8_t)c->first[input_at(4 * q + j)][net->unit[p]];
+                net->first[q][p][j] = (int8_t)c->first[input_at(4 * q + j)][unit];
         for (int q = 0; q < HIDDEN / 4; q++)
             for (int j = 0; j < 4; j++) net->second[q][p][j] = (int8_t)c->second[p][deal[4 * q + j]];
         /* The second layer has half of the first one's activations. */
@@ -406,29 +446,24 @@ static void lay_out(Net *net, const Kernel *kernel) {
     }
     net->last_bias = c->last_bias;
     net->shifts[0] = c->shifts[0] + 1, net->shifts[1] = c->shifts[1] - 1, net->shifts[2] = c->shifts[2];
-    net->evaluate = kernel->evaluate;
+    net->evaluate = kernel->evaluate, net->take_logs = kernel->take_logs;
 }
 
 void tec_net(Net *net, const Context *context) {
     const char *wanted = getenv("TEC_NATIVE");
-    net->context = context;
     fill_log(net->log);
     for (int i = 0; i < KERNELS; i++) {
         const Kernel *kernel = kernels + i;
         if (i < KERNELS - 1 && ((wanted && *wanted && strcmp(wanted, kernel->name)) || !kernel->here()))
             continue;
-        lay_out(net, kernel);
+        lay_out(net, context, kernel);
         if (!kernel->narrow || (fits(net->first, QUADS, HALF, MOST_LOG) && fits(net->second, HIDDEN / 4, 4, 127)))
             return;
     }
 }
 
 void tec_net_plane(Net *net, const uint8_t fixed[FIXED_INPUTS]) {
-    const Context *c = net->context;
-    for (int p = 0; p < HIDDEN; p++) {
-        int unit = net->unit[p];
-        int32_t sum = c->first_bias[unit];
-        for (int j = 0; j < FIXED_INPUTS; j++) sum += c->first[SCAN_INPUTS + STILL_INPUTS + j][unit] * fixed[j];
-        net->base[p] = sum;
-    }
+    memcpy(net->base, net->first_bias, sizeof net->base);
+    for (int j = 0; j < FIXED_INPUTS; j++)
+        for (int p = 0; p < HIDDEN; p++) net->base[p] += net->fixed[j][p] * fixed[j];
 }

@@ -45,9 +45,7 @@ typedef struct Context {
 
 /* ---- network */
 
-#define VALUE_INPUTS (SCAN_INPUTS + STILL_INPUTS)
-#define STRIDE 32           /* bytes between the inputs of two values: 16 still ones, 4 of the scan */
-#define QUADS (VALUE_INPUTS / 4)
+#define QUADS ((SCAN_INPUTS + STILL_INPUTS) / 4)
 
 /* The still input at each place: those with large weights lie apart, so that sums of products that
  * a kernel adds in 16 bits have one of them each. */
@@ -55,22 +53,27 @@ static const uint8_t still_at[STILL_INPUTS] = {0, 4, 1, 5, 6, 7, 8, 9, 10, 11, 1
 
 typedef struct Net Net;
 
-/* Evaluate the network for `count` values: out[i] is the index for the inputs at x + STRIDE i. */
-typedef void Evaluate(const Net *net, const uint8_t *x, int count, uint8_t *out);
+/* Evaluate the network for `count` values: out[i] is the index for the inputs still[i], scan[i]. */
+typedef void Evaluate(const Net *net, const uint8_t (*still)[STILL_INPUTS],
+                      const uint8_t (*scan)[SCAN_INPUTS], int count, uint8_t *out);
+
+/* Take the logarithms of `count` sums, which are 0 .. MOST_SUM. */
+typedef void TakeLogs(const Net *net, const int16_t *sums, size_t count, uint8_t *out);
 
 /* The network as a kernel wants it: units and their inputs lie in an order of the kernel's own,
  * four inputs of a unit together. */
 struct Net {
-    int8_t first[QUADS][HIDDEN][4];
+    int8_t first[QUADS][HIDDEN][4];       /* still inputs in the order of still_at, then the scan's */
     int8_t second[HIDDEN / 4][HIDDEN][4];
-    int32_t base[HIDDEN];    /* of the plane: bias and fixed inputs */
+    int16_t fixed[FIXED_INPUTS][HIDDEN];  /* weights of the first layer */
+    int32_t first_bias[HIDDEN];
+    int32_t base[HIDDEN];                 /* of the plane: bias and fixed inputs */
     int32_t second_bias[HIDDEN];
     int32_t last[HIDDEN];
     int32_t last_bias;
     int shifts[3];
-    int unit[HIDDEN];        /* the unit of the context at each place of the first layer */
     Evaluate *evaluate;
-    const Context *context;
+    TakeLogs *take_logs;
     uint8_t log[MOST_SUM + 1]; /* of a sum of magnitudes */
 };
 
@@ -115,20 +118,27 @@ static inline void encode_symbol(const Context *c, Encoder *e, int index, int32_
     if (low) encode_bits(e, (uint32_t)value & ((1u << low) - 1), low);
 }
 
-/* The search starts at zero. It multiplies where decode_place divides: code / unit >= start is
- * code >= unit * start. */
+/* Decode a symbol of at most 2^26. The search starts at zero. It multiplies where decode_place
+ * divides: code / unit >= start is code >= unit * start. */
 static inline int32_t decode_symbol(const Context *c, Decoder *d, int index) {
     int low = low_bits(index);
     const uint32_t *start = c->starts[table_of(index)];
-    uint32_t unit = d->range >> 16, code = d->code;
+    uint32_t unit = d->range >> 16, code = d->code, from = unit * start[REACH], to = unit * start[REACH + 1];
     int at = REACH;
-    while (code < unit * start[at]) at--;
-    while (at < SYMBOLS - 1 && code >= unit * start[at + 1]) at++;
-    decode_part(d, start[at], start[at + 1] - start[at], 16);
+    if (code < from)
+        do to = from, from = unit * start[--at];
+        while (code < from);
+    else
+        while (code >= to && at < SYMBOLS - 1) from = to, to = unit * start[++at + 1];
+    d->code = code - from;
+    d->range = to - from;
+    refill(d);
     int32_t high = at - REACH;
     if (high == REACH) high += (int32_t)decode_escape(d);
     else if (high == -REACH) high -= (int32_t)decode_escape(d);
-    return low ? (int32_t)((uint32_t)high << low | decode_bits(d, low)) : high;
+    if (!low) return high;
+    int64_t value = (int64_t)high * ((int64_t)1 << low) + decode_bits(d, low);
+    return (int32_t)(value > 1 << 26 ? 1 << 26 : value < -(1 << 26) ? -(1 << 26) : value);
 }
 
 /* ---- walk.c: the coefficients of one date of one tile */

@@ -74,14 +74,18 @@ static inline uint32_t decode_place(Decoder *d, int bits) {
     return place < most ? place : most;
 }
 
-static inline void decode_part(Decoder *d, uint32_t start, uint32_t size, int bits) {
-    uint32_t unit = d->range >> bits;
-    d->code -= unit * start;
-    d->range = unit * size;
+static inline void refill(Decoder *d) {
     while (d->range < (1u << 24)) {
         d->range <<= 8;
         d->code = d->code << 8 | next_byte(d);
     }
+}
+
+static inline void decode_part(Decoder *d, uint32_t start, uint32_t size, int bits) {
+    uint32_t unit = d->range >> bits;
+    d->code -= unit * start;
+    d->range = unit * size;
+    refill(d);
 }
 
 static inline void encode_bits(Encoder *e, uint32_t value, int bits) {

@@ -71,7 +71,8 @@ typedef struct {
     int count; /* of values that are not zero */
 } Sums;
 
-#define BYTES_OF_VALUE 6 /* of a Sums */
+#define BYTES_OF_VALUE 6     /* of a Sums */
+#define BYTES_WITH_MARGINS 3 /* of these, in front: of sum and log, whose margins are read */
 
 typedef struct {
     int rows, cols, pitch; /* the margin of a row lies right of the one before, too */
@@ -80,12 +81,13 @@ typedef struct {
 
 static Sums sums_at(uint8_t *room, const Shape *s) {
     int16_t *sum = (int16_t *)(void *)room;
-    uint8_t *log = room + 4 * s->plane;
-    Sums out = {sum, sum + s->plane, log, log + s->plane, 0};
+    uint8_t *log = room + 2 * s->plane;
+    Sums out = {sum, (int16_t *)(void *)(log + s->plane), log, log + 3 * s->plane, 0};
     return out;
 }
 
-static inline int16_t least(int32_t a, int32_t b) { return (int16_t)(a < b ? a : b); }
+/* A sum of magnitudes, which is below 2^15, as it is kept. */
+static inline int16_t capped(int16_t sum) { return sum < MOST_SUM ? sum : MOST_SUM; }
 
 static void add_around(const Shape *s, const int16_t *sum, int16_t *near) {
     int pitch = s->pitch;
@@ -93,22 +95,21 @@ static void add_around(const Shape *s, const int16_t *sum, int16_t *near) {
     for (size_t i = s->start; i < end; i++) {
         const int16_t *at = sum + i, *up = at - pitch, *down = at + pitch;
         int16_t all = (int16_t)(up[-1] + up[0] + up[1] + at[-1] + at[1] + down[-1] + down[0] + down[1]);
-        near[i] = least(all, MOST_SUM);
+        near[i] = capped(all);
     }
 }
 
 static void add_to(const Shape *s, Sums *to, const Sums *more) {
     size_t end = s->start + (size_t)s->rows * s->pitch;
     for (size_t i = s->start; i < end; i++) {
-        to->sum[i] = least(to->sum[i] + more->sum[i], MOST_SUM);
-        to->near[i] = least(to->near[i] + more->near[i], MOST_SUM);
+        to->sum[i] = capped((int16_t)(to->sum[i] + more->sum[i]));
+        to->near[i] = capped((int16_t)(to->near[i] + more->near[i]));
     }
     to->count += more->count;
 }
 
 static void take_logs(const Shape *s, const Net *net, const int16_t *of, uint8_t *log) {
-    size_t end = s->start + (size_t)s->rows * s->pitch;
-    for (size_t i = s->start; i < end; i++) log[i] = net->log[of[i]];
+    net->take_logs(net, of + s->start, (size_t)s->rows * s->pitch, log + s->start);
 }
 
 static void take_both_logs(const Shape *s, const Net *net, Sums *of) {
@@ -118,13 +119,16 @@ static void take_both_logs(const Shape *s, const Net *net, Sums *of) {
 
 /* The logarithms of the sum of two planes, of which either may be zero. */
 static const uint8_t *log_of_two(const Shape *s, const Net *net, const Sums *a, const Sums *b, int near,
-                                 uint8_t *room) {
+                                 Sums *room) {
     if (!a->count) return near ? b->near_log : b->log;
     if (!b->count) return near ? a->near_log : a->log;
     const int16_t *x = near ? a->near : a->sum, *y = near ? b->near : b->sum;
+    int16_t *sum = near ? room->near : room->sum;
+    uint8_t *log = near ? room->near_log : room->log;
     size_t end = s->start + (size_t)s->rows * s->pitch;
-    for (size_t i = s->start; i < end; i++) room[i] = net->log[least(x[i] + y[i], MOST_SUM)];
-    return room;
+    for (size_t i = s->start; i < end; i++) sum[i] = capped((int16_t)(x[i] + y[i]));
+    take_logs(s, net, sum, log);
+    return log;
 }
 
 /* ---- a walk */
@@ -139,7 +143,10 @@ typedef struct {
     Decoder decoder;
     const uint8_t *still[STILL_INPUTS]; /* logarithms for the plane that is coded */
     uint8_t fixed[FIXED_INPUTS];
-    uint8_t *x;                         /* inputs of a row */
+    uint8_t (*x)[STILL_INPUTS];         /* inputs of a row */
+    uint8_t (*scan)[SCAN_INPUTS];
+    int16_t *above;                     /* input 0 of a row as far as the row above makes it */
+    uint8_t *above_log;
     uint8_t *indexes;                   /* of a plane, where the caller wants none */
     uint8_t *features;
     int32_t *symbols;
@@ -147,8 +154,8 @@ typedef struct {
 } Walk;
 
 /* Gather the still inputs of the blocks of a row. */
-static void gather(const uint8_t *const *from, size_t at, int cols, uint8_t *x) {
-    for (int c = 0; c < cols; c += 16, at += 16, x += 16 * STRIDE) {
+static void gather(const uint8_t *const *from, size_t at, int cols, uint8_t (*x)[STILL_INPUTS]) {
+    for (int c = 0; c < cols; c += 16, at += 16, x += 16) {
 #if defined(__SSE2__)
         __m128i a[16], b[16]; /* a transpose of 16 x 16: four rounds of perfect shuffles */
         for (int j = 0; j < 16; j++) a[j] = _mm_loadu_si128((const __m128i *)(const void *)(from[j] + at));
@@ -162,24 +169,36 @@ static void gather(const uint8_t *const *from, size_t at, int cols, uint8_t *x) 
                 a[2 * j + 1] = _mm_unpackhi_epi8(b[j], b[j + 8]);
             }
         }
-        for (int j = 0; j < 16; j++) _mm_storeu_si128((__m128i *)(void *)(x + STRIDE * j), a[j]);
+        for (int j = 0; j < 16; j++) _mm_storeu_si128((__m128i *)(void *)x[j], a[j]);
 #else
         int some = cols - c < 16 ? cols - c : 16;
         for (int j = 0; j < STILL_INPUTS; j++) {
             const uint8_t *row = from[j] + at;
-            for (int i = 0; i < some; i++) x[STRIDE * i + j] = row[i];
+            for (int i = 0; i < some; i++) x[i][j] = row[i];
         }
 #endif
     }
 }
 
 /* Set the inputs of one block that the scan changes; up2 and left2 are two blocks away. */
-static inline void set_scan(const Net *net, uint8_t *x, const int16_t *at, int pitch, int left, int left2) {
+static inline void set_scan(const Net *net, uint8_t *scan, const int16_t *at, int pitch, int left, int left2) {
     const int16_t *up = at - pitch;
-    x[STILL_INPUTS] = net->log[least(2 * (up[0] + left) + up[-1] + up[1], MOST_SUM)];
-    x[STILL_INPUTS + 1] = net->log[up[0]];
-    x[STILL_INPUTS + 2] = net->log[left];
-    x[STILL_INPUTS + 3] = net->log[least(up[-pitch] + left2, MOST_SUM)];
+    scan[0] = net->log[capped((int16_t)(2 * (up[0] + left) + up[-1] + up[1]))];
+    scan[1] = net->log[up[0]];
+    scan[2] = net->log[left];
+    scan[3] = net->log[capped((int16_t)(up[-pitch] + left2))];
+}
+
+/* Set them for a row as if the row were zero. */
+static void set_scans(Walk *w, const Sums *mine, size_t at) {
+    int cols = w->shape.cols, pitch = w->shape.pitch;
+    const int16_t *up = mine->sum + at - pitch;
+    const uint8_t *up_log = mine->log + at - pitch, *up2_log = up_log - pitch;
+    uint8_t *scan = w->scan[0];
+    for (int c = 0; c < cols; c++) w->above[c] = capped((int16_t)(2 * up[c] + up[c - 1] + up[c + 1]));
+    w->net.take_logs(&w->net, w->above, (size_t)cols, w->above_log);
+    for (int c = 0; c < cols; c++, scan += SCAN_INPUTS)
+        scan[0] = w->above_log[c], scan[1] = up_log[c], scan[2] = 0, scan[3] = up2_log[c];
 }
 
 /* What neighbours make expect of a value of (0, 0). `at` is its place in the plane. */
@@ -199,78 +218,105 @@ static int32_t mean_of(const Context *context, int k, const int32_t *at, int r, 
 
 /* The nearest whole number to y, or the next one towards zero where this saves more bits than its
  * error is worth. */
-static inline int32_t chosen(const Walk *w, int index, double y, int32_t mean) {
+static inline int32_t chosen(const Context *context, double weight, int index, double y, int32_t mean) {
     double size = y < 0 ? -y : y;
     int32_t near = size < MOST_VALUE ? (int32_t)(size + 0.5) : MOST_VALUE;
     if (!near) return 0;
     int32_t value = y < 0 ? -near : near, less = y < 0 ? 1 - near : near - 1;
-    if (w->weight > 0) {
+    if (weight > 0) {
         double a = size - near, b = size - (near - 1);
-        double cost = symbol_cost(w->context, index, value - mean) + w->weight * a * a;
-        double cost_of_less = symbol_cost(w->context, index, less - mean) + w->weight * b * b;
+        double cost = symbol_cost(context, index, value - mean) + weight * a * a;
+        double cost_of_less = symbol_cost(context, index, less - mean) + weight * b * b;
         if (cost_of_less < cost) return less;
     }
     return value;
 }
 
-static void collect(Walk *w, const uint8_t *x, int32_t symbol) {
+static void collect(Walk *w, int c, int32_t symbol) {
     if (w->collected < w->most_collected) {
         uint8_t *to = w->features + w->collected * INPUTS;
-        memcpy(to, x + STILL_INPUTS, SCAN_INPUTS);
-        for (int p = 0; p < STILL_INPUTS; p++) to[SCAN_INPUTS + still_at[p]] = x[p];
+        memcpy(to, w->scan[c], SCAN_INPUTS);
+        for (int p = 0; p < STILL_INPUTS; p++) to[SCAN_INPUTS + still_at[p]] = w->x[c][p];
         memcpy(to + SCAN_INPUTS + STILL_INPUTS, w->fixed, FIXED_INPUTS);
         w->symbols[w->collected] = symbol;
     }
     w->collected++;
 }
 
+/* A row of a plane. Most values of a sparse row are zero: then the network sees the row before it is
+ * coded, and again only those blocks whose left neighbours turn out not to be zero. */
+typedef struct {
+    int number, flat, k, sparse; /* flat: of frequency (0, 0) */
+    int16_t *sums;
+    uint8_t *logs, *indexes;
+    int32_t *values;
+    const double *wanted;
+} Row;
+
+/* Walk over a row in a mode; return how many values are not zero, or TEC_DAMAGED. */
+static inline int walk_row(Walk *w, const Row *row, const int mode) {
+    const Net *net = &w->net;
+    const Context *context = w->context;
+    const int cols = w->shape.cols, pitch = w->shape.pitch, sparse = row->sparse, flat = row->flat;
+    const uint8_t(*x)[STILL_INPUTS] = (const uint8_t(*)[STILL_INPUTS])w->x;
+    uint8_t(*scan)[SCAN_INPUTS] = w->scan;
+    int16_t *sums = row->sums;
+    uint8_t *indexes = row->indexes;
+    int32_t *values = row->values;
+    Decoder decoder = w->decoder;
+    int count = 0, left = 0, left2 = 0;
+    for (int c = 0; c < cols; c++) {
+        if (!sparse || left | left2) {
+            int two = sparse && left && c + 1 < cols;
+            set_scan(net, scan[c], sums + c, pitch, left, left2);
+            if (two) set_scan(net, scan[c + 1], sums + c + 1, pitch, 0, left);
+            net->evaluate(net, x + c, (const uint8_t(*)[SCAN_INPUTS])scan + c, 1 + two, indexes + c);
+        }
+        int32_t mean = flat ? mean_of(context, row->k, values + c, row->number, c, cols) : 0, value;
+        if (mode == DECODE) {
+            value = mean + decode_symbol(context, &decoder, indexes[c]);
+            if (value > MOST_VALUE || value < -MOST_VALUE) return TEC_DAMAGED;
+        } else if (mode == COLLECT) {
+            value = values[c];
+            collect(w, c, value - mean);
+        } else value = chosen(context, w->weight, indexes[c], row->wanted[c], mean);
+        left2 = left, left = 0;
+        if (!value) continue;
+        int32_t size = value < 0 ? -value : value;
+        left = size < MOST_SUM ? size : MOST_SUM;
+        values[c] = value, sums[c] = (int16_t)left, row->logs[c] = net->log[left];
+        count++;
+    }
+    if (mode == DECODE) w->decoder = decoder;
+    return count;
+}
+
 /* Walk over a plane. Values are decoded, chosen or read; those of an encoder are written later. */
-static int walk_plane(Walk *w, int flat, int k, int expected, const double *wanted, int32_t *out,
+static int walk_plane(Walk *w, int flat, int k, int expected, const double *wanted, int32_t *values,
                       uint8_t *indexes, Sums *mine) {
     const Shape *s = &w->shape;
-    const Net *net = &w->net;
-    const int rows = s->rows, cols = s->cols, mode = w->mode;
-    int sparse = 3 * expected <= rows * cols;
-    for (int r = 0; r < rows; r++) {
+    int last = 0, above = 0; /* values that are not zero: of the row before, of the two before */
+    Row row = {0, flat, k, 3 * (int64_t)expected <= (int64_t)s->rows * s->cols, NULL, NULL, indexes,
+               values, wanted};
+    for (int r = 0; r < s->rows; r++) {
         size_t at = s->start + (size_t)r * s->pitch;
-        int16_t *row = mine->sum + at;
-        uint8_t *x = w->x, *index = indexes + (size_t)r * cols;
-        int32_t *values = out + (size_t)r * cols;
-        int count = 0, left = 0, left2 = 0;
-        gather(w->still, at, cols, x);
-        /* Most values of a sparse row are zero: then the network sees the row before it is coded,
-         * and again only those blocks whose left neighbours turn out not to be zero. */
-        if (sparse) {
-            for (int c = 0; c < cols; c++) set_scan(net, x + STRIDE * c, row + c, s->pitch, 0, 0);
-            net->evaluate(net, x, cols, index);
+        row.number = r, row.sums = mine->sum + at, row.logs = mine->log + at;
+        gather(w->still, at, s->cols, w->x);
+        if (row.sparse) {
+            if (above) set_scans(w, mine, at);
+            else memset(w->scan, 0, sizeof *w->scan * (size_t)s->cols);
+            w->net.evaluate(&w->net, (const uint8_t(*)[STILL_INPUTS])w->x,
+                            (const uint8_t(*)[SCAN_INPUTS])w->scan, s->cols, row.indexes);
         }
-        for (int c = 0; c < cols; c++) {
-            if (!sparse || left | left2) {
-                int two = sparse && left && c + 1 < cols;
-                set_scan(net, x + STRIDE * c, row + c, s->pitch, left, left2);
-                if (two) set_scan(net, x + STRIDE * (c + 1), row + c + 1, s->pitch, 0, left);
-                net->evaluate(net, x + STRIDE * c, 1 + two, index + c);
-            }
-            int32_t mean = flat ? mean_of(w->context, k, values + c, r, c, cols) : 0, value;
-            if (mode == DECODE) {
-                int64_t sum = (int64_t)mean + decode_symbol(w->context, &w->decoder, index[c]);
-                if (sum > MOST_VALUE || sum < -MOST_VALUE) return TEC_DAMAGED;
-                value = (int32_t)sum;
-            } else if (mode == COLLECT) {
-                value = values[c];
-                collect(w, x + STRIDE * c, value - mean);
-            } else value = chosen(w, index[c], wanted[(size_t)r * cols + c], mean);
-            left2 = left, left = 0;
-            if (value) {
-                values[c] = value;
-                left = least(value < 0 ? -value : value, MOST_SUM);
-                row[c] = (int16_t)left;
-                mine->log[at + c] = net->log[left];
-                count++;
-            }
-        }
+        int count = w->mode == DECODE   ? walk_row(w, &row, DECODE)
+                    : w->mode == ENCODE ? walk_row(w, &row, ENCODE)
+                                        : walk_row(w, &row, COLLECT);
+        if (count < 0) return count;
         mine->count += count;
-        sparse = 3 * count <= cols;
+        above = last + count, last = count;
+        row.sparse = 3 * count <= s->cols;
+        row.indexes += s->cols, row.values += s->cols;
+        if (wanted) row.wanted += s->cols;
     }
     return TEC_OK;
 }
@@ -299,11 +345,18 @@ static uint32_t chance_of(const Shape *s, int lower) {
     return chance_of_zeros[digits];
 }
 
-/* Whether no value of a plane rounds to anything but zero. */
+/* Whether all values of a plane are below 1/2: exponents of doubles below that of 1/2. */
 static int is_zero(const double *wanted, size_t count) {
-    int any = 0;
-    for (size_t i = 0; i < count; i++) any |= (wanted[i] + 0.5 >= 1) | (0.5 - wanted[i] >= 1);
-    return !any;
+    for (size_t i = 0; i < count; i += 64) {
+        size_t end = count - i < 64 ? count : i + 64;
+        uint64_t all = 0, bits;
+        for (size_t j = i; j < end; j++) {
+            memcpy(&bits, wanted + j, sizeof bits);
+            all |= (bits & (UINT64_MAX >> 1)) + ((uint64_t)2 << 52);
+        }
+        if (all >> 62) return 0;
+    }
+    return 1;
 }
 
 /* ---- the whole tile */
@@ -335,7 +388,7 @@ static void take_hints(Walk *w, const uint16_t *from, Sums *hint) {
     const Shape *s = &w->shape;
     for (int r = 0; r < s->rows; r++)
         for (int c = 0; c < s->cols; c++, from++)
-            hint->sum[s->start + (size_t)r * s->pitch + c] = least(*from, MOST_SUM);
+            hint->sum[s->start + (size_t)r * s->pitch + c] = (int16_t)(*from < MOST_SUM ? *from : MOST_SUM);
     add_around(s, hint->sum, hint->near);
     take_both_logs(s, &w->net, hint);
 }
@@ -358,7 +411,7 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
     size_t blocks = (size_t)rows * cols, table = (size_t)size * size * most;
     /* zeros, hints, four running sums, logarithms of two planes; and the planes that are not zero */
     size_t count = (size_t)tec_planes(size, components, NULL) + 7;
-    size_t row_bytes = (size_t)(cols + 16) * STRIDE;
+    size_t row = (size_t)cols + 16, row_bytes = row * (STILL_INPUTS + SCAN_INPUTS + 3);
     if (count > (SIZE_MAX - row_bytes - blocks) / (BYTES_OF_VALUE * plane)) return TEC_NO_MEMORY;
     uint8_t *room = malloc(count * BYTES_OF_VALUE * plane + row_bytes + blocks);
     Sums *at_place = malloc(table * sizeof *at_place);
@@ -375,10 +428,13 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
     tec_net(&w->net, context);
     w->context = context, w->shape = shape, w->mode = mode, w->weight = weight;
     w->features = features, w->symbols = symbols, w->collected = 0, w->most_collected = most_rows;
-    w->x = room + count * BYTES_OF_VALUE * plane, w->indexes = w->x + row_bytes;
+    uint8_t *rest = room + count * BYTES_OF_VALUE * plane;
+    w->above = (int16_t *)(void *)rest, w->above_log = rest + 2 * row;
+    w->x = (uint8_t (*)[STILL_INPUTS])(rest + 3 * row);
+    w->scan = (uint8_t (*)[SCAN_INPUTS])(rest + 3 * row + STILL_INPUTS * row);
+    w->indexes = rest + row_bytes;
     w->encoder = begin_encoding(bytes, length);
     w->decoder = begin_decoding(bytes, mode == DECODE ? length : 0);
-    memset(w->x, 0, row_bytes);
     int flagged = blocks >= FLAGGED, us[MOST_SIZE * MOST_SIZE], vs[MOST_SIZE * MOST_SIZE];
     size_t number = 0;
     for (int class = 0; class < CLASSES; class++) {
@@ -419,8 +475,8 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
                 if (hints) take_hints(w, hints + number * blocks, &hint);
                 const uint8_t *still[STILL_INPUTS] = {
                     low_u->log, low_v->log, u && v ? PLACE(u - 1, v - 1, k)->log : zero.log,
-                    log_of_two(&shape, &w->net, OF(u - 2, v, k), OF(u, v - 2, k), 0, two.log),
-                    log_of_two(&shape, &w->net, low_u, low_v, 1, two.near_log),
+                    log_of_two(&shape, &w->net, OF(u - 2, v, k), OF(u, v - 2, k), 0, &two),
+                    log_of_two(&shape, &w->net, low_u, low_v, 1, &two),
                     one->log, OF(u, v, k - 2)->log, total.sum.log, one->near_log, total.sum.near_log,
                     before.sum.log, before.sum.near_log, same.sum.log, same.sum.near_log, hint.log,
                     hint.near_log,
@@ -428,7 +484,7 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
                 for (int p = 0; p < STILL_INPUTS; p++) w->still[p] = still[still_at[p]];
                 Sums *mine = PLACE(u, v, k);
                 *mine = NEXT_SUMS();
-                memset(mine->sum, 0, BYTES_OF_VALUE * plane);
+                memset(mine->sum, 0, BYTES_WITH_MARGINS * plane);
                 int flat = !u && !v;
                 int expected = flat ? (int)blocks : lower / 2;
                 status = walk_plane(w, flat, k, expected, in, out, index, mine);
