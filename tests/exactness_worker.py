@@ -26,7 +26,7 @@ from tec_zarr.entropy import gaussian_tables, range_coder
 from tec_zarr.frame.frame import SectionKind, read_frame
 from tec_zarr.models.constants import BLOCK, GROUPS
 from tec_zarr.models.registry import find_model, get_model
-from tec_zarr.native import core
+from tec_zarr.native.tile import TileModel
 from tec_zarr.networks import image
 from tec_zarr.terracodec import hub
 from tec_zarr.terracodec.ledger import LedgerReader
@@ -42,8 +42,8 @@ FAMILY = {
 
 
 class Recorder:
-    """Hashes the table indexes and symbols of all decoders, of tec-s2 the latents; keeps the
-    continuous indexes.
+    """Hashes the table indexes and symbols of all decoders, of tec-s2 the latents or their
+    checksums; keeps the continuous indexes.
     """
 
     def __init__(self) -> None:
@@ -86,14 +86,14 @@ class Recorder:
             self.continuous.append(values.ravel().copy())
             return floor(reader, values)
 
-        walk = core.Walk.decode
+        decode_tile = TileModel.decode
 
-        def walked(state, data):
-            values, indexes = walk(state, data)
-            self._see(indexes, values)
-            return values, indexes
+        def tile_decode(model, section, quality, image):
+            checksum = decode_tile(model, section, quality, image)
+            self._see(image, np.array([checksum]))
+            return checksum
 
-        core.Walk.decode = walked
+        TileModel.decode = tile_decode
         range_coder.SymbolDecoder.get = s2_get
         image.LatentCoder.decode = s2_decode
         range_coder.BitDecoder.code = flex_decide

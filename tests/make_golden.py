@@ -20,7 +20,7 @@ import numpy as np
 from tec_zarr import ChunkSpec, UnsuitedDataWarning, decode_chunk, encode_chunk
 from tec_zarr.cubes import synthetic
 from tec_zarr.models.registry import find_model
-from tec_zarr.native import core
+from tec_zarr.native.tile import TileModel
 from tec_zarr.networks import image, levels
 from tec_zarr.stores.transcode import transcode_chunk
 
@@ -144,15 +144,15 @@ def decode(frame: bytes) -> tuple[np.ndarray, str]:
         digest.update(state.value.astype("<i8").tobytes())
         return check(state)
 
-    walk = core.Walk.decode
+    decode_tile = TileModel.decode
 
-    def walked(state, data):
-        values, indexes = walk(state, data)
-        digest.update(values.astype("<i4").tobytes())
-        return values, indexes
+    def tile_decode(model, section, quality, image):
+        checksum = decode_tile(model, section, quality, image)
+        digest.update(checksum.to_bytes(4, "little"))
+        return checksum
 
     with (
-        mock.patch.object(core.Walk, "decode", walked),
+        mock.patch.object(TileModel, "decode", tile_decode),
         mock.patch.object(image.LatentCoder, "decode", recorded),
         mock.patch.object(levels.Latents, "check", seen),
     ):

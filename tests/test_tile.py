@@ -110,10 +110,11 @@ def test_a_decoder_written_from_the_page_gives_the_same(model, kind, factor, qua
         cube[:, 2:] = enlarged(rng, Grid(kind, factor, 1, 0), 2, shape)
     encoded = model.encode(cube.astype(np.float32), quality)
     back, _ = model.decode(encoded.sections, cube.shape, quality)
-    image, _ = tile_reference.decode(
+    image, values = tile_reference.decode(
         encoded.sections[0], 4, shape, quality, model.weights.tensors
     )
     np.testing.assert_array_equal(image, back[0])
+    assert tile_reference.checksum(values) == encoded.latents_crc[0]
 
 
 def test_a_decoder_written_from_the_page_skips_planes_of_zeros(model):

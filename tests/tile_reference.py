@@ -82,6 +82,42 @@ def rounded(x, n):
     return (x + (1 << (n - 1))) >> n
 
 
+def step_of(quality):
+    """The quantiser step in 1/256 DN of a quality in 1/4096."""
+    power = (quality - 4096) * 3922113468
+    x = (power % 2**44 >> 14) * 744261118 >> 30
+    e = 2**30
+    for i in range(12, 0, -1):
+        e = 2**30 - (x * e >> 30) // i
+    return rounded(1075200 * e, 30 + (power >> 44))
+
+
+def sine(a):
+    """Sine and cosine, in 1/2^30, of a times pi / 2^15."""
+    quarter = (a + 2**13) >> 14
+    x = (a - 2**14 * quarter) * 107944301636 >> 20
+    z = x * x >> 30
+    s = c = 2**30
+    for i in (10, 8, 6, 4, 2):
+        s = 2**30 - (z * s >> 30) // (i * (i + 1))
+        c = 2**30 - (z * c >> 30) // (i * (i - 1))
+    s = x * s >> 30
+    return [(s, c), (c, -s), (-s, -c), (-c, s)][quarter % 4]
+
+
+def checksum(values):
+    """The checksum of the values of all planes in order."""
+    lanes = list(range(32))
+    for i, value in enumerate(values.reshape(-1).tolist()):
+        x = (lanes[i % 32] ^ value % 2**32) * 0x9E3779B1 % 2**32
+        lanes[i % 32] = x ^ x >> 15
+    total = 0
+    for lane in lanes:
+        total = (total ^ lane) * 0x9E3779B1 % 2**32
+        total ^= total >> 15
+    return total
+
+
 def class_of(u, v):
     return max(u, v).bit_length()
 
@@ -119,8 +155,8 @@ def enlarged(native, grid, shape):
 
 def decode(section, bands, shape, quality, weights):
     """DN (bands, h, w) and the values of all planes in order."""
-    step256 = math.floor(256 * 4200 * (50 / 4200) ** ((quality - 1) / 7) + 0.5)
-    step = step256 / 256
+    quality = round(4096 * quality)
+    step256 = step_of(quality)
     bits = Bits(section)
     # layout
     count = bits.u(3)
@@ -133,7 +169,7 @@ def decode(section, bands, shape, quality, weights):
     height, width = shape[0] + margin[0], shape[1] + margin[1]
     rows, cols = -(-height // 16), -(-width // 16)
     # means
-    d = max(math.floor(math.log2(step / 32)), 0)
+    d = max(step256.bit_length() - 14, 0)
     means = np.cumsum([bits.s(max(8 - d, 0)) for _ in range(bands)]) << d
     # bases
     fine = [b for b in range(bands) if level[b] == 0]
@@ -154,15 +190,16 @@ def decode(section, bands, shape, quality, weights):
             for i in range(j + 1, n_bands):
                 n = min(max(math.ceil(spreads[j] / 4) + 6, 3), 15)
                 number = bits.s(max(n - 5, 0)) if follows else bits.u(n) - 2 ** (n - 1)
-                angles.append((j, i, min(max(number, -(2**n)), 2**n) * math.pi / 2**n))
-        turned = np.eye(n_bands)
+                angles.append((j, i, min(max(number, -(2**n)), 2**n) << (15 - n)))
+        turned = np.eye(n_bands, dtype=np.int64) << 30
         for j, i, a in reversed(angles):
             upper, lower = turned[j].copy(), turned[i].copy()
-            turned[j] = math.cos(a) * upper - math.sin(a) * lower
-            turned[i] = math.cos(a) * lower + math.sin(a) * upper
-        turned = np.rint(turned * 2**24).astype(np.int64)
+            sin, cos = sine(a)
+            turned[j] = rounded(cos * upper - sin * lower, 30)
+            turned[i] = rounded(cos * lower + sin * upper, 30)
+        turned = rounded(turned, 6)
         vectors.append(rounded(vectors[-1] @ turned, 24) if follows else turned)
-        basis = np.rint(vectors[-1] / 2**12).astype(np.int64)[:, :components]
+        basis = rounded(vectors[-1], 12)[:, :components]
         bases.append((there, basis, spreads))
     coder = Coder(section[-(-bits.at // 8) :])
     # coefficients
@@ -207,7 +244,7 @@ def decode(section, bands, shape, quality, weights):
             ]  # fmt: skip
             fixed = [
                 min(max(spread + 32, 0), 127), 8 * u, 8 * v, 16 * min(k, 7), 64 if coarse else 0,
-                min(max(round(16 * (quality - 1)), 0), 127), 0, 0,
+                min((quality - 4096 + 128) >> 8, 127), 0, 0,
             ]  # fmt: skip
             plane, numbers = none.copy(), none.copy()
             n = sum(np.count_nonzero(at(*f, k)) for f in ((u - 1, v), (u, v - 1)))
@@ -263,21 +300,24 @@ def decode(section, bands, shape, quality, weights):
         gain = weights[name][cells.get(b, (1,))[0] - 1].astype(object)
         g = gain[u] * gain[v]
         f = int(((step256 << 39) + g) // (2 * g))
-        s = np.clip(rounded(s, 12), -(2**30), 2**30)
+        s = np.clip(rounded(s, 12), -(2**26), 2**26)
         whole[b][u, v] = np.clip(rounded(s * f, 14), -(2**27), 2**27)
     image = np.empty((bands, *shape), np.int64)
     for b, w in whole.items():
         n = 16 >> level[b]
         back = weights[f"dct_back.{n}"].astype(np.int64)
-        over = weights[f"overlap_back.{n}"].astype(np.int64)
+        over = weights[f"overlap_back.{n}"].astype(np.int64)[n // 2 :, n // 2 :]
+        over = over - (np.eye(n // 2, dtype=np.int64) << 14)
         t = rounded(np.einsum("uvrc,vj->ujrc", w, back), 14)
-        x = np.clip(rounded(np.einsum("ujrc,ui->ricj", t, back), 14), -(2**26), 2**26)
-        x = x.reshape(rows * n, cols * n)
+        x = rounded(np.einsum("ujrc,ui->ricj", t, back), 14).reshape(rows * n, cols * n)
         for _ in range(2):
             for at in range(n, len(x), n):
-                part = x[at - n // 2 : at + n // 2]
-                x[at - n // 2 : at + n // 2] = np.clip(rounded(over @ part, 14), -(2**26), 2**26)
+                behind, before = x[at : at + n // 2], x[at - n // 2 : at][::-1]
+                change = rounded(over @ (behind - before), 14)
+                behind += change
+                before -= change
             x = np.ascontiguousarray(x.T)
+        x = np.clip(x, -(2**26), 2**26)
         ph, pw = (-(-height // 2), -(-width // 2)) if level[b] else (height, width)
         x = x[:ph, :pw] + 64 * means[b]
         if level[b] == 0:

@@ -75,6 +75,9 @@ def library() -> Any:
     found.tec_project.argtypes = [pointer, number, large, pointer, number, number, pointer]
     found.tec_mix.argtypes = [pointer, *[number] * 4, *[pointer] * 3]
     found.tec_rotated.argtypes = [number, number, *[pointer] * 4]
+    found.tec_checksum.argtypes = [pointer, large]
+    found.tec_checksum.restype = ctypes.c_uint32
+    found.tec_step.argtypes, found.tec_step.restype = [number], large
     return found
 
 
@@ -268,14 +271,22 @@ def mix(values: np.ndarray, basis: np.ndarray, factor: np.ndarray) -> np.ndarray
     return out
 
 
-def rotated(count: int, rotations: list[tuple[int, int, float]]) -> np.ndarray:
-    """Return the identity (count, count) after rotations of two rows by an angle, the last first.
+def checksum(latents: np.ndarray) -> int:
+    """Return the checksum of the values of a date, int32."""
+    return int(library().tec_checksum(_at(latents), latents.size))
 
-    Entries are rounded to multiples of 2**-24, so that they are the same on machines whose sines
-    differ in the last bits.
+
+def step_of(quality: float) -> float:
+    """Return the quantiser step in DN, geometric between quality 1 and 8, in whole 1/256 DN."""
+    return float(library().tec_step(round(4096 * quality)) / 256)
+
+
+def rotated(count: int, rotations: list[tuple[int, int, int]]) -> np.ndarray:
+    """Return the identity after rotations of two rows by an angle, the last first.
+
+    Angles are in pi / 2^15, the result int64 (count, count) in 1/2^24.
     """
-    out = np.empty((count, count))
-    first, second = (np.array([r[i] for r in rotations], np.int32) for i in (0, 1))
-    angles = np.array([r[2] for r in rotations], np.float64)
+    out = np.empty((count, count), np.int64)
+    first, second, angles = (np.array([r[i] for r in rotations], np.int32) for i in range(3))
     library().tec_rotated(count, len(rotations), _at(first), _at(second), _at(angles), _at(out))
     return out

@@ -1,184 +1,355 @@
-/* Lapped transform of planes, and spectral bases by class of frequency.
+/* The lapped transform: coefficients to planes for decoders, planes to coefficients for encoders.
  *
- * Forward (encoder): doubles, one operation at a time in one order. Inverse (decoder): whole numbers.
- * round(x / 2^n) is floor((x + 2^(n-1)) / 2^n) throughout.
+ * Both go through a plane by rows of blocks. Vectors hold the same sample of neighbouring blocks.
  */
-#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MOST_SIZE 16
+#include "fastest.h"
+#include "lanes.h"
+#include "tile.h"
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define FASTEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FASTEST
-#endif
+/* ---- synthesis of a band */
+
+/* Blocks of one row of blocks: [i * size + j] is sample (i, j) of all of them, `pitch` doubles. */
+typedef struct {
+    double *at[2]; /* of the row before, of this row */
+    int size, cols, pitch;
+} Stripe;
+
+/* The frequencies along one axis that are not zero: first even ones, then odd ones. */
+typedef struct {
+    int even, count, at[MOST_SIZE];
+} Live;
+
+/* out[i * step] of size samples from the coefficients in[live.at[n] * stride]. Cosines of even
+ * frequencies are even about the middle, the others odd. */
+static inline void __attribute__((always_inline))
+expand(const double (*dct)[MOST_SIZE], const int size, const Live *live, const Lanes *in, int stride,
+       Lanes *out, int step) {
+    const int half = size / 2;
+    Lanes even[MOST_SIZE / 2], odd[MOST_SIZE / 2];
+    for (int j = 0; j < half; j++) even[j] = all(0.5), odd[j] = all(0);
+    for (int n = 0; n < live->even; n++) {
+        Lanes x = in[live->at[n] * stride];
+        const double *row = dct[live->at[n]];
+        for (int j = 0; j < half; j++) even[j] += x * row[j];
+    }
+    for (int n = live->even; n < live->count; n++) {
+        Lanes x = in[live->at[n] * stride];
+        const double *row = dct[live->at[n]];
+        for (int j = 0; j < half; j++) odd[j] += x * row[j];
+    }
+    const double unit = 1.0 / (1 << 14);
+    for (int j = 0; j < half; j++) {
+        out[j * step] = nearest((even[j] + odd[j]) * unit);
+        out[(size - 1 - j) * step] = nearest((even[j] - odd[j]) * unit);
+    }
+}
+
+/* Samples of a row of blocks before the overlap. */
+static inline void __attribute__((always_inline))
+expand_blocks(const double (*dct)[MOST_SIZE], const int size, const int32_t *coefficients,
+              int64_t blocks, const Live *across, const Live *down, Stripe *s) {
+    Lanes in[MOST_SIZE], half_way[MOST_SIZE * MOST_SIZE], out[MOST_SIZE];
+    for (int c = 0; c < s->cols; c += LANES) {
+        for (int n = 0; n < down->count; n++) {
+            int u = down->at[n];
+            for (int k = 0; k < across[u].count; k++) {
+                int v = across[u].at[k];
+                in[v] = load_whole(coefficients + (u * size + v) * blocks + c);
+            }
+            expand(dct, size, &across[u], in, 1, half_way + u * size, 1);
+        }
+        for (int j = 0; j < size; j++) {
+            expand(dct, size, down, half_way + j, size, out, 1);
+            for (int i = 0; i < size; i++) store(s->at[1] + (i * size + j) * s->pitch + c, out[i]);
+        }
+    }
+}
+
+/* What the overlap adds to `size / 2` samples behind a boundary, and takes off those before it. */
+static inline void __attribute__((always_inline))
+overlap(const double (*matrix)[MOST_SIZE / 2], const int half, double *before, int64_t back,
+        double *behind, int64_t forth) {
+    Lanes apart[MOST_SIZE / 2];
+    for (int n = 0; n < half; n++) apart[n] = load(behind + n * forth) - load(before - n * back);
+    for (int m = 0; m < half; m++) {
+        Lanes change = all(0.5);
+        for (int n = 0; n < half; n++) change += matrix[m][n] * apart[n];
+        change = nearest(change * (1.0 / (1 << 14)));
+        store(behind + m * forth, load(behind + m * forth) + change);
+        store(before - m * back, load(before - m * back) - change);
+    }
+}
+
+static inline void __attribute__((always_inline))
+overlap_rows(const double (*matrix)[MOST_SIZE / 2], const int size, Stripe *s) {
+    int64_t line = (int64_t)size * s->pitch;
+    for (int j = 0; j < size; j++)
+        for (int c = 0; c < s->cols; c += LANES)
+            overlap(matrix, size / 2, s->at[0] + (size - 1) * line + j * s->pitch + c, line,
+                    s->at[1] + j * s->pitch + c, line);
+}
+
+/* The samples of row `i` of the blocks of the row before, whole and within 2^26, to out. */
+static inline void __attribute__((always_inline))
+finish_row(const double (*matrix)[MOST_SIZE / 2], const int size, Stripe *s, int i, int32_t *out) {
+    double *row = s->at[0] + (int64_t)i * size * s->pitch;
+    for (int m = 0; m < size / 2; m++) { /* nothing changes behind the last block */
+        double *behind = row + m * s->pitch + s->cols;
+        behind[0] = row[(size - 1 - m) * s->pitch + s->cols - 1];
+        behind[1] = behind[2] = 0; /* the rest of a vector */
+    }
+    for (int c = 0; c < s->cols - 1; c += LANES)
+        overlap(matrix, size / 2, row + (size - 1) * s->pitch + c, s->pitch, row + c + 1, s->pitch);
+    for (int c = 0; c < s->cols; c += LANES) {
+        int32_t block[MOST_SIZE][LANES];
+        for (int j = 0; j < size; j++) store_whole(block[j], clip(load(row + j * s->pitch + c), 1 << 26));
+        for (int n = 0; n < LANES; n++)
+            for (int j = 0; j < size; j++) out[(c + n) * size + j] = block[j][n];
+    }
+}
+
+/* Which frequencies of a row of blocks are not zero: `across[u]` along v, `down` along u. */
+static void find_live(const uint8_t *alive, int rows, int size, Live *across, Live *down) {
+    for (int u = 0; u < size; u++) {
+        Live *live = &across[u];
+        live->count = 0;
+        for (int odd = 0; odd < 2; odd++) {
+            for (int v = odd; v < size; v += 2)
+                if (alive[(u * MOST_SIZE + v) * rows]) live->at[live->count++] = v;
+            if (!odd) live->even = live->count;
+        }
+    }
+    down->count = 0;
+    for (int odd = 0; odd < 2; odd++) {
+        for (int u = odd; u < size; u += 2)
+            if (across[u].count) down->at[down->count++] = u;
+        if (!odd) down->even = down->count;
+    }
+}
+
+static inline void __attribute__((always_inline))
+synthesise(const TecModel *m, const Layout *l, int level, const int size, const int32_t *coefficients,
+           const uint8_t *alive, int32_t mean, int units, Stripe *s, int32_t *line, int32_t *out) {
+    const double (*dct)[MOST_SIZE] = m->dct_back[level];
+    const double (*matrix)[MOST_SIZE / 2] = m->overlap_back[level];
+    Live across[MOST_SIZE], down;
+    int top = level ? 0 : l->margin[0], left = level ? 0 : l->margin[1];
+    int height = l->plane_height[level], width = l->plane_width[level] - left;
+    for (int r = 0; r <= l->rows; r++) {
+        if (r < l->rows) {
+            find_live(alive + r, l->rows, size, across, &down);
+            expand_blocks(dct, size, coefficients + (int64_t)r * l->cols, (int64_t)l->rows * l->cols, across, &down, s);
+            if (r) overlap_rows(matrix, size, s);
+        }
+        for (int i = 0; i < size && r; i++) {
+            int y = (r - 1) * size + i;
+            if (y < top || y >= height) continue;
+            finish_row(matrix, size, s, i, line);
+            int32_t add = UNITS * mean + (units ? 0 : UNITS / 2), down_by = units ? 0 : 6;
+            for (int x = 0; x < width; x++) out[x] = (line[left + x] + add) >> down_by;
+            out += width;
+        }
+        double *swap = s->at[0];
+        s->at[0] = s->at[1], s->at[1] = swap;
+    }
+}
+
+FASTEST static void synthesise_fine(const TecModel *m, const Layout *l, const int32_t *coefficients,
+                                    const uint8_t *alive, int32_t mean, int units, Stripe *s,
+                                    int32_t *line, int32_t *out) {
+    synthesise(m, l, 0, MOST_SIZE, coefficients, alive, mean, units, s, line, out);
+}
+
+FASTEST static void synthesise_coarse(const TecModel *m, const Layout *l, const int32_t *coefficients,
+                                      const uint8_t *alive, int32_t mean, int units, Stripe *s,
+                                      int32_t *line, int32_t *out) {
+    synthesise(m, l, 1, MOST_SIZE / 2, coefficients, alive, mean, units, s, line, out);
+}
+
+int tec_synthesise(const TecModel *m, const Layout *l, int level, const int32_t *coefficients,
+                   const uint8_t *alive, int32_t mean, int units, int32_t *out) {
+    int size = MOST_SIZE >> level, pitch = (l->cols + 2 * LANES) / LANES * LANES;
+    int64_t stripe = (int64_t)size * size * pitch;
+    double *work = tec_room((uint64_t)stripe * 2 + (uint64_t)pitch * MOST_SIZE / 2, sizeof *work);
+    if (!work) return TEC_NO_MEMORY;
+    memset(work, 0, sizeof *work * (size_t)(2 * stripe));
+    Stripe s = {{work, work + stripe}, size, l->cols, pitch};
+    int32_t *line = (int32_t *)(work + 2 * stripe);
+    if (level) synthesise_coarse(m, l, coefficients, alive, mean, units, &s, line, out);
+    else synthesise_fine(m, l, coefficients, alive, mean, units, &s, line, out);
+    free(work);
+    return TEC_OK;
+}
+
+/* ---- analysis of a band */
+
+/* What the overlap changes before the transform of blocks; see overlap(). */
+static inline void __attribute__((always_inline))
+lap(const double (*matrix)[MOST_SIZE / 2], const int half, double *before, int64_t back, double *behind,
+    int64_t forth) {
+    Lanes apart[MOST_SIZE / 2];
+    for (int n = 0; n < half; n++) apart[n] = load(behind + n * forth) - load(before - n * back);
+    for (int m = 0; m < half; m++) {
+        Lanes change = matrix[m][0] * apart[0];
+        for (int n = 1; n < half; n++) change += matrix[m][n] * apart[n];
+        store(behind + m * forth, load(behind + m * forth) + change);
+        store(before - m * back, load(before - m * back) - change);
+    }
+}
+
+/* out[u * step] of size coefficients from samples in[i * stride]. */
+static inline void __attribute__((always_inline))
+transform(const double (*dct)[MOST_SIZE], const int size, const Lanes *in, int stride, Lanes *out, int step) {
+    const int half = size / 2;
+    Lanes even[MOST_SIZE / 2], odd[MOST_SIZE / 2];
+    for (int i = 0; i < half; i++) {
+        Lanes a = in[i * stride], b = in[(size - 1 - i) * stride];
+        even[i] = a + b, odd[i] = a - b;
+    }
+    for (int u = 0; u < size; u++) {
+        const Lanes *from = u % 2 ? odd : even;
+        Lanes sum = dct[u][0] * from[0];
+        for (int i = 1; i < half; i++) sum += dct[u][i] * from[i];
+        out[u * step] = sum;
+    }
+}
+
+/* Read a row of blocks; beyond the plane its last values go on. */
+static void read_blocks(const double *plane, int height, int width, double mean, int r, Stripe *s) {
+    for (int i = 0; i < s->size; i++) {
+        int y = r * s->size + i;
+        const double *line = plane + (int64_t)(y < height ? y : height - 1) * width;
+        double *out = s->at[1] + (int64_t)i * s->size * s->pitch;
+        for (int c = 0; c < s->cols; c++)
+            for (int j = 0; j < s->size; j++) {
+                int x = c * s->size + j;
+                out[j * s->pitch + c] = line[x < width ? x : width - 1] - mean;
+            }
+    }
+}
+
+static inline void __attribute__((always_inline))
+analyse(const TecModel *m, const Layout *l, int level, const int size, const double *plane, double mean,
+        const double *gain, Stripe *s, double *out) {
+    const double (*dct)[MOST_SIZE] = m->dct[level];
+    const double (*matrix)[MOST_SIZE / 2] = m->overlap[level];
+    int64_t line = (int64_t)size * s->pitch, blocks = (int64_t)l->rows * l->cols;
+    Lanes in[MOST_SIZE], half_way[MOST_SIZE * MOST_SIZE], done[MOST_SIZE];
+    for (int r = 0; r <= l->rows; r++) {
+        if (r < l->rows) {
+            read_blocks(plane, l->plane_height[level], l->plane_width[level], mean, r, s);
+            for (int i = 0; i < size; i++) {
+                double *row = s->at[1] + i * line;
+                for (int k = 0; k < size / 2; k++) {
+                    double *behind = row + k * s->pitch + s->cols;
+                    behind[0] = row[(size - 1 - k) * s->pitch + s->cols - 1];
+                    behind[1] = behind[2] = 0;
+                }
+                for (int c = 0; c < s->cols - 1; c += LANES)
+                    lap(matrix, size / 2, row + (size - 1) * s->pitch + c, s->pitch, row + c + 1, s->pitch);
+            }
+        }
+        for (int j = 0; j < size && r && r < l->rows; j++)
+            for (int c = 0; c < s->cols; c += LANES)
+                lap(matrix, size / 2, s->at[0] + (size - 1) * line + j * s->pitch + c, line,
+                    s->at[1] + j * s->pitch + c, line);
+        for (int c = 0; c < s->cols && r; c += LANES) {
+            for (int i = 0; i < size; i++) {
+                for (int j = 0; j < size; j++) in[j] = load(s->at[0] + i * line + j * s->pitch + c);
+                transform(dct, size, in, 1, half_way + i * size, 1);
+            }
+            for (int v = 0; v < size; v++) {
+                transform(dct, size, half_way + v, size, done, 1);
+                for (int u = 0; u < size; u++) {
+                    double *to = out + (u * size + v) * blocks + (int64_t)(r - 1) * l->cols + c;
+                    Lanes x = done[u] * (gain[u] * gain[v]);
+                    if (c + LANES <= s->cols) store(to, x);
+                    else
+                        for (int n = 0; c + n < s->cols; n++) to[n] = x[n];
+                }
+            }
+        }
+        double *swap = s->at[0];
+        s->at[0] = s->at[1], s->at[1] = swap;
+    }
+}
+
+FASTEST static void analyse_fine(const TecModel *m, const Layout *l, const double *plane, double mean,
+                                 const double *gain, Stripe *s, double *out) {
+    analyse(m, l, 0, MOST_SIZE, plane, mean, gain, s, out);
+}
+
+FASTEST static void analyse_coarse(const TecModel *m, const Layout *l, const double *plane, double mean,
+                                   const double *gain, Stripe *s, double *out) {
+    analyse(m, l, 1, MOST_SIZE / 2, plane, mean, gain, s, out);
+}
+
+int tec_analyse(const TecModel *m, const Layout *l, int band, const double *plane, double mean, double *out) {
+    int level = l->level[band], size = MOST_SIZE >> level, pitch = (l->cols + 2 * LANES) / LANES * LANES;
+    int64_t stripe = (int64_t)size * size * pitch;
+    const int32_t *gains = m->gains[level ? 1 + l->grids[band].kind : 0][l->cells[band].factor - 1];
+    double gain[MOST_SIZE], *work = tec_room((uint64_t)stripe * 2, sizeof *work);
+    if (!work) return TEC_NO_MEMORY;
+    memset(work, 0, sizeof *work * (size_t)(2 * stripe));
+    for (int u = 0; u < size; u++) gain[u] = gains[u] / 65536.0;
+    Stripe s = {{work, work + stripe}, size, l->cols, pitch};
+    if (level) analyse_coarse(m, l, plane, mean, gain, &s, out);
+    else analyse_fine(m, l, plane, mean, gain, &s, out);
+    free(work);
+    return TEC_OK;
+}
+
+/* ---- for Python */
 
 /* out (size*size, rows, cols): coefficients of one plane (rows*size, cols*size). `overlap` and `dct`
  * are (size, size); `gain` (size) multiplies the coefficients of each frequency of an axis. */
-FASTEST int tec_forward(const double *plane, int rows, int cols, int size, const double *overlap,
-                const double *dct, const double *gain, double *out) {
-    int height = rows * size, width = cols * size;
-    double *work = malloc(sizeof *work * height * width);
-    if (!work) return -1;
-    memcpy(work, plane, sizeof *work * height * width);
-    int half = size / 2;
-    double line[MOST_SIZE];
-    for (int r = 0; r < height; r++) /* across vertical boundaries */
-        for (int c = 1; c < cols; c++) {
-            double *at = work + (size_t)r * width + c * size - half;
-            for (int i = 0; i < size; i++) {
-                line[i] = 0;
-                for (int j = 0; j < size; j++) line[i] += overlap[i * size + j] * at[j];
-            }
-            memcpy(at, line, sizeof *line * size);
-        }
-    for (int r = 1; r < rows; r++)
-        for (int c = 0; c < width; c++) {
-            double *at = work + (size_t)(r * size - half) * width + c;
-            for (int i = 0; i < size; i++) {
-                line[i] = 0;
-                for (int j = 0; j < size; j++) line[i] += overlap[i * size + j] * at[(size_t)j * width];
-            }
-            for (int i = 0; i < size; i++) at[(size_t)i * width] = line[i];
-        }
-    double half_way[MOST_SIZE * MOST_SIZE];
-    for (int r = 0; r < rows; r++)
-        for (int c = 0; c < cols; c++) {
-            const double *at = work + (size_t)r * size * width + c * size;
-            for (int i = 0; i < size; i++)
-                for (int v = 0; v < size; v++) {
-                    double sum = 0;
-                    for (int j = 0; j < size; j++) sum += dct[v * size + j] * at[(size_t)i * width + j];
-                    half_way[i * size + v] = sum;
-                }
-            for (int u = 0; u < size; u++)
-                for (int v = 0; v < size; v++) {
-                    double sum = 0;
-                    for (int i = 0; i < size; i++) sum += dct[u * size + i] * half_way[i * size + v];
-                    out[((size_t)(u * size + v) * rows + r) * cols + c] = sum * (gain[u] * gain[v]);
-                }
-        }
-    free(work);
-    return 0;
+int tec_forward(const double *plane, int rows, int cols, int size, const double *overlap, const double *dct,
+                const double *gain, double *out) {
+    int level = size == MOST_SIZE ? 0 : 1, half = size / 2;
+    TecModel *m = calloc(1, sizeof *m);
+    if (!m) return TEC_NO_MEMORY;
+    Layout l = {.rows = rows, .cols = cols, .plane_height = {rows * size, rows * size},
+                .plane_width = {cols * size, cols * size}, .level = {level}, .cells = {{0, 1, 0, 0}}};
+    for (int i = 0; i < size * size; i++) {
+        int row = i / size, column = i % size;
+        m->dct[level][row][column] = dct[i];
+        if (row >= half && column >= half)
+            m->overlap[level][row - half][column - half] = overlap[i] - (row == column);
+    }
+    for (int u = 0; u < size; u++) m->gains[level][0][u] = 65536;
+    int status = tec_analyse(m, &l, 0, plane, 0, out);
+    for (int64_t i = 0, blocks = (int64_t)rows * cols; i < size * size * blocks; i++)
+        out[i] *= gain[i / blocks / size] * gain[i / blocks % size];
+    free(m);
+    return status;
 }
 
-static int64_t rounded(int64_t x, int bits) { return (x + ((int64_t)1 << (bits - 1))) >> bits; }
-
-static int64_t clipped(int64_t x, int64_t most) { return x > most ? most : x < -most ? -most : x; }
-
-/* Coefficients (size*size, rows, cols) in 1/64 DN to a plane in 1/64 DN. `dct` in 1/2^14: entry
- * [u * size + i] is what frequency u adds to sample i; `overlap` in 1/2^14. */
-FASTEST int tec_inverse(const int32_t *coefficients, int rows, int cols, int size, const int32_t *overlap,
+/* The way back, to (rows size, cols size) samples, with whole tensors. */
+int tec_inverse(const int32_t *coefficients, int rows, int cols, int size, const int32_t *overlap,
                 const int32_t *dct, int32_t *plane) {
-    int height = rows * size, width = cols * size, half = size / 2;
-    int64_t half_way[MOST_SIZE * MOST_SIZE], line[MOST_SIZE];
-    for (int r = 0; r < rows; r++)
-        for (int c = 0; c < cols; c++) {
-            for (int u = 0; u < size; u++) {
-                int64_t sums[MOST_SIZE] = {0};
-                for (int v = 0; v < size; v++) {
-                    int64_t w = coefficients[((size_t)(u * size + v) * rows + r) * cols + c];
-                    if (w)
-                        for (int j = 0; j < size; j++) sums[j] += w * dct[v * size + j];
-                }
-                for (int j = 0; j < size; j++) half_way[u * size + j] = rounded(sums[j], 14);
-            }
-            for (int i = 0; i < size; i++) {
-                int64_t sums[MOST_SIZE] = {0};
-                for (int u = 0; u < size; u++)
-                    for (int j = 0; j < size; j++) sums[j] += half_way[u * size + j] * dct[u * size + i];
-                int32_t *at = plane + (size_t)(r * size + i) * width + c * size;
-                for (int j = 0; j < size; j++) at[j] = (int32_t)clipped(rounded(sums[j], 14), 1 << 26);
-            }
+    int level = size == MOST_SIZE ? 0 : 1, half = size / 2;
+    int64_t count = (int64_t)size * size * rows * cols;
+    TecModel *m = calloc(1, sizeof *m);
+    uint8_t *alive = tec_room((uint64_t)FREQUENCIES * (uint64_t)rows, 1);
+    int32_t *from = tec_room((uint64_t)count + LANES, sizeof *from);
+    int status = m && alive && from ? TEC_OK : TEC_NO_MEMORY;
+    if (!status) {
+        memset(alive, 1, (size_t)FREQUENCIES * (size_t)rows);
+        memcpy(from, coefficients, sizeof *from * (size_t)count);
+        Layout l = {.rows = rows, .cols = cols, .plane_height = {rows * size, rows * size},
+                    .plane_width = {cols * size, cols * size}};
+        for (int i = 0; i < size * size; i++) {
+            int row = i / size, column = i % size;
+            m->dct_back[level][row][column] = dct[i];
+            if (row >= half && column >= half)
+                m->overlap_back[level][row - half][column - half] = overlap[i] - (row == column ? 1 << 14 : 0);
         }
-    for (int r = 1; r < rows; r++)
-        for (int c = 0; c < width; c++) {
-            int32_t *at = plane + (size_t)(r * size - half) * width + c;
-            for (int i = 0; i < size; i++) {
-                line[i] = 0;
-                for (int j = 0; j < size; j++) line[i] += (int64_t)overlap[i * size + j] * at[(size_t)j * width];
-            }
-            for (int i = 0; i < size; i++)
-                at[(size_t)i * width] = (int32_t)clipped(rounded(line[i], 14), 1 << 26);
-        }
-    for (int r = 0; r < height; r++)
-        for (int c = 1; c < cols; c++) {
-            int32_t *at = plane + (size_t)r * width + c * size - half;
-            for (int i = 0; i < size; i++) {
-                line[i] = 0;
-                for (int j = 0; j < size; j++) line[i] += (int64_t)overlap[i * size + j] * at[j];
-            }
-            for (int i = 0; i < size; i++) at[i] = (int32_t)clipped(rounded(line[i], 14), 1 << 26);
-        }
-    return 0;
-}
-
-/* out (rows, rows): sums of products of `rows` rows of `length` values, four partial sums each. */
-FASTEST int tec_products(const double *values, int rows, int64_t length, double *out) {
-    for (int a = 0; a < rows; a++)
-        for (int b = 0; b <= a; b++) {
-            const double *x = values + a * length, *y = values + b * length;
-            double sums[4] = {0};
-            int64_t i = 0;
-            for (; i + 4 <= length; i += 4)
-                for (int j = 0; j < 4; j++) sums[j] += x[i + j] * y[i + j];
-            for (; i < length; i++) sums[0] += x[i] * y[i];
-            out[a * rows + b] = out[b * rows + a] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-        }
-    return 0;
-}
-
-/* out (columns, length): the columns of `basis` (rows, all) times the rows of `values`. */
-FASTEST int tec_project(const double *values, int rows, int64_t length, const double *basis,
-                        int columns, int all, double *out) {
-    for (int k = 0; k < columns; k++) {
-        double *to = out + k * length;
-        for (int64_t i = 0; i < length; i++) to[i] = 0;
-        for (int b = 0; b < rows; b++) {
-            double weight = basis[b * all + k];
-            const double *from = values + b * length;
-            for (int64_t i = 0; i < length; i++) to[i] += weight * from[i];
-        }
+        status = tec_synthesise(m, &l, level, from, alive, 0, 1, plane);
     }
-    return 0;
-}
-
-/* Coefficients of bands, in 1/64 DN, from those of components, in 1/64 step.
- *
- * values (frequencies, components, blocks); basis (bands, components) in 1/2^12; factor
- * (frequencies, bands): DN in a step, in 1/2^14; out (frequencies, bands, blocks). */
-FASTEST int tec_mix(const int32_t *values, int frequencies, int components, int bands, int blocks,
-                    const int32_t *basis, const int64_t *factor, int32_t *out) {
-    for (int f = 0; f < frequencies; f++)
-        for (int b = 0; b < bands; b++)
-            for (int i = 0; i < blocks; i++) {
-                int64_t sum = 0;
-                for (int k = 0; k < components; k++)
-                    sum += (int64_t)basis[b * components + k] * values[((int64_t)f * components + k) * blocks + i];
-                sum = clipped(rounded(sum, 12), (int64_t)1 << 30);
-                out[((int64_t)f * bands + b) * blocks + i] =
-                    (int32_t)clipped(rounded(sum * factor[f * bands + b], 14), 1 << 27);
-            }
-    return 0;
-}
-
-/* out (size, size): the identity after rotations, the last one first; rotation i turns rows first[i]
- * and second[i] by angles[i]. Entries are rounded to 1/2^24: what libraries' sines differ by is gone. */
-int tec_rotated(int size, int count, const int32_t *first, const int32_t *second,
-                const double *angles, double *out) {
-    for (int i = 0; i < size * size; i++) out[i] = i % (size + 1) ? 0 : 1;
-    for (int i = count - 1; i >= 0; i--) {
-        double c = cos(angles[i]), s = sin(angles[i]);
-        double *a = out + first[i] * size, *b = out + second[i] * size;
-        for (int j = 0; j < size; j++) {
-            double upper = a[j], lower = b[j];
-            a[j] = c * upper - s * lower;
-            b[j] = c * lower + s * upper;
-        }
-    }
-    for (int i = 0; i < size * size; i++) out[i] = rint(out[i] * 16777216.0) / 16777216.0;
-    return 0;
+    free(m), free(alive), free(from);
+    return status;
 }

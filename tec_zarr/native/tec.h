@@ -30,7 +30,7 @@ int tec_model_open(const uint8_t *file, int64_t length, TecModel **model);
 void tec_model_close(TecModel *model);
 
 /* Decode the section of one date to dn (bands, height, width). `quality` is in 1/4096.
- * `checksum` is that of the latents of the dates before, 0 at first; this date is added to it. */
+ * `checksum` becomes that of the latents. */
 int tec_tile_decode(const TecModel *model, const uint8_t *section, int64_t length, int bands,
                     int height, int width, int quality, int32_t *dn, uint32_t *checksum);
 

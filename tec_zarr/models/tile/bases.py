@@ -105,7 +105,7 @@ def write(
         pivot, other = work[column].copy(), work[row].copy()
         code = min(round(math.atan2(other[column], pivot[column]) / unit), (1 << size - 1) - 1)
         _put_angle(bits, code, size, len(before.full) == count)
-        angles.append((column, row, code * unit))
+        angles.append((column, row, code << 15 - size))
         cosine, sine = math.cos(code * unit), math.sin(code * unit)
         work[column] = cosine * pivot + sine * other
         work[row] = cosine * other - sine * pivot
@@ -134,7 +134,7 @@ def read(bits: BitReader, count: int, class_: int, before: Basis) -> Basis:
     for column, row in _rotations(count, components):
         size = _angle_bits(spreads[column])
         code = _get_angle(bits, size, len(before.full) == count)
-        angles.append((column, row, code * math.pi / 2**size))
+        angles.append((column, row, code << 15 - size))
     return _basis(_start(count, before), angles, np.array(spreads, int))
 
 
@@ -159,10 +159,8 @@ def _start(count: int, before: Basis) -> np.ndarray:
     return before.full if len(before.full) == count else np.eye(count)
 
 
-def _basis(start: np.ndarray, angles: list[tuple[int, int, float]], spreads: np.ndarray) -> Basis:
-    turned = core.rotated(len(start), angles)
-    # The products are whole numbers below 2**53, so their sums are exact in any order.
-    whole = (start * _GRID).astype(np.int64) @ (turned * _GRID).astype(np.int64)
-    full = ((whole + (1 << 23)) >> 24) / _GRID
-    vectors = np.rint(full[:, : len(spreads)] * 2**BASIS_BITS).astype(np.int32)
-    return Basis(vectors, spreads, full)
+def _basis(start: np.ndarray, angles: list[tuple[int, int, int]], spreads: np.ndarray) -> Basis:
+    whole = (start * _GRID).astype(np.int64) @ core.rotated(len(start), angles)
+    whole = (whole + (1 << 23)) >> 24
+    vectors = (whole[:, : len(spreads)] + (1 << 11)) >> 24 - BASIS_BITS
+    return Basis(vectors.astype(np.int32), spreads, whole / _GRID)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,21 +26,13 @@ from tec_zarr.models.tile.bases import NO_BASIS, Basis
 from tec_zarr.models.tile.layout import UNITS, Layout
 from tec_zarr.models.tile.weights import Weights, read_weights
 from tec_zarr.native import core
-from tec_zarr.native.core import CLASSES, SIZE, Walk
-
-COARSEST, FINEST = 4200.0, 50.0
-"""Quantiser steps of quality 1 and 8, DN."""
+from tec_zarr.native.core import CLASSES, SIZE, Walk, step_of
+from tec_zarr.native.tile import TileModel
 
 BITS_OF_ERROR = 8.0
 """Bits that a squared step of error is worth to the quantiser."""
 
 _LONGEST_HEADER = 16384
-
-
-def step_of(quality: float) -> float:
-    """Return the quantiser step in DN, geometric between quality 1 and 8, in whole 1/256 DN."""
-    step = COARSEST * (FINEST / COARSEST) ** ((quality - 1.0) / 7.0)
-    return math.floor(256 * step + 0.5) / 256
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ class Spectrum:
         """Return the coder of the coefficients of a date."""
         rows, cols = blocks_of(self.layout)
         kind = 64 if self.layout.coarse else 0
-        fineness = min(max(round(16 * (quality - 1)), 0), 127)
+        fineness = min(math.floor(16 * (quality - 1) + 0.5), 127)
         return Walk(
             weights.context, self.components, self.spreads, rows, cols, kind, fineness, hints
         )
@@ -188,6 +179,7 @@ class TecS2(Model):
     def __init__(self, weights: Weights, sha256: str):
         self.weights, self.weights_sha256 = weights, sha256
         self.transform = Transform(weights)
+        self.core = TileModel(weights.file())
 
     def encode(
         self,
@@ -198,15 +190,14 @@ class TecS2(Model):
     ) -> Encoded:
         """Encode finite float32 DN (T, C, h, w); `known`, bool, marks measured samples."""
         check_bands(cube.shape)
-        whole = np.clip(np.rint(cube), -(1 << 20), 1 << 20).astype(np.int32)
-        layout, values = Layout.of(whole, known, max(step_of(quality) / 64, 0.5))
-        sections, crcs = [], []
-        for date in range(len(cube)):
-            planes = [layout.plane(b, v[date]) for b, v in enumerate(values)]
-            data, latents = self.encode_planes(layout, planes, quality)
-            sections.append(data)
-            crcs.append(_checksum(latents))
-        return Encoded(sections, crcs)
+        whole = np.clip(np.rint(cube), -(1 << 20), 1 << 20).astype(np.int32, order="C")
+        known = None if known is None else np.ascontiguousarray(known)
+        grids = self.core.grids(whole, known, quality)
+        dates = [
+            self.core.encode(image, None if known is None else known[date], grids, quality)
+            for date, image in enumerate(whole)
+        ]
+        return Encoded([data for data, _ in dates], [checksum for _, checksum in dates])
 
     def encode_planes(
         self, layout: Layout, planes: Sequence[np.ndarray], quality: float
@@ -255,7 +246,7 @@ class TecS2(Model):
         check_bands(shape)
         out = np.empty((len(dates), *shape[1:]), np.int32)
         return out, [
-            _checksum(self.decode_date(sections[date], quality, image))
+            self.core.decode(sections[date], quality, image)
             for image, date in zip(out, dates, strict=True)
         ]
 
@@ -352,10 +343,6 @@ def read_header(
         there, before = bands_of(layout, class_), found[-1] if found else NO_BASIS
         found.append(bases.read(bits, len(there), class_, before) if there else NO_BASIS)
     return Spectrum(layout, means, tuple(found)), section[len(head) - bits.left // 8 :]
-
-
-def _checksum(latents: np.ndarray) -> int:
-    return zlib.crc32(latents.astype("<i4", copy=False).data)
 
 
 def _mean_digits(step: float) -> int:

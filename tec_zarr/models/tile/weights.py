@@ -60,6 +60,11 @@ class Weights:
     def __getitem__(self, name: str) -> np.ndarray:
         return self.tensors[name]
 
+    def file(self) -> bytes:
+        """Return the tensors as safetensors, in the order of their names."""
+        names = sorted(self.tensors)
+        return save({name: np.ascontiguousarray(self.tensors[name]) for name in names})
+
     @classmethod
     def of(cls, tensors: dict[str, np.ndarray], source: str) -> Weights:
         """Check tensors, and lay them out for the core.
@@ -93,7 +98,7 @@ class Weights:
             if np.abs(tensors[name].astype(np.int64)).max() > limit:
                 raise FormatError(f"{source}: tensor {name} has values beyond {limit}")
         for name in ("gain.16", "gain.8.repeated", "gain.8.bilinear"):
-            if tensors[name].min() < 1 or tensors[name].max() > 1 << 24:
+            if tensors[name].min() < 1 << 11 or tensors[name].max() > 1 << 17:
                 raise FormatError(f"{source}: tensor {name} has values out of range")
         return cls(tensors, _context(tensors, frequencies))
 
@@ -139,5 +144,4 @@ def read_weights(path: Path) -> Weights:
 
 def write_weights(tensors: dict[str, np.ndarray], path: Path) -> None:
     """Write tensors as safetensors, in the order of their names."""
-    Weights.of(tensors, str(path))
-    path.write_bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}))
+    path.write_bytes(Weights.of(tensors, str(path)).file())
