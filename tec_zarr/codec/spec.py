@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from numbers import Real
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tec_zarr.bounds.request import ALL, NamedBounds, resolve
+from tec_zarr.codec.options import (
+    are_bounds,
+    are_numbers,
+    is_count,
+    is_listing,
+    is_sha256,
+    option,
+    options_of,
+    within,
+)
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.models.protocol import Entry
 from tec_zarr.models.registry import find_model
@@ -29,11 +38,31 @@ QUALITY_RANGE = (1.0, 8.0)
 
 
 MAX_NODATA = 16
+"""Most values that the mask of a frame can tell apart."""
+
+
+MAX_FLOAT = sys.float_info.max
+
+
+def _finite(nodata: Any) -> tuple[float, ...]:
+    """Return nodata values without NaN and infinities, which are always kept exactly."""
+    values = () if nodata is None else tuple(np.atleast_1d(nodata).tolist())
+    return tuple(dict.fromkeys(v for v in values if math.isfinite(v)))
+
+
+def _bounds(max_error: Any) -> NamedBounds | tuple[float, ...] | float:
+    """Return bounds as a checked mapping, or as a tuple of one for each band, or as a number."""
+    if isinstance(max_error, Mapping):
+        return NamedBounds(max_error)
+    plain = np.asarray(max_error, np.float64).tolist()
+    return tuple(plain) if isinstance(plain, list) else plain
 
 
 @dataclass(frozen=True)
 class ChunkSpec:
     """The settings with which chunks are encoded. Decoding does not use them.
+
+    Each option is declared here and nowhere else (`tec_zarr.codec.options` says who reads it).
 
     Parameters
     ----------
@@ -83,73 +112,129 @@ class ChunkSpec:
         There is no such model, and no weights are given.
     """
 
-    model: str = "tec-s2"
-    quality: float = 4.0
-    bands: Sequence[str] | None = None
-    nodata: Sequence[float] | float | None = 0
-    scale: float | None = None
-    offset: float = 0.0
-    weights_sha256: str | None = None
-    max_error: Mapping[str, float] | Sequence[float] | float | None = None
-    psnr: float | None = None
-    max_bytes: int | None = None
-    gop: int | None = None
+    model: str = option(
+        "tec-s2",
+        "name of the learned model",
+        "a name",
+        lambda v: isinstance(v, str),
+        word=str,
+        metavar="NAME",
+    )
+    quality: float = option(
+        4.0,
+        "1 (smallest) to 8 (finest), the same scale for every model",
+        "{:g} (smallest) to {:g} (finest)".format(*QUALITY_RANGE),
+        within(*QUALITY_RANGE),
+        plain=float,
+    )
+    bands: Sequence[str] | None = option(
+        None,
+        "Sentinel-2 names along the band axis, in its order",
+        "a list of band names",
+        is_listing,
+        plain=band_names,
+        word=str,
+        many=True,
+        metavar="BAND",
+    )
+    nodata: Sequence[float] | float | None = option(
+        0,
+        "values that mean that nothing was measured, besides NaN and what the data declare",
+        "a number or a list of numbers",
+        lambda v: v is None or are_numbers(v),
+        plain=_finite,
+        many=True,
+        metavar="VALUE",
+    )
+    scale: float | None = option(
+        None,
+        "value = (DN + offset) * scale; without it 1 for integers, 0.0001 for floats",
+        "a positive number (1e-30 to 1e30) or None",
+        within(1e-30, 1e30),
+        plain=float,
+    )
+    offset: float = option(
+        0.0,
+        "DN that were added to the values: 1000 for products of baseline 04.00 and later "
+        "whose offset was not removed",
+        "a finite number",
+        within(-MAX_FLOAT, MAX_FLOAT),
+        plain=float,
+        metavar="DN",
+    )
+    weights_sha256: str | None = option(
+        None,
+        "SHA-256 of the weights; without it the newest of the model",
+        "64 hex digits",
+        is_sha256,
+        word=str,
+        metavar="HEX",
+    )
+    max_error: Mapping[str, float] | Sequence[float] | float | None = option(
+        None,
+        "largest error of every sample, in the units of the data; 0: lossless. Bands and "
+        "indices can have bounds of their own by name: ndvi=0.01, B04=5, nd:B8A,B04=0.02, all=50",
+        "0 or more: a number, a list of numbers or a mapping of names to numbers",
+        are_bounds,
+        plain=_bounds,
+        by_name=True,
+        target=True,
+        metavar="[NAME=]BOUND",
+    )
+    psnr: float | None = option(
+        None,
+        "PSNR that every chunk reaches, at the lowest quality that does; in dB",
+        "0 or more",
+        within(0, MAX_FLOAT),
+        plain=float,
+        target=True,
+        metavar="DB",
+    )
+    max_bytes: int | None = option(
+        None,
+        "bytes that no chunk exceeds, at the highest quality that fits",
+        "0 or more",
+        within(0, MAX_FLOAT),
+        plain=int,
+        word=int,
+        target=True,
+        metavar="N",
+    )
+    gop: int | None = option(
+        None,
+        "for temporal models: dates refer to one another only within runs of this many",
+        "a whole number from 1 or None",
+        is_count,
+        word=int,
+        metavar="DATES",
+    )
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        low, high = QUALITY_RANGE
-        if not low <= self.quality <= high:
-            raise UnsupportedArrayError(
-                f"quality is {self.quality}, it must be {low:g} (smallest) to {high:g} (finest)"
-            )
-        if self.scale is not None and not 1e-30 < self.scale < 1e30:
-            raise UnsupportedArrayError(
-                f"scale is {self.scale}, it must be a positive number (1e-30 to 1e30)"
-            )
-        if not math.isfinite(self.offset):
-            raise UnsupportedArrayError(f"offset is {self.offset}, it must be a finite number")
+        for name, (field, known) in options_of(ChunkSpec).items():
+            value = getattr(self, name)
+            if value is None and field.default is None:
+                continue
+            if not known.fits(value):
+                raise UnsupportedArrayError(f"{name} is {value!r:.80}, it must be {known.expected}")
+            object.__setattr__(self, name, known.plain(value))
         if len(self.fill_values) > MAX_NODATA:
             raise UnsupportedArrayError(
                 f"{len(self.fill_values)} nodata values, at most {MAX_NODATA} can be kept apart"
             )
-        targets = {"max_error": self.max_error, "psnr": self.psnr, "max_bytes": self.max_bytes}
-        given = [name for name, value in targets.items() if value is not None]
+        targets = [name for name, (_, known) in options_of(self).items() if known.target]
+        given = [name for name in targets if getattr(self, name) is not None]
         if len(given) > 1:
             raise UnsupportedArrayError(f"{' and '.join(given)} were given, take one of them")
-        bands = None if self.bands is None else band_names(self.bands)
-        max_error: Any = self.max_error
-        if isinstance(max_error, Mapping):
-            max_error = NamedBounds(max_error)
-            given.remove("max_error")
-            if bands is not None:  # refuse names of bands that are not in ``bands``
-                resolve(max_error, len(bands), bands)
-        for name in given:
-            values = np.atleast_1d(np.asarray(targets[name], np.float64))
-            finite = values.size and values.ndim == 1 and np.isfinite(values).all()
-            if not finite or (values < 0).any():
-                raise UnsupportedArrayError(f"{name} is {targets[name]}, it must be 0 or more")
-        if max_error is not None and not isinstance(max_error, Mapping):
-            max_error = np.asarray(max_error, np.float64).tolist()
-            max_error = tuple(max_error) if isinstance(max_error, list) else max_error
-        weights = self.weights_sha256 or find_model(self.model).newest
-        for name, value in (
-            ("quality", float(self.quality)),
-            ("bands", bands),
-            ("max_error", max_error),
-            ("nodata", self.fill_values),
-            ("offset", float(self.offset)),
-            ("scale", None if self.scale is None else float(self.scale)),
-            ("psnr", None if self.psnr is None else float(self.psnr)),
-            ("max_bytes", None if self.max_bytes is None else int(self.max_bytes)),
-            ("weights_sha256", weights),
-        ):
-            object.__setattr__(self, name, value)
+        if isinstance(self.max_error, NamedBounds) and self.bands is not None:
+            # Refuse names of bands that are not in ``bands``.
+            resolve(self.max_error, len(self.bands), self.bands)
+        if self.weights_sha256 is None:
+            object.__setattr__(self, "weights_sha256", find_model(self.model).newest)
 
     @property
     def fill_values(self) -> tuple[float, ...]:
         """``nodata`` as a tuple without NaN and infinities, which are always kept exactly."""
-        nodata = () if self.nodata is None else tuple(np.atleast_1d(self.nodata).tolist())
-        return tuple(dict.fromkeys(v for v in nodata if math.isfinite(v)))
+        return _finite(self.nodata)
 
     @property
     def is_lossless(self) -> bool:
@@ -161,8 +246,7 @@ class ChunkSpec:
     @classmethod
     def from_config(cls, configuration: dict[str, Any]) -> Self:
         """Rebuild from :meth:`to_config`. Keys of a newer tec_zarr raise an error that says so."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(configuration) - known)
+        unknown = sorted(set(configuration) - set(options_of(cls)))
         if unknown:
             raise UnsupportedArrayError(
                 f"codec 'tec' is configured with {unknown}, which this tec_zarr does not know: "
@@ -170,12 +254,17 @@ class ChunkSpec:
             )
         return cls(**configuration)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options by name."""
+        return {name: getattr(self, name) for name in options_of(self)}
+
     def to_config(self) -> dict[str, Any]:
         """Return the JSON configuration.
 
         It does not depend on the scene, so that stores can be concatenated.
         """
-        return json.loads(json.dumps({f.name: getattr(self, f.name) for f in fields(ChunkSpec)}))
+        return json.loads(json.dumps(self.options))
 
 
 def check_gop(spec: ChunkSpec) -> Entry:
@@ -187,56 +276,6 @@ def check_gop(spec: ChunkSpec) -> Entry:
             f"{spec.model} has none: leave it out"
         )
     return entry
-
-
-def _check_types(spec: ChunkSpec) -> None:
-    """Refuse arguments of a wrong type: metadata from a stranger can hold any JSON."""
-    for name, expected, fits in (
-        ("model", "a name", lambda v: isinstance(v, str)),
-        ("quality", "a number", _is_number),
-        ("offset", "a number", _is_number),
-        ("scale", "a number or None", lambda v: v is None or _is_number(v)),
-        ("psnr", "a number or None", lambda v: v is None or _is_number(v)),
-        ("max_bytes", "a number or None", lambda v: v is None or _is_number(v)),
-        ("gop", "a whole number from 1 or None", lambda v: v is None or _is_count(v)),
-        ("nodata", "a number or a list of numbers", lambda v: v is None or _are_numbers(v)),
-        ("max_error", "a number, a list of numbers or a mapping of names to numbers",
-         lambda v: v is None or isinstance(v, Mapping) or _are_numbers(v)),
-        ("bands", "a list of band names", lambda v: v is None or _is_listing(v)),
-        ("weights_sha256", "64 hex digits", lambda v: v is None or _is_sha256(v)),
-    ):
-        value = getattr(spec, name)
-        if not fits(value):
-            raise UnsupportedArrayError(f"{name} is {value!r:.80}, it must be {expected}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return False
-    try:
-        float(value)
-    except OverflowError:  # JSON has integers of any length
-        return False
-    return True
-
-
-def _are_numbers(value: object) -> bool:
-    plain = value.tolist() if isinstance(value, np.ndarray) else value
-    if isinstance(plain, list | tuple):
-        return all(map(_is_number, plain))
-    return _is_number(plain)
-
-
-def _is_listing(value: object) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str)
-
-
-def _is_sha256(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def check_array(dtype: np.dtype, ndim: int) -> None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import xarray as xr
 
 from tec_zarr.codec.encode import check_unit
+from tec_zarr.codec.options import takes_options
 from tec_zarr.codec.spec import ChunkSpec, check_gop
 from tec_zarr.cubes.dims import (
     BAND,
@@ -63,22 +64,15 @@ _STORAGE_KEYS = ("chunks", "shards", "preferred_chunks", "compressors", "compres
                  "chunk_key_encoding", "cache_metadata", "fill_value")  # fmt: skip
 
 
+@takes_options(ChunkSpec)
 def encoding(
     obj: xr.DataArray | xr.Dataset,
     *,
-    quality: float = 4.0,
-    model: str = "tec-s2",
     zarr_format: int = 3,
-    bands: Iterable[str] | None = None,
-    nodata: float | Sequence[float] | None = 0,
-    scale: float | None = None,
-    max_error: float | Sequence[float] | Mapping[str, float] | None = None,
-    psnr: float | None = None,
-    max_bytes: int | None = None,
-    gop: int | None = None,
     chunks: Mapping[str, int] | None = None,
     shards: bool = True,
     variables: Iterable[str] | None = None,
+    **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """Return the encoding to pass to ``to_zarr``: TEC for reflectance, lossless for all else.
 
@@ -86,35 +80,8 @@ def encoding(
     ----------
     obj : DataArray or Dataset
         Dimensions (time, band, y, x), or without time or band. Other usual names are understood.
-    quality : float
-        1 (smallest) to 8 (finest).
-    model : str
-        Name of the learned model.
     zarr_format : {3, 2}
         Must equal the ``zarr_format`` passed to ``to_zarr``.
-    bands : iterable of str, optional
-        Sentinel-2 names along the band dimension. None takes them from the band coordinate, or
-        from descriptions (``long_name``) if that only counts, or from the name of a variable that
-        has no band dimension.
-    nodata : number or sequence of numbers, optional
-        Values besides NaN that mean "nothing measured"; None for no such value. The values that
-        the data declare (``_FillValue``, ``missing_value``, ``nodata``, ``.rio.nodata``, ...) are
-        added to these.
-    scale : float, optional
-        Unit of floating-point data: 1e-4 for reflectance (the default), 1 for DN. Floats that
-        xarray made from integers without a scale factor are DN, and are stored as these integers.
-    max_error : number, sequence of numbers or mapping, optional
-        Largest absolute error of every sample, in the units of the data (DN, or reflectance for
-        floats): one for all bands, or one for each; 0 is lossless. A mapping names bands and
-        indices: ``{"ndvi": 0.01}``, ``{"nd:B8A,B04": 0.02, "B02": 5, "all": 50}``. It replaces
-        ``quality``, which then applies only to bands that the mapping does not name.
-    psnr, max_bytes : number, optional
-        PSNR (dB) that every chunk reaches, or bytes that no chunk exceeds. The quality is chosen
-        for each chunk, so either replaces ``quality``.
-    gop : int, optional
-        For temporal models (``model="tec-tt-s2"``): the number of successive dates that may be
-        predicted from one another. None: all dates of a chunk. Decoding one date takes at most
-        this many; shorter chunks in time have the same effect.
     chunks : mapping, optional
         Dimension name to chunk length, -1 for a whole dimension. Default: about 4 dates, all
         bands, and about 256 x 256 pixels. Lengths divide the image into nearly equal parts, and fit
@@ -127,6 +94,7 @@ def encoding(
         names Sentinel-2 bands, and those named like a band. If there are none, those with a band
         dimension without names. Variables with flags, with another ``standard_name``, or with a
         name such as ``scl``, ``mask`` or ``view_zenith`` are never taken by default.
+    {options}
 
     Returns
     -------
@@ -148,6 +116,19 @@ def encoding(
 
     Notes
     -----
+    `tec_zarr.codec.spec.ChunkSpec` explains ``quality`` and the options after it at length. Here
+    they may be left to the data:
+
+    - ``bands=None`` takes the names from the band coordinate, or from descriptions (``long_name``)
+      if that only counts, or from the name of a variable that has no band dimension.
+    - The values that the data declare (``_FillValue``, ``missing_value``, ``nodata``,
+      ``.rio.nodata``, ...) are added to ``nodata``.
+    - ``scale`` and ``offset`` are about the values that a reader sees. The CF packing of stored
+      integers is taken into account. Floats that xarray made from integers without a scale factor
+      are DN, and are stored as these integers.
+    - ``max_error`` is in the units of the data: DN, or reflectance for floats. Bands that a
+      mapping does not name are coded at ``quality``.
+
     Floating-point data in memory become uint16 DN if they fit. The CF attributes ``scale_factor``
     and ``_FillValue`` 0 (NaN) make any reader see reflectance. Data that xarray unpacked from
     integers are packed in the same way again. Other data keep their dtype: lazy results of a
@@ -158,6 +139,7 @@ def encoding(
     """
     if zarr_format not in (2, 3):
         raise UnsupportedArrayError(f"zarr_format is {zarr_format}, it must be 2 or 3")
+    bands = options.pop("bands", None)
     if bands is not None and not isinstance(bands, str):
         bands = tuple(bands)
     if isinstance(obj, xr.DataArray):
@@ -178,10 +160,7 @@ def encoding(
     for name, da in arrays.items():
         if name in reflectance:
             names = _bands_of(name, da, bands, alone)
-            spec = ChunkSpec(
-                model=model, quality=quality, bands=names, nodata=nodata, scale=scale,
-                max_error=max_error, psnr=psnr, max_bytes=max_bytes, gop=gop,
-            )  # fmt: skip
+            spec = ChunkSpec(bands=names, **options)
             check_gop(spec)
             if not spec.is_lossless:
                 _warn_second_generation(name, da)

@@ -245,7 +245,7 @@ def packed_spec(spec: ChunkSpec, factor: float, added: float) -> ChunkSpec:
     Values are integers times ``factor`` plus ``added``.
     """
     unit = spec.scale or 1 / DN_PER_REFLECTANCE
-    spec = replace(spec, scale=round(unit / factor, 9), offset=round(-added / unit, 6))
+    spec = replace(spec, scale=round(unit / factor, 9), offset=round(spec.offset - added / unit, 6))
     return bounds_in(factor, spec)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,24 +12,22 @@ import xarray as xr
 
 from tec_zarr.codec.decode import decode_chunk
 from tec_zarr.codec.encode import encode_chunk
+from tec_zarr.codec.options import takes_options
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.cubes.dims import XrObject, chosen_variables, transposed
 from tec_zarr.cubes.encoding import encoding, without_codecs
 from tec_zarr.cubes.packing import PACKING
 
-MaxError = float | Sequence[float] | Mapping[str, float] | None
 
-
-def simulate(
-    obj: XrObject, *, quality: float = 4.0, max_error: MaxError = None, **options: Any
-) -> XrObject:
+@takes_options(encoding)
+def simulate(obj: XrObject, **options: Any) -> XrObject:
     """Return ``obj`` as it will be after writing it with TEC and reading it. Writes nothing.
 
     Parameters
     ----------
     obj : DataArray or Dataset
         Cube, dimensions in any order. Variables that are not reflectance stay as they are.
-    quality, max_error, **options
+    **options
         As in `tec_zarr.encoding`. `weigh` returns the number of bytes.
 
     Returns
@@ -38,28 +36,19 @@ def simulate(
         The values that a reader of the store will get, with the dimensions, dtype, coordinates and
         attributes of ``obj``. Reflectance is always lazy.
     """
-    if max_error is not None:
-        options["max_error"] = max_error
     if isinstance(obj, xr.DataArray):
-        return _simulated(obj, quality, options)
+        return _simulated(obj, options)
     names = chosen_variables(obj, options.get("variables"))
-    found = {n: _simulated(obj[n], quality, options) for n in obj.data_vars if str(n) in names}
+    found = {n: _simulated(obj[n], options) for n in obj.data_vars if str(n) in names}
     return obj.assign(found)
 
 
-def weigh(
-    obj: xr.DataArray | xr.Dataset,
-    *,
-    quality: float = 4.0,
-    max_error: MaxError = None,
-    **options: Any,
-) -> int:
+@takes_options(encoding)
+def weigh(obj: xr.DataArray | xr.Dataset, **options: Any) -> int:
     """Return the bytes that the TEC chunks of ``obj`` will take. Encodes all, writes nothing.
 
     Parameters are those of `simulate`. Metadata and lossless variables are not counted.
     """
-    if max_error is not None:
-        options["max_error"] = max_error
     if isinstance(obj, xr.DataArray):
         arrays = [obj]
     else:
@@ -67,7 +56,7 @@ def weigh(
         arrays = [da for n, da in obj.data_vars.items() if str(n) in names]
     total = 0
     for da in arrays:
-        written, lazy = _plan(da, quality, options)
+        written, lazy = _plan(da, options)
         ones = tuple((1,) * n for n in lazy.numblocks)
         sizes = lazy.map_blocks(written.weight, dtype=np.int64, chunks=ones)
         total += int(sizes.sum().compute())
@@ -121,15 +110,12 @@ class _Written:
         return xr.conventions.decode_cf_variable("", xr.Variable(self.dims, stored, attrs)).values
 
 
-def _plan(
-    da: xr.DataArray, quality: float, options: Mapping[str, Any]
-) -> tuple[_Written, Any]:
+def _plan(da: xr.DataArray, options: Mapping[str, Any]) -> tuple[_Written, Any]:
     """Return how ``da`` is written, and its data as a Dask array of whole chunks."""
     settings = {k: v for k, v in options.items() if k != "variables"}
     ordered = transposed(without_codecs(da))
     name = str(da.name) if da.name is not None else "cube"
-    stored = encoding(ordered.to_dataset(name=name), variables=[name], quality=quality,
-                      **settings)[name]  # fmt: skip
+    stored = encoding(ordered.to_dataset(name=name), variables=[name], **settings)[name]
     chunk = stored["chunks"]
     packing = {k: stored[k] for k in PACKING if k in stored}
     fills = {**da.attrs, **da.encoding, **packing}
@@ -143,7 +129,7 @@ def _plan(
     return _Written(codec, chunk, packing, dims, fill), lazy.data
 
 
-def _simulated(da: xr.DataArray, quality: float, options: Mapping[str, Any]) -> xr.DataArray:
-    written, lazy = _plan(da, quality, options)
+def _simulated(da: xr.DataArray, options: Mapping[str, Any]) -> xr.DataArray:
+    written, lazy = _plan(da, options)
     back = lazy.map_blocks(written.read_back, dtype=da.dtype)
     return transposed(da).copy(data=back).transpose(*da.dims)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from tec_zarr.codec.options import takes_options
 from tec_zarr.compare.report import preview, report
 from tec_zarr.cubes.encoding import drop_encoding, encoding
-from tec_zarr.cubes.simulate import MaxError, simulate, weigh
+from tec_zarr.cubes.simulate import simulate, weigh
 from tec_zarr.inpaint.clouds import inpaint_clouds
 from tec_zarr.inpaint.masks import DILATE, Mask
 
@@ -31,6 +32,7 @@ class _TecAccessor:
     def __init__(self, obj: Any) -> None:
         self._obj = obj
 
+    @takes_options(encoding)
     def encoding(self, **options: Any) -> dict[str, dict[str, Any]]:
         """Encoding for ``to_zarr``: `tec_zarr.encoding`."""
         return encoding(self._obj, **options)
@@ -48,13 +50,15 @@ class _TecAccessor:
         """Same data without the encoding of its store: `tec_zarr.drop_encoding`."""
         return drop_encoding(self._obj)
 
-    def simulate(self, *, quality: float = 4.0, max_error: MaxError = None, **options: Any) -> Any:
+    @takes_options(encoding)
+    def simulate(self, **options: Any) -> Any:
         """The data as they will be after TEC, lazily: `tec_zarr.cubes.simulate.simulate`."""
-        return simulate(self._obj, quality=quality, max_error=max_error, **options)
+        return simulate(self._obj, **options)
 
-    def weigh(self, *, quality: float = 4.0, max_error: MaxError = None, **options: Any) -> int:
+    @takes_options(encoding)
+    def weigh(self, **options: Any) -> int:
         """Bytes that the data will take with TEC: `tec_zarr.cubes.simulate.weigh`."""
-        return weigh(self._obj, quality=quality, max_error=max_error, **options)
+        return weigh(self._obj, **options)
 
     def report(
         self, original: xr.DataArray | xr.Dataset, *, html: str | Path | None = None

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import tec_zarr
+from tec_zarr.codec.options import options_of
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import TecError
 from tec_zarr.face.convert import (
     decode_command,
@@ -68,33 +70,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    def coding(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--quality", type=float, default=4.0, help="1 (smallest) to 8 (finest)")
-        sub.add_argument("--model", default="tec-s2", help="learned model (default: tec-s2)")
-        sub.add_argument("--scale", type=float, help="units of float data: 1e-4 (default) or 1")
-        named(sub)
-
-    def named(sub: argparse.ArgumentParser) -> None:
+    def bands(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--bands", nargs="+", metavar="BAND",
                          help="names of the bands, in the order of the file")  # fmt: skip
-
-    def nodata(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--nodata", type=float, nargs="+", default=[0], metavar="VALUE",
-                         help="what means nothing measured (default: 0), besides NaN and what "
-                         "the data declare")  # fmt: skip
-
-    def targets(sub: argparse.ArgumentParser) -> None:
-        target = sub.add_mutually_exclusive_group()
-        target.add_argument("--max-error", action=_Bounds, metavar="[NAME=]BOUND",
-                            help="bound in units of the data; 0: exact. Or by name, repeatedly: "
-                            "ndvi=0.01, B04=5, nd:B8A,B04=0.02, all=50")  # fmt: skip
-        target.add_argument("--psnr", type=float, help="dB that every chunk reaches")
-        target.add_argument("--max-bytes", type=int, help="bytes that no chunk exceeds")
 
     demo = command(demo_command, "demo", "a cube through TEC and back, in numbers and a picture")
     demo.add_argument("--input", type=Path, help="own Zarr, NetCDF, GeoTIFF(s) or .npz cube")
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results")
-    coding(demo)
+    _add_options(demo)
 
     encode = command(encode_command, "encode", "write a cube into a Zarr store with TEC")
     encode.add_argument("source", type=Path, metavar="IN")
@@ -102,9 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
     encode.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     encode.add_argument("--variables", nargs="+", metavar="NAME", help="arrays for TEC")
-    nodata(encode)
-    coding(encode)
-    targets(encode)
+    _add_options(encode)
 
     decode = command(decode_command, "decode", "write a plain Zarr store or GeoTIFFs: the way out")
     decode.add_argument("source", type=Path, metavar="IN")
@@ -118,16 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     verify = command(verify_command, "verify", "errors of B against A, per band")
     verify.add_argument("a", type=Path, metavar="A")
     verify.add_argument("b", type=Path, metavar="B")
-    named(verify)
+    bands(verify)
 
     page = command(report_command, "report", "one HTML page about what was lost, to look at")
     page.add_argument("a", type=Path, metavar="A", help="the original")
     page.add_argument("b", type=Path, metavar="B", nargs="?",
                       help="a store made of it (default: made now, with TEC)")  # fmt: skip
     page.add_argument("--html", type=Path, default=Path("report.html"), help="the page to write")
-    nodata(page)
-    coding(page)
-    targets(page)
+    _add_options(page)
 
     stac = command(
         from_stac_command, "from-stac", "an area and a period of a STAC catalogue to TEC"
@@ -146,15 +125,13 @@ def _parser() -> argparse.ArgumentParser:
     stac.add_argument("--offset", type=int, choices=(0, 1000),
                       help="DN that all pixels carry, where the metadata are wrong")  # fmt: skip
     stac.add_argument("--append", action="store_true", help="add later dates to OUT")
-    stac.add_argument("--quality", type=float, default=4.0, help="1 (smallest) to 8 (finest)")
-    stac.add_argument("--model", default="tec-s2", help="learned model (default: tec-s2)")
+    _add_options(stac, without=("bands", "offset"))
 
     recompress = command(recompress_command, "recompress", "a whole Zarr archive to TEC, resumable")
     recompress.add_argument("source", metavar="SRC", help="path or URL of a Zarr store")
     recompress.add_argument("target", metavar="DST", help="path or URL; repeat to resume")
     recompress.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
     recompress.add_argument("--variables", nargs="+", metavar="NAME", help="arrays for TEC")
-    nodata(recompress)
     recompress.add_argument("--verify", choices=("sample", "full", "none"), default="sample")
     recompress.add_argument("--retries", type=int, default=2, help="further attempts per region")
     where = recompress.add_mutually_exclusive_group()
@@ -164,8 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     recompress.add_argument("--dry-run", action="store_true", help="estimate; write nothing")
     recompress.add_argument("--price", type=float, help="with --dry-run: price of a core hour")
     recompress.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report")
-    coding(recompress)
-    targets(recompress)
+    _add_options(recompress)
 
     lower = command(transcode_command, "transcode", "lower quality, or other format or shards")
     lower.add_argument("source", metavar="IN", help="path or URL of a Zarr store")
@@ -183,6 +159,23 @@ def _parser() -> argparse.ArgumentParser:
     train = command(train_command, "train", "train the default model on data of your own")
     train.add_argument("config", type=Path, metavar="CONFIG", help="TOML, see docs/training.md")
     return parser
+
+
+def _add_options(sub: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+    """Add the options of a chunk, as `ChunkSpec` declares them."""
+    group = sub.add_argument_group("options of a chunk")
+    targets = group.add_mutually_exclusive_group()
+    for name, (field, known) in options_of(ChunkSpec).items():
+        if name in without:
+            continue
+        default = "" if field.default is None else f" (default: {field.default})"
+        how: dict[str, Any] = {"action": _Bounds} if known.by_name else {"type": known.word}
+        if known.many:
+            how["nargs"] = "+"
+        (targets if known.target else group).add_argument(
+            f"--{name.replace('_', '-')}", default=field.default, metavar=known.metavar,
+            help=(known.help + default).replace("%", "%%"), **how,
+        )  # fmt: skip
 
 
 class _Bounds(argparse.Action):

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.face.output import BAR_AFTER_SECONDS, print_arrays, settings_of, to_zarr, with_bar
+from tec_zarr.face.output import (
+    BAR_AFTER_SECONDS,
+    chunk_options,
+    print_arrays,
+    settings_of,
+    to_zarr,
+    with_bar,
+)
 from tec_zarr.interrupted import replaced
 
 if TYPE_CHECKING:
@@ -95,9 +102,9 @@ def recompress_command(arguments: argparse.Namespace) -> int:
     from tec_zarr.recompression.estimate import estimate
     from tec_zarr.recompression.run import recompress
 
-    names = ("quality", "max_error", "psnr", "max_bytes", "model", "scale", "zarr_format",
-             "variables", "bands", "nodata")  # fmt: skip
-    settings = {name: getattr(arguments, name) for name in names}
+    settings = chunk_options(arguments) | {
+        "zarr_format": arguments.zarr_format, "variables": arguments.variables,
+    }  # fmt: skip
     if arguments.dry_run:
         guess = estimate(arguments.source, **settings)
         hours = guess.core_seconds / 3600
@@ -169,13 +176,14 @@ def from_stac_command(arguments: argparse.Namespace) -> None:
     from tec_zarr.stac.load import EARTH_SEARCH, from_stac
     from tec_zarr.stores.info import stored_arrays
 
+    options = chunk_options(arguments)
+    bands, offset = options.pop("bands"), options.pop("offset")  # these two are from_stac's own
     stores: list[xr.Dataset] = []
     with_bar("download and encode", lambda: stores.append(from_stac(
         arguments.target, bbox=arguments.bbox, datetime=arguments.datetime,
         catalog=arguments.catalog or EARTH_SEARCH, collection=arguments.collection,
-        bands=arguments.bands, resolution=arguments.resolution, crs=arguments.crs,
-        loader=arguments.loader, offset=arguments.offset, quality=arguments.quality,
-        model=arguments.model, append_dates=arguments.append,
+        bands=bands, resolution=arguments.resolution, crs=arguments.crs,
+        loader=arguments.loader, offset=offset, append_dates=arguments.append, **options,
     )))  # fmt: skip
     print(f"{stores[0].attrs['history']}\n{stores[0].sizes['time']} dates in {arguments.target}\n")
     print_arrays(stored_arrays(arguments.target))

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -29,9 +30,13 @@ Step = Callable[[str, Callable[[], object]], None]
 
 
 def run_demo(
-    out: Path, *, source: Path | None, quality: float, model: str, scale: float | None,
-    bands: Sequence[str] | None = None, step: Step,
-) -> tuple[str, Path | None]:  # fmt: skip
+    out: Path,
+    *,
+    source: Path | None,
+    step: Step,
+    bands: Sequence[str] | None = None,
+    **options: Any,
+) -> tuple[str, Path | None]:
     """Encode a cube, reopen it and compare both.
 
     Parameters
@@ -41,13 +46,13 @@ def run_demo(
         overwritten.
     source : Path, optional
         The cube (see :func:`tec_zarr.cubes.files.open_cube`); default a synthetic one.
-    quality, model, scale
-        As in :class:`tec_zarr.codec.spec.ChunkSpec`.
     bands : sequence of str, optional
         Names of the bands of ``source``, in its order, if the file does not name them.
     step : callable
         Called with the name of a part of the work and a function that does it. It calls the
         function and may show progress.
+    **options
+        Options of a chunk, as in `tec_zarr.encoding`.
 
     Returns
     -------
@@ -60,7 +65,7 @@ def run_demo(
     ds = synthetic.dataset() if source is None else open_cube(source, bands=bands, said=said)
     # Lazy until the encoding is chosen, so that the store is the same as that of `tec-zarr encode`.
     ds = rechunk(stack_bands(ds, said=said))
-    settings = encoding(ds, quality=quality, model=model, scale=scale)
+    settings = encoding(ds, **options)
     names = chosen_variables(ds, None)
     ds = drop_encoding(ds).load()
     original = single_array(ds, names)
@@ -69,7 +74,7 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     labels = names_along_bands(original)
 
-    step("load the model", lambda: _warm_up(model, quality))
+    step("load the model", lambda: _warm_up(options.get("model", "tec-s2")))
     seconds = []
     reopened: list[xr.Dataset] = []
     for label, work in (
@@ -89,7 +94,7 @@ def run_demo(
     rows = error_rows(reference_dn, decoded_dn, labels)
     summary = [
         ["cube", f"{' x '.join(map(str, original.shape))} {original.dtype}"],
-        ["model, quality", f"{model}, {quality:g}"],
+        ["codec", arrays[next(iter(names))].codec],
         ["raw size", size(raw)],
         ["stored size", size(stored)],
         ["ratio", f"{raw / stored:.1f} : 1"],
@@ -155,7 +160,7 @@ def quicklook(
     return file
 
 
-def _warm_up(model: str, quality: float) -> None:
-    """Load torch and the weights, so that this does not count in the measured times."""
+def _warm_up(model: str) -> None:
+    """Load the model, so that this does not count in the measured times."""
     tiny = np.arange(1, 12 * 64 * 64 + 1, dtype="uint16").reshape(1, 12, 64, 64) % 5000 + 1
-    decode_chunk(encode_chunk(tiny, ChunkSpec(model=model, quality=quality)))
+    decode_chunk(encode_chunk(tiny, ChunkSpec(model=model)))

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from tec_zarr.codec.options import options_of
+from tec_zarr.codec.spec import ChunkSpec
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -20,7 +23,7 @@ BAR_AFTER_SECONDS = 2
 
 
 def settings_of(source: Path, arguments: argparse.Namespace, zarr_format: int) -> tuple:
-    """A cube ready to write, and its encoding by the arguments of ``coding`` and ``targets``."""
+    """Return a cube that is ready to write, and its encoding with the options in ``arguments``."""
     from tec_zarr.cubes.encoding import drop_encoding, encoding
     from tec_zarr.cubes.files import open_cube
     from tec_zarr.cubes.layout import rechunk
@@ -32,13 +35,16 @@ def settings_of(source: Path, arguments: argparse.Namespace, zarr_format: int) -
     ds = rechunk(ds if variables else stack_bands(ds, said=said))
     for line in said:
         print(line)
-    settings = encoding(
-        ds, quality=arguments.quality, model=arguments.model, scale=arguments.scale,
-        zarr_format=zarr_format, max_error=arguments.max_error, psnr=arguments.psnr,
-        max_bytes=arguments.max_bytes, variables=variables,
-        nodata=getattr(arguments, "nodata", 0),
-    )  # fmt: skip
+    options = chunk_options(arguments)
+    options.pop("bands")  # open_cube has named the bands with them
+    settings = encoding(ds, zarr_format=zarr_format, variables=variables, **options)
     return drop_encoding(ds), settings
+
+
+def chunk_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a chunk among the arguments of a command."""
+    names = options_of(ChunkSpec)
+    return {name: value for name, value in vars(arguments).items() if name in names}
 
 
 def print_arrays(arrays: list) -> None:

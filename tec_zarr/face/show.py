@@ -9,7 +9,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tec_zarr.face.output import print_arrays, settings_of, to_zarr, with_bar
+from tec_zarr.face.output import chunk_options, print_arrays, settings_of, to_zarr, with_bar
 
 
 def demo_command(arguments: argparse.Namespace) -> None:
@@ -17,9 +17,8 @@ def demo_command(arguments: argparse.Namespace) -> None:
     from tec_zarr.face.demo import run_demo
 
     text, picture = run_demo(
-        arguments.out, source=arguments.input, quality=arguments.quality, model=arguments.model,
-        scale=arguments.scale, bands=arguments.bands, step=with_bar,
-    )  # fmt: skip
+        arguments.out, source=arguments.input, step=with_bar, **chunk_options(arguments)
+    )
     print(text)
     print()
     print(f"picture: {picture or 'not drawn; pip install tec_zarr[plots]'}")

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from tec_zarr.codec.options import takes_options
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.compare.align import in_dn
 from tec_zarr.compare.tables import error_rows
@@ -24,11 +25,13 @@ from tec_zarr.stores.info import ATTRIBUTE, kept_bounds
 
 #: Keywords that are passed on to xarray's ``to_zarr`` unchanged.
 _PASSED_ON = ("safe_chunks", "align_chunks", "write_empty_chunks", "chunkmanager_store_kwargs")
-_CODING = ("model", "quality", "max_error", "psnr", "max_bytes", "gop")
+#: Options in the units of the stored numbers. With another scale factor they cannot be compared.
+_IN_STORED_UNITS = ("max_error", "scale", "offset")
 
 Region = Mapping[str, slice | Literal["auto"]] | Literal["auto"]
 
 
+@takes_options(store_encoding)
 def to_zarr(
     obj: xr.DataArray | xr.Dataset,
     store: Any,
@@ -63,8 +66,7 @@ def to_zarr(
         Read the store back and write the PSNR of every band into the attributes. Not possible
         when dates or regions are added to TEC arrays.
     **options
-        Options of `tec_zarr.encoding`: ``quality``, ``model``, ``nodata``, ``chunks``, ... Arrays
-        that the store already has keep their own options.
+        Options of `tec_zarr.encoding`. Arrays that the store already has keep their own.
 
     Returns
     -------
@@ -171,10 +173,11 @@ def _check_options(
     wanted = settings.get("serializer") or settings.get("compressors")
     if had is None or not isinstance(wanted, ChunkSpec):
         return
-    differ = [k for k in _CODING if k in options and getattr(had, k) != getattr(wanted, k)]
-    # With another scale factor the bounds have other units and can't be compared.
+    # The data add to nodata what they declare themselves, which may differ from date to date.
+    asked = [name for name in wanted.options if name in options and name != "nodata"]
+    differ = [name for name in asked if getattr(had, name) != getattr(wanted, name)]
     if settings.get("scale_factor") != array.attrs.get("scale_factor"):
-        differ = [k for k in differ if k != "max_error"]
+        differ = [name for name in differ if name not in _IN_STORED_UNITS]
     if options.get("chunks") and tuple(settings["chunks"]) != array.chunks:
         differ.append("chunks")
     if differ:

@@ -137,15 +137,13 @@ def tec_storage(
     """Return chunks, shards and codec of a reflectance array, as from :func:`tec_zarr.encoding`."""
     attrs: dict[str, Any] = dict(array.attrs)
     name = str(da.name or "array")
-    nodata = () if settings.nodata is None else tuple(np.atleast_1d(settings.nodata).tolist())
-    arguments: dict[str, Any] = {
-        "quality": settings.quality, "model": settings.model, "bands": settings.bands,
-        "zarr_format": settings.zarr_format, "scale": settings.scale, "chunks": settings.chunks,
+    arguments: dict[str, Any] = settings.options | {
+        "nodata": tuple(dict.fromkeys((*settings.fill_values, *_missing(path, array)))),
+        "zarr_format": settings.zarr_format,
+        "chunks": settings.chunks,
         "shards": settings.shards,
-        "nodata": tuple(dict.fromkeys((*nodata, *_missing(path, array)))),
-        "max_error": settings.max_error, "psnr": settings.psnr, "max_bytes": settings.max_bytes,
         "variables": [name],
-    }  # fmt: skip
+    }
     aligned = da.chunk(dict(zip(da.dims, _block(da, array), strict=True)))
     try:
         storage = encoding(aligned.rename(name), **arguments)[name]

@@ -372,8 +372,7 @@ def _config(
         "source_sha256": _sha256([_fingerprint(array) for array in arrays]),
         "config_sha256": _sha256(layout),
         "tec_zarr": importlib.metadata.version("tec_zarr"),
-        "model": settings.model,
-        **{key: getattr(settings, key) for key in ("quality", "max_error", "psnr", "max_bytes")},
+        **settings.to_config(),
         "regions": sum(array.regions for array in arrays),
     }
 

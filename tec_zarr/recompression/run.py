@@ -16,6 +16,7 @@ import numpy as np
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
+from tec_zarr.codec.options import takes_options
 from tec_zarr.errors import RecompressError, UnsupportedArrayError
 from tec_zarr.models.registry import get_model
 from tec_zarr.recompression.engines import failure_of, run_cluster, run_threads
@@ -36,6 +37,7 @@ _CHECKED_AGAIN = 4
 """How many finished regions a repeated run reads again, to see whether the source has changed."""
 
 
+@takes_options(Settings)
 def recompress(
     source: Any,
     target: Any,
@@ -79,9 +81,9 @@ def recompress(
         Show a bar on a terminal.
     source_options, target_options : mapping, optional
         Options of the fsspec filesystem of a URL.
-    **settings
-        Those of :class:`tec_zarr.recompression.settings.Settings`: quality, max_error, psnr,
-        max_bytes, model, zarr_format, bands, nodata, scale, chunks, shards, variables.
+    zarr_format, chunks, shards, variables
+        See :class:`tec_zarr.recompression.settings.Settings`.
+    {options}
 
     Returns
     -------

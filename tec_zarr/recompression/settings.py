@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import UnsupportedArrayError
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of the target, mostly the arguments of :func:`tec_zarr.encoding`.
+class Settings(ChunkSpec):
+    """Settings of the target: the options of a chunk, and those of `tec_zarr.encoding`.
 
     Parameters
     ----------
-    quality, model, zarr_format, bands, nodata, scale, max_error, psnr, max_bytes, chunks, shards
-        See :func:`tec_zarr.encoding`. Integers with the CF attributes ``scale_factor`` and
-        ``add_offset`` need no ``scale``. ``max_error`` is in the units that readers that know CF
-        see, not in those of the stored integers.
+    options of :class:`tec_zarr.codec.spec.ChunkSpec`
+        Integers with the CF attributes ``scale_factor`` and ``add_offset`` need no ``scale``.
+        ``max_error`` is in the units that readers that know CF see, not in those of the stored
+        integers.
+    zarr_format, chunks, shards
+        See :func:`tec_zarr.encoding`.
     variables : sequence of str, optional
         Names or paths of the arrays that are reflectance; a single name may be a str. Default:
         arrays with a band dimension whose coordinate names Sentinel-2 bands, and arrays named like
@@ -32,28 +34,14 @@ class Settings:
         An argument is out of its range.
     """
 
-    quality: float = 4.0
-    model: str = "tec-s2"
     zarr_format: Literal[2, 3] = 3
-    bands: Sequence[str] | None = None
-    nodata: float | Sequence[float] | None = 0
-    scale: float | None = None
-    max_error: float | Sequence[float] | Mapping[str, float] | None = None
-    psnr: float | None = None
-    max_bytes: int | None = None
     chunks: Mapping[str, int] | None = None
     shards: bool = True
     variables: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.zarr_format not in (2, 3):
             raise UnsupportedArrayError(f"zarr_format is {self.zarr_format}, it must be 2 or 3")
-        names = {f.name for f in fields(ChunkSpec)} & {f.name for f in fields(self)}
-        spec = ChunkSpec(**{name: getattr(self, name) for name in names})
-        # Convert to the types that JSON gives back, so that the settings equal those on record
-        # when a run continues.
-        plain: dict[str, Any] = {name: spec.to_config()[name] for name in names}
         if isinstance(self.variables, str):
-            plain["variables"] = (self.variables,)
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, "variables", (self.variables,))

@@ -32,9 +32,7 @@ def without_zarr_notes() -> Iterator[None]:
 
 
 @without_zarr_notes()
-def write(
-    cube: xr.Dataset, out: str | Path, *, quality: float = 4.0, model: str = "tec-s2"
-) -> None:
+def write(cube: xr.Dataset, out: str | Path, **options: Any) -> None:
     """Write a canonical cube so that dates can be appended.
 
     Parameters
@@ -43,8 +41,8 @@ def write(
         From `prepare`, in any Dask chunks. Dates are sorted.
     out : str or Path
         Path of a new Zarr v3 store.
-    quality, model
-        As in `tec_zarr.encoding`.
+    **options
+        Options of a chunk, as in `tec_zarr.encoding`.
 
     Notes
     -----
@@ -56,7 +54,7 @@ def write(
     if out.exists():
         raise UnsupportedArrayError(f"{out} exists: choose another name, or append to it")
     cube = rechunk_images(in_time_order(cube))
-    settings = encoding(cube, quality=quality, model=model, chunks={"time": CHUNK["time"]})
+    settings = encoding(cube, **options, chunks={"time": CHUNK["time"]})
     for name, da in cube.data_vars.items():
         if "chunks" not in settings[str(name)] and "time" in da.dims:
             chunks = {d: s[0] for d, s in da.chunksizes.items()} or dict(da.sizes)

@@ -16,6 +16,8 @@ from urllib.parse import urlparse
 import numpy as np
 import xarray as xr
 
+from tec_zarr.codec.options import takes_options
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.sentinel2 import NODATA, band_names
 from tec_zarr.stac.append import append, without_zarr_notes, write
@@ -40,6 +42,7 @@ _ALL_BANDS = "all-bands"
 _PROJECTION = "https://stac-extensions.github.io/projection/v1.1.0/schema.json"
 
 
+@takes_options(ChunkSpec)
 @without_zarr_notes()
 def from_stac(
     out: str | Path,
@@ -53,9 +56,8 @@ def from_stac(
     crs: str | int | None = None,
     loader: str = "odc-stac",
     offset: int | None = None,
-    quality: float = 4.0,
-    model: str = "tec-s2",
     append_dates: bool = False,
+    **options: Any,
 ) -> xr.Dataset:
     """Search an area and a period, load and prepare the data, and write them to a store in TEC.
 
@@ -69,10 +71,10 @@ def from_stac(
         As in `load`.
     offset
         As in `prepare`.
-    quality, model
-        As in `tec_zarr.encoding`. Not used with ``append_dates``.
     append_dates : bool
-        Whether to append later dates to an existing store.
+        Whether to append later dates to an existing store. The options that follow are then those
+        of the store.
+    {options}
 
     Returns
     -------
@@ -85,7 +87,7 @@ def from_stac(
     if append_dates:
         append(cube, out)
     else:
-        write(cube, out, quality=quality, model=model)
+        write(cube, out, **options)
     return xr.open_zarr(out, decode_coords="all")
 
 
