@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,7 @@ from tec_zarr.errors import (
     WeightsMismatchError,
 )
 from tec_zarr.frame.frame import SectionKind, read_frame, write_frame
-from tec_zarr.models import protocol, registry, weights
+from tec_zarr.models import registry, weights
 from tec_zarr.sentinel2 import BANDS, L2A_BANDS
 
 QUALITY = 5.0
@@ -282,19 +283,21 @@ def test_what_the_machine_or_the_caller_does_is_not_blamed_on_the_data(monkeypat
     assert caught.value is error
 
 
-def test_a_missing_model_says_what_to_install(monkeypatch):
+def test_a_missing_model_says_what_to_install():
     frame = encode_chunk(scene((1, 12, 8, 8)).astype("u2"), spec())
-    monkeypatch.setattr(registry, "_registered", {})
-    with pytest.raises(UnknownModelError, match=r"toy.*pip install --upgrade tec_zarr"):
+    with (
+        registry.as_new_process(),
+        pytest.raises(UnknownModelError, match=r"toy.*pip install --upgrade tec_zarr"),
+    ):
         decode_chunk(frame)
 
 
-def test_other_weights_are_named(monkeypatch):
+def test_other_weights_are_named():
     frame = encode_chunk(scene((1, 12, 8, 8)).astype("u2"), spec())
-    other = protocol.Entry(toy.NAME, 0, ("ab" * 32,), lambda _: toy.ToyModel())
-    monkeypatch.setitem(registry._registered, toy.NAME, other)
-    with pytest.raises(WeightsMismatchError, match=f"{toy.SHA256[:16]}.*abababab"):
-        decode_chunk(frame)
+    with registry.as_new_process():
+        registry.register_model(toy.NAME, toy.ToyModel, "ab" * 32)
+        with pytest.raises(WeightsMismatchError, match=f"{toy.SHA256[:16]}.*abababab"):
+            decode_chunk(frame)
 
 
 def test_another_shape_than_expected_raises_before_decoding():
@@ -471,25 +474,35 @@ def test_dates_that_are_no_numbers_are_refused(dates):
         decode_chunk(data, dates=dates)
 
 
-def test_weights_that_are_not_there_say_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(weights, "weights_file", lambda name, sha256: tmp_path / "gone")
-    monkeypatch.setattr(
-        "tec_zarr.models.registry.weights_file", lambda name, sha256: tmp_path / "gone"
-    )
-    with pytest.raises(WeightsMismatchError, match=r"gone.*force-reinstall"):
-        registry.find_model("tec-s2").load(registry.find_model("tec-s2").weights[0])
+def test_weights_that_are_not_there_say_so():
+    item = weights.index_items()["tec-s2"]
+    gone = {**item, "weights": [{"file": "gone.safetensors", "sha256": "ab" * 32}]}
+    with (
+        registry.as_new_process(index={"tec-s2": gone}),
+        pytest.raises(WeightsMismatchError, match=r"gone.*force-reinstall"),
+    ):
+        registry.get_model("tec-s2")
 
 
 def test_what_was_decoded_is_remembered_within_bounds():
     """Also of chunks that are too narrow to be recognised, however many a process decodes."""
-    for _ in range(50):
-        second_generation.remember_decoded(np.ones((1, 3, 8, 8), np.uint16))
-    assert not second_generation._waiting
-    noise = np.random.default_rng(0).integers(0, 9000, (8, 8, 64, 256)).astype(np.uint16)
-    for number in range(400):
-        second_generation.remember_decoded(noise + np.uint16(number))
-    kept = sum(map(len, second_generation._waiting))
-    assert kept == second_generation._waiting_segments <= second_generation._KEPT_SEGMENTS
+    narrow = np.random.default_rng(0).integers(0, 9000, (8, 8, 64, 32)).astype(np.uint16)
+    wide = np.random.default_rng(0).integers(0, 9000, (8, 8, 64, 256)).astype(np.uint16)
+    tracemalloc.start()
+    try:
+        for number in range(400):
+            second_generation.remember_decoded(narrow + np.uint16(number))
+        assert tracemalloc.get_traced_memory()[0] < 1e5
+        for number in range(400):
+            second_generation.remember_decoded(wide + np.uint16(number))
+        assert tracemalloc.get_traced_memory()[0] < 1e7
+    finally:
+        tracemalloc.stop()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second_generation.warn_if_decoded_before(wide)  # so long ago that it is forgotten
+    with pytest.warns(SecondGenerationWarning):
+        second_generation.warn_if_decoded_before(wide + np.uint16(399))
 
 
 @pytest.mark.parametrize("fill", [1e20, -9999.0, 9999.0])

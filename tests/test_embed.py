@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tec_zarr.errors import (
     UnsupportedArrayError,
     WeightsMismatchError,
 )
-from tec_zarr.models import protocol, registry
+from tec_zarr.models import registry
 from tec_zarr.models import weights as models_weights
 from tec_zarr.networks import image
 from tec_zarr.stores import embed
@@ -32,8 +33,8 @@ from tec_zarr.terracodec import checkpoints, hub
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TEC_ZARR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(registry, "_loaded", {})
-    return tmp_path / "cache"
+    with registry.as_new_process(keep_registered=True):
+        yield tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +58,18 @@ def write(path, cube, zarr_format=3, shards=None, **options):
     return array[:]
 
 
-def forget_weights(monkeypatch):
+@pytest.fixture
+def elsewhere():
+    """Lets a test go on as in another process, in which no model is loaded or registered."""
+    with ExitStack() as stack:
+        yield lambda **how: stack.enter_context(registry.as_new_process(**how))
+
+
+def forget_weights(elsewhere):
     """As in a tec_zarr of another release: the same models, none of these weights."""
-    other = {
-        name: protocol.Entry(name, entry.number, ("ff" * 32,), entry.load)
-        for name, entry in registry._index().items()
-    }
-    monkeypatch.setattr(registry, "_index", lambda: other)
-    monkeypatch.setattr(models_weights, "released_weights", lambda name: {})
-    monkeypatch.setattr("tec_zarr.models.registry.released_weights", lambda name: {})
-    monkeypatch.setattr(registry, "_loaded", {})
+    other = [{"file": "other.safetensors", "sha256": "ff" * 32}]
+    items = models_weights.index_items()
+    elsewhere(index={name: {**item, "weights": other} for name, item in items.items()})
 
 
 def read(path):
@@ -77,13 +80,13 @@ def read(path):
     ("zarr_format", "shards"), [(2, None), (3, None), (3, (1, 12, 32, 32))], ids=str
 )
 def test_a_store_decodes_where_its_weights_are_missing(
-    zarr_format, shards, cube, tmp_path, monkeypatch
+    zarr_format, shards, cube, tmp_path, elsewhere
 ):
     path = tmp_path / "store.zarr"
     pixels = write(path, cube, zarr_format, shards, model="tec-tt-s2")
     weights = tec_zarr.embed_weights(path)
     assert len(weights) == 2  # those of the model, and those that it builds on
-    forget_weights(monkeypatch)
+    forget_weights(elsewhere)
     with pytest.raises(WeightsMismatchError, match=r"tec_zarr\.use_embedded_weights\(store\)"):
         read(path)
     assert tec_zarr.use_embedded_weights(path) == weights
@@ -113,7 +116,7 @@ def test_weights_travel_as_they_are(cube, tmp_path):
         assert hashlib.sha256(stored.tobytes()).hexdigest() == sha256
 
 
-def test_published_models_travel_too(cube, tmp_path, monkeypatch):
+def test_published_models_travel_too(cube, tmp_path, monkeypatch, elsewhere):
     name = "terracodec_v1_fp_s2l2a/lambda-10"
     file = tmp_path / "small.safetensors"
     checkpoints.save(make("fp"), file)
@@ -122,18 +125,18 @@ def test_published_models_travel_too(cube, tmp_path, monkeypatch):
     pixels = write(path, cube, model=name)
     (sha256,) = tec_zarr.embed_weights(path)
     monkeypatch.setenv("TEC_ZARR_CACHE", str(tmp_path / "another machine"))
-    monkeypatch.setattr(registry, "_loaded", {})
+    elsewhere()
     with pytest.raises(UnknownModelError, match="not on this machine"):
         read(path)
     assert tec_zarr.use_embedded_weights(path) == (sha256,)
     np.testing.assert_array_equal(read(path), pixels)
 
 
-def test_embedded_weights_are_not_what_new_arrays_are_encoded_with(tmp_path, cube, monkeypatch):
+def test_embedded_weights_are_not_what_new_arrays_are_encoded_with(tmp_path, cube, elsewhere):
     path = tmp_path / "store.zarr"
     write(path, cube)
     weights = tec_zarr.embed_weights(path)
-    forget_weights(monkeypatch)
+    forget_weights(elsewhere)
     tec_zarr.use_embedded_weights(path)
     assert TECCodec().weights_sha256 not in weights
 
@@ -161,13 +164,13 @@ def test_a_model_of_ones_own_cannot_be_embedded(cube, tmp_path):
 
 
 @pytest.fixture
-def hostile(cube, tmp_path, monkeypatch):
+def hostile(cube, tmp_path, elsewhere):
     """A store whose TEC array asks for weights that are not here, and a way to plant them."""
     path = tmp_path / "store.zarr"
     write(path, cube)
     sha256 = TECCodec().weights_sha256
     assert sha256 in tec_zarr.embed_weights(path)
-    forget_weights(monkeypatch)
+    forget_weights(elsewhere)
 
     def plant(shape=None, **options):
         array = zarr.open_group(path, mode="r+")[GROUP].create_array(
@@ -249,7 +252,7 @@ def plant(name, change):
     change(tensors)
     data = save({key: np.ascontiguousarray(value) for key, value in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
-    embed._keep(data, digest, models_weights.embedded_file(name.partition(" ")[0], digest))
+    embed.keep_embedded(name.partition(" ")[0], data, digest)
     return digest
 
 
@@ -371,12 +374,12 @@ def test_weights_cannot_name_themselves_by_a_beginning_of_their_hash():
         opened("tec-s2", digest)
 
 
-def test_embedded_weights_decode_and_never_encode(cube, tmp_path, monkeypatch):
+def test_embedded_weights_decode_and_never_encode(cube, tmp_path, elsewhere):
     """Neither as a default, nor where an array names them, nor after files were touched."""
     path = tmp_path / "store.zarr"
     pixels = write(path, cube)
     tec_zarr.embed_weights(path)
-    forget_weights(monkeypatch)
+    forget_weights(elsewhere)
     tec_zarr.use_embedded_weights(path)
     for file in models_weights.embedded_folder().iterdir():
         file.touch()
@@ -386,7 +389,7 @@ def test_embedded_weights_decode_and_never_encode(cube, tmp_path, monkeypatch):
     np.testing.assert_array_equal(read(path), pixels)
 
 
-def test_embedded_weights_of_a_published_model_never_encode(cube, tmp_path, monkeypatch):
+def test_embedded_weights_of_a_published_model_never_encode(cube, tmp_path, monkeypatch, elsewhere):
     name = "terracodec_v1_fp_s2l2a/lambda-10"
     file = tmp_path / "small.safetensors"
     checkpoints.save(make("fp"), file)
@@ -395,7 +398,7 @@ def test_embedded_weights_of_a_published_model_never_encode(cube, tmp_path, monk
     pixels = write(path, cube, model=name)
     tec_zarr.embed_weights(path)
     monkeypatch.setenv("TEC_ZARR_CACHE", str(tmp_path / "another machine"))
-    monkeypatch.setattr(registry, "_loaded", {})
+    elsewhere()
     tec_zarr.use_embedded_weights(path)
     with pytest.raises(WeightsMismatchError, match=r"never encode.*tec_zarr\.terracodec\.load"):
         TECCodec(model=name)
@@ -409,7 +412,7 @@ def test_embedded_weights_of_a_published_model_never_encode(cube, tmp_path, monk
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("damage", ["a chunk is gone", "a chunk was cut", "another array"])
-def test_embedding_again_repairs(damage, zarr_format, cube, tmp_path, monkeypatch):
+def test_embedding_again_repairs(damage, zarr_format, cube, tmp_path, elsewhere):
     path = tmp_path / "store.zarr"
     pixels = write(path, cube, zarr_format)
     weights = tec_zarr.embed_weights(path)
@@ -424,7 +427,7 @@ def test_embedding_again_repairs(damage, zarr_format, cube, tmp_path, monkeypatc
             weights[0], shape=(9,), dtype="f4", overwrite=True
         )
     assert tec_zarr.embed_weights(path) == weights
-    forget_weights(monkeypatch)
+    forget_weights(elsewhere)
     assert tec_zarr.use_embedded_weights(path) == weights
     np.testing.assert_array_equal(read(path), pixels)
 
@@ -446,9 +449,9 @@ def test_weights_become_visible_when_all_of_them_are_there(cube, tmp_path, monke
     assert len(list(zarr.open_group(path, mode="r")[GROUP].members())) == len(weights)
 
 
-def test_what_the_store_holds_need_not_be_on_this_machine(cube, tmp_path, monkeypatch):
+def test_what_the_store_holds_need_not_be_on_this_machine(cube, tmp_path, elsewhere):
     path = tmp_path / "store.zarr"
     write(path, cube)
     weights = tec_zarr.embed_weights(path)
-    forget_weights(monkeypatch)
+    forget_weights(elsewhere)
     assert tec_zarr.embed_weights(path) == weights

@@ -27,9 +27,8 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("TEC_ZARR_CACHE", str(folder))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
-    for name in ("_registered", "_loaded"):
-        monkeypatch.setattr(registry, name, {})
-    return folder
+    with registry.as_new_process():
+        yield folder
 
 
 def checkpoint(path, kind="fp", bands=12):
@@ -300,10 +299,9 @@ def test_weights_under_one_name_stay_readable(tmp_path, monkeypatch):
     assert registry.get_model(first.name) is second
     assert registry.get_model(first.name, first.weights_sha256) is first
     # As in a process that loaded the second only: the first is in the cache.
-    for name in ("_registered", "_loaded"):
-        monkeypatch.setattr(registry, name, {})
-    hub.load_codec(FP, 10, path=tmp_path / "1.pt")
-    found = registry.get_model(first.name, first.weights_sha256[:16])
+    with registry.as_new_process():
+        hub.load_codec(FP, 10, path=tmp_path / "1.pt")
+        found = registry.get_model(first.name, first.weights_sha256[:16])
     assert found.weights_sha256 == first.weights_sha256
     assert torch.equal(found.module.g_a[0].weight, first.module.g_a[0].weight)
 

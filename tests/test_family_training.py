@@ -50,9 +50,14 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture
+def own_registry():
+    with registry.as_new_process():
+        yield
+
+
 @pytest.mark.parametrize("kind", NAMES)
-def test_one_command_trains_a_model_that_loads_and_codes(kind, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
+def test_one_command_trains_a_model_that_loads_and_codes(kind, folder, tmp_path, own_registry):
     config = tmp_path / "run.toml"
     text = (
         f'model = "{NAMES[kind]}"\ndata = ["{folder}"]\nout = "run"\nbatch = 2\ncrop = 64\n'

@@ -30,14 +30,12 @@ NAMES = {None: "small/flex", 2: "small/flex/2"}
 
 @pytest.fixture(scope="module", autouse=True)
 def codecs():
-    before = dict(registry._registered)
     module = make("flex")
-    for context, name in NAMES.items():
-        model = family.FamilyModel(module, name, "ab" * 32, context)
-        registry.register_model(name, lambda model=model: model, model.weights_sha256)
-    yield
-    registry._registered.clear()
-    registry._registered.update(before)
+    with registry.as_new_process(keep_registered=True):
+        for context, name in NAMES.items():
+            model = family.FamilyModel(module, name, "ab" * 32, context)
+            registry.register_model(name, lambda model=model: model, model.weights_sha256)
+        yield
 
 
 def cube(dates=2):
@@ -73,9 +71,9 @@ def test_cutting_takes_no_network(monkeypatch):
 def test_published_models_are_known_without_their_weights():
     name = "flextec_v1_s2l2a/lambda-800"
     model = family.FamilyModel(make("flex"), name, "ab" * 32)
-    registry.register_model(name, lambda: model, model.weights_sha256)
-    fine = encode_chunk(cube(1), ChunkSpec(model=name, quality=8.0))
-    del registry._registered[name]
+    with registry.as_new_process():
+        registry.register_model(name, lambda: model, model.weights_sha256)
+        fine = encode_chunk(cube(1), ChunkSpec(model=name, quality=8.0))
     assert len(transcode_chunk(fine, 3)) < len(fine)
 
 

@@ -24,12 +24,11 @@ def scene():
 
 
 @pytest.fixture(params=["fp", "elic", "tt", "flex"])
-def model(request, monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
-    monkeypatch.setattr(registry, "_loaded", {})
+def model(request):
     codec = family.FamilyModel(make(request.param), f"small/{request.param}", "ab" * 32)
-    registry.register_model(codec.name, lambda: codec, codec.weights_sha256)
-    return codec
+    with registry.as_new_process():
+        registry.register_model(codec.name, lambda: codec, codec.weights_sha256)
+        yield codec
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

@@ -67,16 +67,14 @@ class Device(toy.ToyModel):
 @pytest.fixture
 def use(monkeypatch):
     """Put a model in the toy's place, and let as many chunks inside as come."""
-    monkeypatch.setattr(registry, "_registered", {})
-    monkeypatch.setattr(registry, "_loaded", {})
     monkeypatch.setattr(batching, "WAIT_SECONDS", 0.2)
 
-    def use(model):
-        registry._loaded.clear()
-        registry.register_model(toy.NAME, lambda: model, toy.SHA256)
+    def use(model, **how):
+        registry.register_model(toy.NAME, lambda: model, toy.SHA256, **how)
         return model
 
-    return use
+    with registry.as_new_process():
+        yield use
 
 
 def cubes(count: int) -> list[np.ndarray]:
@@ -106,6 +104,32 @@ def test_chunks_of_one_shape_are_coded_together_to_the_same_bytes(use, count):
     for decoded, original in zip(at_once(decode_chunk, alone), chunks, strict=True):
         assert np.abs(decoded.astype(int) - original).max() <= 2
     assert sum(size for size, *_ in model.batches) == count
+
+
+def test_each_chunk_of_a_batch_keeps_its_options(use):
+    class Knowing(Device):
+        """Writes the number of measured samples into the first section."""
+
+        def encode(self, cube, quality, bands, known=None):
+            self.batches.append((1, *cube.shape))
+            encoded = toy.ToyModel.encode(self, cube, quality, bands)
+            return encoded._replace(sections=[b"%d" % known.sum(), *encoded.sections[1:]])
+
+        def encode_batch(self, cubes, quality, bands, known):
+            found = [self.encode(c, quality, bands, k) for c, k in zip(cubes, known, strict=True)]
+            self.batches[-len(cubes):] = [(len(cubes), *cubes[0].shape)]
+            return found
+
+    chunks = [scene(SHAPES[0]).astype("uint16") + 1 for _ in range(6)]
+    for number, cube in enumerate(chunks):
+        cube[..., : 2 + number] = 0
+    use(Knowing("cpu"), takes=["known"])
+    spec = ChunkSpec(**SPEC)
+    alone = [encode_chunk(cube, spec) for cube in chunks]
+    assert len(set(alone)) == 6
+    model = use(Knowing(), takes=["known"])
+    assert at_once(lambda cube: encode_chunk(cube, spec), chunks) == alone
+    assert max(size for size, *_ in model.batches) > 1
 
 
 def test_on_the_cpu_nothing_waits_for_anything(use):

@@ -634,11 +634,12 @@ def test_a_gpu_worker_codes_the_chunks_of_a_region_together(
     settings = {"chunks": {"y": 20, "x": 20}, **TOY}
     recompress(source, tmp_path / "alone.zarr", **settings)
     model = Device()
-    monkeypatch.setitem(registry._loaded, (toy.NAME, toy.SHA256), model)
     monkeypatch.setattr(batching, "WAIT_SECONDS", 0.2)
-    report = recompress(
-        source, tmp_path / "tec.zarr", client=mixed_cluster, gpu=True, verify="full", **settings
-    )
+    with registry.as_new_process():  # the workers are threads of this one
+        registry.register_model(toy.NAME, lambda: model, toy.SHA256)
+        report = recompress(
+            source, tmp_path / "tec.zarr", client=mixed_cluster, gpu=True, verify="full", **settings
+        )
     assert report.complete
     assert {size for size, *_ in model.batches} & {2, 3, 4}
     assert tree(tmp_path / "tec.zarr") == tree(tmp_path / "alone.zarr")

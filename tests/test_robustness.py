@@ -28,7 +28,7 @@ from tec_zarr.errors import (
 )
 from tec_zarr.frame.frame import Axes, Header, Section, SectionKind, read_frame, write_frame
 from tec_zarr.frame.mask import Mask, pack_mask
-from tec_zarr.models import registry, weights
+from tec_zarr.models import registry
 from tec_zarr.recompression.manifest import FOLDER, Manifest
 from tec_zarr.stores import embed
 from tec_zarr.stores.objects import write
@@ -279,7 +279,7 @@ def test_embedded_weights_of_another_shape_are_an_error_of_ours(tmp_path, monkey
     for tensors in ({}, {"tables": np.zeros((2, 3), "f4")}, {"tables": np.zeros(0, "i8")}):
         data = save(tensors)
         digest = sha256(data).hexdigest()
-        embed._keep(data, digest, weights.embedded_file("tec-s2", digest))
+        embed.keep_embedded("tec-s2", data, digest)
         with pytest.raises(FormatError):
             registry.get_model("tec-s2", digest)
 

@@ -228,4 +228,4 @@ def test_a_basis_is_read_as_it_was_written_and_orthonormal(count, class_, seed):
 
 
 def test_the_model_knows_grids_and_needs_no_torch():
-    assert find_model("tec-s2").on_grids
+    assert "known" in find_model("tec-s2").takes

@@ -60,17 +60,22 @@ def encode(
         Held while the model runs.
     """
 
-    def alone(cube: np.ndarray) -> Encoded:
-        with slot:
-            return model.encode(cube, quality, bands, **options)
+    Chunk = tuple[np.ndarray, dict[str, Any]]
 
-    def together(cubes: list[np.ndarray]) -> list[Encoded]:
+    def alone(chunk: Chunk) -> Encoded:
         with slot:
-            return model.encode_batch(cubes, quality, bands)
+            return model.encode(chunk[0], quality, bands, **chunk[1])
 
-    if options or not on_device(model):
-        return alone(cube)
-    return _gather(("encode", id(model), cube.shape, quality, bands), cube, alone, together)
+    def together(chunks: list[Chunk]) -> list[Encoded]:
+        of_all = {name: [chunk[1][name] for chunk in chunks] for name in options}
+        with slot:
+            return model.encode_batch([chunk[0] for chunk in chunks], quality, bands, **of_all)
+
+    chunk = cube, options
+    if not on_device(model):
+        return alone(chunk)
+    kind = ("encode", id(model), cube.shape, quality, bands)  # a model takes the same options
+    return _gather(kind, chunk, alone, together)
 
 
 def decode(

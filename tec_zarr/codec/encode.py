@@ -124,7 +124,7 @@ def encode_chunk(
     free = samples.shape[1] if limits is None else len(limits.free)
     if free:
         coded = None if mask is None else mask.labels == 0
-        keeps_all = entry.number == NAMED_MODEL or entry.on_grids
+        keeps_all = entry.number == NAMED_MODEL or "known" in entry.takes
         suited.warn_if_unsuited(samples, coded, 0 if keeps_all else free)
 
     def frame(coded: Coded) -> bytes:

@@ -78,6 +78,7 @@ def at_quality(part: Part, quality: float) -> Coded:
     spec, mask = part.spec, part.mask
     quality = round(quality * QUALITY_STEPS) / QUALITY_STEPS
     sections: list[Section] = []
+    takes = find_model(spec.model).takes
     _check_work(part)
     for tile, dates in coded_tiles(part.samples.shape, mask):
         cube = to_dn(part.samples[:, :, *tile][dates], part.scale, spec.offset)
@@ -87,9 +88,8 @@ def at_quality(part: Part, quality: float) -> Coded:
         assert spec.weights_sha256 is not None
         model = get_encoder(spec.model, spec.weights_sha256)
         cube = np.ascontiguousarray(cube)
-        options: dict[str, Any] = {} if spec.gop is None else {"gop": spec.gop}
-        if find_model(spec.model).on_grids:
-            options["known"] = known
+        offered: dict[str, Any] = {"gop": spec.gop, "known": known}
+        options = {name: offered[name] for name in sorted(takes)}
         encoded = batching.encode(model, cube, quality, part.bands, model_slots, **options)
         sections += latents_of(encoded)
     return Coded(sections, mask, quality)

@@ -270,7 +270,7 @@ class ChunkSpec:
 def check_gop(spec: ChunkSpec) -> Entry:
     """Return the registry's entry of the model; refuse a ``gop`` that the model would ignore."""
     entry = find_model(spec.model)
-    if spec.gop is not None and not entry.temporal:
+    if spec.gop is not None and "gop" not in entry.takes:
         raise UnsupportedArrayError(
             f"gop={spec.gop} is for temporal models that have runs of dates, such as tec-tt-s2; "
             f"{spec.model} has none: leave it out"

@@ -37,6 +37,7 @@ _OTHER_WORDS = re.compile(
 )
 
 XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
+XrTree = TypeVar("XrTree", xr.DataArray, xr.Dataset, xr.DataTree)
 
 
 def find_dim(da: xr.DataArray, names: tuple[str, ...]) -> str | None:

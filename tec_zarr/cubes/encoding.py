@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import xarray as xr
 
@@ -25,6 +25,7 @@ from tec_zarr.cubes.dims import (
     BAND,
     TIME,
     X,
+    XrTree,
     Y,
     band_labels,
     chosen_variables,
@@ -50,8 +51,6 @@ from tec_zarr.cubes.packing import (
     time_encoding,
 )
 from tec_zarr.errors import SecondGenerationWarning, SeparateBandsWarning, UnsupportedArrayError
-
-XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset, xr.DataTree)
 
 CONTAINER = "tec_compression"
 """Name of the scalar coordinate that describes the compression (`tec_zarr.cubes.provenance`)."""
@@ -175,7 +174,7 @@ def encoding(
     return out
 
 
-def drop_encoding(obj: XrObject) -> XrObject:
+def drop_encoding(obj: XrTree) -> XrTree:
     """Remove the encoding that a store gave to the data, so that they can be written without TEC.
 
     ``tec_zarr.drop_encoding(ds).to_zarr("plain.zarr")`` writes a plain store. Lazy data stay lazy.
@@ -204,7 +203,7 @@ def drop_encoding(obj: XrObject) -> XrObject:
     return out
 
 
-def decode(obj: XrObject) -> XrObject:
+def decode(obj: XrTree) -> XrTree:
     """Old name of `drop_encoding`, which decodes nothing.
 
     Warns
@@ -218,9 +217,9 @@ def decode(obj: XrObject) -> XrObject:
     return drop_encoding(obj)
 
 
-def without_codecs(obj: XrObject) -> XrObject:
+def without_codecs(obj: XrTree) -> XrTree:
     """Return a shallow copy without codecs, chunks and shards. The CF packing is kept."""
-    out: XrObject = obj.copy(deep=False)
+    out: XrTree = obj.copy(deep=False)
     for member in _members(out):
         for key in _STORAGE_KEYS:
             member.encoding.pop(key, None)

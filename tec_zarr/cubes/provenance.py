@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from tec_zarr.bounds.request import ALL, NamedBounds
 from tec_zarr.codec.spec import ChunkSpec
-from tec_zarr.cubes.dims import spec_in
+from tec_zarr.cubes.dims import XrObject, spec_in
 from tec_zarr.cubes.encoding import CONTAINER
 from tec_zarr.stores.info import ATTRIBUTE
-
-XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
 
 
 def describe(obj: XrObject, encoding: Mapping[str, Mapping[str, Any]]) -> XrObject:

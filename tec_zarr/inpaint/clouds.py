@@ -15,14 +15,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 import xarray as xr
 
-from tec_zarr.cubes.dims import BAND, TIME, X, Y, find_dim, reflectance_names, word
+from tec_zarr.cubes.dims import BAND, TIME, X, XrObject, Y, find_dim, reflectance_names, word
 from tec_zarr.cubes.nodata import fits, nodata_values
 from tec_zarr.errors import TecError, UnsupportedArrayError
+from tec_zarr.inpaint import pixelwise, tiles
 from tec_zarr.inpaint.masks import DILATE, Given, Mask, resolve_mask
 from tec_zarr.inpaint.pixelwise import How, fill_pixels
 from tec_zarr.inpaint.samples import COVERAGE
@@ -36,12 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "NothingClearWarning", "inpaint_clouds"]
 
-METHODS = ("regression", "tec-tt", "linear", "previous", "median")
+METHODS = (*tiles.METHODS, *pixelwise.METHODS)
 
 SEAM = 16
 """Pixels on both sides of a border of Dask chunks over which their estimates are blended."""
 
-XrObject = TypeVar("XrObject", xr.DataArray, xr.Dataset)
 _Axes = tuple[int, int | None, int | None, int | None]
 
 
@@ -212,7 +212,7 @@ def _inpaint(
 ) -> tuple[xr.DataArray, xr.DataArray | None]:
     """Return the filled array, and its half widths or None if they are not wanted."""
     time = cast(str, find_dim(da, TIME))
-    spatial = how.method in ("regression", "tec-tt")
+    spatial = how.method in tiles.METHODS
     order = [find_dim(da, names) for names in (TIME, BAND, Y, X)]
     if spatial and (None in order[2:] or len([d for d in order if d]) != da.ndim):
         raise UnsupportedArrayError(
@@ -382,7 +382,7 @@ def _estimate(
         missing |= values == value
     clear = ~hidden & ~missing
     pages = np.moveaxis(found, [a + 1 for a in axes if a is not None and a >= 0], _ranks(axes))
-    if how.method in ("regression", "tec-tt"):
+    if how.method in tiles.METHODS:
         cube, open_, cover = (_canonical(v, axes) for v in (values, clear, hidden))
         fill_tiles(cube, open_, cover, pages if axes[1] is not None else pages[:, :, None],
                     moments, how, bands)  # fmt: skip

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,25 +43,14 @@ def fill_pixels(
     after = last - nearest_clear(clear[::-1])[::-1]
     after[after > last] = -1
     none = np.full(cube.shape[1:], -1, np.int32)
+    method = METHODS[how.method]
     errors: dict[int, float] = {}
 
     def estimate(date: int) -> np.ndarray:
         """Estimate a date from all others, and record its error if half widths are wanted."""
-        if how.method == "median":
-            others = clear.copy()
-            others[date] = False
-            value = _median(cube, others)
-        else:
-            value, known, gap = _take(cube, before[date - 1] if date else none, moments, date)
-            if how.method == "linear":
-                later = after[date + 1] if date < last else none
-                value2, known2, gap2 = _take(cube, later, moments, date)
-                span = np.where(gap + gap2 > 0, gap + gap2, 1)
-                with np.errstate(invalid="ignore", over="ignore"):  # infinities
-                    mixed = (value * gap2 + value2 * gap) / span
-                value = np.where(known & known2, mixed, np.where(known, value, value2))
-                known = known | known2
-            value = np.where(known, value, np.nan)
+        earlier = before[date - 1] if date else none
+        later = after[date + 1] if date < last else none
+        value = method(Series(cube, clear, moments, date, earlier, later))
         both = clear[date] & np.isfinite(value)
         if how.uncertain and np.count_nonzero(both) >= FEWEST:
             errors[date] = float(np.quantile(np.abs(value - cube[date])[both], COVERAGE))
@@ -86,24 +76,62 @@ def nearest_clear(clear: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(np.where(clear, dates, np.int32(-1)), axis=0)
 
 
-def _take(
-    cube: np.ndarray, index: np.ndarray, moments: np.ndarray, date: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values at the dates ``index``, whether there is such a date, and its distance in time.
+@dataclass(frozen=True)
+class Series:
+    """A cube and a date of it to estimate.
 
-    ``index`` holds a date for each pixel, or -1; values without a date are 0.
+    ``earlier`` and ``later`` hold, for each pixel, the nearest clear date on either side, or -1.
     """
-    known = index >= 0
-    found = np.maximum(index, 0)
-    value = np.take_along_axis(cube, found[None], axis=0)[0].astype(np.float64)
-    return np.where(known, value, 0.0), known, np.abs(moments[found] - moments[date])
+
+    cube: np.ndarray
+    clear: np.ndarray
+    moments: np.ndarray
+    date: int
+    earlier: np.ndarray
+    later: np.ndarray
+
+    def take(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values at the dates ``index``, whether there is such a date, and its distance in time.
+
+        ``index`` holds a date for each pixel, or -1; values without a date are 0.
+        """
+        known = index >= 0
+        found = np.maximum(index, 0)
+        value = np.take_along_axis(self.cube, found[None], axis=0)[0].astype(np.float64)
+        gap = np.abs(self.moments[found] - self.moments[self.date])
+        return np.where(known, value, 0.0), known, gap
 
 
-def _median(cube: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """Median of the clear dates of each pixel, NaN if there is none."""
+def previous(series: Series) -> np.ndarray:
+    """Value of the nearest clear date before, NaN if there is none."""
+    value, known, _ = series.take(series.earlier)
+    return np.where(known, value, np.nan)
+
+
+def linear(series: Series) -> np.ndarray:
+    """Value on the line between the nearest clear dates; that of one side if the other has none."""
+    value, known, gap = series.take(series.earlier)
+    value2, known2, gap2 = series.take(series.later)
+    span = np.where(gap + gap2 > 0, gap + gap2, 1)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities
+        mixed = (value * gap2 + value2 * gap) / span
+    value = np.where(known & known2, mixed, np.where(known, value, value2))
+    return np.where(known | known2, value, np.nan)
+
+
+def median(series: Series) -> np.ndarray:
+    """Median of the clear dates of each pixel but the date itself, NaN if there is none."""
+    cube, clear = series.cube, series.clear.copy()
+    clear[series.date] = False
     ranked = np.sort(np.where(clear, cube.astype(np.float64), np.inf), axis=0)
     count = clear.sum(axis=0)
     picks = [np.maximum(count - 1, 0) // 2, np.minimum(count // 2, len(cube) - 1)]
     low, high = (np.take_along_axis(ranked, pick[None], axis=0)[0] for pick in picks)
     with np.errstate(invalid="ignore"):
         return np.where(count > 0, (low + high) / 2, np.nan)
+
+
+METHODS: dict[str, Callable[[Series], np.ndarray]] = {
+    "linear": linear, "previous": previous, "median": median,
+}  # fmt: skip
+"""The methods by the names that users type."""

@@ -47,7 +47,7 @@ def fill_tiles(
     windows = [w for w in _windows(*seen.shape[1:]) if wanted[:, w.rows, w.columns].any()]
     todo = [np.flatnonzero(wanted[:, w.rows, w.columns].any((1, 2))).tolist() for w in windows]
     weight = np.zeros(seen.shape, np.float32)
-    filler = _filler(how, None if bands is None else tuple(bands[b] for b in used))
+    filler = METHODS[how.method](how, None if bands is None else tuple(bands[b] for b in used))
     dates = np.flatnonzero(wanted.any((1, 2))).tolist()
     for date in dates:
         pages[:, date, used] = 0
@@ -102,15 +102,23 @@ def _spans(size: int) -> Iterator[tuple[slice, np.ndarray]]:
 Filler = Callable[[np.ndarray, Sequence[int], np.ndarray], Iterator[tuple[int, Filled]]]
 
 
-def _filler(how: How, bands: tuple[str, ...] | None) -> Filler:
+def _regression(how: How, bands: tuple[str, ...] | None) -> Filler:
+    return partial(_date_by_date, refine=None)
+
+
+def _temporal(how: How, bands: tuple[str, ...] | None) -> Filler:
+    """Return the filler of ``tec-tt``: the published model in ``how``, or regression refined."""
     if how.model is not None:
         return partial(_published, model=_load(how.model), bands=bands, uncertain=how.uncertain)
-    refine = None
-    if how.method == "tec-tt":
-        from tec_zarr.networks.masked_series import masked_model
+    from tec_zarr.networks.masked_series import masked_model
 
-        refine = masked_model()
-    return partial(_date_by_date, refine=refine)
+    return partial(_date_by_date, refine=masked_model())
+
+
+METHODS: dict[str, Callable[[How, tuple[str, ...] | None], Filler]] = {
+    "regression": _regression, "tec-tt": _temporal,
+}  # fmt: skip
+"""By the names that users type: functions that return what fills a tile."""
 
 
 def _date_by_date(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -41,9 +41,9 @@ class Model(Protocol):
     def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
         """Encode float32 DN (T, C, h, w), finite and filled everywhere.
 
-        Models whose :class:`Entry` says so take an option more: ``gop`` int, within runs of which
-        dates refer to one another; ``known`` bool (T, C, h, w) or None, the samples that were
-        measured.
+        ``takes`` of the :class:`Entry` names the options that it has: ``gop``, int or None, the
+        length of the runs within which dates refer to one another; ``known``, bool (T, C, h, w)
+        or None, the samples that were measured.
         """
 
     def decode(
@@ -85,10 +85,20 @@ class Model(Protocol):
         return False
 
     def encode_batch(
-        self, cubes: Sequence[np.ndarray], quality: float, bands: tuple[str, ...] | None
+        self,
+        cubes: Sequence[np.ndarray],
+        quality: float,
+        bands: tuple[str, ...] | None,
+        **options: Sequence[Any],
     ) -> list[Encoded]:
-        """Encode cubes of one shape, each to the bytes that ``encode`` makes of it."""
-        return [self.encode(cube, quality, bands) for cube in cubes]
+        """Encode cubes of one shape, each to the bytes that ``encode`` makes of it.
+
+        Each option is a sequence of one value for each cube.
+        """
+        return [
+            self.encode(cube, quality, bands, **{name: of[n] for name, of in options.items()})
+            for n, cube in enumerate(cubes)
+        ]
 
     def decode_batch(
         self,
@@ -117,19 +127,16 @@ class Entry:
         are not among them.
     load : callable
         Loads the model with the weights of a given SHA-256.
-    temporal : bool
-        True if ``encode`` takes ``gop``: the dates of a chunk refer to one another.
-    on_grids : bool
-        Whether its ``encode`` takes ``known``: it codes bands on the grids that they were
-        measured on.
+    takes : frozenset of str
+        Options that ``encode`` of every weights takes: ``"gop"`` of models whose dates refer to
+        one another, ``"known"`` of models that code bands on the grids of their measurement.
     """
 
     name: str
     number: int
     weights: tuple[str, ...]
     load: Callable[[str], Model]
-    temporal: bool = False
-    on_grids: bool = False
+    takes: frozenset[str] = frozenset()
 
     @property
     def newest(self) -> str:

@@ -10,16 +10,17 @@ import torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tec_zarr.errors import FormatError, TecError, UnknownModelError, WeightsMismatchError
 from tec_zarr.frame.frame import NAMED_MODEL
@@ -33,12 +34,9 @@ from tec_zarr.models.weights import (
     index_items,
     kept_hashes,
     released_weights,
+    replaced_index,
     weights_file,
 )
-
-if TYPE_CHECKING:
-    from tec_zarr.models.protocol import Entry, Model
-
 
 _registered: dict[str, Entry] = {}
 _loaded: dict[tuple[str, str], Model] = {}
@@ -62,7 +60,36 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew_after_fork)
 
 
-def register_model(name: str, load: Callable[[], Model], weights_sha256: str) -> None:
+@contextlib.contextmanager
+def as_new_process(
+    *, keep_registered: bool = False, index: dict[str, dict] | None = None
+) -> Iterator[None]:
+    """Within a block no model is loaded or registered, as in a new process; then all is as before.
+
+    For tests. No other thread may use models meanwhile.
+
+    Parameters
+    ----------
+    keep_registered : bool
+        Whether models that are registered before the block stay known in it. They are loaded anew.
+    index : dict, optional
+        What ``weights/index.json`` says within the block, as in another release of tec_zarr.
+    """
+    global _registered, _loaded
+    before = _registered, _loaded
+    _registered, _loaded = dict(_registered) if keep_registered else {}, {}
+    try:
+        with contextlib.nullcontext() if index is None else replaced_index(index):
+            _index.cache_clear()
+            yield
+    finally:
+        _registered, _loaded = before
+        _index.cache_clear()
+
+
+def register_model(
+    name: str, load: Callable[[], Model], weights_sha256: str, *, takes: Iterable[str] = ()
+) -> None:
     """Add a model of your own for this process.
 
     Its frames hold its name. They decode in every process that registers the model. A name can be
@@ -74,9 +101,12 @@ def register_model(name: str, load: Callable[[], Model], weights_sha256: str) ->
     name : str
         At most 64 ASCII characters, not the name of a built-in model.
     load : callable
-        Returns the model. It is called once, when the first chunk needs the model.
+        Returns the model, an object of a class that inherits from
+        `tec_zarr.models.protocol.Model`. It is called once, when the first chunk needs the model.
     weights_sha256 : str
         SHA-256 (hex) of the weights.
+    takes : iterable of str
+        Options that ``encode`` of the model takes, as `tec_zarr.models.protocol.Entry` lists them.
     """
     if name in _index() or not name.isascii() or not 0 < len(name) <= 64:
         raise UnknownModelError(
@@ -88,7 +118,8 @@ def register_model(name: str, load: Callable[[], Model], weights_sha256: str) ->
         others = before.loaders if isinstance(before, _Registered) else {}
         others = {sha256: other for sha256, other in others.items() if sha256 != weights_sha256}
         newest_first = _Registered(name, {weights_sha256: load, **others})
-        _registered[name] = Entry(name, NAMED_MODEL, tuple(newest_first.loaders), newest_first)
+        weights = tuple(newest_first.loaders)
+        _registered[name] = Entry(name, NAMED_MODEL, weights, newest_first, frozenset(takes))
         _loaded.pop((name, weights_sha256), None)
 
 
@@ -169,6 +200,12 @@ def get_model(name: str, weights: str | None = None) -> Model:
     return model
 
 
+def unload(name: str, weights: str) -> None:
+    """Forget a loaded model, ``weights`` is a whole SHA-256. The next chunk loads it anew."""
+    with _lock:
+        _loaded.pop((name, weights), None)
+
+
 def get_encoder(name: str, weights: str) -> Model:
     """Return a loaded model that may encode; ``weights`` is a whole SHA-256.
 
@@ -239,8 +276,8 @@ def _entry(name: str, item: dict) -> Entry:
                 ": delete it and get the store's weights again"
             ) from error
 
-    return Entry(name, item["id"], tuple(released_weights(name)), load, item.get("temporal", False),
-                 item.get("on_grids", False))  # fmt: skip
+    takes = frozenset(item.get("takes", ()))
+    return Entry(name, item["id"], tuple(released_weights(name)), load, takes)
 
 
 def cached_entry(name: str) -> Entry | None:
@@ -262,10 +299,6 @@ def cached_entry(name: str) -> Entry | None:
         The weights are not in the cache. Or `name` has no published rate, because its weights were
         given by a path. The message says how to get them.
     """
-    from tec_zarr.frame.frame import NAMED_MODEL
-    from tec_zarr.models.protocol import Entry
-    from tec_zarr.models.weights import embedded_weights, weights_file
-
     family, _, tail = name.partition("/lambda-")
     if family not in PUBLISHED:
         return None

@@ -172,7 +172,7 @@ def use_embedded_weights(store: Any) -> tuple[str, ...]:
         if sha256 in group and not file.is_file():
             data = _read(group[sha256], sha256, left)
             left -= len(data)
-            _keep(data, sha256, embedded_file(name, sha256))
+            keep_embedded(name, data, sha256)
             added.append(sha256)
     return tuple(added)
 
@@ -239,10 +239,14 @@ def _check_bytes(data: bytes, sha256: str, where: str) -> None:
         )
 
 
-def _keep(data: bytes, sha256: str, file: Path) -> None:
-    """Check weights and write them to ``file`` in one step: readers see all of it or nothing."""
+def keep_embedded(name: str, data: bytes, sha256: str) -> None:
+    """Check weights of the model ``name`` that came with a store, and keep them in the cache.
+
+    They are written in one step: readers see all of the file or nothing.
+    """
     from safetensors import SafetensorError, safe_open
 
+    file = embedded_file(name, sha256)
     _check_bytes(data, sha256, f"{GROUP}/{sha256}")
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(suffix=".part", dir=file.parent)

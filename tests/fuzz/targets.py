@@ -333,7 +333,6 @@ def weights(data: bytes) -> None:
     import hashlib
 
     from tec_zarr.models import registry
-    from tec_zarr.models import weights as models_weights
     from tec_zarr.stores import embed
 
     name, content = make_weights(data)
@@ -342,12 +341,12 @@ def weights(data: bytes) -> None:
     with tempfile.TemporaryDirectory(dir=_RAM) as folder:
         os.environ["TEC_ZARR_CACHE"] = folder
         try:
-            embed._keep(content, sha256, models_weights.embedded_file(name, sha256))
+            embed.keep_embedded(name, content, sha256)
             model = registry.get_model(name, sha256)
         except TecError:
             return
         finally:
-            registry._loaded.pop((name, sha256), None)
+            registry.unload(name, sha256)
             os.environ.pop("TEC_ZARR_CACHE")
             if before is not None:
                 os.environ["TEC_ZARR_CACHE"] = before
@@ -376,12 +375,11 @@ def released_weights() -> list[tuple[str, dict[str, np.ndarray]]]:
     """(model, tensors) of all weights of the package."""
     from safetensors.numpy import load_file
 
-    from tec_zarr.models import registry
     from tec_zarr.models import weights as models_weights
 
     return [
         (name, load_file(file))
-        for name in registry._index()
+        for name in models_weights.index_items()
         for file in models_weights.released_weights(name).values()
     ]
 
