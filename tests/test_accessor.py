@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -268,6 +269,18 @@ def test_an_eopf_product_is_one_cube(examples, tmp_path):
     np.testing.assert_array_equal(
         product.tec.simulate(**TOY).reflectance, cube.tec.simulate(**TOY).reflectance
     )
+
+
+def test_an_eopf_product_is_looked_at_once_until_it_changes(examples, tmp_path):
+    path = examples.make_eopf_product(tmp_path / "S2.zarr")
+    product = xr.open_datatree(path, engine="zarr", chunks={})
+    first = product.tec.encoding(**TOY)
+    shutil.rmtree(path)
+    assert product.tec.encoding(**TOY) == first
+    band = "/measurements/reflectance/r10m/b02"
+    product[band] = xr.full_like(product[band], 0.25)
+    with pytest.raises(FileNotFoundError):  # it is looked at again
+        product.tec.encoding(**TOY)
 
 
 def test_clouds_of_an_eopf_product_of_one_date_stay_nodata_and_it_is_said(examples, tmp_path):

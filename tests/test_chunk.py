@@ -30,7 +30,7 @@ from tec_zarr.errors import (
     WeightsMismatchError,
 )
 from tec_zarr.frame.frame import SectionKind, read_frame, write_frame
-from tec_zarr.models import registry, weights
+from tec_zarr.models import registry
 from tec_zarr.sentinel2 import BANDS, L2A_BANDS
 
 QUALITY = 5.0
@@ -474,11 +474,10 @@ def test_dates_that_are_no_numbers_are_refused(dates):
         decode_chunk(data, dates=dates)
 
 
-def test_weights_that_are_not_there_say_so():
-    item = weights.index_items()["tec-s2"]
-    gone = {**item, "weights": [{"file": "gone.safetensors", "sha256": "ab" * 32}]}
+def test_weights_that_are_not_there_say_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "weights_file", lambda name, sha256: tmp_path / "gone")
     with (
-        registry.as_new_process(index={"tec-s2": gone}),
+        registry.as_new_process(),
         pytest.raises(WeightsMismatchError, match=r"gone.*force-reinstall"),
     ):
         registry.get_model("tec-s2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,11 +66,16 @@ def elsewhere():
         yield lambda **how: stack.enter_context(registry.as_new_process(**how))
 
 
-def forget_weights(elsewhere):
-    """As in a tec_zarr of another release: the same models, none of these weights."""
-    other = [{"file": "other.safetensors", "sha256": "ff" * 32}]
-    items = models_weights.index_items()
-    elsewhere(index={name: {**item, "weights": other} for name, item in items.items()})
+@pytest.fixture
+def forget_weights(elsewhere, monkeypatch):
+    """Goes on as in a tec_zarr of another release: the same models, none of these weights."""
+
+    def forget():
+        for module in (models_weights, registry):
+            monkeypatch.setattr(module, "released_weights", lambda _: {"ff" * 32: Path("other")})
+        elsewhere()
+
+    return forget
 
 
 def read(path):
@@ -80,13 +86,13 @@ def read(path):
     ("zarr_format", "shards"), [(2, None), (3, None), (3, (1, 12, 32, 32))], ids=str
 )
 def test_a_store_decodes_where_its_weights_are_missing(
-    zarr_format, shards, cube, tmp_path, elsewhere
+    zarr_format, shards, cube, tmp_path, forget_weights
 ):
     path = tmp_path / "store.zarr"
     pixels = write(path, cube, zarr_format, shards, model="tec-tt-s2")
     weights = tec_zarr.embed_weights(path)
     assert len(weights) == 2  # those of the model, and those that it builds on
-    forget_weights(elsewhere)
+    forget_weights()
     with pytest.raises(WeightsMismatchError, match=r"tec_zarr\.use_embedded_weights\(store\)"):
         read(path)
     assert tec_zarr.use_embedded_weights(path) == weights
@@ -132,11 +138,11 @@ def test_published_models_travel_too(cube, tmp_path, monkeypatch, elsewhere):
     np.testing.assert_array_equal(read(path), pixels)
 
 
-def test_embedded_weights_are_not_what_new_arrays_are_encoded_with(tmp_path, cube, elsewhere):
+def test_embedded_weights_are_not_what_new_arrays_are_encoded_with(tmp_path, cube, forget_weights):
     path = tmp_path / "store.zarr"
     write(path, cube)
     weights = tec_zarr.embed_weights(path)
-    forget_weights(elsewhere)
+    forget_weights()
     tec_zarr.use_embedded_weights(path)
     assert TECCodec().weights_sha256 not in weights
 
@@ -164,13 +170,13 @@ def test_a_model_of_ones_own_cannot_be_embedded(cube, tmp_path):
 
 
 @pytest.fixture
-def hostile(cube, tmp_path, elsewhere):
+def hostile(cube, tmp_path, forget_weights):
     """A store whose TEC array asks for weights that are not here, and a way to plant them."""
     path = tmp_path / "store.zarr"
     write(path, cube)
     sha256 = TECCodec().weights_sha256
     assert sha256 in tec_zarr.embed_weights(path)
-    forget_weights(elsewhere)
+    forget_weights()
 
     def plant(shape=None, **options):
         array = zarr.open_group(path, mode="r+")[GROUP].create_array(
@@ -374,12 +380,12 @@ def test_weights_cannot_name_themselves_by_a_beginning_of_their_hash():
         opened("tec-s2", digest)
 
 
-def test_embedded_weights_decode_and_never_encode(cube, tmp_path, elsewhere):
+def test_embedded_weights_decode_and_never_encode(cube, tmp_path, forget_weights):
     """Neither as a default, nor where an array names them, nor after files were touched."""
     path = tmp_path / "store.zarr"
     pixels = write(path, cube)
     tec_zarr.embed_weights(path)
-    forget_weights(elsewhere)
+    forget_weights()
     tec_zarr.use_embedded_weights(path)
     for file in models_weights.embedded_folder().iterdir():
         file.touch()
@@ -412,7 +418,7 @@ def test_embedded_weights_of_a_published_model_never_encode(cube, tmp_path, monk
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("damage", ["a chunk is gone", "a chunk was cut", "another array"])
-def test_embedding_again_repairs(damage, zarr_format, cube, tmp_path, elsewhere):
+def test_embedding_again_repairs(damage, zarr_format, cube, tmp_path, forget_weights):
     path = tmp_path / "store.zarr"
     pixels = write(path, cube, zarr_format)
     weights = tec_zarr.embed_weights(path)
@@ -427,7 +433,7 @@ def test_embedding_again_repairs(damage, zarr_format, cube, tmp_path, elsewhere)
             weights[0], shape=(9,), dtype="f4", overwrite=True
         )
     assert tec_zarr.embed_weights(path) == weights
-    forget_weights(elsewhere)
+    forget_weights()
     assert tec_zarr.use_embedded_weights(path) == weights
     np.testing.assert_array_equal(read(path), pixels)
 
@@ -449,9 +455,9 @@ def test_weights_become_visible_when_all_of_them_are_there(cube, tmp_path, monke
     assert len(list(zarr.open_group(path, mode="r")[GROUP].members())) == len(weights)
 
 
-def test_what_the_store_holds_need_not_be_on_this_machine(cube, tmp_path, elsewhere):
+def test_what_the_store_holds_need_not_be_on_this_machine(cube, tmp_path, forget_weights):
     path = tmp_path / "store.zarr"
     write(path, cube)
     weights = tec_zarr.embed_weights(path)
-    forget_weights(elsewhere)
+    forget_weights()
     assert tec_zarr.embed_weights(path) == weights

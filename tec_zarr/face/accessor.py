@@ -1,7 +1,7 @@
 """The accessor ``.tec`` of DataArray, Dataset and DataTree: tec_zarr's functions as methods.
 
-Every method calls the function that its docstring names. Accessors hold only the object, because
-xarray makes a new accessor for every object. No method imports torch before it computes a chunk.
+Every method calls the function that its docstring names. xarray keeps one accessor for each
+object. No method imports torch before it computes a chunk.
 :mod:`tec_zarr.face.xarray_hook` registers the accessors.
 """
 
@@ -113,12 +113,27 @@ class TecTree(_TecAccessor):
 
     def __init__(self, obj: xr.DataTree) -> None:
         self._tree = obj
+        self._made_of: dict[Any, Any] = {}
+        self._cube: xr.Dataset | None = None
 
     @property
     def _obj(self) -> Any:
+        """The cube. To make it takes some pixels of every date, so it is made once.
+
+        It is made again after a variable of the tree was replaced.
+        """
         from tec_zarr.stac.canonical import prepare
 
-        return prepare(self._tree)
+        variables = {
+            (node.path, name): variable
+            for node in self._tree.subtree for name, variable in node.variables.items()
+        }  # fmt: skip
+        same = variables.keys() == self._made_of.keys() and all(
+            variable is self._made_of[key] for key, variable in variables.items()
+        )
+        if self._cube is None or not same:
+            self._cube, self._made_of = prepare(self._tree), variables
+        return self._cube
 
     def harmonize(
         self, *, items: Iterable[Any] | None = None, offset: int | Sequence[int] | None = None

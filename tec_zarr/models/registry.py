@@ -34,7 +34,6 @@ from tec_zarr.models.weights import (
     index_items,
     kept_hashes,
     released_weights,
-    replaced_index,
     weights_file,
 )
 
@@ -61,9 +60,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def as_new_process(
-    *, keep_registered: bool = False, index: dict[str, dict] | None = None
-) -> Iterator[None]:
+def as_new_process(*, keep_registered: bool = False) -> Iterator[None]:
     """Within a block no model is loaded or registered, as in a new process; then all is as before.
 
     For tests. No other thread may use models meanwhile.
@@ -72,16 +69,13 @@ def as_new_process(
     ----------
     keep_registered : bool
         Whether models that are registered before the block stay known in it. They are loaded anew.
-    index : dict, optional
-        What ``weights/index.json`` says within the block, as in another release of tec_zarr.
     """
     global _registered, _loaded
     before = _registered, _loaded
     _registered, _loaded = dict(_registered) if keep_registered else {}, {}
+    _index.cache_clear()
     try:
-        with contextlib.nullcontext() if index is None else replaced_index(index):
-            _index.cache_clear()
-            yield
+        yield
     finally:
         _registered, _loaded = before
         _index.cache_clear()

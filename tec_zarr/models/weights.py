@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -85,27 +84,9 @@ def _hashes(name: str, folder: Path) -> Iterator[str]:
             yield file.stem.rpartition("--")[2]
 
 
-_other_index: dict[str, dict] | None = None
-
-
+@cache
 def index_items() -> dict[str, dict]:
     """Return the entries of ``weights/index.json``, by model name."""
-    return _packaged_index() if _other_index is None else _other_index
-
-
-@contextlib.contextmanager
-def replaced_index(items: dict[str, dict]) -> Iterator[None]:
-    """Let `index_items` return ``items`` within a block: `tec_zarr.models.registry` has the use."""
-    global _other_index
-    before, _other_index = _other_index, items
-    try:
-        yield
-    finally:
-        _other_index = before
-
-
-@cache
-def _packaged_index() -> dict[str, dict]:
     return json.loads((resources.files("tec_zarr.models") / "weights" / "index.json").read_text())
 
 

@@ -47,7 +47,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> str:
     if architecture is None:
         raise TecError(
             f"{path}: a {type(module).__name__} is none of the family's classes, which are "
-            f"{', '.join(classes)} in tec_zarr.models"
+            f"{', '.join(classes)} in tec_zarr.terracodec"
         )
     config: dict[str, Any] = dict(module.config)  # type: ignore[arg-type]
     if module.state_dict().keys() != _without_weights(architecture, config).state_dict().keys():

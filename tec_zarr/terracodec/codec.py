@@ -138,8 +138,12 @@ class FamilyModel(Model):
         cubes: Sequence[npt.NDArray[np.float32]],
         quality: float,
         bands: Sequence[str] | None,
+        **options: Sequence[Any],
     ) -> list[Encoded]:
-        """Encode cubes of one shape; each gives the same bytes as with `encode`."""
+        """Encode cubes of one shape; each gives the same bytes as with `encode`.
+
+        The registry's entry of a published model names no ``options``.
+        """
         where = self._band_places(bands, cubes[0].shape)
         return self._encode(cubes, where, self._tokens(quality, len(cubes[0])))
 
