@@ -32,6 +32,7 @@ are still the work done. The others are of the wall clock, and mean something on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import logging
@@ -45,7 +46,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -180,30 +181,21 @@ def warm(model: str, quality: float) -> None:
 
 def install_stopwatch(model: str, quality: float, dask_worker: Any) -> None:
     """Measure the steps of this worker from now on, in processor seconds."""
-    from tec_zarr.codec import zarr_codec
     from tec_zarr.recompression import region
-    from tec_zarr.recompression import verify as recompression_verify
 
     warm(model, quality)
     seconds = dask_worker.stopwatch = dict.fromkeys(("encode", "read", "verify", "checksum"), 0.0)
 
-    def measured(name: str, function: Callable[..., Any], clock: Callable[[], float]) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            start = clock()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                seconds[name] += clock() - start
+    @contextlib.contextmanager
+    def clock(step: str) -> Iterator[None]:
+        # Of the process: a step may use several threads, and nothing else runs meanwhile.
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            seconds[step] += time.process_time() - start
 
-        return call
-
-    zarr_codec.encode_chunk = measured("encode", zarr_codec.encode_chunk, time.thread_time)
-    # These run in several threads, of which only they do anything then.
-    region.read_block = measured("read", region.read_block, time.process_time)
-    recompression_verify.verify_region = measured(
-        "verify", recompression_verify.verify_region, time.process_time
-    )
-    region.crc_of = measured("checksum", region.crc_of, time.process_time)
+    region.around = clock
 
 
 def read_stopwatch(dask_worker: Any) -> tuple[float, float, dict[str, float]]:

@@ -138,8 +138,8 @@ def _measured(results: dict, one: dict, two: dict, machine: str) -> list[str]:
         f"({results['bare_with_reading_cpu_MB_per_s']:.1f} MB/s), the overhead is "
         f"{overhead['over_reading_and_encoding']}.",
         "",
-        "Where the seconds of one worker go, in per cent of those inside `encode_chunk` (run with "
-        "verification):",
+        "Where the seconds of one worker go, in per cent of those that encode the chunks (run "
+        "with verification):",
         "",
         "| step | per cent of encoding |",
         "| --- | --- |",

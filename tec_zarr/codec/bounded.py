@@ -143,14 +143,14 @@ def _largest_errors(
 ) -> np.ndarray:
     """Return the largest error of each band, float64 (C,).
 
-    A frame stores the errors of float32 samples as float32, so these are rounded up to float32.
+    A frame stores the errors of float samples in their dtype, so they are rounded up to it.
     """
     before, after = (np.where(measured, x, 0).astype(np.float64) for x in (samples, decoded))
     errors = np.abs(after - before).max(axis=(0, 2, 3))
-    if samples.dtype != np.float32:
+    if samples.dtype.kind != "f":
         return errors
-    held = errors.astype(np.float32)
-    held = np.where(held < errors, np.nextafter(held, np.float32(np.inf)), held)
+    held = errors.astype(samples.dtype)
+    held = np.where(held < errors, np.nextafter(held, held.dtype.type(np.inf)), held)
     return held.astype(np.float64)
 
 

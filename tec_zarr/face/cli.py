@@ -70,94 +70,121 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    def bands(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--bands", nargs="+", metavar="BAND",
-                         help="names of the bands, in the order of the file")  # fmt: skip
+    def cube(sub: argparse.ArgumentParser, name: str, help: str, **more: Any) -> None:
+        sub.add_argument(name.lower(), type=Path, metavar=name, help=help, **more)
 
-    demo = command(demo_command, "demo", "a cube through TEC and back, in numbers and a picture")
-    demo.add_argument("--input", type=Path, help="own Zarr, NetCDF, GeoTIFF(s) or .npz cube")
-    demo.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results")
+    def new(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("target", type=Path, metavar="OUT", help="path to write")
+        sub.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+
+    def tec(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--zarr-format", type=int, choices=(2, 3), default=3,
+                         help="Zarr format of the target (default: 3)")  # fmt: skip
+        sub.add_argument("--variables", nargs="+", metavar="NAME", help="names of the arrays to "
+                         "encode with TEC (default: those that look like Sentinel-2 "
+                         "reflectance)")  # fmt: skip
+        _add_options(sub)
+
+    readable = "path of a Zarr store, NetCDF, GeoTIFF or .npz file, or of a folder of GeoTIFFs"
+
+    demo = command(demo_command, "demo", "encode a cube, decode it, and show what was lost")
+    demo.add_argument("--input", type=Path, metavar="PATH", help=f"{readable} (default: a cube "
+                      "that is made up)")  # fmt: skip
+    demo.add_argument("--out", type=Path, metavar="FOLDER", default=Path("demo-out"),
+                      help="folder for the store and the picture (default: demo-out)")  # fmt: skip
     _add_options(demo)
 
-    encode = command(encode_command, "encode", "write a cube into a Zarr store with TEC")
-    encode.add_argument("source", type=Path, metavar="IN")
-    encode.add_argument("target", type=Path, metavar="OUT")
-    encode.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
-    encode.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    encode.add_argument("--variables", nargs="+", metavar="NAME", help="arrays for TEC")
-    _add_options(encode)
+    encode = command(encode_command, "encode", "write a cube to a Zarr store with TEC")
+    encode.add_argument("source", type=Path, metavar="IN", help=readable)
+    new(encode)
+    tec(encode)
 
-    decode = command(decode_command, "decode", "write a plain Zarr store or GeoTIFFs: the way out")
-    decode.add_argument("source", type=Path, metavar="IN")
-    decode.add_argument("target", type=Path, metavar="OUT")
-    decode.add_argument("--to", choices=("zarr", "geotiff"), default="zarr")
-    decode.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    decode = command(decode_command, "decode", "write a TEC store as plain Zarr or GeoTIFFs")
+    decode.add_argument("source", type=Path, metavar="IN", help="path of a TEC store")
+    new(decode)
+    decode.add_argument("--to", choices=("zarr", "geotiff"), default="zarr",
+                        help="what to write (default: zarr)")  # fmt: skip
 
-    info = command(info_command, "info", "what is inside a store or file")
-    info.add_argument("path", type=Path, metavar="PATH")
+    info = command(info_command, "info", "list the arrays of a store or file")
+    cube(info, "PATH", readable)
 
-    verify = command(verify_command, "verify", "errors of B against A, per band")
-    verify.add_argument("a", type=Path, metavar="A")
-    verify.add_argument("b", type=Path, metavar="B")
-    bands(verify)
+    verify = command(verify_command, "verify", "print the errors of each band of B against A")
+    cube(verify, "A", f"the original: {readable}")
+    cube(verify, "B", f"the decoded cube: {readable}")
+    verify.add_argument("--bands", nargs="+", metavar="BAND",
+                        help="names of the bands of A, in its order")  # fmt: skip
 
-    page = command(report_command, "report", "one HTML page about what was lost, to look at")
-    page.add_argument("a", type=Path, metavar="A", help="the original")
-    page.add_argument("b", type=Path, metavar="B", nargs="?",
-                      help="a store made of it (default: made now, with TEC)")  # fmt: skip
-    page.add_argument("--html", type=Path, default=Path("report.html"), help="the page to write")
+    page = command(report_command, "report", "write an HTML page that shows what was lost")
+    cube(page, "A", f"the original: {readable}")
+    cube(page, "B", "a store made of A (default: TEC encodes A now)", nargs="?")
+    page.add_argument("--html", type=Path, metavar="FILE", default=Path("report.html"),
+                      help="the page to write (default: report.html)")  # fmt: skip
     _add_options(page)
 
     stac = command(
-        from_stac_command, "from-stac", "an area and a period of a STAC catalogue to TEC"
+        from_stac_command, "from-stac", "load an area from a STAC catalogue into a TEC store"
     )
-    stac.add_argument("target", type=Path, metavar="OUT")
-    stac.add_argument("--bbox", type=float, nargs=4, required=True,
-                      metavar=("WEST", "SOUTH", "EAST", "NORTH"), help="degrees")  # fmt: skip
-    stac.add_argument("--datetime", required=True, help="2023-06, or 2023-06-01/2023-08-31")
-    stac.add_argument("--catalog", help="URL of a STAC API, or path of a catalog.json or "
-                      "collection.json (default: Earth Search)")  # fmt: skip
-    stac.add_argument("--collection", default="sentinel-2-l2a")
-    stac.add_argument("--bands", nargs="+", metavar="BAND", help="default: all")
-    stac.add_argument("--resolution", type=float, default=10, help="metres (default: 10)")
+    stac.add_argument("target", type=Path, metavar="OUT", help="path of the Zarr store to write")
+    edges = ("WEST", "SOUTH", "EAST", "NORTH")
+    stac.add_argument("--bbox", type=float, nargs=4, required=True, metavar=edges,
+                      help="area to load, in degrees")  # fmt: skip
+    stac.add_argument("--datetime", metavar="PERIOD", required=True,
+                      help="such as 2023-06, or 2023-06-01/2023-08-31")  # fmt: skip
+    stac.add_argument("--catalog", metavar="URL", help="URL of a STAC API, or path of a "
+                      "catalog.json or collection.json (default: Earth Search)")  # fmt: skip
+    stac.add_argument("--collection", metavar="NAME", default="sentinel-2-l2a",
+                      help="collection of the API (default: sentinel-2-l2a)")  # fmt: skip
+    stac.add_argument("--bands", nargs="+", metavar="BAND",
+                      help="bands to load (default: all that every item has)")  # fmt: skip
+    stac.add_argument("--resolution", type=float, metavar="METRES", default=10,
+                      help="side of a pixel (default: 10)")  # fmt: skip
     stac.add_argument("--crs", help="such as EPSG:32632 (default: that of most items)")
-    stac.add_argument("--loader", choices=("odc-stac", "stackstac"), default="odc-stac")
-    stac.add_argument("--offset", type=int, choices=(0, 1000),
-                      help="DN that all pixels carry, where the metadata are wrong")  # fmt: skip
-    stac.add_argument("--append", action="store_true", help="add later dates to OUT")
+    stac.add_argument("--loader", choices=("odc-stac", "stackstac"), default="odc-stac",
+                      help="library that reads the items (default: odc-stac)")  # fmt: skip
+    stac.add_argument("--offset", type=int, choices=(0, 1000), help="DN that were added to all "
+                      "pixels (default: what metadata and pixels say)")  # fmt: skip
+    stac.add_argument("--append", action="store_true",
+                      help="append later dates to OUT, with its options")  # fmt: skip
     _add_options(stac, without=("bands", "offset"))
 
-    recompress = command(recompress_command, "recompress", "a whole Zarr archive to TEC, resumable")
+    recompress = command(recompress_command, "recompress", "copy a whole Zarr archive to TEC")
     recompress.add_argument("source", metavar="SRC", help="path or URL of a Zarr store")
-    recompress.add_argument("target", metavar="DST", help="path or URL; repeat to resume")
-    recompress.add_argument("--zarr-format", type=int, choices=(2, 3), default=3)
-    recompress.add_argument("--variables", nargs="+", metavar="NAME", help="arrays for TEC")
-    recompress.add_argument("--verify", choices=("sample", "full", "none"), default="sample")
-    recompress.add_argument("--retries", type=int, default=2, help="further attempts per region")
+    recompress.add_argument("target", metavar="DST", help="path or URL of the store to write")
+    recompress.add_argument("--verify", choices=("sample", "full", "none"), default="sample",
+                            help="read back one chunk of every region, all of it, or nothing "
+                            "(default: sample)")  # fmt: skip
+    recompress.add_argument("--retries", type=int, metavar="N", default=2, help="further attempts "
+                            "for a region that failed (default: 2)")  # fmt: skip
     where = recompress.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, help="processes of one thread (default: threads)")
-    where.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask cluster")
-    recompress.add_argument("--gpu", action="store_true", help="encode on workers with GPU=1")
-    recompress.add_argument("--dry-run", action="store_true", help="estimate; write nothing")
-    recompress.add_argument("--price", type=float, help="with --dry-run: price of a core hour")
-    recompress.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report")
-    _add_options(recompress)
+    where.add_argument("--workers", type=int, metavar="N", help="number of processes, of one "
+                       "thread each (default: threads of one process)")  # fmt: skip
+    where.add_argument("--scheduler", metavar="ADDRESS",
+                       help="address of a running Dask cluster: tcp://HOST:8786")  # fmt: skip
+    recompress.add_argument("--gpu", action="store_true",
+                            help="encode only on workers with the Dask resource GPU")  # fmt: skip
+    recompress.add_argument("--dry-run", action="store_true",
+                            help="estimate size and time; write nothing")  # fmt: skip
+    recompress.add_argument("--price", type=float, help="price of a core hour, for --dry-run")
+    recompress.add_argument("--report", type=Path, metavar="FILE", help="write a report as JSON")
+    tec(recompress)
 
-    lower = command(transcode_command, "transcode", "lower quality, or other format or shards")
+    lower = command(
+        transcode_command, "transcode", "lower the quality of a store, or change its format"
+    )
     lower.add_argument("source", metavar="IN", help="path or URL of a Zarr store")
-    lower.add_argument("target", type=Path, metavar="OUT")
-    how = lower.add_argument_group("either a lower quality, or another format or shards")
+    new(lower)
+    how = lower.add_argument_group("one of a lower quality, and another format or other shards")
     how.add_argument("--tokens", type=int, nargs="+", metavar="K",
-                     help="1 (smallest) to 16, for all dates or one for each: arrays of "
-                     "tec-flex-s2 or FlexTEC")  # fmt: skip
-    how.add_argument("--zarr-format", type=int, choices=(2, 3), help="of OUT")
+                     help="number of tokens to keep, 1 (smallest) to 16, for all dates or for "
+                     "each: arrays of tec-flex-s2 or FlexTEC")  # fmt: skip
+    how.add_argument("--zarr-format", type=int, choices=(2, 3), help="Zarr format of OUT")
     how.add_argument("--shards", type=int, nargs="*", metavar="N",
-                     help="length along each axis, in whole chunks; without numbers: no shards "
-                     "(default: as they are)")  # fmt: skip
-    lower.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+                     help="length of a shard along each axis, in chunks; without numbers OUT has "
+                     "no shards (default: shards as in IN)")  # fmt: skip
 
-    train = command(train_command, "train", "train the default model on data of your own")
-    train.add_argument("config", type=Path, metavar="CONFIG", help="TOML, see docs/training.md")
+    train = command(train_command, "train", "train a model on data of your own")
+    train.add_argument("config", type=Path, metavar="CONFIG",
+                       help="TOML file; docs/training.md describes it")  # fmt: skip
     return parser
 
 

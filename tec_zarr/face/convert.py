@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def encode_command(arguments: argparse.Namespace) -> None:
-    """Write a cube into a Zarr store: reflectance with TEC, everything else lossless."""
+    """Write a cube to a Zarr store: reflectance with TEC, everything else without loss."""
     from tec_zarr.cubes.provenance import describe
     from tec_zarr.face.write import record
     from tec_zarr.stores.info import stored_arrays
@@ -44,12 +44,12 @@ def encode_command(arguments: argparse.Namespace) -> None:
 
 
 def transcode_command(arguments: argparse.Namespace) -> None:
-    """Copy a store, cutting the chunks of its flexible arrays down to their first tokens, or moving
-    those of all TEC arrays to the other Zarr format or to other shards, byte by byte.
+    """Copy a store to a lower quality, or to the other Zarr format or other shards.
 
-    Tokens of tec-flex-s2 need no network for it. Of FlexTEC, neither does a chunk of one date, or
-    one written with context_tokens; of another the tokens that stay are coded anew. Both end as
-    encoding at the lower quality does.
+    Nothing is encoded from pixels again. --tokens keeps the first tokens of every chunk of
+    tec-flex-s2 and FlexTEC; the result is the store that encoding at that quality writes. Most
+    chunks are only cut. FlexTEC chunks of several dates that were written without context_tokens
+    need their network. --zarr-format and --shards move the bytes of all TEC chunks unchanged.
     """
     from tec_zarr.recompression.transcode import transcode
     from tec_zarr.stores.info import stored_arrays
@@ -66,9 +66,9 @@ def transcode_command(arguments: argparse.Namespace) -> None:
 
 
 def decode_command(arguments: argparse.Namespace) -> None:
-    """Write what a TEC store decodes to as a plain Zarr store, or as one GeoTIFF per date.
+    """Decode a TEC store, and write a plain Zarr store or one GeoTIFF for each date.
 
-    Bands that were stacked to encode them are variables again in a Zarr store.
+    Bands that `encode` has stacked become variables again in a Zarr store.
     """
     from tec_zarr.cubes.encoding import drop_encoding
     from tec_zarr.cubes.files import open_cube, with_known_nodata
@@ -86,14 +86,14 @@ def decode_command(arguments: argparse.Namespace) -> None:
             left = [str(n) for n, da in ds.data_vars.items() if da.ndim and not is_image(da)]
     print(f"wrote {f'{len(files)} GeoTIFFs to ' if files else ''}{arguments.target}")
     if left:
-        print(f"not in GeoTIFFs, which hold images: {', '.join(left)}")
+        print(f"not written, because GeoTIFFs hold images only: {', '.join(left)}")
 
 
 def recompress_command(arguments: argparse.Namespace) -> int:
-    """Recompress a Zarr store: reflectance with TEC, everything else lossless.
+    """Copy a Zarr store: reflectance with TEC, everything else without loss.
 
-    Repeat the command after an interruption: it goes on where it was. Exit status: 0 complete,
-    1 refused, 3 some regions failed, 130 interrupted (143 by SIGTERM).
+    Repeat the command after an interruption: it continues where it stopped. Exit status: 0
+    complete, 1 refused, 3 some regions failed, 130 interrupted (143 by SIGTERM).
     """
     import json
     import logging
@@ -113,7 +113,7 @@ def recompress_command(arguments: argparse.Namespace) -> int:
         if arguments.price is not None:
             print(f"about {hours * arguments.price:.2f} at {arguments.price:g} per core hour")
         print(f"each source chunk is read {guess.read_amplification:.2f} times")
-        print(f"from {guess.sampled_chunks} chunks; without writing and verification")
+        print(f"estimated from {guess.sampled_chunks} chunks, without writing and verification")
         return 0
     with contextlib.ExitStack() as stack:
         client = None
@@ -130,8 +130,8 @@ def recompress_command(arguments: argparse.Namespace) -> int:
                     parse_host_port(parse_address(arguments.scheduler)[1])
                 except ValueError as error:
                     raise UnsupportedArrayError(
-                        f"--scheduler {arguments.scheduler} is no address ({error}): give one such "
-                        "as tcp://HOST:8786"
+                        f"--scheduler {arguments.scheduler} is no address ({error}): give one "
+                        "such as tcp://HOST:8786"
                     ) from error
             if arguments.workers:
                 from dask.config import set as dask_settings
@@ -152,7 +152,7 @@ def recompress_command(arguments: argparse.Namespace) -> int:
                 retries=arguments.retries, verify=arguments.verify, **settings,
             )  # fmt: skip
         except KeyboardInterrupt:
-            print("tec-zarr: the same command goes on from here", file=sys.stderr)
+            print("tec-zarr: repeat the command to continue", file=sys.stderr)
             raise
     if arguments.report:
         arguments.report.write_text(json.dumps(report.to_json(), indent=1))
@@ -166,13 +166,16 @@ def recompress_command(arguments: argparse.Namespace) -> int:
     for failure in report.failures:
         print(f"failed: {failure}", file=sys.stderr)
     if not report.complete:
-        print("tec-zarr: incomplete, and not readable yet; the same command goes on from here",
+        print("tec-zarr: DST is incomplete and cannot be read yet; repeat the command to continue",
               file=sys.stderr)  # fmt: skip
     return 0 if report.complete else 3
 
 
 def from_stac_command(arguments: argparse.Namespace) -> None:
-    """Search, load, take off the +1000 DN offset, and write reflectance with TEC, SCL beside it."""
+    """Load Sentinel-2 images from a STAC catalogue, and write them to a Zarr store.
+
+    The offset of 1000 DN is removed. Reflectance is written with TEC, and SCL without loss.
+    """
     from tec_zarr.stac.load import EARTH_SEARCH, from_stac
     from tec_zarr.stores.info import stored_arrays
 

@@ -13,7 +13,7 @@ from tec_zarr.face.output import chunk_options, print_arrays, settings_of, to_za
 
 
 def demo_command(arguments: argparse.Namespace) -> None:
-    """Encode a cube, synthetic or your own, reopen it with xarray and report what was lost."""
+    """Encode a cube, read it back with xarray, and report sizes, errors and speed."""
     from tec_zarr.face.demo import run_demo
 
     text, picture = run_demo(
@@ -25,16 +25,17 @@ def demo_command(arguments: argparse.Namespace) -> None:
 
 
 def train_command(arguments: argparse.Namespace) -> None:
-    """Run or resume a training, then write its weights and the plot of its log beside it."""
+    """Train a model, or continue a training. Writes the weights and a plot of the training."""
     from tec_zarr.training.run import run
 
     print(f"weights: {run(arguments.config)}")
 
 
 def info_command(arguments: argparse.Namespace) -> None:
-    """List the arrays of a store: codec, model, quality, size, ratio, and bounds that were asked
-    for beside the largest errors that were measured. Decodes nothing. Of other files: the
-    variables that `encode` would find."""
+    """List the arrays of a store with codec, quality, sizes, and errors that were measured.
+
+    No chunk is decoded. Of other files, the variables that `encode` would find are listed.
+    """
     from tec_zarr.compare.tables import size, table
     from tec_zarr.cubes.files import is_zarr, open_cube, readable
     from tec_zarr.stores.info import stored_arrays
@@ -51,14 +52,15 @@ def info_command(arguments: argparse.Namespace) -> None:
             for n, da in ds.data_vars.items()]  # fmt: skip
     files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
     print(table(("variable", "shape", "dtype", "raw"), rows))
-    print("\n".join([f"\n{size(sum(p.stat().st_size for p in files))} on disk, no Zarr", *said]))
+    on_disk = size(sum(p.stat().st_size for p in files))
+    print("\n".join([f"\n{on_disk} on disk, not a Zarr store", *said]))
 
 
 def verify_command(arguments: argparse.Namespace) -> int:
     """Compare the reflectance of two cubes, band by band, in DN.
 
-    What B has lost counts as 0 DN. Exit status: 0, or 1 where nodata differs or the cubes cannot
-    be compared.
+    Pixels that B has lost count as 0 DN. Exit status: 0, or 1 if nodata differs or the cubes
+    cannot be compared.
     """
     from tec_zarr.compare.align import comparable, in_dn, pair
     from tec_zarr.compare.tables import ERROR_COLUMNS, error_rows, nodata_line, table
@@ -79,10 +81,10 @@ def verify_command(arguments: argparse.Namespace) -> int:
 
 
 def report_command(arguments: argparse.Namespace) -> None:
-    """Write a page that needs no network: pictures, error maps, tables, other codecs, provenance.
+    """Write an HTML page with pictures, error maps, tables, other codecs and provenance.
 
-    ``tec-zarr report A B --html page.html`` compares a store B with the original A;
-    ``tec-zarr report A page.html`` shows what TEC would make of A.
+    The page needs no network. `tec-zarr report A B --html page.html` compares a store B with the
+    original A. `tec-zarr report A page.html` shows what TEC would make of A.
     """
     from tec_zarr.compare.page import write_page
 

@@ -7,6 +7,8 @@ import json
 import sys
 import time
 import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,18 @@ _FATAL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
 """Errors after which the target accepts no region at all."""
 
 
+def unmeasured(step: str) -> AbstractContextManager[Any]:
+    """Do nothing around a step."""
+    return nullcontext()
+
+
+around: Callable[[str], AbstractContextManager[Any]] = unmeasured
+"""Entered around each step of a region: read, encode (and store), verify, checksum.
+
+A benchmark puts a clock here (``benchmarks/recompress.py``).
+"""
+
+
 @dataclass(frozen=True)
 class Job:
     """One region to make: array, number of the region, and how to verify it."""
@@ -40,12 +54,15 @@ class Job:
 
 
 def make_region(job: Job) -> Done:
+    """Read, encode, write and verify a region, and record that it is finished."""
     start = time.perf_counter()
     return write_region(job, read_block(job.array, job.array.region_slices(job.number)), start)
 
 
 def read_block(array: ArrayPlan, region: tuple[slice, ...]) -> np.ndarray:
-    block = values_in(array.source, region)
+    """Return the samples of a region of the source, as the target will hold them."""
+    with around("read"):
+        block = values_in(array.source, region)
     if array.finer is not None:
         block = array.finer(block)
     path = array.source.store_path
@@ -58,14 +75,19 @@ def read_block(array: ArrayPlan, region: tuple[slice, ...]) -> np.ndarray:
 
 
 def write_region(job: Job, block: np.ndarray, start: float | None = None) -> Done:
+    """Encode, write and verify a region that was read, and record that it is finished."""
     start = time.perf_counter() if start is None else start
     array, region = job.array, job.array.region_slices(job.number)
     try:
-        _writer(array, region, block)[region] = block
+        with around("encode"):
+            _writer(array, region, block)[region] = block
         objects = stored_objects(array.target, array.keys(region))
-        checked = verify_region(array, region, block, job.verify, job.number)
+        with around("verify"):
+            checked = verify_region(array, region, block, job.verify, job.number)
+        with around("checksum"):
+            crc = crc_of(block)
         done = Done(
-            array.index, job.number, crc_of(block), objects, block.nbytes, block.size, *checked,
+            array.index, job.number, crc, objects, block.nbytes, block.size, *checked,
             time.perf_counter() - start,
         )  # fmt: skip
         Manifest(array.target.store).mark(done)
@@ -110,6 +132,7 @@ def stored_objects(array: zarr.Array, keys: list[str]) -> dict[str, tuple[int, i
 
 
 def crc_of(block: np.ndarray) -> int:
+    """Return the CRC32 of samples; of objects and text, that of their JSON."""
     if block.dtype.kind in "OT":
         return zlib.crc32(json.dumps(block.tolist()).encode())
     return zlib.crc32(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
