@@ -184,7 +184,7 @@ FOR("sse4.1") static void evaluate_sse41(const Net *net, const uint8_t (*still)[
 
 FOR("avx2") static void evaluate_avx2(const Net *net, const uint8_t (*still)[STILL_INPUTS],
     const uint8_t (*scan)[SCAN_INPUTS], int count, uint8_t *out) {
-    const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_setzero_si256();
+    const __m256i ones = _mm256_set1_epi16(1);
     const __m256i most = _mm256_set1_epi8(127), full = _mm256_set1_epi16(255);
     const __m128i first_shift = _mm_cvtsi32_si128(net->shifts[0]);
     const __m128i second_shift = _mm_cvtsi32_si128(net->shifts[1]);
@@ -221,9 +221,8 @@ FOR("avx2") static void evaluate_avx2(const Net *net, const uint8_t (*still)[STI
                 for (int i = 0; i < 4; i++) t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(s[i], ones));
         }
         for (int i = 0; i < 4; i++) t[i] = _mm256_sra_epi32(t[i], second_shift);
-        __m256i low = _mm256_packs_epi32(t[0], t[1]), high = _mm256_packs_epi32(t[2], t[3]);
-        low = _mm256_min_epi16(_mm256_max_epi16(low, zero), full);
-        high = _mm256_min_epi16(_mm256_max_epi16(high, zero), full);
+        __m256i low = _mm256_min_epu16(_mm256_packus_epi32(t[0], t[1]), full);
+        __m256i high = _mm256_min_epu16(_mm256_packus_epi32(t[2], t[3]), full);
         low = _mm256_add_epi32(_mm256_madd_epi16(low, last_low), _mm256_madd_epi16(high, last_high));
         __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
         sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
@@ -234,7 +233,13 @@ FOR("avx2") static void evaluate_avx2(const Net *net, const uint8_t (*still)[STI
 #undef LOAD
 }
 
-FOR("avx512f,avx512bw,avx512vl,avx512vnni")
+#if defined(__clang__) && __clang_major__ >= 18 && __clang_major__ < 22
+#define VNNI "avx512f,avx512bw,avx512vl,avx512vnni,evex512"
+#else
+#define VNNI "avx512f,avx512bw,avx512vl,avx512vnni"
+#endif
+
+FOR(VNNI)
 static void evaluate_vnni(const Net *net, const uint8_t (*still)[STILL_INPUTS],
     const uint8_t (*scan)[SCAN_INPUTS], int count, uint8_t *out) {
     const __m128i first_shift = _mm_cvtsi32_si128(net->shifts[0]);

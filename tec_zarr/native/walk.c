@@ -180,13 +180,19 @@ static void gather(const uint8_t *const *from, size_t at, int cols, uint8_t (*x)
     }
 }
 
-/* Set the inputs of one block that the scan changes; up2 and left2 are two blocks away. */
+/* Set the inputs of one block that the scan changes; up2 and left2 are two blocks away. All four are
+ * stored at once, because a processor waits where it loads at once what it stored in parts. */
 static inline void set_scan(const Net *net, uint8_t *scan, const int16_t *at, int pitch, int left, int left2) {
     const int16_t *up = at - pitch;
-    scan[0] = net->log[capped((int16_t)(2 * (up[0] + left) + up[-1] + up[1]))];
-    scan[1] = net->log[up[0]];
-    scan[2] = net->log[left];
-    scan[3] = net->log[capped((int16_t)(up[-pitch] + left2))];
+    uint32_t first = net->log[capped((int16_t)(2 * (up[0] + left) + up[-1] + up[1]))];
+    uint32_t second = net->log[up[0]], third = net->log[left];
+    uint32_t fourth = net->log[capped((int16_t)(up[-pitch] + left2))];
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    uint32_t four = first << 24 | second << 16 | third << 8 | fourth;
+#else
+    uint32_t four = first | second << 8 | third << 16 | fourth << 24;
+#endif
+    memcpy(scan, &four, sizeof four);
 }
 
 /* Set them for a row as if the row were zero. */
@@ -296,7 +302,7 @@ static int walk_plane(Walk *w, int flat, int k, int expected, const double *want
                       uint8_t *indexes, Sums *mine) {
     const Shape *s = &w->shape;
     int last = 0, above = 0; /* values that are not zero: of the row before, of the two before */
-    Row row = {0, flat, k, 3 * (int64_t)expected <= (int64_t)s->rows * s->cols, NULL, NULL, indexes,
+    Row row = {0, flat, k, 4 * (int64_t)expected <= (int64_t)s->rows * s->cols, NULL, NULL, indexes,
                values, wanted};
     for (int r = 0; r < s->rows; r++) {
         size_t at = s->start + (size_t)r * s->pitch;
@@ -314,7 +320,7 @@ static int walk_plane(Walk *w, int flat, int k, int expected, const double *want
         if (count < 0) return count;
         mine->count += count;
         above = last + count, last = count;
-        row.sparse = 3 * count <= s->cols;
+        row.sparse = 4 * count <= s->cols;
         row.indexes += s->cols, row.values += s->cols;
         if (wanted) row.wanted += s->cols;
     }
