@@ -48,31 +48,25 @@ static void take_logs_plain(const Net *net, const int16_t *sums, size_t count, u
     for (size_t i = 0; i < count; i++) out[i] = net->log[sums[i]];
 }
 
+/* sums += products of two inputs and their weights. A sum of two products fits into 16 bits, so that
+ * compilers make vectors of as many units as they can. */
+static inline void add_two(int32_t *sums, const int16_t (*weights)[HIDDEN], int16_t a, int16_t b) {
+    if (!(a | b)) return;
+    for (int i = 0; i < HIDDEN; i++) sums[i] += (int16_t)(weights[0][i] * a + weights[1][i] * b);
+}
+
 static void evaluate_plain(const Net *net, const uint8_t (*still)[STILL_INPUTS],
-    const uint8_t (*scan)[SCAN_INPUTS], int count, uint8_t *out) {
+                           const uint8_t (*scan)[SCAN_INPUTS], int count, uint8_t *out) {
     for (int n = 0; n < count; n++) {
         int32_t sums[HIDDEN];
-        uint8_t one[HIDDEN];
+        int16_t one[HIDDEN];
         memcpy(sums, net->base, sizeof sums);
-        for (int q = 0; q < QUADS; q++) {
-            const uint8_t *x = four_of(still[n], scan[n], q);
-            int32_t a = x[0], b = x[1], c = x[2], d = x[3];
-            if (!(a | b | c | d)) continue;
-            for (int i = 0; i < HIDDEN; i++) {
-                const int8_t *w = net->first[q][i];
-                sums[i] += a * w[0] + b * w[1] + c * w[2] + d * w[3];
-            }
-        }
-        for (int i = 0; i < HIDDEN; i++) one[i] = (uint8_t)clipped(sums[i] >> net->shifts[0], 127);
+        for (int j = 0; j < STILL_INPUTS; j += 2) add_two(sums, net->wide_first + j, still[n][j], still[n][j + 1]);
+        for (int j = 0; j < SCAN_INPUTS; j += 2)
+            add_two(sums, net->wide_first + STILL_INPUTS + j, scan[n][j], scan[n][j + 1]);
+        for (int i = 0; i < HIDDEN; i++) one[i] = (int16_t)clipped(sums[i] >> net->shifts[0], 127);
         memcpy(sums, net->second_bias, sizeof sums);
-        for (int q = 0; q < HIDDEN / 4; q++) {
-            int32_t a = one[4 * q], b = one[4 * q + 1], c = one[4 * q + 2], d = one[4 * q + 3];
-            if (!(a | b | c | d)) continue;
-            for (int i = 0; i < HIDDEN; i++) {
-                const int8_t *w = net->second[q][i];
-                sums[i] += a * w[0] + b * w[1] + c * w[2] + d * w[3];
-            }
-        }
+        for (int j = 0; j < HIDDEN; j += 2) add_two(sums, net->wide_second + j, one[j], one[j + 1]);
         int32_t sum = net->last_bias;
         for (int i = 0; i < HIDDEN; i++) sum += net->last[i] * clipped(sums[i] >> net->shifts[1], 255);
         out[n] = (uint8_t)clipped(sum >> net->shifts[2], INDEXES - 1);
@@ -441,10 +435,15 @@ static void lay_out(Net *net, const Context *c, const Kernel *kernel) {
         net->first_bias[p] = c->first_bias[unit];
         for (int j = 0; j < FIXED_INPUTS; j++) net->fixed[j][p] = c->first[SCAN_INPUTS + STILL_INPUTS + j][unit];
         for (int q = 0; q < QUADS; q++)
-            for (int j = 0; j < 4; j++)
-                net->first[q][p][j] = (int8_t)c->first[input_at(4 * q + j)][unit];
+            for (int j = 0; j < 4; j++) {
+                int16_t weight = c->first[input_at(4 * q + j)][unit];
+                net->wide_first[4 * q + j][p] = weight, net->first[q][p][j] = (int8_t)weight;
+            }
         for (int q = 0; q < HIDDEN / 4; q++)
-            for (int j = 0; j < 4; j++) net->second[q][p][j] = (int8_t)c->second[p][deal[4 * q + j]];
+            for (int j = 0; j < 4; j++) {
+                int16_t weight = c->second[p][deal[4 * q + j]];
+                net->wide_second[4 * q + j][p] = weight, net->second[q][p][j] = (int8_t)weight;
+            }
         /* The second layer has half of the first one's activations. */
         net->second_bias[p] = c->second_bias[p] >> 1;
         net->last[p] = c->last[p];
