@@ -62,4 +62,59 @@ int tec_bound_decode(const uint8_t *section, int64_t length, const uint8_t *map,
                      int64_t dates, int64_t bands, int64_t height, int64_t width,
                      const uint8_t *labels, const uint8_t *kinds, const int32_t *bounds, int32_t *dn);
 
+/* ---- frames: one chunk of an array
+ *
+ * docs/format.md describes them. All functions return TEC_OK or a negative status; `wrong` then
+ * points to a text that says what is wrong, which is constant. */
+
+enum {
+    TEC_CHANGED = -5,     /* bytes, or what they decode to, do not match their checksum */
+    TEC_NEWER = -6,       /* the frame needs a newer decoder */
+    TEC_OVER_LIMIT = -7,  /* the frame asks for more than the limits allow */
+    TEC_OTHER_MODEL = -8, /* this decoder does not have the model of the frame */
+};
+
+/* What a decoder takes at most: samples and bands of a chunk, sections of latents, bytes of a
+ * header, bytes of latents and bound layer as stored, bytes of the mask as inflated. */
+typedef struct {
+    int64_t samples, bands, latent_sections, header_bytes, coded_bytes, mask_bytes;
+} TecLimits;
+
+/* The header of a frame. */
+typedef struct {
+    int64_t shape[4];         /* (time, band, y, x); an axis that the array lacks has length 1 */
+    int32_t axes;             /* of the array: 0 all, 1 no time, 2 no band, 3 neither */
+    int32_t dtype;            /* 0 uint16, 1 int16, 2 float32, 3 float64 */
+    int32_t big_endian, column_major; /* how the array that was encoded lay in memory */
+    int32_t model;            /* number; 0: it has a name */
+    char model_name[256];
+    uint8_t weights[8];       /* the first bytes of the SHA-256 of the model's file */
+    int32_t quality;          /* in 1/4096 */
+    int32_t band_count;       /* of `band_numbers`; 0 if the bands are not known */
+    uint8_t band_numbers[256]; /* 0 B01, ... 7 B08, 8 B8A, 9 B09, ... 12 B12 */
+    double scale, offset;     /* value = (DN + offset) * scale */
+    int32_t nodata_count, index_count;
+    double nodata[255];
+    int64_t bounded_count;    /* bands of the bound layer */
+    int64_t section_count;    /* sections of latents */
+    int64_t header_bytes, total_bytes;
+    int64_t bounds_at, indices_at, table_at; /* in the frame; no bounds: 0 */
+} TecFrame;
+
+/* Read the header of a frame, of which no more is needed. Null limits are those of tec_zarr. */
+int tec_describe(const uint8_t *frame, int64_t length, const TecLimits *limits, TecFrame *header,
+                 const char **wrong);
+
+/* Whether a band is one of the bound layer. */
+int tec_is_bounded(const TecFrame *header, const uint8_t *frame, int64_t band);
+
+/* Decode a frame to samples (time, band, y, x) of its dtype, in the byte order of the machine.
+ *
+ * `dates` are the dates wanted, in any order; null: all. `size` is that of `samples` in bytes.
+ * `model` is the one whose file the frame names; it may be null if nothing is left to a model.
+ * After an error the samples mean nothing. */
+int tec_decode(const uint8_t *frame, int64_t length, const TecLimits *limits,
+               const TecModel *model, const int64_t *dates, int64_t date_count, void *samples,
+               int64_t size, const char **wrong);
+
 #endif
