@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tec_zarr import ChunkSpec, UnsuitedDataWarning, decode_chunk, encode_chunk
-from tec_zarr.codec.points import find_points, multiple, pack_points, restore_points
+from tec_zarr.codec.points import find_points, multiple, pack_points
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError
 from tec_zarr.frame.frame import SectionKind, read_frame
+from tec_zarr.native.frame import restore_points
 from tec_zarr.stores.transcode import transcode_chunk
 
 MODELS = ("tec-s2", "tec-tt-s2", "tec-flex-s2")

@@ -10,7 +10,6 @@ import numpy as np
 from tec_zarr.codec import batching, second_generation
 from tec_zarr.codec.batching import model_slots
 from tec_zarr.codec.bounded import bound_layer
-from tec_zarr.codec.points import restore_points
 from tec_zarr.codec.tiles import CodedTile, single_payload, tiles_of
 from tec_zarr.codec.values import values_of
 from tec_zarr.errors import (
@@ -24,6 +23,7 @@ from tec_zarr.errors import (
 from tec_zarr.frame.frame import Frame, Header, SectionKind, read_frame
 from tec_zarr.models.protocol import Model
 from tec_zarr.models.registry import get_model, name_of
+from tec_zarr.native import frame as native_frame
 
 
 def decode_chunk(
@@ -71,7 +71,7 @@ def decode_chunk(
     if dates is not None:
         dates = _whole_numbers(dates)
     if dates is None:
-        samples = decode_samples(frame)
+        samples = decode_samples(data, frame)
     else:
         if len(shape) != 4 or not all(0 <= date < shape[0] for date in dates):
             raise UnsupportedArrayError(
@@ -79,20 +79,39 @@ def decode_chunk(
                 "and have them"
             )
         shape = (len(dates), *shape[1:])
-        samples = decode_samples(frame, list(dates))
+        samples = decode_samples(data, frame, list(dates))
     if header.bounds is None or any(header.bounds):
         second_generation.remember_decoded(samples)
     array = samples.reshape(shape).astype(header.dtype, copy=False)
     return np.asfortranarray(array) if header.fortran else array
 
 
-def decode_samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
-    """Return the samples of a frame, for all dates or some: (T, C, H, W) in native byte order."""
+def decode_samples(
+    data: bytes | memoryview, frame: Frame, dates: list[int] | None = None
+) -> np.ndarray:
+    """Return samples (T, C, H, W) of all dates or some, in the byte order of the machine.
+
+    The core decodes frames of the image model and frames without latents.
+    """
+    header = frame.header
+    latents = bool(frame.of(SectionKind.LATENTS))
+    model = model_of(header) if latents else None
+    if model is not None and model.core is None:
+        return _decoded_here(frame, model, dates)
+    shape = header.shape4 if dates is None else (len(dates), *header.shape4[1:])
+    samples = np.empty(shape, header.dtype.newbyteorder("="))
+    with model_slots:
+        native_frame.decode(bytes(data), None if model is None else model.core, dates, samples)
+    return samples
+
+
+def _decoded_here(frame: Frame, model: Model, dates: list[int] | None) -> np.ndarray:
+    """Decode a frame of a model that is not in the core."""
     header = frame.header
     if dates is not None and len(dates) == header.shape4[0] and dates == sorted(set(dates)):
         dates = None  # these are all dates
     if dates is not None and header.bounded:
-        return decode_samples(frame)[dates]
+        return _decoded_here(frame, model, None)[dates]
     mask, free, tiles = tiles_of(frame)
     residuals = single_payload(frame, SectionKind.BOUND)
     levels = single_payload(frame, SectionKind.BOUND_MAP)
@@ -106,7 +125,7 @@ def decode_samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
         places = None if dates is None else [tile.dates.index(date) for date in wanted]
         if places == []:
             continue
-        values = values_of(_decode_tile(header, tile, free, places), header)
+        values = values_of(_decode_tile(model, header, tile, free, places), header)
         if values.shape == samples.shape:  # one tile that is the whole chunk
             samples = values
         else:
@@ -116,7 +135,7 @@ def decode_samples(frame: Frame, dates: list[int] | None = None) -> np.ndarray:
     if mask is not None:
         mask.restore(samples)
     if points:
-        restore_points(points, samples)
+        native_frame.restore_points(points, samples)
     return samples if dates is None else samples[dates]
 
 
@@ -128,13 +147,12 @@ def _whole_numbers(dates: Sequence[int]) -> list[int]:
 
 
 def _decode_tile(
-    header: Header, tile: CodedTile, bands: Sequence[int], places: list[int] | None
+    model: Model, header: Header, tile: CodedTile, bands: Sequence[int], places: list[int] | None
 ) -> np.ndarray:
     """Return the DN of a tile, of all its dates or of those at ``places``.
 
     The latents that they were made of are checked.
     """
-    model = model_of(header)
     try:
         dn, found = _decoded(model, header, tile, bands, places)
     except TecError:

@@ -177,7 +177,7 @@ def _points(part: Part, frame: bytes) -> list[Section]:
     if not parsed.payloads(SectionKind.LATENTS):
         return []
     bounded = parsed.header.bounded
-    both = part.samples, decode_samples(parsed)
+    both = part.samples, decode_samples(frame, parsed)
     before, after = (to_dn(samples, part.scale, part.spec.offset) for samples in both)
     coded = None
     if part.mask is not None or bounded:

@@ -12,9 +12,8 @@ import math
 
 import numpy as np
 
-from tec_zarr.errors import FormatError
-from tec_zarr.frame.mask import shuffled, squeeze, unshuffled, unsqueeze
-from tec_zarr.frame.varint import read_varints, write_varint
+from tec_zarr.frame.mask import shuffled, squeeze
+from tec_zarr.frame.varint import write_varint
 
 MULTIPLE = 7.0
 """From ``FULL_QUALITY`` on, a sample is listed if its error exceeds this multiple of the RMS error
@@ -113,26 +112,6 @@ def pack_points(places: np.ndarray, samples: np.ndarray) -> bytes:
     values = samples[_at(places, samples.shape)]
     numbers = b"".join(map(write_varint, [len(places), *gaps.tolist()]))
     return numbers + squeeze(shuffled(values))
-
-
-def restore_points(packed: bytes, samples: np.ndarray) -> None:
-    """Write the values that :func:`pack_points` stored into ``samples`` (T, C, H, W), in place.
-
-    Raises
-    ------
-    FormatError
-        The section is damaged, or it does not fit the shape.
-    """
-    (count,), start = read_varints(packed, 0, 1)
-    if not 0 < count <= samples.size:
-        raise FormatError(f"TEC frame damaged: {count} points in a chunk of {samples.size} samples")
-    gaps, start = read_varints(packed, start, int(count))
-    places = np.cumsum(gaps + 1) - 1  # at most 2^28 gaps of 35 bits: no overflow
-    if places[-1] >= samples.size:
-        raise FormatError("TEC frame damaged: a point outside the chunk")
-    dtype = samples.dtype
-    raw = unsqueeze(packed[start:], int(count) * dtype.itemsize)
-    samples[_at(places, samples.shape)] = unshuffled(raw, dtype)
 
 
 def _at(places: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:

@@ -8,9 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from tec_zarr.frame.frame import Header
+from tec_zarr.native import frame as native_frame
 
 DN_RANGE = (-1000.0, 20000.0)
 """Lowest and highest DN that the model codes; samples outside are listed exactly."""
+
+_MOST_DN = 2.0**30
+"""DN beyond this are cut off. It fits int32, and no array of reflectance comes near it."""
 
 
 def to_dn(values: np.ndarray, scale: float, offset: float) -> np.ndarray:
@@ -29,53 +33,12 @@ def values_of(dn: np.ndarray, header: Header) -> np.ndarray:
 def from_dn(
     dn: np.ndarray, scale: float, offset: float, dtype: np.dtype, nodata: tuple[float, ...]
 ) -> np.ndarray:
-    """Convert DN to values of the array, none of which is nodata.
-
-    ``dn`` may be overwritten. If it is uint16, the array is uint16 too and holds DN; only values
-    that equal nodata are changed then.
-    """
-    native = dtype.newbyteorder("=")
-    if dn.dtype == np.uint16:
-        return _kept_apart(dn, native, scale, nodata)
-    values = np.rint(dn, out=dn if dn.dtype.kind == "f" else None)
-    with np.errstate(over="ignore", invalid="ignore"):  # scale or weights may be forged
-        if (scale, offset) != (1.0, 0.0):
-            values = (values.astype(np.float64) + offset) * scale
-        if native.kind in "iu":
-            limits = np.iinfo(native)
-            values = np.rint(values, out=values) if values is not dn else values
-            values = np.clip(values, limits.min, limits.max, out=values)
-        values = values.astype(native)
-    return _kept_apart(values, native, scale, nodata)
-
-
-def _kept_apart(
-    values: np.ndarray, native: np.dtype, scale: float, nodata: tuple[float, ...]
-) -> np.ndarray:
-    """Replace values that equal nodata by the nearest that does not, in place."""
-    for wrong, right in _substitutes(native, scale, nodata).items():
-        values[values == wrong] = right
-    return values
-
-
-def _substitutes(
-    native: np.dtype, scale: float, nodata: tuple[float, ...]
-) -> dict[float, float]:
-    """Map each nodata value to the nearest value that is not nodata; of two, the upper one."""
-    whole = native.kind in "iu"
-    limits = np.iinfo(native) if whole else np.finfo(native)
-    out = {}
-    for value in nodata:
-        step: float = 1
-        if not whole:  # the spacing of the largest value is undefined
-            largest = np.nextafter(limits.max, native.type(0))
-            unit = scale if scale < float(limits.max) / 1024 else 0.0  # 0 for a forged scale
-            step = max(unit, float(np.spacing(min(native.type(abs(value)), largest))))
-        # Two steps may round to the same float. So there are twice as many steps as nodata values.
-        near = (value + sign * k * step for k in range(1, 2 * len(nodata) + 2) for sign in (1, -1))
-        inside = (v for v in near if float(limits.min) <= v <= float(limits.max))
-        out[value] = next(v for v in inside if native.type(v) not in nodata)
-    return out
+    """Convert DN to values of the array, none of which is nodata. ``dn`` may be overwritten."""
+    if dn.dtype.kind == "f":
+        whole = np.rint(dn, out=dn)
+        dn = np.clip(whole, -_MOST_DN, _MOST_DN, out=whole)
+    with np.errstate(invalid="ignore"):  # weights may be forged
+        return native_frame.values(dn.astype(np.int32, copy=False), dtype, scale, offset, nodata)
 
 
 def possible_values(values: Sequence[float] | dict, dtype: np.dtype) -> tuple[float, ...]:

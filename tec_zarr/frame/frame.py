@@ -22,6 +22,7 @@ from tec_zarr.frame.table import CODED, Cursor, read_table, write_table
 from tec_zarr.frame.table import Section as Section
 from tec_zarr.frame.table import SectionKind as SectionKind
 from tec_zarr.frame.varint import write_varint
+from tec_zarr.native.frame import DTYPES
 from tec_zarr.sentinel2 import BANDS, DN_PER_REFLECTANCE, L1C_BANDS, L2A_BANDS
 
 MAGIC = b"TEC"
@@ -38,7 +39,6 @@ NAMED_MODEL = 0
 NO_BOUND = 0xFFFF
 """Stored in place of the bound of a band that has no bound of its own."""
 
-_DTYPES = ("u2", "i2", "f4", "f8")
 _BAND_LISTS: dict[int, tuple[str, ...] | None] = {0: None, 1: L2A_BANDS, 2: L1C_BANDS}
 _EXPLICIT_BANDS = 255
 _BAND_IDS = tuple(BANDS)
@@ -304,7 +304,7 @@ def _header_fields(h: Header) -> bytes:
         | _HAS_SCALING * ((h.scale, h.offset) != (default_scale(h.dtype), 0.0))
         | _HAS_BOUNDS * (h.bounds is not None)
     )
-    array = h.axes | _DTYPES.index(h.dtype.str[1:]) << 2
+    array = h.axes | DTYPES.index(h.dtype.str[1:]) << 2
     array |= _BIG_ENDIAN * (h.dtype.newbyteorder("=").str != h.dtype.str) | _FORTRAN * h.fortran
     out = [struct.pack("<BBB", flags, array, h.model_id)]
     if h.model_id == NAMED_MODEL:
@@ -368,7 +368,7 @@ def _checked_header(data: memoryview) -> tuple[Cursor, int]:
 def _parse_fields(c: Cursor) -> Header:
     flags, array, model_id = c.unpack("BBB")
     newer = flags & ~(_HAS_NODATA | _HAS_SCALING | _HAS_BOUNDS)
-    if newer or array & _RESERVED or (array >> 2 & 7) >= len(_DTYPES):
+    if newer or array & _RESERVED or (array >> 2 & 7) >= len(DTYPES):
         raise VersionError(
             f"TEC frame with features that this tec_zarr does not know (flags {flags:#04x}, array "
             f"byte {array:#04x}): pip install --upgrade tec_zarr"
@@ -379,7 +379,7 @@ def _parse_fields(c: Cursor) -> Header:
     if not LOWEST_QUALITY <= quality <= HIGHEST_QUALITY:
         raise FormatError(f"TEC frame damaged: quality {quality:g}")
     axes = Axes(array & 3)
-    dtype = np.dtype((">" if array & _BIG_ENDIAN else "<") + _DTYPES[array >> 2 & 7])
+    dtype = np.dtype((">" if array & _BIG_ENDIAN else "<") + DTYPES[array >> 2 & 7])
     bands = _parse_bands(c)
     shape = tuple(c.varint() for _ in range(axes.ndim))
     samples = math.prod(shape)

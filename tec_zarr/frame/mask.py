@@ -21,8 +21,9 @@ from itertools import pairwise
 import numpy as np
 
 from tec_zarr import config
-from tec_zarr.errors import FormatError, LimitError
-from tec_zarr.frame.varint import read_varint, write_varint
+from tec_zarr.errors import LimitError
+from tec_zarr.frame.varint import write_varint
+from tec_zarr.native import frame as native_frame
 
 MAX_VALUES = 32
 """Largest number of values in the table of a mask."""
@@ -170,67 +171,12 @@ def unpack_mask(
     LimitError
         The sections inflate to more than ``tec_zarr.config.MAX_MASK_BYTES``.
     """
-    t, c, h, w = shape
     dtype = dtype.newbyteorder("=")
-    if not packed or packed[0] > MAX_VALUES:
-        raise FormatError("TEC frame damaged: the mask section has no valid table")
-    n = packed[0]
-    at = 1 + n * dtype.itemsize
-    if len(packed) < at + 1:
-        raise FormatError(f"TEC frame damaged: mask section of {len(packed)} bytes is cut short")
-    values = np.frombuffer(packed[1:at], dtype.newbyteorder("<")).astype(dtype)
-    dates, at = _read_dates(packed, at, t)
-    counts = [{_DATE_SHARED: 1, _DATE_PER_BAND: c}.get(mode, 0) for mode, _, _ in dates]
-    depth = _depth(n)
-    size = sum(counts) * depth * -(-h * w // 8)
-    _check_size("mask", size, shape)
-    planes = _unpack_planes(unsqueeze(packed[at:], size), (sum(counts), h, w), depth)
-    labels = np.zeros(shape, np.uint8)
-    start = i = 0
-    for (mode, label, run), count in zip(dates, counts, strict=True):
-        if count:
-            labels[i] = planes[start : start + count]
-            start += count
-        elif mode == _DATE_UNIFORM:
-            labels[i] = label
-        elif mode in (_DATE_AS_BEFORE, _DATES_AS_BEFORE):
-            labels[i : i + run] = labels[i - 1]
-        i += run
-    del planes  # as large as the labels
-    if labels.max(initial=0) > n + 1:
-        raise FormatError(f"TEC frame damaged: the mask has a label beyond {n + 1}")
-    m = int(np.count_nonzero(labels == n + 1))
-    _check_size("exact values", m * dtype.itemsize, shape)
-    if exact and not m:
-        raise FormatError("TEC frame damaged: exact values of samples that the mask does not list")
-    listed = unshuffled(unsqueeze(exact, m * dtype.itemsize), dtype) if m else values[:0]
-    return Mask(labels, values, listed)
-
-
-def _read_dates(packed: bytes, at: int, t: int) -> tuple[list[tuple[int, int, int]], int]:
-    """Read (mode, label, number of dates) of each entry from ``at`` on.
-
-    Returns the entries and the offset of the planes behind them.
-    """
-    dates: list[tuple[int, int, int]] = []
-    left = t
-    while left:
-        if at >= len(packed):
-            raise FormatError(
-                f"TEC frame damaged: mask section of {len(packed)} bytes is cut short"
-            )
-        mode, at = packed[at], at + 1
-        label, run = 0, 1
-        if mode == _DATE_UNIFORM:
-            label, at = (packed[at] if at < len(packed) else 0), at + 1
-        elif mode == _DATES_AS_BEFORE:
-            run, at = read_varint(packed, at)
-        first = not dates and mode in (_DATE_AS_BEFORE, _DATES_AS_BEFORE)
-        if mode > _DATES_AS_BEFORE or first or not 0 < run <= left or at > len(packed):
-            raise FormatError("TEC frame damaged: the mask section's dates cannot be read")
-        dates.append((mode, label, run))
-        left -= run
-    return dates, at
+    labels, listed = native_frame.labels(packed, shape, dtype.itemsize)
+    _check_size("exact values", listed * dtype.itemsize, shape)
+    table = np.frombuffer(packed[1 : 1 + packed[0] * dtype.itemsize], dtype.newbyteorder("<"))
+    exactly = native_frame.unpack(exact, listed * dtype.itemsize)
+    return Mask(labels, table.astype(dtype), unshuffled(exactly, dtype))
 
 
 def _check_size(what: str, size: int, shape: tuple[int, ...]) -> None:
@@ -256,17 +202,6 @@ def _pack_planes(labels: np.ndarray, depth: int) -> bytes:
     return np.packbits(bits, axis=-1).tobytes()
 
 
-def _unpack_planes(bits: bytes, shape: tuple[int, int, int], depth: int) -> np.ndarray:
-    """Reverse :func:`_pack_planes`."""
-    n, h, w = shape
-    packed = np.frombuffer(bits, np.uint8).reshape(n, depth, -(-h * w // 8))
-    labels = np.zeros(shape, np.uint8)
-    for plane, bit_planes in zip(labels.reshape(n, h * w), packed, strict=True):
-        for k, bit_plane in enumerate(bit_planes):
-            plane |= np.unpackbits(bit_plane, count=h * w) << np.uint8(k)
-    return np.bitwise_xor.accumulate(labels, axis=1, out=labels)
-
-
 def _little(values: np.ndarray) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("<"))
 
@@ -277,12 +212,10 @@ def shuffled(values: np.ndarray) -> bytes:
     return raw.reshape(-1, values.dtype.itemsize).T.tobytes()
 
 
-def unshuffled(raw: bytes, dtype: np.dtype) -> np.ndarray:
-    """Reverse :func:`shuffled`."""
-    columns = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1)
-    values = np.empty(columns.shape[1], dtype.newbyteorder("<"))
-    values.view(np.uint8).reshape(-1, dtype.itemsize)[:] = columns.T
-    return values.astype(dtype, copy=False)
+def unshuffled(raw: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Reverse :func:`shuffled`; ``raw`` is uint8."""
+    columns = np.ascontiguousarray(raw.reshape(dtype.itemsize, -1).T)
+    return columns.view(dtype.newbyteorder("<")).reshape(-1).astype(dtype, copy=False)
 
 
 def squeeze(raw: bytes) -> bytes:
@@ -293,27 +226,3 @@ def squeeze(raw: bytes) -> bytes:
     if len(deflated) < len(raw):
         return bytes([_DEFLATED]) + deflated
     return bytes([_PLAIN]) + raw
-
-
-def unsqueeze(packed: bytes, size: int) -> bytes:
-    """Reverse :func:`squeeze`. Raises FormatError unless the result has ``size`` bytes."""
-    method, body = packed[:1], packed[1:]
-    if not size:
-        if packed:
-            raise FormatError("TEC frame damaged: bytes of a mask that has no planes")
-        return b""
-    if method == bytes([_DEFLATED]):
-        inflater = zlib.decompressobj()
-        try:
-            body = inflater.decompress(body, size + 1)
-        except zlib.error as error:
-            raise FormatError(f"TEC frame damaged: mask or exact section: {error}") from None
-        if not inflater.eof or inflater.unused_data:
-            raise FormatError("TEC frame damaged: mask or exact section has no proper end")
-    elif method != bytes([_PLAIN]):
-        raise FormatError("TEC frame damaged: mask or exact section of unknown coding")
-    if len(body) != size:
-        raise FormatError(
-            f"TEC frame damaged: mask or exact section of {len(body)} bytes instead of {size}"
-        )
-    return body

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from tec_zarr.errors import FormatError
 
 _BYTES = 5
@@ -29,20 +27,6 @@ def read_varint(data: bytes | memoryview, start: int) -> tuple[int, int]:
                 raise _without_end(start)
             return value, start + k + 1
     raise _without_end(start)
-
-
-def read_varints(data: bytes, start: int, count: int) -> tuple[np.ndarray, int]:
-    """Read ``count`` numbers from ``start``; return them, int64, and the position after them."""
-    read = np.frombuffer(data, np.uint8, offset=start, count=min(len(data) - start, _BYTES * count))
-    ends = np.flatnonzero(read < 128)[:count]
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    if len(ends) < count or (ends - starts >= _BYTES).any():
-        raise _without_end(start)
-    values = np.zeros(count, np.int64)
-    for k in range(_BYTES):
-        more = starts + k <= ends
-        values[more] |= (read[starts[more] + k].astype(np.int64) & 127) << (7 * k)
-    return values, start + int(ends[-1]) + 1
 
 
 def _without_end(start: int) -> FormatError:

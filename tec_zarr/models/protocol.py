@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from tec_zarr.models.published import only_decodes
+from tec_zarr.native.tile import TileModel
 
 
 class Encoded(NamedTuple):
@@ -37,6 +38,8 @@ class Model(Protocol):
 
     name: str
     weights_sha256: str
+    core: TileModel | None = None
+    """The model in the compiled core. Frames of such a model are decoded there."""
 
     def encode(self, cube: np.ndarray, quality: float, bands: tuple[str, ...] | None) -> Encoded:
         """Encode float32 DN (T, C, h, w), finite and filled everywhere.

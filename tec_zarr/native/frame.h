@@ -87,13 +87,20 @@ int tec_units_prepare(Units *units);
 /* Convert n whole DN. */
 void tec_units_convert(const Units *units, const int32_t *dn, int64_t n, void *values);
 
-/* Write the points of a section as tec_mask_restore does. */
+/* Write the values of a section of points to samples, of the dates that have a slot. */
 int tec_points_restore(const uint8_t *packed, int64_t length, const int64_t shape[4], int size,
                        const int64_t *slots, uint8_t *samples);
 
+/* Read the labels (time, band, y, x) of a mask section, and how many values are listed. */
+int tec_mask_labels(const uint8_t *packed, int64_t length, const int64_t shape[4], int size,
+                    int64_t most, uint8_t *labels, int64_t *listed, const char **wrong);
+
+/* Read a mask section and an exact section. The mask has to be freed after an error too. */
 int tec_mask_read(const uint8_t *packed, int64_t length, const uint8_t *exact,
                   int64_t exact_length, const int64_t shape[4], int size, int64_t most, Mask *mask,
                   const char **wrong);
+
+/* Write the exact values of the dates that have a slot to samples (slots, band, y, x). */
 void tec_mask_restore(const Mask *mask, const int64_t shape[4], int size, const int64_t *slots,
                       uint8_t *samples);
 void tec_mask_free(Mask *mask);

@@ -101,6 +101,17 @@ void tec_units_convert(const Units *units, const int32_t *dn, int64_t n, void *v
     else to_float64(units, dn, n, values);
 }
 
+int tec_values(const int32_t *dn, int64_t n, int dtype, double scale, double offset,
+               const double *nodata, int count, void *values) {
+    Units units = {.dtype = dtype, .plain = scale == 1 && offset == 0, .scale = scale,
+                   .offset = offset, .count = count};
+    if (count < 0 || count > 255 || dtype < UINT16 || dtype > FLOAT64) return TEC_BAD_ARGUMENT;
+    if (count) memcpy(units.nodata, nodata, (size_t)count * sizeof *nodata);
+    if (!tec_units_prepare(&units)) return TEC_BAD_ARGUMENT;
+    tec_units_convert(&units, dn, n, values);
+    return TEC_OK;
+}
+
 int tec_points_restore(const uint8_t *packed, int64_t length, const int64_t shape[4], int size,
                        const int64_t *slots, uint8_t *samples) {
     int64_t bands = shape[1], plane = shape[2] * shape[3], total = shape[0] * bands * plane;

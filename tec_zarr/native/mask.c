@@ -67,18 +67,15 @@ static void read_labels(Cursor c, const uint8_t *bits, int depth, const int64_t 
     }
 }
 
-int tec_mask_read(const uint8_t *packed, int64_t length, const uint8_t *exact,
-                  int64_t exact_length, const int64_t shape[4], int size, int64_t most, Mask *mask,
-                  const char **wrong) {
+int tec_mask_labels(const uint8_t *packed, int64_t length, const int64_t shape[4], int size,
+                    int64_t most, uint8_t *labels, int64_t *listed, const char **wrong) {
     int64_t plane = shape[2] * shape[3], samples = shape[0] * shape[1] * plane;
     Cursor c = {packed, packed + length, 0};
-    memset(mask, 0, sizeof *mask);
     *wrong = "the mask section cannot be read";
-    mask->values = (int)read_number(&c, 1);
-    mask->table = c.at;
-    if (c.short_of || mask->values > 32 || c.end - c.at < mask->values * size) return TEC_DAMAGED;
-    c.at += mask->values * size;
-    int depth = bits_of(mask->values + 1);
+    int values = (int)read_number(&c, 1);
+    if (c.short_of || values > 32 || c.end - c.at < values * size) return TEC_DAMAGED;
+    c.at += values * size;
+    int depth = bits_of(values + 1);
     Cursor first = c;
     Dates dates;
     int64_t planes = 0;
@@ -92,33 +89,42 @@ int tec_mask_read(const uint8_t *packed, int64_t length, const uint8_t *exact,
         return TEC_OVER_LIMIT;
     }
     uint8_t *bits = malloc((size_t)bytes + 1);
-    mask->labels = malloc((size_t)samples);
-    if (!bits || !mask->labels) {
-        free(bits);
-        *wrong = "no memory for the labels of a chunk";
+    if (!bits) {
+        *wrong = "no memory for the mask of a chunk";
         return TEC_NO_MEMORY;
     }
     int status = tec_unpack(c.at, c.end - c.at, bits, bytes);
-    if (!status) read_labels(first, bits, depth, shape, mask->labels);
+    if (!status) read_labels(first, bits, depth, shape, labels);
     free(bits);
     if (status) return status;
     int highest = 0;
+    *listed = 0;
     for (int64_t i = 0; i < samples; i++) {
-        int label = mask->labels[i];
-        highest = label > highest ? label : highest;
-        mask->count += label == mask->values + 1;
+        highest = labels[i] > highest ? labels[i] : highest;
+        *listed += labels[i] == values + 1;
     }
-    if (highest > mask->values + 1) return TEC_DAMAGED;
-    *wrong = "the exact section does not fit the mask";
-    if (!mask->count != !exact_length) return TEC_DAMAGED;
+    return highest > values + 1 ? TEC_DAMAGED : TEC_OK;
+}
+
+int tec_mask_read(const uint8_t *packed, int64_t length, const uint8_t *exact,
+                  int64_t exact_length, const int64_t shape[4], int size, int64_t most, Mask *mask,
+                  const char **wrong) {
+    memset(mask, 0, sizeof *mask);
+    *wrong = "no memory for the labels of a chunk";
+    mask->labels = malloc((size_t)(shape[0] * shape[1] * shape[2] * shape[3]));
+    if (!mask->labels) return TEC_NO_MEMORY;
+    int status = tec_mask_labels(packed, length, shape, size, most, mask->labels, &mask->count, wrong);
+    if (status) return status;
+    mask->values = packed[0];
+    mask->table = packed + 1;
     if (mask->count > most / size) {
         *wrong = "the exact values inflate to more bytes than the limit";
         return TEC_OVER_LIMIT;
     }
-    if (mask->count && !(mask->listed = malloc((size_t)(mask->count * size)))) {
-        *wrong = "no memory for the exact values of a chunk";
-        return TEC_NO_MEMORY;
-    }
+    *wrong = "no memory for the exact values of a chunk";
+    mask->listed = malloc((size_t)(mask->count * size) + 1);
+    if (!mask->listed) return TEC_NO_MEMORY;
+    *wrong = "the exact section does not fit the mask";
     return tec_unpack(exact, exact_length, mask->listed, mask->count * size);
 }
 
@@ -128,7 +134,6 @@ void tec_mask_free(Mask *mask) {
     mask->labels = mask->listed = 0;
 }
 
-/* Write the exact values of the dates that have a slot to samples (slots, band, y, x). */
 void tec_mask_restore(const Mask *mask, const int64_t shape[4], int size, const int64_t *slots,
                       uint8_t *samples) {
     int64_t date = shape[1] * shape[2] * shape[3], listed = 0;

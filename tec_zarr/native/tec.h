@@ -117,4 +117,9 @@ int tec_decode(const uint8_t *frame, int64_t length, const TecLimits *limits,
                const TecModel *model, const int64_t *dates, int64_t date_count, void *samples,
                int64_t size, const char **wrong);
 
+/* Convert n whole DN to values of an array of a dtype, numbered as above, none of which is one of
+ * the `count` nodata values. */
+int tec_values(const int32_t *dn, int64_t n, int dtype, double scale, double offset,
+               const double *nodata, int count, void *values);
+
 #endif

@@ -63,6 +63,11 @@ class TileModel:
         self._model, self._close = ctypes.c_void_p(), _library().tec_model_close
         _check(_library().tec_model_open(file, len(file), ctypes.byref(self._model)), source)
 
+    @property
+    def handle(self) -> ctypes.c_void_p:
+        """The model in the core, for other functions of the core."""
+        return self._model
+
     def __del__(self) -> None:
         if getattr(self, "_model", None):
             self._close(self._model)
