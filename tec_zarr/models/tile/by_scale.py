@@ -175,6 +175,7 @@ class TecS2(Model):
     """The embedded image model."""
 
     name = "tec-s2"
+    core: TileModel
 
     def __init__(self, weights: Weights, sha256: str):
         self.weights, self.weights_sha256 = weights, sha256
