@@ -129,45 +129,51 @@ FOR("sse4.1") static void take_logs_sse41(const Net *net, const int16_t *sums, s
     take_logs_plain(net, sums + i, count - i, out + i);
 }
 
+/* Add products of 16 units and `fours` times four inputs, at most four, which are added in 16 bits. */
+FOR("sse4.1") static inline void add_fours_sse41(__m128i *t, const int8_t (*weights)[HIDDEN][4], int part,
+                                                 const uint8_t *x, int fours) {
+    const __m128i ones = _mm_set1_epi16(1);
+    const __m128i *at = (const __m128i *)(const void *)weights[0][part];
+    __m128i four = _mm_set1_epi32(at4(x));
+#define TIMES(i) _mm_maddubs_epi16(four, _mm_loadu_si128(at + i))
+    __m128i a = TIMES(0), b = TIMES(1), c = TIMES(2), d = TIMES(3);
+    for (int q = 1; q < fours; q++) {
+        at += HIDDEN / 4, four = _mm_set1_epi32(at4(x + 4 * q));
+        a = _mm_add_epi16(a, TIMES(0)), b = _mm_add_epi16(b, TIMES(1));
+        c = _mm_add_epi16(c, TIMES(2)), d = _mm_add_epi16(d, TIMES(3));
+    }
+#undef TIMES
+    t[0] = _mm_add_epi32(t[0], _mm_madd_epi16(a, ones)), t[1] = _mm_add_epi32(t[1], _mm_madd_epi16(b, ones));
+    t[2] = _mm_add_epi32(t[2], _mm_madd_epi16(c, ones)), t[3] = _mm_add_epi32(t[3], _mm_madd_epi16(d, ones));
+}
+
 FOR("sse4.1") static void evaluate_sse41(const Net *net, const uint8_t (*still)[STILL_INPUTS],
     const uint8_t (*scan)[SCAN_INPUTS], int count, uint8_t *out) {
-    const __m128i ones = _mm_set1_epi16(1), most = _mm_set1_epi8(127);
-    const __m128i *first = (const __m128i *)net->first, *second = (const __m128i *)net->second;
+    const __m128i first_shift = _mm_cvtsi32_si128(net->shifts[0]);
+    const __m128i second_shift = _mm_cvtsi32_si128(net->shifts[1]);
     for (int n = 0; n < count; n++) {
-        _Alignas(16) uint8_t one[HIDDEN];
-        __m128i s[8] = {_mm_setzero_si128()}, t[8];
-        for (int i = 0; i < 8; i++) t[i] = _mm_loadu_si128((const __m128i *)(net->base + 4 * i));
-        for (int q = 0; q < QUADS; q++) {
-            __m128i four = _mm_set1_epi32(at4(four_of(still[n], scan[n], q)));
-            for (int i = 0; i < 8; i++) {
-                __m128i more = _mm_maddubs_epi16(four, _mm_loadu_si128(first + 8 * q + i));
-                s[i] = q && q != HALF ? _mm_add_epi16(s[i], more) : more;
+        _Alignas(16) uint8_t x[STILL_INPUTS + SCAN_INPUTS], one[HIDDEN];
+        __m128i t[4], sum = _mm_setzero_si128();
+        memcpy(x, still[n], STILL_INPUTS), memcpy(x + STILL_INPUTS, scan[n], SCAN_INPUTS);
+        for (int part = 0; part < HIDDEN; part += 16) {
+            for (int i = 0; i < 4; i++) t[i] = _mm_loadu_si128((const __m128i *)(net->base + part + 4 * i));
+            add_fours_sse41(t, net->first, part, x, HALF);
+            add_fours_sse41(t, net->first + HALF, part, x + 4 * HALF, QUADS - HALF);
+            for (int i = 0; i < 4; i++) t[i] = _mm_sra_epi32(t[i], first_shift);
+            t[0] = _mm_packus_epi16(_mm_packs_epi32(t[0], t[1]), _mm_packs_epi32(t[2], t[3]));
+            _mm_store_si128((__m128i *)(one + part), _mm_min_epu8(t[0], _mm_set1_epi8(127)));
+        }
+        for (int part = 0; part < HIDDEN; part += 16) {
+            const __m128i *last = (const __m128i *)(net->last + part);
+            for (int i = 0; i < 4; i++)
+                t[i] = _mm_loadu_si128((const __m128i *)(net->second_bias + part + 4 * i));
+            add_fours_sse41(t, net->second, part, one, 4);
+            add_fours_sse41(t, net->second + 4, part, one + 16, 4);
+            for (int i = 0; i < 4; i++) {
+                t[i] = _mm_max_epi32(_mm_sra_epi32(t[i], second_shift), _mm_setzero_si128());
+                t[i] = _mm_min_epi32(t[i], _mm_set1_epi32(255)); /* so that its high half is 0 */
+                sum = _mm_add_epi32(sum, _mm_madd_epi16(t[i], _mm_loadu_si128(last + i)));
             }
-            if (q == HALF - 1 || q == QUADS - 1)
-                for (int i = 0; i < 8; i++) t[i] = _mm_add_epi32(t[i], _mm_madd_epi16(s[i], ones));
-        }
-        for (int i = 0; i < 8; i++) s[i] = _mm_sra_epi32(t[i], _mm_cvtsi32_si128(net->shifts[0]));
-        for (int i = 0; i < 2; i++) {
-            __m128i low = _mm_packs_epi32(s[4 * i], s[4 * i + 1]);
-            __m128i high = _mm_packs_epi32(s[4 * i + 2], s[4 * i + 3]);
-            _mm_store_si128((__m128i *)one + i, _mm_min_epu8(_mm_packus_epi16(low, high), most));
-        }
-        for (int i = 0; i < 8; i++) t[i] = _mm_loadu_si128((const __m128i *)(net->second_bias + 4 * i));
-        for (int q = 0; q < HIDDEN / 4; q++) {
-            __m128i four = _mm_set1_epi32(at4(one + 4 * q));
-            for (int i = 0; i < 8; i++) {
-                __m128i more = _mm_maddubs_epi16(four, _mm_loadu_si128(second + 8 * q + i));
-                s[i] = q % 4 ? _mm_add_epi16(s[i], more) : more;
-            }
-            if (q % 4 == 3)
-                for (int i = 0; i < 8; i++) t[i] = _mm_add_epi32(t[i], _mm_madd_epi16(s[i], ones));
-        }
-        __m128i sum = _mm_setzero_si128();
-        for (int i = 0; i < 8; i++) {
-            __m128i last = _mm_loadu_si128((const __m128i *)(net->last + 4 * i));
-            __m128i two = _mm_sra_epi32(t[i], _mm_cvtsi32_si128(net->shifts[1]));
-            two = _mm_min_epi32(_mm_max_epi32(two, _mm_setzero_si128()), _mm_set1_epi32(255));
-            sum = _mm_add_epi32(sum, _mm_madd_epi16(two, last)); /* high halves of `two` are 0 */
         }
         sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
         sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
