@@ -36,9 +36,11 @@ static int32_t clipped(int32_t value, int32_t most) {
     return value < 0 ? 0 : value > most ? most : value;
 }
 
+#if defined(X86) || defined(ARM)
 static inline const uint8_t *four_of(const uint8_t *still, const uint8_t *scan, int q) {
     return q < STILL_INPUTS / 4 ? still + 4 * q : scan;
 }
+#endif
 
 /* ---- any processor */
 
