@@ -97,13 +97,19 @@ int tec_mask_labels(const uint8_t *packed, int64_t length, const int64_t shape[4
     if (!status) read_labels(first, bits, depth, shape, labels);
     free(bits);
     if (status) return status;
-    int highest = 0;
-    *listed = 0;
-    for (int64_t i = 0; i < samples; i++) {
-        highest = labels[i] > highest ? labels[i] : highest;
-        *listed += labels[i] == values + 1;
+    uint8_t highest = 0, last = (uint8_t)(values + 1);
+    int64_t count = 0;
+    for (int64_t start = 0; start < samples; start += 1 << 16) {
+        int64_t end = samples - start < 1 << 16 ? samples : start + (1 << 16);
+        uint32_t some = 0;
+        for (int64_t i = start; i < end; i++) {
+            highest = labels[i] > highest ? labels[i] : highest;
+            some += labels[i] == last;
+        }
+        count += some;
     }
-    return highest > values + 1 ? TEC_DAMAGED : TEC_OK;
+    *listed = count;
+    return highest > last ? TEC_DAMAGED : TEC_OK;
 }
 
 int tec_mask_read(const uint8_t *packed, int64_t length, const uint8_t *exact,
@@ -142,6 +148,9 @@ void tec_mask_restore(const Mask *mask, const int64_t shape[4], int size, const 
         int64_t slot = slot_of(slots, t);
         uint8_t *to = slot < 0 ? 0 : samples + slot * date * size;
         for (int64_t i = 0; i < date; i++) {
+            uint64_t eight = 1;
+            if (date - i >= 8) memcpy(&eight, labels + i, 8);
+            if (!eight) i += 7; /* none of them is labelled */
             int label = labels[i];
             if (!label) continue;
             const uint8_t *value = mask->table + (label - 1) * size;
