@@ -35,12 +35,13 @@ int tec_tile_decode(const TecModel *model, const uint8_t *section, int64_t lengt
                     int height, int width, int quality, int32_t *dn, uint32_t *checksum);
 
 /* Find the grids of the bands of dn (dates, bands, height, width): grids (bands). `known`, of the
- * same shape, is 0 for samples that were not measured; null if all were. */
+ * same shape, is 0 for samples that were not measured; null if all were. Samples are within 2^20. */
 int tec_tile_grids(const int32_t *dn, const uint8_t *known, int dates, int bands, int height,
                    int width, int quality, TecGrid *grids);
 
-/* Encode one date dn (bands, height, width); `known` as above. Returns the length of the section:
- * at most `capacity` bytes, for which tec_tile_capacity always suffices. */
+/* Encode one date dn (bands, height, width), clipped to 2^20; `known` as above. Bands lie on at most
+ * 7 different grids. Returns the length of the section: at most `capacity` bytes, for which
+ * tec_tile_capacity always suffices. */
 int64_t tec_tile_encode(const TecModel *model, const int32_t *dn, const uint8_t *known,
                         const TecGrid *grids, int bands, int height, int width, int quality,
                         uint8_t *section, int64_t capacity, uint32_t *checksum);

@@ -111,7 +111,8 @@ int64_t tec_step(int quality);
 /* sine and cosine, in 1/2^30, of angle * pi / 2^15; the angle is -2^15 .. 2^15. */
 void tec_sine(int32_t angle, int64_t *sine, int64_t *cosine);
 
-/* Lay out bands on grids; bands, height and width are in range. Fails if a grid does not exist. */
+/* Lay out bands on grids; bands, height and width are in range. Fails if a grid
+ * does not exist, or there are more than MOST_GRIDS. */
 int tec_layout(int bands, int height, int width, const TecGrid *grids, Layout *layout);
 /* The bands of the layout whose planes have frequencies of a class are the first of its order. */
 int tec_bands_of(const Layout *layout, int class);

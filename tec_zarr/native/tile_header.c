@@ -95,12 +95,30 @@ static void find_margin(Layout *l) {
     l->margin[0] = best / 2, l->margin[1] = best % 2;
 }
 
+/* Number the grids in the order of bands, from 1; 0 is none. Returns how many there are. */
+static int number_grids(const Layout *l, TecGrid *kinds, int *number) {
+    int count = 0;
+    for (int b = 0; b < l->bands; b++) {
+        const TecGrid *g = &l->grids[b];
+        int i = 0;
+        while (i < count && (kinds[i].kind != g->kind || kinds[i].factor != g->factor ||
+                             kinds[i].row != g->row || kinds[i].column != g->column))
+            i++;
+        number[b] = g->factor ? i + 1 : 0;
+        if (number[b] > count) kinds[count++] = *g;
+    }
+    return count;
+}
+
 int tec_layout(int bands, int height, int width, const TecGrid *grids, Layout *l) {
     l->bands = bands, l->height = height, l->width = width;
     for (int b = 0; b < bands; b++) {
         l->grids[b] = grids[b];
         if (grids[b].factor && !tec_is_grid(&grids[b])) return TEC_BAD_ARGUMENT;
     }
+    TecGrid kinds[MOST_BANDS];
+    int number[MOST_BANDS];
+    if (number_grids(l, kinds, number) > MOST_GRIDS) return TEC_BAD_ARGUMENT;
     find_margin(l);
     int coarse[MOST_BANDS], coarse_count = 0;
     l->fine = 0;
@@ -151,18 +169,8 @@ static int read_layout(BitReader *bits, int bands, int height, int width, Layout
 }
 
 void tec_write_layout(BitWriter *bits, const Layout *l) {
-    TecGrid kinds[MOST_GRIDS];
-    int number[MOST_BANDS], count = 0;
-    for (int b = 0; b < l->bands; b++) {
-        const TecGrid *g = &l->grids[b];
-        int i = 0;
-        for (; i < count; i++)
-            if (kinds[i].kind == g->kind && kinds[i].factor == g->factor && kinds[i].row == g->row &&
-                kinds[i].column == g->column)
-                break;
-        if (g->factor && i == count && count < MOST_GRIDS) kinds[count++] = *g;
-        number[b] = g->factor ? i + 1 : 0;
-    }
+    TecGrid kinds[MOST_BANDS];
+    int number[MOST_BANDS], count = number_grids(l, kinds, number);
     tec_put(bits, (uint32_t)count, 3);
     for (int i = 0; i < count; i++) {
         tec_put(bits, (uint32_t)kinds[i].kind, 1);
