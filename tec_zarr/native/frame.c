@@ -97,6 +97,7 @@ static int read_shape(Cursor *c, TecFrame *f, const TecLimits *limits, const cha
         if (n > limits->samples / samples) FAIL(TEC_OVER_LIMIT, "a chunk of too many samples");
         samples *= n;
     }
+    if ((uint64_t)samples > SIZE_MAX / 16) FAIL(TEC_OVER_LIMIT, "a chunk that no memory holds");
     if (f->shape[1] > limits->bands) FAIL(TEC_OVER_LIMIT, "a chunk of too many bands");
     if (f->band_count && f->band_count != f->shape[1])
         FAIL(TEC_DAMAGED, "the list of bands in the header does not fit the shape");
