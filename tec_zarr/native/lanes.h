@@ -22,8 +22,28 @@ static inline Lanes load_whole(const int32_t *from) {
     return __builtin_convertvector(x, Lanes);
 }
 /* Of numbers that are whole. */
-static inline void store_whole(int32_t *to, Lanes x) {
-    *(WholeLanesAnywhere *)to = __builtin_convertvector(x, WholeLanes);
+static inline WholeLanes whole(Lanes x) { return __builtin_convertvector(x, WholeLanes); }
+static inline void store_whole(int32_t *to, Lanes x) { *(WholeLanesAnywhere *)to = whole(x); }
+
+/* Store four vectors as the columns of four lines, `pitch` numbers apart. */
+static inline void put_turned(const WholeLanes *x, int32_t *to, int pitch) {
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define TURNED 1
+    WholeLanes a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5);
+    WholeLanes b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5);
+    WholeLanes c = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
+    WholeLanes d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+    *(WholeLanesAnywhere *)to = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+    *(WholeLanesAnywhere *)(to + pitch) = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    *(WholeLanesAnywhere *)(to + 2 * pitch) = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+    *(WholeLanesAnywhere *)(to + 3 * pitch) = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+#endif
+#endif
+#ifndef TURNED
+    for (int n = 0; n < LANES; n++)
+        for (int j = 0; j < LANES; j++) to[n * pitch + j] = x[j][n];
+#endif
 }
 static inline Lanes all(double x) { return (Lanes){x, x, x, x}; }
 
