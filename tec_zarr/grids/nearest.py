@@ -60,11 +60,14 @@ class Nearest:
         """Return height and width of the source of a tile; None if samples lie outside of it.
 
         A source begins at row 0 and column 0, and ends with the last ones that the polynomials
-        reach. It has at most twice as many rows and columns as the longer side of the tile, and 16.
+        reach. It has at most four times as many pixels as the tile, and 4096.
         """
+        if max(shape) > LARGEST:
+            return None
         rows, columns = self._polynomials(shape)
         height, width = int(rows.max()) + 1, int(columns.max()) + 1
-        if min(rows.min(), columns.min()) < 0 or max(height, width) > 2 * max(shape) + 16:
+        most = 4 * shape[0] * shape[1] + 4096
+        if min(rows.min(), columns.min()) < 0 or height * width > most:
             return None
         rows, columns = self._corrected(rows, columns)
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)

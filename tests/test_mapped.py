@@ -1,0 +1,79 @@
+"""Sections of resampled tiles: the map is read as it was written, by the core too."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_nearest import a_map, axes
+
+from tec_zarr.errors import FormatError
+from tec_zarr.grids import Nearest
+from tec_zarr.models.tile.mapped import read_map, write_map
+from tec_zarr.native import core
+
+
+def places_of_core(section, shape):
+    """Status, flat places, shape of the source and length of the map, as the core reads them."""
+    places = np.zeros(shape, np.int32)
+    tall, wide, after = ctypes.c_int(), ctypes.c_int(), ctypes.c_int64()
+    status = core.library().tec_map_places(
+        section, ctypes.c_int64(len(section)), *shape, places.ctypes.data_as(ctypes.c_void_p),
+        ctypes.byref(tall), ctypes.byref(wide), ctypes.byref(after),
+    )  # fmt: skip
+    return status, places, (tall.value, wide.value), after.value
+
+
+maps = st.builds(
+    lambda across, down, turn, bend, exceptions: (across, down, turn, bend, exceptions),
+    st.floats(0.2, 1.2),
+    st.floats(0.2, 1.2),
+    st.floats(-0.1, 0.1),
+    st.floats(-1e-4, 1e-4),
+    st.dictionaries(st.integers(0, 30 * 40 - 1), st.integers(0, 7), max_size=6),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(drawn=maps)
+def test_a_map_is_read_as_it_was_written(drawn):
+    across, down, turn, bend, exceptions = drawn
+    plain = a_map((down, across), turn, (30, 40), bend)
+    nearest = Nearest(plain.rows, plain.columns, tuple(sorted(exceptions.items())))
+    source = nearest.source_shape((30, 40))
+    section = write_map(nearest) + b"rest"
+    status, places, shape, after = places_of_core(section, (30, 40))
+    if source is None:
+        assert status == -2
+        with pytest.raises(FormatError):
+            read_map(section, (30, 40))
+        return
+    assert read_map(section, (30, 40)) == (nearest, source, b"rest")
+    assert (status, shape, section[after:]) == (0, source, b"rest")
+    rows, columns = nearest.places((30, 40))
+    np.testing.assert_array_equal(places, rows * source[1] + columns)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    data=st.binary(max_size=60),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    rows=axes,
+    cut=st.integers(0, 60),
+)
+def test_damaged_maps_are_refused_alike(data, height, width, rows, cut):
+    good = write_map(Nearest(rows, rows, ((3, 1), (9, 4))))
+    for section in (b"\xe0" + data, bytes([0xE0 | good[0]]) + good[1:cut] + data):
+        status, places, shape, after = places_of_core(section, (height, width))
+        try:
+            nearest, source, rest = read_map(section, (height, width))
+        except FormatError:
+            assert status == -2
+            continue
+        assert (status, shape, section[after:]) == (0, source, rest)
+        rows_of, columns_of = nearest.places((height, width))
+        np.testing.assert_array_equal(places, rows_of * source[1] + columns_of)
