@@ -33,8 +33,8 @@ from tec_zarr.metrics import PEAK
 
 JPEG2000_LEVELS = tuple(np.arange(38.0, 74.1, 0.75))
 JPEGXL_LEVELS = tuple(np.geomspace(0.1, 15.0, 32))
-_TOLERANCE = 0.01
-"""Share of samples that a grid may miss: nobody corrects them."""
+_MISSED = 0.5
+"""Largest root mean square of what a grid misses, in DN, as in TEC: nobody corrects it."""
 _GRID_BYTES = 2
 """What a part's grid and the number of its level take."""
 
@@ -80,7 +80,11 @@ def klt_jpeg2000_on_grids(cube: Cube, slope: float) -> Coded:
 
 def parts_of(cube: Cube, together: bool) -> list[Part]:
     """Native values of the bands of a cube; bands of one grid are one part if `together`."""
-    found = find(cube.astype(np.int32), None, _TOLERANCE, search=False)
+    found = find(cube.astype(np.int32), search=False)
+    for band, one in enumerate(found):
+        if one is not None:
+            off = one.grid.enlarge(one.native, cube.shape[2:]) - cube[:, band].astype(np.float64)
+            found[band] = one if np.sqrt(np.mean(off**2)) <= _MISSED else None
     bands_of: dict[object, list[int]] = {}
     for band, one in enumerate(found):
         key: object = None if one is None else one.grid
