@@ -27,6 +27,7 @@ _ROUGH = 0.3  # largest share of wrong samples before a map is refined
 _WRONG = 0.01  # the same after it
 _PAYS = 0.9  # largest number of native values, of those without a map
 _SMALLEST = 24
+_EXCEPTION_BITS = 20.0
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,21 @@ class FoundMap:
         bool (T, C, h, w), False for pixels without a measured sample.
     wrong : ndarray
         For each band the share of measured samples that differ from their source pixel.
+    gains : ndarray
+        For each exception the squared error that it saves: of all bands of a date, in the mean.
     """
 
     nearest: Nearest
     source: np.ndarray
     known: np.ndarray
     wrong: np.ndarray
+    gains: np.ndarray
+
+    def worth(self, price: float) -> Nearest:
+        """Return the map with the exceptions that save more than their bits at this price."""
+        least = _EXCEPTION_BITS * price
+        pairs = zip(self.nearest.exceptions, self.gains.tolist(), strict=True)
+        return replace(self.nearest, exceptions=tuple(one for one, gain in pairs if gain > least))
 
 
 def may_have_map(samples: np.ndarray, valid: np.ndarray | None = None) -> bool:
@@ -149,10 +159,14 @@ def _proved(
     seen = np.count_nonzero(known[0].any(axis=0))
     if sum(seen / (1 if g is None else g.factor**2) for g in grids) > most:
         return None
-    nearest = source.with_exceptions(source.values(grids)[0])
+    before = source.values(grids)[0]
+    nearest = source.with_exceptions(before)
+    error = source.squares(before)
     source = _Source(samples, valid, nearest)
     values, known = source.values(grids)
-    return FoundMap(nearest, _continued(values, known), known, source.wrong(values))
+    chosen = [sample for sample, _ in nearest.exceptions]
+    gains = (error - source.squares(values))[chosen]
+    return FoundMap(nearest, _continued(values, known), known, source.wrong(values), gains)
 
 
 class _Source:
@@ -217,6 +231,14 @@ class _Source:
         back = values[..., self.rows, self.columns]
         off = back != self.samples.reshape(back.shape)
         return off if self.valid is None else off & self.valid.reshape(back.shape)
+
+    def squares(self, values: np.ndarray) -> np.ndarray:
+        """Return the squared error of each sample: the sum over the bands, in the mean of dates."""
+        back = values[..., self.rows, self.columns].astype(np.float64)
+        off = back - self.samples.reshape(back.shape)
+        if self.valid is not None:
+            off = np.where(self.valid.reshape(back.shape), off, 0.0)
+        return np.square(off).sum(axis=1).mean(axis=0)
 
     def wrong(self, values: np.ndarray) -> np.ndarray:
         """Return the share of wrong samples of each band."""

@@ -4,6 +4,7 @@
 
 #include "fastest.h"
 #include "tile.h"
+#include "tile_map.h"
 
 #define CHECKED 32
 
@@ -92,9 +93,8 @@ int tec_decode_pixels(const TecModel *m, const Spectrum *s, const Coefficients *
     return status;
 }
 
-int tec_tile_decode(const TecModel *m, const uint8_t *section, int64_t length, int bands, int height,
-                    int width, int quality, int32_t *dn, uint32_t *checksum) {
-    if (!tec_is_tile(bands, height, width, quality) || length < 0) return TEC_BAD_ARGUMENT;
+static int decode_plain(const TecModel *m, const uint8_t *section, int64_t length, int bands,
+                        int height, int width, int quality, int32_t *dn, uint32_t *checksum) {
     Spectrum s;
     int64_t step = tec_step(quality), after;
     int status = tec_read_header(section, length, bands, height, width, step, &s, &after);
@@ -118,6 +118,38 @@ int tec_tile_decode(const TecModel *m, const uint8_t *section, int64_t length, i
     if (!status) status = tec_decode_pixels(m, &s, &coefficients, dn);
     free(coefficients.block), free(values), free(indexes);
     return status;
+}
+
+/* A section that begins with a map: the samples are copies of pixels of its source. */
+static int decode_mapped(const TecModel *m, const uint8_t *section, int64_t length, int bands,
+                         int height, int width, int quality, int32_t *dn, uint32_t *checksum) {
+    int64_t count = (int64_t)height * width, after;
+    int tall, wide;
+    int32_t *places = tec_room((uint64_t)count, sizeof *places), *source = 0;
+    int status = places ? tec_map_places(section, length, height, width, places, &tall, &wide, &after)
+                        : TEC_NO_MEMORY;
+    if (!status && (tec_is_mapped(section + after, length - after) ||
+                    !tec_is_tile(bands, tall, wide, quality)))
+        status = TEC_DAMAGED;
+    if (!status) {
+        source = tec_room((uint64_t)bands * (uint64_t)tall * (uint64_t)wide, sizeof *source);
+        status = source ? decode_plain(m, section + after, length - after, bands, tall, wide, quality,
+                                       source, checksum)
+                        : TEC_NO_MEMORY;
+    }
+    for (int b = 0; b < bands && !status; b++) {
+        const int32_t *from = source + (int64_t)b * tall * wide;
+        for (int64_t i = 0; i < count; i++) dn[b * count + i] = from[places[i]];
+    }
+    free(source), free(places);
+    return status;
+}
+
+int tec_tile_decode(const TecModel *m, const uint8_t *section, int64_t length, int bands, int height,
+                    int width, int quality, int32_t *dn, uint32_t *checksum) {
+    if (!tec_is_tile(bands, height, width, quality) || length < 0) return TEC_BAD_ARGUMENT;
+    return (tec_is_mapped(section, length) ? decode_mapped : decode_plain)(
+        m, section, length, bands, height, width, quality, dn, checksum);
 }
 
 /* ---- encoding */

@@ -22,7 +22,7 @@ enum { ENCODE = 0, DECODE = 1 };
 #endif
 
 #define FREQUENCIES 256 /* of a block at level 0 */
-#define MOST_GRIDS 7
+#define MOST_GRIDS 6 /* the number 7 says that a map follows */
 #define MOST_SIDE 32768
 #define MOST_MEAN (1 << 21)
 #define GAIN_FACTORS 8

@@ -153,6 +153,7 @@ static int digits_of(int number) {
 static int read_layout(BitReader *bits, int bands, int height, int width, Layout *l) {
     TecGrid kinds[MOST_GRIDS + 1] = {{0, 0, 0, 0}}, grids[MOST_BANDS];
     int count = (int)get(bits, 3);
+    if (count > MOST_GRIDS) return TEC_DAMAGED;
     for (int i = 1; i <= count; i++) {
         kinds[i].kind = (int32_t)get(bits, 1);
         kinds[i].factor = (int32_t)get(bits, 3) + 1;

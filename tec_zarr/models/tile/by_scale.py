@@ -24,6 +24,7 @@ from tec_zarr.models.protocol import Encoded, Model
 from tec_zarr.models.tile import bases
 from tec_zarr.models.tile.bases import NO_BASIS, Basis
 from tec_zarr.models.tile.layout import UNITS, Layout
+from tec_zarr.models.tile.mapped import map_of, write_map
 from tec_zarr.models.tile.weights import Weights, read_weights
 from tec_zarr.native import core
 from tec_zarr.native.core import CLASSES, SIZE, Walk, step_of
@@ -194,11 +195,17 @@ class TecS2(Model):
         whole = np.clip(np.rint(cube), -(1 << 20), 1 << 20).astype(np.int32, order="C")
         known = None if known is None else np.ascontiguousarray(known)
         grids = self.core.grids(whole, known, quality)
+        found = map_of(whole, known, grids[:, 1])
+        head = b""
+        if found is not None:
+            head = write_map(found.worth(step_of(quality) ** 2 / BITS_OF_ERROR))
+            whole, known = found.source, found.known
+            grids = self.core.grids(whole, known, quality)
         dates = [
             self.core.encode(image, None if known is None else known[date], grids, quality)
             for date, image in enumerate(whole)
         ]
-        return Encoded([data for data, _ in dates], [checksum for _, checksum in dates])
+        return Encoded([head + data for data, _ in dates], [checksum for _, checksum in dates])
 
     def encode_planes(
         self, layout: Layout, planes: Sequence[np.ndarray], quality: float

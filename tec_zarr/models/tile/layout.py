@@ -21,7 +21,7 @@ from tec_zarr.models.klt import BitReader, BitWriter
 UNITS = 64
 """Units of decoded planes in a DN."""
 
-_MOST_GRIDS = 7
+_MOST_GRIDS = 6  # the number 7 says that a map follows
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,10 @@ class Layout:
             The bits are not a layout.
         """
         found: list[Grid | None] = [None]
-        for _ in range(bits.get(3)):
+        count = bits.get(3)
+        if count > _MOST_GRIDS:
+            raise FormatError("a section has too many grids")
+        for _ in range(count):
             kind, factor, row, column = bits.get(1), bits.get(3) + 1, bits.get(3), bits.get(3)
             if not 2 <= factor <= MAX_FACTOR or max(row, column) >= factor:
                 raise FormatError("a section names a grid that does not exist")

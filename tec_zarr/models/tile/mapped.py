@@ -5,12 +5,26 @@ The section of the map's source follows. `grids/nearest.py` defines maps.
 
 from __future__ import annotations
 
+import numpy as np
+
 from tec_zarr.errors import FormatError
+from tec_zarr.grids import FoundMap, find_nearest, may_have_map
 from tec_zarr.grids.nearest import BITS, Axis, Nearest
 from tec_zarr.models.klt import BitReader, BitWriter
 
 MARK = 7
 """Stands at the beginning of a section, where another has the number of its grids."""
+
+
+def map_of(cube: np.ndarray, known: np.ndarray | None, factors: np.ndarray) -> FoundMap | None:
+    """Find the map of a tile, DN (T, C, h, w).
+
+    `factors` are those of the bands' grids without a map; 0 for a band on no grid.
+    """
+    loose = np.flatnonzero(factors == 0)
+    if not may_have_map(cube[:, loose], None if known is None else known[:, loose]):
+        return None
+    return find_nearest(cube, known, float(np.sum(cube[0, 0].size / np.maximum(factors, 1) ** 2)))
 
 
 def is_mapped(section: bytes) -> bool:
