@@ -6,13 +6,15 @@ import ctypes
 
 import numpy as np
 import pytest
+import tile_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_nearest import a_map, axes
+from test_nearest import a_map, axes, native
 
 from tec_zarr.errors import FormatError
 from tec_zarr.grids import Nearest
-from tec_zarr.models.tile.mapped import read_map, write_map
+from tec_zarr.models.registry import get_model
+from tec_zarr.models.tile.mapped import is_mapped, read_map, write_map
 from tec_zarr.native import core
 
 
@@ -77,3 +79,31 @@ def test_damaged_maps_are_refused_alike(data, height, width, rows, cut):
         assert (status, shape, section[after:]) == (0, source, rest)
         rows_of, columns_of = nearest.places((height, width))
         np.testing.assert_array_equal(places, rows_of * source[1] + columns_of)
+
+
+def test_a_resampled_tile_is_coded_as_its_source():
+    rng = np.random.default_rng(5)
+    shape = (120, 130)
+    plain = a_map((0.6, 0.55), 0.02, shape)
+    samples = plain.gather(native(rng, plain.source_shape(shape), 2), shape)
+    model = get_model("tec-s2")
+    encoded = model.encode(samples.astype(np.float32), 5.0)
+    assert all(is_mapped(section) for section in encoded.sections)
+    decoded, checksums = model.decode(encoded.sections, samples.shape, 5.0)
+    assert checksums == encoded.latents_crc
+    assert np.sqrt(np.mean((decoded - samples) ** 2)) < 100
+    nearest, _, _ = read_map(encoded.sections[0], shape)
+    rows, columns = nearest.places(shape)
+    same = (np.diff(rows, axis=1) == 0) & (np.diff(columns, axis=1) == 0)
+    assert same.mean() > 0.3
+    assert not np.diff(decoded, axis=3)[..., same].any()
+    image, _ = tile_reference.decode(encoded.sections[1], 6, shape, 5.0, model.weights.tensors)
+    np.testing.assert_array_equal(image, decoded[1])
+
+
+def test_a_map_of_a_map_is_damage():
+    plain = write_map(a_map((0.6, 0.55), 0.02, (30, 40)))
+    model = get_model("tec-s2")
+    for section in (plain, plain + plain + b"0" * 50, plain + b"\x00"):
+        with pytest.raises(FormatError):
+            model.decode([section], (1, 3, 30, 40), 5.0)

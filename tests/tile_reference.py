@@ -153,8 +153,43 @@ def enlarged(native, grid, shape):
     return (out + area // 2) // area
 
 
+AROUND = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+
+
+def read_map(section, shape):
+    """Source rows and columns (h, w) of the samples, and the section of the source."""
+    bits = Bits(section)
+    bits.u(3)
+    places = []
+    for _ in range(2):
+        numbers = []
+        for _ in range(6):
+            size = bits.u(5)
+            number = bits.u(size) if size else 0
+            numbers.append(-number if size and bits.u(1) else number)
+        o, a, b, d, e, f = numbers
+        r, c = np.indices(shape)
+        places.append(
+            (o * 2**18 + (a * c + b * r) * 2**10 + d * c * c + e * c * r + f * r * r) >> 32
+        )
+    size = bits.u(5)
+    count = bits.u(size) if size else 0
+    size, at = bits.u(5) if count else 0, -1
+    corrected = [p.copy().ravel() for p in places]
+    for _ in range(count):
+        at += 1 + (bits.u(size) if size else 0)
+        for place, off in zip(corrected, AROUND[bits.u(3)], strict=True):
+            place[at] += off
+    source = tuple(int(p.max()) + 1 for p in places)
+    return [p.reshape(shape) for p in corrected], source, section[-(-bits.at // 8) :]
+
+
 def decode(section, bands, shape, quality, weights):
     """DN (bands, h, w) and the values of all planes in order."""
+    if section[0] >> 5 == 7:
+        (rows, columns), source, section = read_map(section, shape)
+        pixels, values = decode(section, bands, source, quality, weights)
+        return pixels[:, rows, columns], values
     quality = round(4096 * quality)
     step256 = step_of(quality)
     bits = Bits(section)

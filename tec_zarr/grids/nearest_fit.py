@@ -43,6 +43,8 @@ class FoundMap:
         bool (T, C, h, w), False for pixels without a measured sample.
     wrong : ndarray
         For each band the share of measured samples that differ from their source pixel.
+    missed : float
+        Largest root mean square of these differences in a band, in DN.
     gains : ndarray
         For each exception the squared error that it saves: of all bands of a date, in the mean.
     """
@@ -51,6 +53,7 @@ class FoundMap:
     source: np.ndarray
     known: np.ndarray
     wrong: np.ndarray
+    missed: float
     gains: np.ndarray
 
     def worth(self, price: float) -> Nearest:
@@ -166,7 +169,8 @@ def _proved(
     values, known = source.values(grids)
     chosen = [sample for sample, _ in nearest.exceptions]
     gains = (error - source.squares(values))[chosen]
-    return FoundMap(nearest, _continued(values, known), known, source.wrong(values), gains)
+    wrong, missed = source.wrong(values), source.missed(values)
+    return FoundMap(nearest, _continued(values, known), known, wrong, missed, gains)
 
 
 class _Source:
@@ -234,11 +238,18 @@ class _Source:
 
     def squares(self, values: np.ndarray) -> np.ndarray:
         """Return the squared error of each sample: the sum over the bands, in the mean of dates."""
+        return self._errors(values).sum(axis=1).mean(axis=0)
+
+    def missed(self, values: np.ndarray) -> float:
+        """Return the largest root mean square error of a band."""
+        return float(np.sqrt(self._errors(values).mean(axis=(0, 2)).max()))
+
+    def _errors(self, values: np.ndarray) -> np.ndarray:
         back = values[..., self.rows, self.columns].astype(np.float64)
         off = back - self.samples.reshape(back.shape)
         if self.valid is not None:
             off = np.where(self.valid.reshape(back.shape), off, 0.0)
-        return np.square(off).sum(axis=1).mean(axis=0)
+        return np.square(off)
 
     def wrong(self, values: np.ndarray) -> np.ndarray:
         """Return the share of wrong samples of each band."""

@@ -195,7 +195,7 @@ class TecS2(Model):
         whole = np.clip(np.rint(cube), -(1 << 20), 1 << 20).astype(np.int32, order="C")
         known = None if known is None else np.ascontiguousarray(known)
         grids = self.core.grids(whole, known, quality)
-        found = map_of(whole, known, grids[:, 1])
+        found = map_of(whole, known, grids[:, 1], step_of(quality))
         head = b""
         if found is not None:
             head = write_map(found.worth(step_of(quality) ** 2 / BITS_OF_ERROR))

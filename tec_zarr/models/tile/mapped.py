@@ -16,15 +16,23 @@ MARK = 7
 """Stands at the beginning of a section, where another has the number of its grids."""
 
 
-def map_of(cube: np.ndarray, known: np.ndarray | None, factors: np.ndarray) -> FoundMap | None:
-    """Find the map of a tile, DN (T, C, h, w).
+_MISSED = 8
+"""The part of a step that the largest error of a map may be, as root mean square of a band."""
+
+
+def map_of(
+    cube: np.ndarray, known: np.ndarray | None, factors: np.ndarray, step: float
+) -> FoundMap | None:
+    """Find the map of a tile, DN (T, C, h, w), if what it misses is little beside a step.
 
     `factors` are those of the bands' grids without a map; 0 for a band on no grid.
     """
     loose = np.flatnonzero(factors == 0)
     if not may_have_map(cube[:, loose], None if known is None else known[:, loose]):
         return None
-    return find_nearest(cube, known, float(np.sum(cube[0, 0].size / np.maximum(factors, 1) ** 2)))
+    values = float(np.sum(cube[0, 0].size / np.maximum(factors, 1) ** 2))
+    found = find_nearest(cube, known, values)
+    return found if found is not None and found.missed <= step / _MISSED else None
 
 
 def is_mapped(section: bytes) -> bool:
