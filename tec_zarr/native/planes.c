@@ -1,0 +1,553 @@
+/* One plane of the bound layer: prediction, expected sizes of residuals, and their coding.
+ *
+ * Samples are coded row by row. Each is predicted from samples around it, and from those of other
+ * planes, with weights that both sides fit to what they coded before. docs/error-bounds.md says all
+ * that a decoder has to do. Everything is in whole numbers.
+ */
+#include "planes.h"
+
+#include "fastest.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SEGMENT 256 /* samples that are coded with the same weights */
+#define OWN 15
+#define INPUTS 72 /* at most; a multiple of 4 */
+#define LIMIT 8191 /* of an input */
+#define SCALED_LIMIT 2047 /* of an input scaled for the fit: 256 products fit 32 bits */
+#define WEIGHT_BITS 13
+#define SWEEPS 4
+#define ENOUGH 128 /* samples after which weights are fitted again */
+#define FORGET 3 /* then the fit forgets this power of a half */
+#define CENTRE 20 /* the class of a size of one step */
+
+static const uint8_t LOGARITHMS[64] = {
+    0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 5, 6, 6,
+    6, 7, 7, 7, 7, 8, 8, 8, 8, 9, 9, 9, 9, 10, 10, 10, 10, 11, 11, 11,
+    11, 11, 12, 12, 12, 12, 13, 13, 13, 13, 13, 14, 14, 14, 14, 14, 15, 15, 15, 15,
+    15, 15, 16, 16,
+};
+
+static const uint32_t POWERS[32] = {
+    65536, 66971, 68438, 69936, 71468, 73032, 74632, 76266, 77936, 79642, 81386,
+    83169, 84990, 86851, 88752, 90696, 92682, 94711, 96785, 98905, 101070, 103283,
+    105545, 107856, 110218, 112631, 115098, 117618, 120194, 122825, 125515, 128263,
+};
+
+static int log_of(uint64_t n) { /* of 1 or more, in sixteenths of an octave */
+    int whole = bits_in(n) - 1;
+    uint64_t part = whole > 6 ? n >> (whole - 6) : n << (6 - whole);
+    return 16 * whole + LOGARITHMS[part & 63];
+}
+
+static uint64_t power_of(int n) { /* 2^(n / 32), at least 1 and at most 2^47 */
+    if (n < 0) return 1;
+    if (n >= 32 * 47) return (uint64_t)1 << 47;
+    return ((uint64_t)POWERS[n & 31] << (n >> 5)) >> 16;
+}
+
+/* ---- symbols */
+
+void tec_coder_begin(Coder *c) {
+    for (int n = 0; n <= MOST_COUNT; n++) c->rates[n] = 131072 / (2 * n + 3);
+}
+
+static inline int code_bit(Coder *c, Bit *bit, int one) {
+    uint32_t *range = c->encoding ? &c->e.range : &c->d.range;
+    uint32_t part = (*range >> 16) * bit->one;
+    if (!c->encoding) one = c->d.code < part;
+    if (one) *range = part;
+    else *range -= part;
+    if (c->encoding) {
+        if (!one) c->e.low += part;
+        while (*range < (1u << 24)) {
+            *range <<= 8;
+            shift_low(&c->e);
+        }
+    } else {
+        if (!one) c->d.code -= part;
+        while (*range < (1u << 24)) {
+            *range <<= 8;
+            c->d.code = c->d.code << 8 | next_byte(&c->d);
+        }
+    }
+    static const uint16_t most = 65536 - 48;
+    int32_t next = bit->one + ((((one ? 65536 : 0) - bit->one) * (c->rates[bit->count] >> 1)) >> 15);
+    bit->one = (uint16_t)(next < 48 ? 48 : next > most ? most : next);
+    if (bit->count < MOST_COUNT) bit->count++;
+    return one;
+}
+
+uint32_t tec_code_bits(Coder *c, uint32_t value, int bits) {
+    if (!c->encoding) return decode_bits(&c->d, bits);
+    encode_bits(&c->e, value, bits);
+    return value;
+}
+
+uint64_t tec_code_uniform(Coder *c, uint64_t value, uint64_t count) {
+    if (count <= 1) return 0;
+    int low = bits_in(count - 1) > 12 ? bits_in(count - 1) - 12 : 0;
+    uint32_t most = (uint32_t)((count - 1) >> low) + 1, high = (uint32_t)(value >> low);
+    if (c->encoding) {
+        uint32_t unit = c->e.range / most;
+        c->e.low += (uint64_t)unit * high;
+        c->e.range = unit;
+        while (c->e.range < (1u << 24)) {
+            c->e.range <<= 8;
+            shift_low(&c->e);
+        }
+    } else {
+        uint32_t unit = c->d.range / most;
+        high = c->d.code / unit;
+        if (high >= most) high = most - 1;
+        c->d.code -= unit * high;
+        c->d.range = unit;
+        while (c->d.range < (1u << 24)) {
+            c->d.range <<= 8;
+            c->d.code = c->d.code << 8 | next_byte(&c->d);
+        }
+    }
+    uint64_t out = high;
+    for (int left = low; left > 0;) { /* pieces of 16 bits at most, highest first */
+        int some = left > 16 ? 16 : left;
+        left -= some;
+        out = out << some | tec_code_bits(c, (uint32_t)(value >> left) & ((1u << some) - 1), some);
+    }
+    return out;
+}
+
+/* A magnitude m >= 0 is one of 64 buckets and plain bits: 0 to 11, then four buckets an octave of
+ * m - 4. The last bucket holds all others. */
+int64_t tec_code_symbol(Coder *c, Symbols *s, int scale, int side, int64_t value) {
+    if (code_bit(c, &s->zero[scale], value == 0)) return 0;
+    int negative = code_bit(c, &s->sign[scale][side], value < 0);
+    uint64_t m = 0;
+    int bucket = 0, bits = 0;
+    if (c->encoding) {
+        m = (uint64_t)(value < 0 ? -value : value) - 1;
+        bucket = (int)m;
+        if (m >= 12) {
+            bits = bits_in(m - 4) - 3;
+            bucket = 8 + 4 * bits + (int)((m - 4) >> bits & 3);
+            if (bucket > 63) bucket = 63;
+        }
+    }
+    int node = 1;
+    for (int i = 5; i >= 0; i--)
+        node = 2 * node + code_bit(c, &s->magnitude[scale][node], bucket >> i & 1);
+    bucket = node - 64;
+    if (bucket == 63) {
+        bits = (int)tec_code_bits(c, (uint32_t)bits_in(m), 6);
+        if (bits > 33) bits = 33;
+        uint64_t high = tec_code_bits(c, (uint32_t)(m >> 16), bits > 16 ? bits - 16 : 0);
+        m = high << 16 | tec_code_bits(c, (uint32_t)m & 0xffff, bits > 16 ? 16 : bits);
+    } else if (bucket >= 12) {
+        bits = bucket / 4 - 2;
+        uint64_t plain = tec_code_bits(c, (uint32_t)((m - 4) & ((1u << bits) - 1)), bits);
+        m = ((uint64_t)(4 + bucket % 4) << bits) + plain + 4;
+    } else m = (uint64_t)bucket;
+    return negative ? -(int64_t)m - 1 : (int64_t)m + 1;
+}
+
+static void symbols_begin(Symbols *s) {
+    for (int scale = 0; scale < SCALES; scale++) {
+        /* in 1/256 step: a size, and how probable magnitudes are if they halve with each size */
+        int64_t size = (int64_t)power_of(64 + 8 * (scale - CENTRE) + 192);
+        uint64_t weight[128];
+        for (int bucket = 0; bucket < 64; bucket++) {
+            int bits = bucket < 12 ? 0 : bucket / 4 - 2;
+            int64_t middle = bucket < 12 ? bucket : ((int64_t)(4 + bucket % 4) << bits) + 4;
+            int64_t fall = middle * 256 * 32 / size;
+            weight[64 + bucket] = ((fall > 32 * 30 ? 1 : power_of(32 * 30 - (int)fall)) << bits) + 16;
+        }
+        for (int node = 63; node > 0; node--) {
+            weight[node] = weight[2 * node] + weight[2 * node + 1];
+            uint64_t one = (weight[2 * node + 1] >> 12) * 65536 / ((weight[node] >> 12) + 1);
+            s->magnitude[scale][node] = (Bit){(uint16_t)clip((int64_t)one, 48, 65536 - 48), 2};
+        }
+        uint64_t zero = 65536 * 256 / (256 + (uint64_t)size * 3 / 2);
+        s->zero[scale] = (Bit){(uint16_t)clip((int64_t)zero, 48, 65536 - 48), 2};
+        for (int side = 0; side < 8; side++) s->sign[scale][side] = (Bit){32768, 2};
+    }
+}
+
+void tec_learnt_begin(Learnt *learnt) {
+    static const int32_t first[6] = {19661, 19661, 6554, 6554, 0, 0};
+    symbols_begin(&learnt->residuals);
+    symbols_begin(&learnt->corrections);
+    memset(learnt->weights, 0, sizeof learnt->weights);
+    for (int i = 0; i <= WIDE; i++) {
+        memcpy(learnt->weights[i], first, sizeof first);
+        for (int r = 0; r < i && r < 1; r++) learnt->weights[i][6 + 2 * r] = 6554;
+    }
+}
+
+/* ---- planes with margins */
+
+int tec_plane_begin(Plane *p, int height, int width) {
+    size_t count = ((size_t)height + 2 * MARGIN) * ((size_t)width + 2 * MARGIN);
+    tec_plane_end(p);
+    *p = (Plane){height, width, 0, 0, calloc(count, sizeof *p->values), calloc(count, 1)};
+    return p->values && p->sizes ? TEC_OK : TEC_NO_MEMORY;
+}
+
+void tec_plane_end(Plane *p) {
+    free(p->values), free(p->sizes);
+    p->values = 0, p->sizes = 0;
+}
+
+static void sides(Plane *p, int y) {
+    int32_t *v = value_at(p, y, 0);
+    uint8_t *s = size_at(p, y, 0);
+    for (int i = 1; i <= MARGIN; i++) {
+        v[-i] = v[0], v[p->width - 1 + i] = v[p->width - 1];
+        s[-i] = s[0], s[p->width - 1 + i] = s[p->width - 1];
+    }
+}
+
+static void copy_row(Plane *p, int from, int to) {
+    size_t pitch = (size_t)p->width + 2 * MARGIN;
+    memcpy(value_at(p, to, -MARGIN), value_at(p, from, -MARGIN), pitch * sizeof *p->values);
+    memcpy(size_at(p, to, -MARGIN), size_at(p, from, -MARGIN), pitch);
+}
+
+static void top(Plane *p) {
+    for (int i = 1; i <= MARGIN; i++) copy_row(p, 0, -i);
+}
+
+static void bottom(Plane *p) {
+    for (int i = 0; i < MARGIN; i++) copy_row(p, p->height - 1, p->height + i);
+}
+
+void tec_plane_margins(Plane *p) {
+    for (int y = 0; y < p->height; y++) sides(p, y);
+    top(p), bottom(p);
+}
+
+/* ---- the fit */
+
+typedef struct {
+    int32_t at[SEGMENT]; /* what the reference planes add to a prediction */
+    int16_t x[INPUTS][SEGMENT], scaled[INPUTS + 1][SEGMENT], missing[SEGMENT], scale[SEGMENT];
+    int64_t gram[INPUTS][INPUTS], right[INPUTS];
+    int32_t weights[INPUTS];
+    int inputs, since;
+} Fit;
+
+static const int8_t around_own[13][2] = {{-1, 0}, {-1, -1}, {-1, 1}, {0, -2}, {-2, 0}, {-2, 1}, {-1, -2},
+                                         {-2, -1}, {-1, 2}, {-2, 2}, {-2, -2}, {0, -3}, {-3, 0}};
+static const int8_t around[18][2] = {{0, 0}, {-1, 0}, {0, 1}, {1, 0}, {-1, -1}, {-1, 1},
+                                     {1, -1}, {1, 1}, {0, 2}, {2, 0}, {0, -2}, {-2, 0},
+                                     {1, 2}, {2, 1}, {-1, 2}, {1, -2}, {2, -1}, {-2, 1}};
+static const int count_around[WIDE] = {18, 12, 12, 8};
+
+static inline int16_t input(int32_t twice, int shift) {
+    int32_t x = twice >> shift;
+    return (int16_t)(x < -LIMIT ? -LIMIT : x > LIMIT ? LIMIT : x);
+}
+
+/* One input of samples x0 .. x0 + count - 1 of a row: a sample of a reference, less those beside. */
+FASTEST static void fill(const int32_t *restrict at, const int32_t *restrict row, int above, int count,
+                         int shift, int16_t *restrict out) {
+    for (int i = 0; i < count; i++)
+        out[i] = input(2 * at[i] - row[i - 1] - row[i - above], shift);
+}
+
+FASTEST static void add_inputs(int16_t (*restrict x)[SEGMENT], const int32_t *restrict weights, int from,
+                               int to, int count, int32_t *restrict out) {
+    for (int i = 0; i < count; i++) out[i] = 0;
+    for (int j = from; j < to; j++) {
+        int32_t weight = weights[j];
+        for (int i = 0; i < count; i++) out[i] += weight * x[j][i];
+    }
+}
+
+static void fill_references(const Task *task, Fit *f, int y, int x0, int count) {
+    int at = OWN;
+    for (int r = 0; r < task->wide_count + task->far_count; r++) {
+        int is_wide = r < task->wide_count;
+        const Plane *p = is_wide ? task->wide[r] : task->far[r - task->wide_count];
+        const int32_t *row = value_at(p, y, x0);
+        int above = p->width + 2 * MARGIN;
+        for (int i = 0; i < (is_wide ? count_around[r] : 1); i++)
+            fill(value_at(p, y + around[i][0], x0 + around[i][1]), row, above, count, p->shift, f->x[at++]);
+    }
+    add_inputs(f->x, f->weights, OWN, at, count, f->at);
+}
+
+FASTEST static void scale_inputs(const int16_t *restrict from, const int16_t *restrict scale, int count,
+                                 int16_t *restrict to) {
+    for (int i = 0; i < count; i++) {
+        int32_t x = (from[i] * scale[i] + (1 << 13)) >> 14;
+        to[i] = (int16_t)(x < -SCALED_LIMIT ? -SCALED_LIMIT : x > SCALED_LIMIT ? SCALED_LIMIT : x);
+    }
+}
+
+FASTEST static void add_products(int16_t (*restrict x)[SEGMENT], int inputs, int count,
+                                 int64_t (*restrict gram)[INPUTS], int64_t *restrict right) {
+    for (int i = 0; i <= INPUTS; i++) {
+        if (i == inputs) i = INPUTS; /* what was missing */
+        const int16_t *a = x[i];
+        for (int j = 0; j <= i && j < inputs; j += 4) {
+            const int16_t *b = x[j], *c = x[j + 1], *d = x[j + 2], *e = x[j + 3];
+            int32_t sums[4] = {0};
+            for (int k = 0; k < count; k++) {
+                sums[0] += a[k] * b[k];
+                sums[1] += a[k] * c[k];
+                sums[2] += a[k] * d[k];
+                sums[3] += a[k] * e[k];
+            }
+            for (int k = 0; k < 4; k++) {
+                if (i == INPUTS) right[j + k] += sums[k];
+                else if (j + k <= i) {
+                    gram[i][j + k] += sums[k];
+                    if (j + k < i) gram[j + k][i] += sums[k];
+                }
+            }
+        }
+    }
+}
+
+/* Move each weight to where it is best if the others stay, some times over. */
+static void sweep(Fit *f) {
+    for (int n = 0; n < SWEEPS; n++)
+        for (int i = 0; i < f->inputs; i++) {
+            int64_t rest = f->right[i] * (1 << WEIGHT_BITS);
+            for (int j = 0; j < f->inputs; j++) rest -= f->gram[i][j] * f->weights[j];
+            int64_t own = f->gram[i][i];
+            f->weights[i] = (int32_t)clip(f->weights[i] + rest / (own + (own >> 10) + 64), -32767, 32767);
+        }
+    for (int i = 0; i < f->inputs; i++) {
+        f->right[i] -= f->right[i] >> FORGET;
+        for (int j = 0; j < f->inputs; j++) f->gram[i][j] -= f->gram[i][j] >> FORGET;
+    }
+}
+
+static void learn(Fit *f, int count, int coded) {
+    int padded = (count + 31) / 32 * 32;
+    for (int i = count; i < padded; i++) f->scale[i] = 0;
+    for (int i = 0; i < f->inputs; i++) scale_inputs(f->x[i], f->scale, padded, f->scaled[i]);
+    scale_inputs(f->missing, f->scale, padded, f->scaled[INPUTS]);
+    add_products(f->scaled, f->inputs, padded, f->gram, f->right);
+    f->since += coded;
+    if (f->since >= ENOUGH) {
+        sweep(f);
+        f->since = 0;
+    }
+}
+
+/* ---- samples */
+
+typedef struct {
+    const Task *task;
+    Learnt *learnt;
+    Fit *fit;
+    int64_t range;  /* of the values, in units of 2^coarse */
+    int64_t middle;
+    int unit_log;   /* of half of the smallest step and a quarter, in eighths of a value */
+    uint64_t unit;
+    int raw;
+} Walk;
+
+static inline int64_t floor_divided(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
+/* Features of the expected size: logarithms over that of the unit, 0 to 255. */
+static inline int feature(const Walk *w, int64_t size) {
+    int log = log_of((uint64_t)size + w->unit) - w->unit_log;
+    return log > 255 ? 255 : log;
+}
+
+static inline int64_t apart(int64_t a, int64_t b) { return a < b ? b - a : a - b; }
+
+static inline void features_of(const Walk *w, const int32_t *v, const uint8_t *s, int y, int x, int16_t *f) {
+    const Task *task = w->task;
+    int64_t pitch = task->plane->width + 2 * MARGIN;
+    f[0] = s[-1];
+    f[1] = s[-pitch];
+    f[2] = (int16_t)((s[-pitch - 1] + s[-pitch + 1] + 1) >> 1);
+    f[3] = (int16_t)((s[-2] + s[-2 * pitch] + 1) >> 1);
+    int64_t west = v[-1], north = v[-pitch], corner = v[-pitch - 1];
+    int64_t rough = apart(west, corner) + apart(north, corner) + apart(north, v[-pitch + 1]);
+    int64_t far = apart(west, v[-2]) + apart(north, v[-2 * pitch]);
+    f[4] = (int16_t)feature(w, (rough << task->plane->coarse) * 3);
+    f[5] = (int16_t)feature(w, (far << task->plane->coarse) * 4);
+    for (int r = 0; r < task->wide_count; r++) {
+        const uint8_t *at = size_at(task->wide[r], y, x);
+        int64_t other = task->wide[r]->width + 2 * MARGIN;
+        f[6 + 2 * r] = at[0];
+        f[7 + 2 * r] = (int16_t)((at[-1] + at[1] + at[-other] + at[other] + 2) >> 2);
+    }
+}
+
+static int code_segment(Coder *c, Walk *w, int y, int x0, int count) {
+    const Task *task = w->task;
+    Fit *fit = w->fit;
+    Plane *p = task->plane;
+    int64_t pitch = p->width + 2 * MARGIN;
+    int wide = task->wide_count, features = 6 + 2 * wide, coded = 0;
+    int32_t *weights = w->learnt->weights[wide];
+    if (!w->raw) fill_references(task, fit, y, x0, count);
+    for (int i = 0; i < count; i++) {
+        int x = x0 + i;
+        int32_t *v = value_at(p, y, x);
+        uint8_t *s = size_at(p, y, x);
+        if (!y) /* above the first row, the value before is repeated */
+            for (int up = 1; up <= MARGIN; up++)
+                for (int side = -2; side <= 2; side++) {
+                    v[side - up * pitch] = v[-1];
+                    s[side - up * pitch] = s[-1];
+                }
+        int64_t place = (int64_t)y * p->width + x;
+        int32_t twice = v[-1] + v[-pitch];
+        if (task->skipped && task->skipped[place]) {
+            *v = (twice + 1) >> 1;
+            *s = (uint8_t)((s[-1] + s[-pitch] + 1) >> 1);
+            task->decoded[place] = (int32_t)(clip(task->low + ((int64_t)*v << p->coarse), task->low, task->high));
+            fit->scale[i] = 0;
+            continue;
+        }
+        coded++;
+        uint64_t bound = task->bounds ? (uint64_t)task->bounds[place] : task->bound;
+        uint64_t step = 2 * bound + 1;
+        int64_t value;
+        if (w->raw) {
+            uint64_t number = 0;
+            if (c->encoding) number = ((uint64_t)((int64_t)task->wanted[place] - task->low)) / step;
+            uint64_t bins = (uint64_t)(task->high - task->low) / step + 1;
+            number = tec_code_uniform(c, number, bins);
+            value = clip(task->low + (int64_t)(number * step + bound), task->low, task->high);
+            *v = (int32_t)((value - task->low) >> p->coarse);
+            *s = 0;
+            task->decoded[place] = (int32_t)value;
+            continue;
+        }
+        int16_t own[OWN];
+        own[0] = 64;
+        own[1] = input((int32_t)(2 * w->middle - twice), p->shift);
+        for (int j = 2; j < OWN; j++)
+            own[j] = input(2 * v[around_own[j - 2][0] * pitch + around_own[j - 2][1]] - twice, p->shift);
+        int32_t sum = fit->at[i];
+        for (int j = 0; j < OWN; j++) {
+            fit->x[j][i] = own[j];
+            sum += fit->weights[j] * own[j];
+        }
+        /* eighths of a value; `twice` is in halves */
+        int64_t eighths = (int64_t)twice * 4 + (((int64_t)sum << p->shift) >> (WEIGHT_BITS - 2)) + 4;
+        int64_t predicted = clip(eighths >> 3, 0, w->range);
+        int16_t f[FEATURES];
+        features_of(w, v, s, y, x, f);
+        int32_t total = weights[FEATURES] << 4;
+        for (int j = 0; j < features; j++) total += weights[j] * f[j];
+        int log = total >> 12; /* 1/256 octave over the unit */
+        log = (int)clip(log, -256 * 8, 256 * 30);
+        int64_t expected = (int64_t)power_of((log + 16 * w->unit_log) >> 3);
+        int scale = (int)clip(((log + 16 * w->unit_log - 16 * log_of(8 * step)) >> 6) + CENTRE, 0, SCALES - 1);
+        int side = step == 1 && !p->coarse ? (int)(eighths & 7) : 4;
+        int64_t base = clip(task->low + (predicted << p->coarse), task->low, task->high), number = 0;
+        if (c->encoding)
+            number = floor_divided((int64_t)task->wanted[place] - base + (int64_t)bound, (int64_t)step);
+        number = tec_code_symbol(c, &w->learnt->residuals, scale, side, number);
+        value = clip(base + (int64_t)((uint64_t)number * step), task->low, task->high);
+        task->decoded[place] = (int32_t)value;
+        *v = (int32_t)((value - task->low) >> p->coarse);
+        uint64_t missed = (uint64_t)(number < 0 ? -number : number) * 8 * step;
+        if (!number) missed = 2 * step < (uint64_t)expected ? 2 * step : (uint64_t)expected;
+        if (missed >> 40) missed = (uint64_t)1 << 40;
+        *s = (uint8_t)feature(w, (int64_t)missed);
+        int64_t most = 4 * expected;
+        int32_t error = (int32_t)((missed > (uint64_t)most ? most : (int64_t)missed) * 256 / expected) - 256;
+        for (int j = 0; j < features; j++) {
+            int32_t next = weights[j] + ((error * f[j] + 128) >> 8);
+            weights[j] = next < -(1 << 17) ? -(1 << 17) : next > 1 << 17 ? 1 << 17 : next;
+        }
+        weights[FEATURES] = (int32_t)clip(weights[FEATURES] + (error * 5 >> 3), -(1 << 22), 1 << 22);
+        int quiet = ((log < 0 ? 0 : log) * 3) >> 6, octaves = (quiet + 31) >> 5;
+        fit->scale[i] = (int16_t)(POWERS[32 * octaves - quiet] >> (octaves + 2 > 31 ? 31 : octaves + 2));
+        fit->missing[i] = input(2 * *v - twice, p->shift);
+    }
+    if (!w->raw) learn(fit, count, coded);
+    return TEC_OK;
+}
+
+/* Encoder: how much to divide differences of neighbours by, so that they have about 8 bits. */
+static int shift_of(const Task *task, int coarse) {
+    uint64_t sum = 0, count = 0;
+    int width = task->plane->width;
+    for (int64_t i = 1; i < (int64_t)task->plane->height * width; i++) {
+        if (i % width == 0 || (task->skipped && (task->skipped[i] || task->skipped[i - 1]))) continue;
+        sum += (uint64_t)apart(task->wanted[i], task->wanted[i - 1]) >> coarse;
+        count++;
+    }
+    int bits = bits_in(count ? 2 * sum / count : 0);
+    return bits > 8 ? bits - 8 : 0;
+}
+
+static int code_samples(Coder *c, Learnt *learnt, const Task *task, int raw) {
+    Plane *p = task->plane;
+    uint64_t least = task->bound;
+    int64_t samples = (int64_t)p->height * p->width;
+    if (task->bounds) {
+        least = UINT32_MAX;
+        for (int64_t i = 0; i < samples; i++)
+            if ((uint32_t)task->bounds[i] < least && !(task->skipped && task->skipped[i]))
+                least = (uint32_t)task->bounds[i];
+    }
+    Walk w = {task, learnt, calloc(1, sizeof(Fit)), (task->high - task->low) >> p->coarse, 0, 0,
+              4 * (2 * least + 1) + 2, 0};
+    if (!w.fit) return TEC_NO_MEMORY;
+    w.unit_log = log_of(w.unit);
+    w.middle = w.range / 2;
+    w.raw = (int)tec_code_bits(c, (uint32_t)raw, 1);
+    p->shift = (int)tec_code_bits(c, c->encoding ? (uint32_t)shift_of(task, p->coarse) : 0, 5);
+    w.fit->inputs = OWN + task->far_count;
+    for (int r = 0; r < task->wide_count; r++) w.fit->inputs += count_around[r];
+    for (int y = 0; y < p->height; y++) {
+        int32_t *v = value_at(p, y, 0);
+        uint8_t *s = size_at(p, y, 0);
+        int64_t pitch = p->width + 2 * MARGIN;
+        for (int i = 1; i <= MARGIN; i++) {
+            v[-i] = y ? v[-pitch] : (int32_t)w.middle;
+            s[-i] = y ? s[-pitch] : 0;
+        }
+        for (int x = 0; x < p->width; x += SEGMENT)
+            code_segment(c, &w, y, x, p->width - x < SEGMENT ? p->width - x : SEGMENT);
+        sides(p, y);
+        if (!y) top(p);
+    }
+    bottom(p);
+    free(w.fit);
+    return TEC_OK;
+}
+
+/* Bits of a plane that is sent as plain numbers. */
+static uint64_t plain_bits(const Task *task) {
+    uint64_t range = (uint64_t)(task->high - task->low), sum = 0; /* in sixteenths */
+    int64_t samples = (int64_t)task->plane->height * task->plane->width;
+    uint64_t same = (uint64_t)log_of(range / (2 * (uint64_t)task->bound + 1) + 1);
+    for (int64_t i = 0; i < samples; i++) {
+        if (task->skipped && task->skipped[i]) continue;
+        sum += task->bounds ? (uint64_t)log_of(range / (2 * (uint64_t)task->bounds[i] + 1) + 1) : same;
+    }
+    return sum / 16;
+}
+
+int tec_plane_code(Coder *c, Learnt *learnt, const Task *task) {
+    Plane *p = task->plane;
+    int bits = bits_in((uint64_t)(task->high - task->low));
+    p->coarse = bits > VALUE_BITS ? bits - VALUE_BITS : 0;
+    if (!c->encoding) return code_samples(c, learnt, task, 0);
+    Encoder before = c->e;
+    Learnt *kept = malloc(sizeof *kept);
+    if (!kept) return TEC_NO_MEMORY;
+    *kept = *learnt;
+    int status = code_samples(c, learnt, task, 0);
+    uint64_t used = (uint64_t)(c->e.at - before.at) + c->e.pending - before.pending;
+    if (!status && 8 * used > plain_bits(task) + 64) {
+        c->e = before;
+        *learnt = *kept;
+        status = code_samples(c, learnt, task, 1);
+    }
+    free(kept);
+    return status;
+}

@@ -1,0 +1,98 @@
+/* One plane of the bound layer; planes.c. */
+#ifndef TEC_PLANES_H
+#define TEC_PLANES_H
+
+#include <stdint.h>
+
+#include "range_coder.h"
+#include "tec.h"
+
+#define VALUE_BITS 26 /* of the values of a plane */
+#define MOST_COUNT 255
+#define MARGIN 3 /* samples beyond each edge of a plane */
+#define SCALES 64 /* classes of the expected size of a residual */
+#define WIDE 4 /* reference planes of which the neighbours of a sample are seen too */
+#define FAR 4 /* reference planes of which only the sample itself is seen */
+#define FEATURES (6 + 2 * WIDE)
+
+/* The probability of a one, of 65536, and how often it was updated. */
+typedef struct {
+    uint16_t one, count;
+} Bit;
+
+/* The decisions of which a residual consists, for each class of its expected size. */
+typedef struct {
+    Bit zero[SCALES], sign[SCALES][8], magnitude[SCALES][64];
+} Symbols;
+
+/* What is learnt from plane to plane. */
+typedef struct {
+    Symbols residuals, corrections;
+    int32_t weights[WIDE + 1][FEATURES + 1]; /* of the expected size; the last one is the constant */
+} Learnt;
+
+/* Encodes if `encoding`, else decodes; so one function does both. */
+typedef struct {
+    int encoding;
+    Encoder e;
+    Decoder d;
+    int32_t rates[MOST_COUNT + 1]; /* of a bit that was updated so often, of 65536 */
+} Coder;
+
+void tec_coder_begin(Coder *coder);
+
+/* A coded plane with margins: its values over its lowest one in units of 2^coarse, and the sizes of
+ * its residuals, in sixteenths of an octave. `shift` scales differences of values. */
+typedef struct {
+    int height, width, coarse, shift;
+    int32_t *values;
+    uint8_t *sizes;
+} Plane;
+
+typedef struct {
+    Plane *plane;
+    const Plane *wide[WIDE], *far[FAR];
+    int wide_count, far_count;
+    const uint8_t *skipped;  /* (height, width): not 0 where nothing is coded; or null */
+    uint32_t bound;
+    const int32_t *bounds;   /* (height, width), or null */
+    int64_t low, high;
+    const int32_t *wanted;   /* encoder: (height, width) */
+    int32_t *decoded;        /* (height, width) */
+} Task;
+
+void tec_learnt_begin(Learnt *learnt);
+
+int tec_plane_begin(Plane *plane, int height, int width); /* reserves memory, or makes it larger */
+void tec_plane_end(Plane *plane);
+void tec_plane_margins(Plane *plane);
+
+/* Encode or decode a plane. */
+int tec_plane_code(Coder *coder, Learnt *learnt, const Task *task);
+
+/* Numbers of 0 .. 2^bits - 1, and of 0 .. count - 1, all equally likely. */
+uint32_t tec_code_bits(Coder *coder, uint32_t value, int bits);
+uint64_t tec_code_uniform(Coder *coder, uint64_t value, uint64_t count);
+
+/* A residual whose expected size is of class `scale`; `side` tells on which side it is likely. */
+int64_t tec_code_symbol(Coder *coder, Symbols *symbols, int scale, int side, int64_t value);
+
+static inline int64_t clip(int64_t value, int64_t low, int64_t high) {
+    return value < low ? low : value > high ? high : value;
+}
+
+static inline int bits_in(uint64_t n) {
+    int bits = 0;
+    while (n >> bits) bits++;
+    return bits;
+}
+
+static inline int32_t *value_at(const Plane *p, int y, int x) {
+    return p->values + (int64_t)(y + MARGIN) * (p->width + 2 * MARGIN) + x + MARGIN;
+}
+
+static inline uint8_t *size_at(const Plane *p, int y, int x) {
+    return p->sizes + (int64_t)(y + MARGIN) * (p->width + 2 * MARGIN) + x + MARGIN;
+}
+
+#endif

@@ -1,0 +1,122 @@
+"""Calls the compiled bound layer, which codes arrays so that every sample keeps its bound."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+
+from tec_zarr.errors import ChecksumError, TecError
+from tec_zarr.grids import Grid
+from tec_zarr.native.core import library
+
+_DAMAGED, _NO_MEMORY = -2, -1
+_VARYING = -1
+Bounds = Sequence[int | np.ndarray]
+"""Largest absolute error of each band: an integer, or integers (T, H, W)."""
+
+
+def _at(array: np.ndarray | None) -> ctypes.c_void_p:
+    if array is None:
+        return ctypes.c_void_p(None)
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+class _Arguments:
+    """The arguments that encoder and decoder share, in memory that C reads."""
+
+    def __init__(self, shape: Sequence[int], valid: np.ndarray | None, bounds: Bounds) -> None:
+        self._labels = None
+        if valid is not None and not valid.all():
+            self._labels = np.ascontiguousarray(~np.asarray(valid, bool)).view(np.uint8)
+        whole = [_VARYING if isinstance(b, np.ndarray) else b for b in bounds]
+        self._bounds = np.array(whole, np.int32)
+        self._samples = None
+        if _VARYING in whole:
+            self._samples = np.zeros(shape, np.int32)
+            for band, bound in enumerate(bounds):
+                if isinstance(bound, np.ndarray):
+                    self._samples[:, band] = bound
+        self.shape = [ctypes.c_int64(n) for n in shape]
+
+    @property
+    def last(self) -> list[ctypes.c_void_p]:
+        return [_at(self._labels), _at(self._bounds), _at(self._samples)]
+
+
+def _checked(status: int, shape: Sequence[int]) -> int:
+    if status >= 0:
+        return status
+    if status == _DAMAGED:
+        raise ChecksumError(
+            f"bound section of shape {tuple(shape)}: the bytes are damaged, or the validity, "
+            "shape or bounds are not those of the encoder"
+        )
+    if status == _NO_MEMORY:
+        raise MemoryError(f"no memory for a bound layer of shape {tuple(shape)}")
+    raise TecError(f"bound layer: an array of shape {tuple(shape)} is too large ({status})")
+
+
+def encode(
+    original: np.ndarray,
+    valid: np.ndarray | None,
+    bounds: Bounds,
+    grids: Sequence[Grid | None],
+    natives: Sequence[np.ndarray],
+    order: Sequence[int],
+    near: np.ndarray,
+) -> tuple[bytes, np.ndarray]:
+    """Encode an array; return the section and what a decoder will make of it.
+
+    Parameters
+    ----------
+    original : ndarray
+        int32 (T, C, H, W), DN.
+    valid : ndarray or None
+        bool (T, C, H, W).
+    bounds : sequence of int or ndarray
+        One for each band.
+    grids : sequence of Grid or None
+        One for each band.
+    natives : sequence of ndarray
+        int32 (T, h, w), for each band that has a grid.
+    order : sequence of int
+        The bands in the order in which they are coded.
+    near : ndarray
+        int32 (C, 3): for each band in that order the positions of up to three earlier ones that
+        are most like it.
+    """
+    shape = original.shape
+    given = _Arguments(shape, valid, bounds)
+    original = np.ascontiguousarray(original, np.int32)
+    places = [(int(g.kind), g.factor, g.row, g.column) if g else (0, 0, 0, 0) for g in grids]
+    held = [np.zeros(0, np.int32), *(n.ravel() for n in natives)]
+    arrays = (
+        np.array(places, np.int32),
+        np.concatenate(held).astype(np.int32),
+        np.array(order, np.int32),
+        np.ascontiguousarray(near, np.int32),
+    )
+    decoded = np.empty(shape, np.int32)
+    room = np.empty(16 * original.size + 65536, np.uint8)
+    run = library().tec_bound_encode
+    run.restype = ctypes.c_int64
+    status = run(_at(original), *given.shape, *given.last, *map(_at, arrays), _at(decoded),
+                 _at(room), ctypes.c_int64(len(room)))  # fmt: skip
+    return room[: _checked(status, shape)].tobytes(), decoded
+
+
+def decode(
+    data: bytes, valid: np.ndarray | None, shape: Sequence[int], bounds: Bounds
+) -> np.ndarray:
+    """Decode what :func:`encode` wrote, given the same validity, shape and bounds."""
+    given = _Arguments(shape, valid, bounds)
+    section = np.frombuffer(data, np.uint8)
+    decoded = np.empty(shape, np.int32)
+    run = library().tec_bound_layer
+    run.restype = ctypes.c_int
+    _checked(run(_at(section), ctypes.c_int64(len(section)), *given.shape, *given.last,
+                 _at(decoded)), shape)  # fmt: skip
+    return decoded
