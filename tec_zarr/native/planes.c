@@ -7,6 +7,7 @@
 #include "planes.h"
 
 #include "fastest.h"
+#include "planes_table.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -17,9 +18,16 @@
 #define LIMIT 8191 /* of an input */
 #define SCALED_LIMIT 2047 /* of an input scaled for the fit: 256 products fit 32 bits */
 #define WEIGHT_BITS 13
-#define SWEEPS 4
-#define ENOUGH 128 /* samples after which weights are fitted again */
-#define FORGET 3 /* then the fit forgets this power of a half */
+#define SWEEPS 8
+#ifndef ENOUGH
+#define ENOUGH 128
+#endif
+// /* samples after which weights are fitted again */
+#ifndef FORGET
+#define FORGET 3
+#endif
+// /* then the fit forgets this power of a half */
+#define FIRST_COUNT 32 /* updates that the first probabilities count for */
 #define CENTRE 20 /* the class of a size of one step */
 
 static const uint8_t LOGARITHMS[64] = {
@@ -150,37 +158,18 @@ int64_t tec_code_symbol(Coder *c, Symbols *s, int scale, int side, int64_t value
     return negative ? -(int64_t)m - 1 : (int64_t)m + 1;
 }
 
-static void symbols_begin(Symbols *s) {
-    for (int scale = 0; scale < SCALES; scale++) {
-        /* in 1/256 step: a size, and how probable magnitudes are if they halve with each size */
-        int64_t size = (int64_t)power_of(64 + 8 * (scale - CENTRE) + 192);
-        uint64_t weight[128];
-        for (int bucket = 0; bucket < 64; bucket++) {
-            int bits = bucket < 12 ? 0 : bucket / 4 - 2;
-            int64_t middle = bucket < 12 ? bucket : ((int64_t)(4 + bucket % 4) << bits) + 4;
-            int64_t fall = middle * 256 * 32 / size;
-            weight[64 + bucket] = ((fall > 32 * 30 ? 1 : power_of(32 * 30 - (int)fall)) << bits) + 16;
-        }
-        for (int node = 63; node > 0; node--) {
-            weight[node] = weight[2 * node] + weight[2 * node + 1];
-            uint64_t one = (weight[2 * node + 1] >> 12) * 65536 / ((weight[node] >> 12) + 1);
-            s->magnitude[scale][node] = (Bit){(uint16_t)clip((int64_t)one, 48, 65536 - 48), 2};
-        }
-        uint64_t zero = 65536 * 256 / (256 + (uint64_t)size * 3 / 2);
-        s->zero[scale] = (Bit){(uint16_t)clip((int64_t)zero, 48, 65536 - 48), 2};
-        for (int side = 0; side < 8; side++) s->sign[scale][side] = (Bit){32768, 2};
-    }
-}
-
 void tec_learnt_begin(Learnt *learnt) {
-    static const int32_t first[6] = {19661, 19661, 6554, 6554, 0, 0};
-    symbols_begin(&learnt->residuals);
-    symbols_begin(&learnt->corrections);
-    memset(learnt->weights, 0, sizeof learnt->weights);
-    for (int i = 0; i <= WIDE; i++) {
-        memcpy(learnt->weights[i], first, sizeof first);
-        for (int r = 0; r < i && r < 1; r++) learnt->weights[i][6 + 2 * r] = 6554;
+    for (int scale = 0; scale < SCALES; scale++) {
+        Symbols *r = &learnt->residuals, *c = &learnt->corrections;
+        r->zero[scale] = (Bit){FIRST_BITS[scale][0], FIRST_COUNT};
+        c->zero[scale] = (Bit){FIRST_CORRECTIONS[scale < 27 ? scale : 26], FIRST_COUNT};
+        for (int node = 0; node < 64; node++) {
+            r->magnitude[scale][node] = (Bit){FIRST_BITS[scale][node], FIRST_COUNT};
+            c->magnitude[scale][node] = (Bit){FIRST_BITS[CENTRE / 2][node], FIRST_COUNT};
+        }
+        for (int side = 0; side < 8; side++) r->sign[scale][side] = c->sign[scale][side] = (Bit){32768, FIRST_COUNT};
     }
+    memcpy(learnt->weights, FIRST_WEIGHTS, sizeof learnt->weights);
 }
 
 /* ---- planes with margins */
@@ -231,7 +220,7 @@ typedef struct {
     int32_t at[SEGMENT]; /* what the reference planes add to a prediction */
     int16_t x[INPUTS][SEGMENT], scaled[INPUTS + 1][SEGMENT], missing[SEGMENT], scale[SEGMENT];
     int64_t gram[INPUTS][INPUTS], right[INPUTS];
-    int32_t weights[INPUTS];
+    int32_t small[INPUTS][INPUTS], weights[INPUTS];
     int inputs, since;
 } Fit;
 
@@ -309,18 +298,25 @@ FASTEST static void add_products(int16_t (*restrict x)[SEGMENT], int inputs, int
     }
 }
 
-/* Move each weight to where it is best if the others stay, some times over. */
-static void sweep(Fit *f) {
+/* Move each weight to where it is best if the others stay, some times over; then forget a part. */
+FASTEST static void sweep(Fit *f) {
+    int inputs = f->inputs, shift = 0;
+    int64_t most = 0;
+    for (int i = 0; i < inputs; i++)
+        if (f->gram[i][i] > most) most = f->gram[i][i];
+    while (most >> shift > INT32_MAX / 2) shift++;
+    for (int i = 0; i < inputs; i++)
+        for (int j = 0; j < inputs; j++) f->small[i][j] = (int32_t)(f->gram[i][j] >> shift);
     for (int n = 0; n < SWEEPS; n++)
-        for (int i = 0; i < f->inputs; i++) {
-            int64_t rest = f->right[i] * (1 << WEIGHT_BITS);
-            for (int j = 0; j < f->inputs; j++) rest -= f->gram[i][j] * f->weights[j];
-            int64_t own = f->gram[i][i];
-            f->weights[i] = (int32_t)clip(f->weights[i] + rest / (own + (own >> 10) + 64), -32767, 32767);
+        for (int i = 0; i < inputs; i++) {
+            const int32_t *row = f->small[i];
+            int64_t rest = (f->right[i] >> shift) * (1 << WEIGHT_BITS), sum = 0, own = row[i];
+            for (int j = 0; j < INPUTS; j++) sum += (int64_t)row[j] * f->weights[j];
+            f->weights[i] = (int32_t)clip(f->weights[i] + (rest - sum) / (own + (own >> 10) + 64), -32767, 32767);
         }
-    for (int i = 0; i < f->inputs; i++) {
+    for (int i = 0; i < inputs; i++) {
         f->right[i] -= f->right[i] >> FORGET;
-        for (int j = 0; j < f->inputs; j++) f->gram[i][j] -= f->gram[i][j] >> FORGET;
+        for (int j = 0; j < inputs; j++) f->gram[i][j] -= f->gram[i][j] >> FORGET;
     }
 }
 

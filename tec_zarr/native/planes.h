@@ -82,9 +82,13 @@ static inline int64_t clip(int64_t value, int64_t low, int64_t high) {
 }
 
 static inline int bits_in(uint64_t n) {
+#if defined(__GNUC__)
+    return n ? 64 - __builtin_clzll(n) : 0;
+#else
     int bits = 0;
-    while (n >> bits) bits++;
+    while (bits < 64 && n >> bits) bits++;
     return bits;
+#endif
 }
 
 static inline int32_t *value_at(const Plane *p, int y, int x) {
