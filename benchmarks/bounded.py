@@ -31,7 +31,6 @@ import numpy as np
 from environment import DATA, ROOT, commit, environment, scenes
 
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
-from tec_zarr.entropy.residual_tables import SHAPES, code_lengths
 from tec_zarr.grids import Grid, Kind, find, refine
 
 BOUNDS = (0, 5, 10, 20, 50, 100)
@@ -256,8 +255,6 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a corner of one cube, few bounds")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
-    for shape in range(SHAPES):
-        code_lengths(shape)  # tables are built once a process; not the cost of a chunk
     rows, index_rows = [], []
     measured = scenes(arguments.data)
     measured = [measured[0].corner()] if arguments.quick else measured

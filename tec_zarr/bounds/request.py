@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from tec_zarr.entropy.residual_tables import quarter_octave
 from tec_zarr.errors import FormatError, UnsupportedArrayError
 from tec_zarr.frame.frame import IndexBound, mapped_bands
 from tec_zarr.sentinel2 import NORMALISED_DIFFERENCES, UnknownBandError, band_name
@@ -30,8 +29,8 @@ PAIR = "nd:"
 BLOCK = 4
 """Side, in pixels, of the blocks that share a bound."""
 
-LEVELS = np.unique([0, *(int(quarter_octave(i)) for i in range(64))])
-"""Bounds that a block can have, DN: quarter octaves rounded down to whole DN, up to 55,109."""
+LEVELS = np.unique([0, *(math.isqrt(math.isqrt(1 << i)) for i in range(64))])
+"""Bounds that a block can have, DN: quarter octaves rounded down to whole DN, up to 55,108."""
 
 _SMALLEST_SHARE = 0.5  # a decoded band of an index is at least this share of the original
 

@@ -23,6 +23,7 @@ from tec_zarr.codec.tiles import name_axes
 from tec_zarr.errors import TecError
 from tec_zarr.frame.frame import NO_BOUND, Header, Section, SectionKind, default_scale, mapped_bands
 from tec_zarr.frame.mask import Mask, list_exactly
+from tec_zarr.native import planes
 
 BOUND_RANGE = (-(2.0**24), 2.0**24)
 """Lowest and highest DN that the bound layer codes; samples outside are listed exactly."""
@@ -69,10 +70,9 @@ def code_bounded(part: Part, limits: Limits) -> Coded:
             packed, levels = _packed_levels(levels, measured[:, limits.mapped])
             sections.append(Section(SectionKind.BOUND_MAP, packed))
         steps = _steps(bounds, held, limits.mapped, levels, samples.shape)
-        data = layer.encode(dn[:, held], measured[:, held], steps)
+        data, back = layer.code(dn[:, held], measured[:, held], steps)
         sections.append(Section(SectionKind.BOUND, data))
-        shape = (len(dn), len(held), *dn.shape[2:])
-        back = part.values(layer.decode(data, measured[:, held], shape, steps))
+        back = part.values(back)
         decoded = samples.copy()
         decoded[:, held] = np.where(measured[:, held], back, samples[:, held])
         missed, indices = exceeded(limits, samples, decoded, known, part.spec.offset * scale)
@@ -115,8 +115,7 @@ def _bit_for_bit(mask: Mask | None, samples: np.ndarray, limits: Limits) -> Mask
 def _packed_levels(levels: np.ndarray, measured: np.ndarray) -> tuple[bytes, np.ndarray]:
     """Return the bytes of the map of bounds, and the map that the decoder will read from them."""
     with_samples, lossless = blocks_with(measured), (0,) * levels.shape[1]
-    data = layer.encode(levels, with_samples, lossless)
-    return data, layer.decode(data, with_samples, levels.shape, lossless)
+    return layer.code(levels, with_samples, lossless)
 
 
 def _steps(
@@ -196,14 +195,13 @@ def bound_layer(
         Labels of the chunk. None: everything was measured.
     """
     assert header.bounds is not None
-    t, _, h, w = header.shape4
     bounded, mapped = header.bounded, mapped_bands(header.indices)
-    measured = np.ones(header.shape4, bool) if mask is None else mask.labels == 0
-    levels = None
-    if mapped:
-        with_samples = blocks_with(measured[:, mapped])
-        lossless = (0,) * len(mapped)
-        levels = layer.decode(packed, with_samples, with_samples.shape, lossless)
-    steps = _steps(header.bounds, bounded, mapped, levels, header.shape4)
-    some = measured if len(bounded) == len(header.bounds) else measured[:, bounded]
-    return layer.decode(residuals, some, (t, len(bounded), h, w), steps)
+    kinds = [
+        planes.BLOCK_BOUNDS if c in mapped else planes.ONE_BOUND if c in bounded else planes.FREE
+        for c in range(len(header.bounds))
+    ]
+    labels = None if mask is None else mask.labels
+    decoded = planes.decode_chunk(
+        residuals, packed, header.shape4, labels, kinds, header.bounds
+    )
+    return decoded if len(bounded) == len(kinds) else decoded[:, bounded]

@@ -11,6 +11,8 @@
 #define MOST_COUNT 255
 #define MARGIN 3 /* samples beyond each edge of a plane */
 #define SCALES 64 /* classes of the expected size of a residual */
+#define CENTRE 20 /* the class of a size of one step; four classes are an octave */
+#define FIRST_COUNT 32 /* updates that the first probabilities count for */
 #define WIDE 4 /* reference planes of which the neighbours of a sample are seen too */
 #define FAR 4 /* reference planes of which only the sample itself is seen */
 #define FEATURES (6 + 2 * WIDE)
@@ -98,5 +100,25 @@ static inline int32_t *value_at(const Plane *p, int y, int x) {
 static inline uint8_t *size_at(const Plane *p, int y, int x) {
     return p->sizes + (int64_t)(y + MARGIN) * (p->width + 2 * MARGIN) + x + MARGIN;
 }
+
+/* ---- bound.c */
+
+static inline int tec_too_large(int64_t dates, int64_t bands, int64_t height, int64_t width) {
+    const int64_t most = (int64_t)1 << 30;
+    return dates > most || bands > 65536 || height > most || width > most || height * width > most ||
+           dates * bands > most || dates * bands * (height * width >> 8) > most;
+}
+
+/* Encode a whole array. A band whose bound is negative has that of each of its samples. `natives` are
+ * those of the bands with grids, all dates of one after another; `near` are three positions in `order`
+ * for each position, -1 for none. Returns the length of the section; `decoded` is what it decodes to. */
+int64_t tec_bound_encode(const int32_t *wanted, int64_t dates, int64_t bands, int64_t height, int64_t width,
+                         const uint8_t *labels, const int32_t *bounds, const int32_t *sample_bounds,
+                         const TecGrid *grids, const int32_t *natives, const int32_t *order,
+                         const int32_t *near, int32_t *decoded, uint8_t *section, int64_t capacity);
+
+int tec_bound_layer(const uint8_t *section, int64_t length, int64_t dates, int64_t bands, int64_t height,
+                    int64_t width, const uint8_t *labels, const int32_t *bounds,
+                    const int32_t *sample_bounds, int32_t *dn);
 
 #endif

@@ -13,6 +13,9 @@ from tec_zarr.native.core import library
 
 _DAMAGED, _NO_MEMORY = -2, -1
 _VARYING = -1
+FREE, ONE_BOUND, BLOCK_BOUNDS = range(3)
+"""Kinds of bands of a chunk."""
+
 Bounds = Sequence[int | np.ndarray]
 """Largest absolute error of each band: an integer, or integers (T, H, W)."""
 
@@ -119,4 +122,40 @@ def decode(
     run.restype = ctypes.c_int
     _checked(run(_at(section), ctypes.c_int64(len(section)), *given.shape, *given.last,
                  _at(decoded)), shape)  # fmt: skip
+    return decoded
+
+
+def decode_chunk(
+    section: bytes,
+    packed: bytes,
+    shape: Sequence[int],
+    labels: np.ndarray | None,
+    kinds: Sequence[int],
+    bounds: Sequence[int],
+) -> np.ndarray:
+    """Decode the bound layer of a chunk, int32 (T, C, H, W).
+
+    Parameters
+    ----------
+    section, packed : bytes
+        The section, and the map of the bounds of blocks; empty if no band needs it.
+    shape : (int, int, int, int)
+        (T, C, H, W).
+    labels : ndarray or None
+        uint8 (T, C, H, W), 0 where a sample was measured. None: everywhere.
+    kinds : sequence of int
+        For each band ``FREE`` (its samples mean nothing), ``ONE_BOUND`` or ``BLOCK_BOUNDS``.
+    bounds : sequence of int
+        For each band its bound, or the largest bound of a block.
+    """
+    data, levels = np.frombuffer(section, np.uint8), np.frombuffer(packed, np.uint8)
+    held = None if labels is None else np.ascontiguousarray(labels, np.uint8)
+    arrays = np.array(kinds, np.uint8), np.array(bounds, np.int32)
+    decoded = np.zeros(shape, np.int32)
+    _checked(
+        library().tec_bound_decode(
+            _at(data), ctypes.c_int64(len(data)), _at(levels), ctypes.c_int64(len(levels)),
+            *(ctypes.c_int64(n) for n in shape), _at(held), *map(_at, arrays), _at(decoded),
+        ), shape,
+    )  # fmt: skip
     return decoded

@@ -237,7 +237,7 @@ def mask_seeds() -> list[bytes]:
 
 
 def bounds(data: bytes) -> None:
-    """Symbols of the bound layer that nobody encoded, under a checksum that holds."""
+    """Sections of the bound layer that nobody encoded."""
     if len(data) < 6:
         return
     shape = (1 + data[0] % 2, 1 + data[1] % 5, 1 + data[2] % 20, 1 + data[3] % 20)
@@ -245,11 +245,8 @@ def bounds(data: bytes) -> None:
     valid = None
     if data[5] & 1:
         valid = np.random.default_rng(data[5]).random(shape) < 0.7
-    payload = data[6:]
-    crc = layer._checksum(shape, valid, limits, payload)
-    head = struct.pack("<BII", 1, crc, 0)
     with contextlib.suppress(TecError):
-        layer.decode(head + payload, valid, shape, limits)
+        layer.decode(data[6:], valid, shape, limits)
 
 
 def bounds_seeds() -> list[bytes]:
@@ -261,7 +258,7 @@ def bounds_seeds() -> list[bytes]:
         valid = np.random.default_rng(bits).random(shape) < 0.7 if bits else None
         limits = [3 + band for band in range(shape[1])]
         data = layer.encode(dn, valid, limits)
-        out.append(bytes([*(n - 1 for n in shape), 3, bits]) + data[9:])
+        out.append(bytes([*(n - 1 for n in shape), 3, bits]) + data)
     return out
 
 
