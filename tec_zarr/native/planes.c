@@ -309,11 +309,11 @@ static int code_segment(Coder *c, Walk *w, int y, int x0, int count) {
             sum += fit->weights[j] * own[j];
         }
         /* eighths of a value; `twice` is in halves */
-        int64_t eighths = (int64_t)twice * 4 + (((int64_t)sum << p->shift) >> (WEIGHT_BITS - 2)) + 4;
+        int64_t eighths = (int64_t)twice * 4 + ((int64_t)sum * ((int64_t)1 << p->shift) >> (WEIGHT_BITS - 2)) + 4;
         int64_t predicted = clip(eighths >> 3, 0, w->range);
         int16_t f[FEATURES];
         features_of(w, v, s, y, x, f);
-        int32_t total = weights[FEATURES] << 4;
+        int32_t total = weights[FEATURES] * 16;
         for (int j = 0; j < features; j++) total += weights[j] * f[j];
         int log = total >> 12; /* 1/256 octave over the unit */
         log = (int)clip(log, -256 * 8, 256 * 30);
