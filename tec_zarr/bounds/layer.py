@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tec_zarr.errors import TecError, UnsupportedArrayError
-from tec_zarr.grids import Grid, Kind, find, refine
+from tec_zarr.grids import Grid, find, refine
 from tec_zarr.native import planes
 
 _NEAR = 3  # number of earlier bands whose neighbourhoods help to predict a band
@@ -141,7 +141,6 @@ def _checked_bound(value: int | np.ndarray, shape: tuple[int, ...]) -> int | np.
             f"to {_INT32 - 1}"
         )
     return values.astype("<i4") if values.ndim else int(values)
-
 
 
 def _natives(

@@ -137,9 +137,7 @@ def _steps(
     ]
 
 
-def _largest_errors(
-    samples: np.ndarray, decoded: np.ndarray, measured: np.ndarray
-) -> np.ndarray:
+def _largest_errors(samples: np.ndarray, decoded: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """Return the largest error of each band, float64 (C,).
 
     A frame stores the errors of float samples in their dtype, so they are rounded up to it.
@@ -178,9 +176,7 @@ def within_bounds(
     return not wrong.any()
 
 
-def bound_layer(
-    header: Header, residuals: bytes, packed: bytes, mask: Mask | None
-) -> np.ndarray:
+def bound_layer(header: Header, residuals: bytes, packed: bytes, mask: Mask | None) -> np.ndarray:
     """Decode the bands of the bound layer; return DN, int32 (T, bands, H, W).
 
     Parameters
@@ -201,7 +197,5 @@ def bound_layer(
         for c in range(len(header.bounds))
     ]
     labels = None if mask is None else mask.labels
-    decoded = planes.decode_chunk(
-        residuals, packed, header.shape4, labels, kinds, header.bounds
-    )
+    decoded = planes.decode_chunk(residuals, packed, header.shape4, labels, kinds, header.bounds)
     return decoded if len(bounded) == len(kinds) else decoded[:, bounded]

@@ -150,12 +150,12 @@ def decode_chunk(
     """
     data, levels = np.frombuffer(section, np.uint8), np.frombuffer(packed, np.uint8)
     held = None if labels is None else np.ascontiguousarray(labels, np.uint8)
-    arrays = np.array(kinds, np.uint8), np.array(bounds, np.int32)
+    kind, bound = np.array(kinds, np.uint8), np.array(bounds, np.int32)
     decoded = np.zeros(shape, np.int32)
     _checked(
         library().tec_bound_decode(
             _at(data), ctypes.c_int64(len(data)), _at(levels), ctypes.c_int64(len(levels)),
-            *(ctypes.c_int64(n) for n in shape), _at(held), *map(_at, arrays), _at(decoded),
+            *(ctypes.c_int64(n) for n in shape), _at(held), _at(kind), _at(bound), _at(decoded),
         ), shape,
     )  # fmt: skip
     return decoded
