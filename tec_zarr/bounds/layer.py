@@ -66,7 +66,10 @@ def code(
     grids = [k and k[0] for k in known]
     order, near = _plan(original, valid, grids)
     natives = [k[1] for k in known if k]
-    data, decoded = planes.encode(original, valid, limits, grids, natives, order, near)
+    places = [(g.kind, g.factor, g.row, g.column) if g else (0, 0, 0, 0) for g in grids]
+    data, decoded = planes.encode(
+        original, valid, limits, np.array(places, np.int32), natives, order, near
+    )
     error = np.abs(np.subtract(decoded, original, dtype=np.int64))
     if valid is not None:
         error[~np.asarray(valid, bool)] = 0

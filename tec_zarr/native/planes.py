@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from tec_zarr.errors import ChecksumError, TecError
-from tec_zarr.grids import Grid
 from tec_zarr.native.core import library
 
 _DAMAGED, _NO_MEMORY = -2, -1
@@ -66,7 +65,7 @@ def encode(
     original: np.ndarray,
     valid: np.ndarray | None,
     bounds: Bounds,
-    grids: Sequence[Grid | None],
+    grids: np.ndarray,
     natives: Sequence[np.ndarray],
     order: Sequence[int],
     near: np.ndarray,
@@ -81,8 +80,8 @@ def encode(
         bool (T, C, H, W).
     bounds : sequence of int or ndarray
         One for each band.
-    grids : sequence of Grid or None
-        One for each band.
+    grids : ndarray
+        int32 (C, 4): kind, factor, row and column of each band's grid; zeros if it has none.
     natives : sequence of ndarray
         int32 (T, h, w), for each band that has a grid.
     order : sequence of int
@@ -94,10 +93,9 @@ def encode(
     shape = original.shape
     given = _Arguments(shape, valid, bounds)
     original = np.ascontiguousarray(original, np.int32)
-    places = [(int(g.kind), g.factor, g.row, g.column) if g else (0, 0, 0, 0) for g in grids]
     held = [np.zeros(0, np.int32), *(n.ravel() for n in natives)]
     arrays = (
-        np.array(places, np.int32),
+        np.ascontiguousarray(grids, np.int32),
         np.concatenate(held).astype(np.int32),
         np.array(order, np.int32),
         np.ascontiguousarray(near, np.int32),
