@@ -91,12 +91,12 @@ def decode_samples(
 ) -> np.ndarray:
     """Return samples (T, C, H, W) of all dates or some, in the byte order of the machine.
 
-    The core decodes frames of the image model and frames without latents, if they have no bounds.
+    The core decodes frames of the image model and frames without latents.
     """
     header = frame.header
     latents = bool(frame.of(SectionKind.LATENTS))
     model = model_of(header) if latents else None
-    if header.bounded or (model is not None and model.core is None):
+    if model is not None and model.core is None:
         return _decoded_here(frame, model, dates)
     shape = header.shape4 if dates is None else (len(dates), *header.shape4[1:])
     samples = np.empty(shape, header.dtype.newbyteorder("="))
@@ -105,8 +105,8 @@ def decode_samples(
     return samples
 
 
-def _decoded_here(frame: Frame, model: Model | None, dates: list[int] | None) -> np.ndarray:
-    """Decode a frame that the core does not decode as a whole. Without latents it has no model."""
+def _decoded_here(frame: Frame, model: Model, dates: list[int] | None) -> np.ndarray:
+    """Decode a frame of a model that is not in the core."""
     header = frame.header
     if dates is not None and len(dates) == header.shape4[0] and dates == sorted(set(dates)):
         dates = None  # these are all dates
@@ -123,7 +123,7 @@ def _decoded_here(frame: Frame, model: Model | None, dates: list[int] | None) ->
     for tile in tiles:
         wanted = tile.dates if dates is None else [date for date in tile.dates if date in dates]
         places = None if dates is None else [tile.dates.index(date) for date in wanted]
-        if places == [] or model is None:
+        if places == []:
             continue
         values = values_of(_decode_tile(model, header, tile, free, places), header)
         if values.shape == samples.shape:  # one tile that is the whole chunk
