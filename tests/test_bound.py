@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bound_reference
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tec_zarr import ChunkSpec, encode_chunk
 from tec_zarr.bounds import layer
 from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArrayError
+from tec_zarr.grids import Grid, Kind
 
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
 BOUNDS = (0, 1, 5, 10, 50, 200)
@@ -258,3 +260,30 @@ def test_other_instruction_sets_decode_the_same(setting, tmp_path):
 def test_float_arrays_are_refused():
     with pytest.raises(UnsupportedArrayError, match="float64"):
         layer.encode(scene(shape=(1, 2, 8, 8)).astype(float), None, [0, 0])
+
+
+def test_a_decoder_written_from_the_page_decodes_the_same():
+    """docs/error-bounds.md, "Bytes": whoever writes a decoder has nothing else."""
+    rng = np.random.default_rng(12)
+    two, six = Grid(Kind.BILINEAR, 2, 1, 0), Grid(Kind.REPEATED, 3, 0, 2)
+    original = np.concatenate([scene(3, (2, 6, 20, 30)), scene(4, (2, 2, 20, 30))], axis=1)
+    for band, grid in ((1, two), (4, six)):
+        native = original[:, band][
+            :, : grid.native_shape((20, 30))[0], : grid.native_shape((20, 30))[1]
+        ]
+        original[:, band] = grid.enlarge(native, (20, 30))
+    original[1, 1, 4::9, 3::11] += 9
+    original[1, 4, 19, 29] += 9
+    original[:, 5] = rng.integers(0, 1 << 16, original[:, 5].shape)
+    original[:, 6] *= 1 << 16
+    blocks = rng.choice([0, 1, 5, 40], (2, 5, 8)).repeat(4, 1).repeat(4, 2)[:, :20, :30]
+    bounds = [0, 3, 0, blocks, 1, 0, 40_000, 20]
+    for valid in (None, rng.random(original.shape) > 0.15):
+        data = layer.encode(original, valid, bounds)
+        decoded = layer.decode(data, valid, original.shape, bounds)
+        by_page = bound_reference.decode(data, valid, original.shape, bounds)
+        np.testing.assert_array_equal(by_page, decoded)
+    wide = scene(5, (1, 2, 3, 300))
+    data = layer.encode(wide, None, [0, 10])
+    by_page = bound_reference.decode(data, None, wide.shape, [0, 10])
+    np.testing.assert_array_equal(by_page, layer.decode(data, None, wide.shape, [0, 10]))
