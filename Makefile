@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: bench demo test lint wheel-check conformance golden clean
+.PHONY: bench demo test lint wheel-check wheels conformance golden clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tec-zarr demo --out demo-out
@@ -24,6 +24,13 @@ wheel-check: $(VENV)/.test
 	build/wheel/venv/bin/pip install --quiet $(TORCH)
 	build/wheel/venv/bin/pip install --quiet build/wheel/*.whl
 	cd build/wheel && venv/bin/tec-zarr demo
+
+# Wheels of all platforms and the sdist, into dist/. Zig compiles the core for each of them. The
+# tests look into every file, and run what can be run here (qemu-user, libc6-arm64-cross).
+wheels: $(VENV)/.test
+	$(BIN)/pip install --quiet hatchling ziglang
+	$(BIN)/python .ci/wheels.py
+	$(BIN)/python -m pytest tests/test_wheels.py -rs
 
 # Coverage-guided fuzzing of the parser; adds up over calls. RUNS=100000 TARGET=chunk for others.
 TARGET ?= stream

@@ -1,8 +1,11 @@
 """Compile the core when the package is installed.
 
-The core (`_core.so`) is portable C11 and everything needs it: without a compiler the installation
-fails and says why. The decoder of the temporal models' latents (`_s2.so`) is for x86-64 processors;
-elsewhere torch does the same.
+The core (`_core.so`, `.dylib` or `.dll`) is portable C11 and everything needs it: without a
+compiler the installation fails and says why. The decoder of the temporal models' latents
+(`_s2.so`) is for x86-64 processors; elsewhere torch does the same.
+
+With ``TEC_ZARR_TARGET=manylinux_2_17_aarch64`` (or another of `TARGETS`) the wheel is for that
+platform: ``zig cc`` of the package ziglang compiles its core. It has no `_s2.so`.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
@@ -25,14 +29,47 @@ OPTIONS = (
 )  # fmt: skip
 
 
+class Target(NamedTuple):
+    """A platform that wheels are made for: its name for ``zig cc``, and that of the library."""
+
+    zig: str
+    library: str = "_core.so"
+
+
+#: By platform tag. The numbers are the oldest glibc, musl and macOS.
+TARGETS = {
+    "manylinux_2_17_x86_64": Target("x86_64-linux-gnu.2.17"),
+    "manylinux_2_17_aarch64": Target("aarch64-linux-gnu.2.17"),
+    "musllinux_1_2_x86_64": Target("x86_64-linux-musl"),
+    "musllinux_1_2_aarch64": Target("aarch64-linux-musl"),
+    "macosx_11_0_arm64": Target("aarch64-macos.11.0", "_core.dylib"),
+    "macosx_11_0_x86_64": Target("x86_64-macos.11.0", "_core.dylib"),
+    "win_amd64": Target("x86_64-windows-gnu", "_core.dll"),
+}
+SUFFIXES = {"darwin": ".dylib", "win32": ".dll"}
+
+
 class NativeHook(BuildHookInterface):
     """Adds the libraries to the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile the libraries, here or for another platform."""
         del version
-        core = f"{NATIVE}/_core.so"
-        sources = sorted(Path(self.root, NATIVE).glob("*.c"))
-        self._compile(core, [f"{NATIVE}/{p.name}" for p in sources if p.name != "s2.c"])
+        found = sorted(Path(self.root, NATIVE).glob("*.c"))
+        sources = [f"{NATIVE}/{path.name}" for path in found if path.name != "s2.c"]
+        tag = os.environ.get("TEC_ZARR_TARGET")
+        if tag:
+            target = TARGETS[tag]
+            library = f"build/wheels/{tag}/{target.library}"
+            Path(self.root, library).parent.mkdir(parents=True, exist_ok=True)
+            zig = [sys.executable, "-m", "ziglang", "cc", "-target", target.zig]
+            self._compile(library, sources, zig)
+            built = str(Path(self.root, library))
+            build_data["force_include"][built] = f"{NATIVE}/{target.library}"
+            build_data.update(pure_python=False, tag=f"py3-none-{tag}")
+            return
+        core = f"{NATIVE}/_core{SUFFIXES.get(sys.platform, '.so')}"
+        self._compile(core, sources)
         build_data["artifacts"].append(core)
         if os.name == "posix" and platform.machine() in ("x86_64", "amd64", "AMD64"):
             self._compile(*LATENTS)
@@ -40,10 +77,12 @@ class NativeHook(BuildHookInterface):
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data.update(pure_python=False, tag=f"py3-none-{tag}")
 
-    def _compile(self, library: str, sources: list[str]) -> None:
+    def _compile(
+        self, library: str, sources: list[str], compiler: list[str] | None = None
+    ) -> None:
         """Compile beside the library and move it there: a process that uses it keeps its own."""
         built = Path(self.root, library + ".new")
-        compiler = shlex.split(os.environ.get("CC", "cc"))
+        compiler = compiler or shlex.split(os.environ.get("CC", "cc"))
         paths = [str(Path(self.root, source)) for source in sources]
         try:
             subprocess.run(

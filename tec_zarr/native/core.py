@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ SYMBOLS = 2 * REACH + 1
 SIZE = 16
 """Samples along a side of a block of level 0; half of it at level 1."""
 
-_LIBRARY = Path(__file__).with_name("_core.so")
+_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+_LIBRARY = Path(__file__).with_name(f"_core{_SUFFIX}")
 _ENCODE, _DECODE, _COLLECT = range(3)
 
 
