@@ -26,7 +26,7 @@ wheel-check: $(VENV)/.test
 	cd build/wheel && venv/bin/tec-zarr demo
 
 # Wheels of all platforms and the sdist, into dist/. Zig compiles the core for each of them. The
-# tests look into every file, and run what can be run here (qemu-user, libc6-arm64-cross).
+# tests look into every file, and run what can be run here (qemu-user, libc6-arm64-cross, wine64).
 wheels: $(VENV)/.test
 	$(BIN)/pip install --quiet hatchling ziglang
 	$(BIN)/python .ci/wheels.py

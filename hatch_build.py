@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -81,7 +82,9 @@ class NativeHook(BuildHookInterface):
         self, library: str, sources: list[str], compiler: list[str] | None = None
     ) -> None:
         """Compile beside the library and move it there: a process that uses it keeps its own."""
-        built = Path(self.root, library + ".new")
+        final = Path(self.root, library)
+        built = final.parent / "new" / final.name  # Windows' and macOS' libraries hold their name
+        built.parent.mkdir(exist_ok=True)
         compiler = compiler or shlex.split(os.environ.get("CC", "cc"))
         paths = [str(Path(self.root, source)) for source in sources]
         try:
@@ -90,10 +93,12 @@ class NativeHook(BuildHookInterface):
                 check=True, capture_output=True, text=True,
             )  # fmt: skip
         except (OSError, subprocess.CalledProcessError) as error:
-            built.unlink(missing_ok=True)
             reason = getattr(error, "stderr", "") or str(error)
             raise RuntimeError(
                 f"tec_zarr needs a C11 compiler to be installed from source ({compiler[0]!r}, or "
                 f"what CC names): {reason}"
             ) from error
-        built.replace(Path(self.root, library))
+        else:
+            built.replace(final)
+        finally:
+            shutil.rmtree(built.parent)

@@ -2,7 +2,8 @@
 
 They are looked for in ``dist``. Of what is not there, and of what this machine cannot run, tests
 are skipped: the aarch64 library runs under ``qemu-aarch64`` with the C library of
-``libc6-arm64-cross``; nothing here runs macOS or Windows, whose libraries are only inspected.
+``libc6-arm64-cross``, the one for Windows under ``wine``. Nothing here runs musl's or macOS', which
+are only inspected.
 """
 
 import importlib.util
@@ -118,6 +119,7 @@ def test_the_library_for_windows():
     (header,) = struct.unpack_from("<I", data, 60)
     assert data[:2] == b"MZ"
     assert data[header : header + 6] == b"PE\0\0\x64\x86"
+    assert b"_core.dll\0" in data  # the name that programs linked with it ask for
     assert all(name.encode() + b"\0" in data for name in NEEDED)  # exported by name
 
 
@@ -170,17 +172,20 @@ def cases():
 def built(tag, zig, folder):
     """wheel_check with the library of a wheel, and the file of its cases."""
     pytest.importorskip("ziglang")
-    (folder / "libtec.so").write_bytes(library(tag))
+    windows = tag.startswith("win")
+    name, program = ("_core.dll", "wheel_check.exe") if windows else ("libtec.so", "wheel_check")
+    (folder / name).write_bytes(library(tag))
+    linked = [str(folder / name)] if windows else ["-L", str(folder), "-ltec"]
     subprocess.run(
         [sys.executable, "-m", "ziglang", "cc", "-target", zig, "-O2", "-std=c11",
-         "-I", str(ROOT / NATIVE), str(ROOT / "tests/wheel_check.c"), "-L", str(folder), "-ltec",
-         "-o", str(folder / "wheel_check")], check=True,
+         "-I", str(ROOT / NATIVE), str(ROOT / "tests/wheel_check.c"), *linked,
+         "-o", str(folder / program)], check=True,
     )  # fmt: skip
     data, sums = cases()
     (folder / "cases").write_bytes(data)
     index = json.loads((ROOT / "tec_zarr/models/weights/index.json").read_text())
     weights = ROOT / "tec_zarr/models/weights" / index["tec-s2"]["weights"][0]["file"]
-    return [str(folder / "wheel_check"), str(weights), str(folder / "cases")], sums
+    return [str(folder / program), str(weights), str(folder / "cases")], sums
 
 
 def checksums(results, data):
@@ -198,27 +203,40 @@ def checksums(results, data):
     return found
 
 
-def test_aarch64_gives_the_same_samples_and_bytes_as_x86_64(tmp_path):
+def results_of(tag, zig, folder, start=(), **environment):
+    """What wheel_check writes with the library of a wheel. Its checksums are the frames'."""
+    folder.mkdir()
+    command, sums = built(tag, zig, folder)
+    subprocess.run([*start, *command, str(folder / "results")], check=True, cwd=folder,
+                   env={**os.environ, **environment})  # fmt: skip
+    results = (folder / "results").read_bytes()
+    assert checksums(results, (folder / "cases").read_bytes()) == sums
+    return results
+
+
+@pytest.fixture(scope="module")
+def on_x86(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("x86") / "run"
+    tag = "manylinux_2_17_x86_64"
+    return results_of(tag, "x86_64-linux-gnu.2.17", folder, LD_LIBRARY_PATH=str(folder))
+
+
+def test_aarch64_gives_the_same_samples_and_bytes_as_x86_64(tmp_path, on_x86):
     emulator = shutil.which("qemu-aarch64")
     if emulator is None or not (SYSROOT / "lib/libc.so.6").exists():
         pytest.skip("needs qemu-user and libc6-arm64-cross")
-    results = {}
-    for tag, zig, start in (
-        ("manylinux_2_17_x86_64", "x86_64-linux-gnu.2.17", []),
-        ("manylinux_2_17_aarch64", "aarch64-linux-gnu.2.17", [emulator, "-L", str(SYSROOT)]),
-    ):
-        folder = tmp_path / tag
-        folder.mkdir()
-        command, sums = built(tag, zig, folder)
-        search = {"LD_LIBRARY_PATH": str(folder)}
-        if start:
-            start = [*start, "-E", f"LD_LIBRARY_PATH={folder}"]
-            search = {}
-        subprocess.run([*start, *command, str(folder / "results")], check=True,
-                       env={**os.environ, **search})  # fmt: skip
-        results[tag] = (folder / "results").read_bytes()
-        assert checksums(results[tag], (folder / "cases").read_bytes()) == sums
-    assert len(set(results.values())) == 1
+    folder = tmp_path / "run"
+    start = [emulator, "-L", str(SYSROOT), "-E", f"LD_LIBRARY_PATH={folder}"]
+    assert results_of("manylinux_2_17_aarch64", "aarch64-linux-gnu.2.17", folder, start) == on_x86
+
+
+def test_windows_gives_the_same_samples_and_bytes_as_linux(tmp_path, on_x86):
+    wine = shutil.which("wine")
+    if wine is None:
+        pytest.skip("needs wine and wine64")
+    prefix = {"WINEPREFIX": str(tmp_path / "prefix"), "WINEDEBUG": "-all"}
+    found = results_of("win_amd64", "x86_64-windows-gnu", tmp_path / "run", [wine], **prefix)
+    assert found == on_x86
 
 
 @pytest.mark.parametrize("compiler", ["cc", f"{sys.executable} -m ziglang cc"])
