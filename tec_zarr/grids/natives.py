@@ -7,18 +7,15 @@ makes fewer samples wrong: single values and, if every sample counts, blocks of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from tec_zarr.grids.grid import Axis, Grid, Kind
+from tec_zarr.native.planes import move_natives
 
 _DESCENTS = 40
 _CLOSE = 0.02  # DN, of the steps of a descent
-_ROUNDS = 6
-_BATCH = 256  # blocks moved at once
 _BLOCKS = 3  # largest factor for which blocks of 2 x 2 native values are moved together
-_CLOSER = 64.0  # squared DN that one wrong sample more is worth
+_LARGEST = 1 << 27  # DN; larger values stay as least squares left them
 _RIDGE = 1e-6
 
 
@@ -152,41 +149,6 @@ def _solve(lines: np.ndarray, axis: Axis) -> np.ndarray:
     return target
 
 
-class _Windows:
-    """The samples that each run of `span` native values along an axis has a part in.
-
-    Attributes
-    ----------
-    samples : ndarray
-        int64 (runs, length), positions of the samples.
-    weights : ndarray
-        int64 (runs, span, length), weights of the native values in the samples.
-    """
-
-    def __init__(self, axis: Axis, span: int) -> None:
-        size = len(axis.first)
-        length = min((span + 1) * axis.unit // 2, size)
-        cells = np.arange(axis.cells - span + 1)
-        start = np.searchsorted(axis.second, cells)
-        start = np.minimum(start, size - length)
-        self.samples = start[:, None] + np.arange(length)
-        cell = (cells[:, None] + np.arange(span))[:, :, None]
-        first, second = (a[self.samples][:, None] for a in (axis.first, axis.second))
-        weight = axis.weight[self.samples][:, None]
-        self.weights = np.where(first == cell, axis.unit - weight, 0)
-        self.weights += np.where((second == cell) & (weight > 0), weight, 0)
-
-
-def _moves(span: int) -> np.ndarray:
-    """Return all moves of a block of native values by -1, 0 and 1, int64 (moves, span^2).
-
-    The first one moves nothing.
-    """
-    moves = np.indices((3,) * span**2).reshape(span**2, -1).T - 1
-    order = np.argsort(np.abs(moves).sum(axis=1), kind="stable")
-    return moves[order].astype(np.int64)
-
-
 def refine(
     native: np.ndarray, samples: np.ndarray, valid: np.ndarray | None, grid: Grid
 ) -> np.ndarray:
@@ -202,87 +164,12 @@ def refine(
 def _search(
     native: np.ndarray, samples: np.ndarray, valid: np.ndarray | None, grid: Grid, span: int
 ) -> np.ndarray:
-    """Move blocks of native values by one, in place, if that makes fewer samples wrong."""
-    shape = samples.shape[-2:]
-    axes = grid.axes(shape)
-    if min(a.cells for a in axes) < span:
+    """Move blocks of native values by one if that makes fewer samples wrong."""
+    if np.abs(native).max() >= _LARGEST or min(native.shape[1:]) < span:
         return native
-    area = axes[0].unit * axes[1].unit
-    error = grid.scaled(native, shape) - area * samples.astype(np.int64)  # in 1 / area DN
-    windows = [_Windows(axis, span) for axis in axes]
-    moves = _moves(span)
-    for _ in range(_ROUNDS):
-        wrong = (error < -(area // 2)) | (error >= area // 2)
-        if valid is not None:
-            wrong &= valid
-        if not _improve(native, error, valid, wrong, axes, windows, moves):
-            break
-    return native
-
-
-def _batches(colour: np.ndarray, colours: int) -> Iterator[np.ndarray]:
-    """Yield positions of one colour at a time, at most ``_BATCH`` of them."""
-    for number in range(colours):
-        chosen = np.flatnonzero(colour == number)
-        for start in range(0, len(chosen), _BATCH):
-            yield chosen[start : start + _BATCH]
-
-
-def _improve(
-    native: np.ndarray,
-    error: np.ndarray,
-    valid: np.ndarray | None,
-    wrong: np.ndarray,
-    axes: tuple[Axis, Axis],
-    windows: list[_Windows],
-    moves: np.ndarray,
-) -> bool:
-    """Try all moves of all blocks around wrong samples; return whether any made an improvement."""
-    area = axes[0].unit * axes[1].unit
-    tall, wide = windows
-    span = tall.weights.shape[1]
-    t, y, x = np.nonzero(wrong)
-    found = np.zeros((len(native), len(tall.samples), len(wide.samples)), bool)
-    for down in range(3 - span):
-        for across in range(3 - span):
-            row = (axes[0].second if down else axes[0].first)[y]
-            column = (axes[1].second if across else axes[1].first)[x]
-            row = np.minimum(row, found.shape[1] - 1)
-            found[t, row, np.minimum(column, found.shape[2] - 1)] = True
-    better = False
-    t, y, x = np.nonzero(found)
-    apart = span + 1  # blocks at this distance share no sample
-    colour = y % apart * apart + x % apart
-    for chosen in _batches(colour, apart**2):
-        date, row, column = t[chosen], y[chosen], x[chosen]
-        at = (
-            date[:, None, None],
-            tall.samples[row][:, :, None],
-            wide.samples[column][:, None, :],
-        )
-        before = error[at].reshape(len(chosen), 1, -1)
-        weight = np.einsum("nay,nbx->nabyx", tall.weights[row], wide.weights[column])
-        weight = weight.reshape(len(chosen), span**2, -1)
-        change = moves @ weight
-        after = before + change
-        bad = (after < -(area // 2)) | (after >= area // 2)
-        far = np.square(after / area)
-        matters = np.any(weight > 0, axis=1, keepdims=True)
-        if valid is not None:
-            matters &= valid[at].reshape(len(chosen), 1, -1)
-        # The cost counts wrong samples, and prefers closer ones among equal counts.
-        cost = (bad * matters).sum(axis=2) + (far * matters).sum(axis=2) / _CLOSER
-        best = np.argmin(cost, axis=1)
-        if not best.any():
-            continue
-        better = True
-        block = np.arange(span)
-        into = (
-            date[:, None, None],
-            row[:, None, None] + block[:, None],
-            column[:, None, None] + block,
-        )
-        native[into] += moves[best].reshape(-1, span, span)
-        moved = change[np.arange(len(chosen)), best]
-        error[at] += moved.reshape(len(chosen), at[1].shape[1], at[2].shape[2])
-    return better
+    places = (grid.kind, grid.factor, grid.row, grid.column)
+    planes = [
+        move_natives(places, part, None if valid is None else valid[date], native[date], span)
+        for date, part in enumerate(samples)
+    ]
+    return np.stack(planes).astype(np.int64)

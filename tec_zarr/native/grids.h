@@ -43,4 +43,11 @@ int tec_enlarge(const TecGrid *grid, const int32_t *native, int height, int widt
 int tec_fit(int kind, const Axis *rows, const Axis *columns, const int32_t *samples,
             const uint8_t *known, int32_t *native);
 
+/* ---- grids_search.c: for encoders */
+
+/* Move native values by one, or blocks of 2 x 2 of them (`span` 2), where fewer samples are wrong
+ * then; `known` as above. */
+int tec_grid_search(int kind, int factor, int row, int column, int height, int width,
+                    const int32_t *samples, const uint8_t *known, int span, int32_t *native);
+
 #endif

@@ -123,6 +123,38 @@ def decode(
     return decoded
 
 
+def move_natives(
+    grid: Sequence[int],
+    samples: np.ndarray,
+    valid: np.ndarray | None,
+    native: np.ndarray,
+    span: int,
+) -> np.ndarray:
+    """Move native values of one plane by one where fewer samples are wrong then.
+
+    Parameters
+    ----------
+    grid : sequence of int
+        Kind, factor, row and column.
+    samples : ndarray
+        int32 (H, W).
+    valid : ndarray or None
+        bool (H, W).
+    native : ndarray
+        Integers (h, w).
+    span : int
+        Side of the blocks of native values that move together, 1 or 2.
+    """
+    samples = np.ascontiguousarray(samples, np.int32)
+    known = None if valid is None else np.ascontiguousarray(valid).view(np.uint8)
+    out = np.array(native, np.int32, order="C")
+    numbers = map(ctypes.c_int, (*grid, *samples.shape))
+    status = library().tec_grid_search(*numbers, _at(samples), _at(known), ctypes.c_int(span),
+                                       _at(out))  # fmt: skip
+    _checked(status, samples.shape)
+    return out
+
+
 def decode_chunk(
     section: bytes,
     packed: bytes,
