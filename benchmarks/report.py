@@ -546,7 +546,7 @@ ELSEWHERE = (
     ("exactness", "exactness", "exactness.md", "the same latents and pixels on other machines"),
     ("robustness", "robustness", "robustness.md", "damage, limits, threads"),
     ("fuzz", "tests/fuzz/run.py", "robustness.md", "hostile bytes"),
-    ("bound_longrun", "bound_longrun", "error-bounds.md", "bounds on a thousand million samples"),
+    ("bound_longrun", "bound_longrun", "error-bounds.md", "bounds on random and real arrays"),
     ("family_margin_full", "family_margin", "family.md", "predictions on other machines"),
 )
 """Results, the program, the page, what it is about."""
