@@ -222,6 +222,7 @@ typedef struct {
     int64_t range;  /* of the values, in units of 2^coarse */
     int64_t middle;
     int unit_log;   /* of half of the smallest step and a quarter, in eighths of a value */
+    int step_log;   /* of the smallest step, in eighths of a value */
     uint64_t unit;
     int raw;
 } Walk;
@@ -261,8 +262,8 @@ static int code_segment(Coder *c, Walk *w, int y, int x0, int count) {
     Fit *fit = w->fit;
     Plane *p = task->plane;
     int64_t pitch = p->width + 2 * MARGIN;
-    int wide = task->wide_count, features = 6 + 2 * wide, coded = 0;
-    int32_t *weights = w->learnt->weights[wide];
+    int coded = 0;
+    int32_t *weights = w->learnt->weights[task->wide_count];
     if (!w->raw) fill_references(task, fit, y, x0, count);
     for (int i = 0; i < count; i++) {
         int x = x0 + i;
@@ -311,14 +312,14 @@ static int code_segment(Coder *c, Walk *w, int y, int x0, int count) {
         /* eighths of a value; `twice` is in halves */
         int64_t eighths = (int64_t)twice * 4 + ((int64_t)sum * ((int64_t)1 << p->shift) >> (WEIGHT_BITS - 2)) + 4;
         int64_t predicted = clip(eighths >> 3, 0, w->range);
-        int16_t f[FEATURES];
+        int16_t f[FEATURES] = {0};
         features_of(w, v, s, y, x, f);
         int32_t total = weights[FEATURES] * 16;
-        for (int j = 0; j < features; j++) total += weights[j] * f[j];
+        for (int j = 0; j < FEATURES; j++) total += weights[j] * f[j];
         int log = total >> 12; /* 1/256 octave over the unit */
         log = (int)clip(log, -256 * 8, 256 * 30);
         int64_t expected = (int64_t)power_of((log + 16 * w->unit_log) >> 3);
-        int scale = (int)clip(((log + 16 * w->unit_log - 16 * log_of(8 * step)) >> 6) + CENTRE, 0, SCALES - 1);
+        int scale = (int)clip(((log + 16 * w->unit_log - 16 * (task->bounds ? log_of(8 * step) : w->step_log)) >> 6) + CENTRE, 0, SCALES - 1);
         int side = step == 1 && !p->coarse ? (int)(eighths & 7) : 4;
         int64_t base = clip(task->low + (predicted << p->coarse), task->low, task->high), number = 0;
         if (c->encoding)
@@ -333,7 +334,7 @@ static int code_segment(Coder *c, Walk *w, int y, int x0, int count) {
         *s = (uint8_t)feature(w, (int64_t)missed);
         int64_t most = 4 * expected;
         int32_t error = (int32_t)((missed > (uint64_t)most ? most : (int64_t)missed) * 256 / expected) - 256;
-        for (int j = 0; j < features; j++) {
+        for (int j = 0; j < FEATURES; j++) { /* those that are not there are 0 */
             int32_t next = weights[j] + ((error * f[j] + 128) >> 8);
             weights[j] = next < -(1 << 17) ? -(1 << 17) : next > 1 << 17 ? 1 << 17 : next;
         }
@@ -370,7 +371,7 @@ static int code_samples(Coder *c, Learnt *learnt, const Task *task, int raw) {
                 least = (uint32_t)task->bounds[i];
     }
     Walk w = {task, learnt, calloc(1, sizeof(Fit)), (task->high - task->low) >> p->coarse, 0, 0,
-              4 * (2 * least + 1) + 2, 0};
+              log_of(8 * (2 * least + 1)), 4 * (2 * least + 1) + 2, 0};
     if (!w.fit) return TEC_NO_MEMORY;
     w.unit_log = log_of(w.unit);
     w.middle = w.range / 2;

@@ -8,29 +8,36 @@ void tec_coder_begin(Coder *c) {
     for (int n = 0; n <= MOST_COUNT; n++) c->rates[n] = 131072 / (2 * n + 3);
 }
 
-static inline int code_bit(Coder *c, Bit *bit, int one) {
-    uint32_t *range = c->encoding ? &c->e.range : &c->d.range;
-    uint32_t part = (*range >> 16) * bit->one;
-    if (!c->encoding) one = c->d.code < part;
-    if (one) *range = part;
-    else *range -= part;
-    if (c->encoding) {
+/* The compiler makes one variant that encodes and one that decodes of what is marked so. */
+#if defined(__GNUC__)
+#define EITHER static inline __attribute__((always_inline))
+#else
+#define EITHER static inline
+#endif
+
+EITHER int code_bit(Coder *c, Bit *bit, int one, const int encoding) {
+    if (encoding) {
+        uint32_t part = (c->e.range >> 16) * bit->one;
         if (!one) c->e.low += part;
-        while (*range < (1u << 24)) {
-            *range <<= 8;
+        c->e.range = one ? part : c->e.range - part;
+        while (c->e.range < (1u << 24)) {
+            c->e.range <<= 8;
             shift_low(&c->e);
         }
     } else {
+        uint32_t part = (c->d.range >> 16) * bit->one;
+        one = c->d.code < part;
         if (!one) c->d.code -= part;
-        while (*range < (1u << 24)) {
-            *range <<= 8;
+        c->d.range = one ? part : c->d.range - part;
+        while (c->d.range < (1u << 24)) {
+            c->d.range <<= 8;
             c->d.code = c->d.code << 8 | next_byte(&c->d);
         }
     }
-    static const uint16_t most = 65536 - 48;
+    static const int32_t most = 65536 - 48;
     int32_t next = bit->one + ((((one ? 65536 : 0) - bit->one) * (c->rates[bit->count] >> 1)) >> 15);
     bit->one = (uint16_t)(next < 48 ? 48 : next > most ? most : next);
-    if (bit->count < MOST_COUNT) bit->count++;
+    bit->count = (uint16_t)(bit->count + (bit->count < MOST_COUNT));
     return one;
 }
 
@@ -74,12 +81,12 @@ uint64_t tec_code_uniform(Coder *c, uint64_t value, uint64_t count) {
 
 /* A magnitude m >= 0 is one of 64 buckets and plain bits: 0 to 11, then four buckets an octave of
  * m - 4. The last bucket holds all others. */
-int64_t tec_code_symbol(Coder *c, Symbols *s, int scale, int side, int64_t value) {
-    if (code_bit(c, &s->zero[scale], value == 0)) return 0;
-    int negative = code_bit(c, &s->sign[scale][side], value < 0);
+EITHER int64_t code_symbol(Coder *c, Symbols *s, int scale, int side, int64_t value, const int encoding) {
+    if (code_bit(c, &s->zero[scale], value == 0, encoding)) return 0;
+    int negative = code_bit(c, &s->sign[scale][side], value < 0, encoding);
     uint64_t m = 0;
     int bucket = 0, bits = 0;
-    if (c->encoding) {
+    if (encoding) {
         m = (uint64_t)(value < 0 ? -value : value) - 1;
         bucket = (int)m;
         if (m >= 12) {
@@ -90,7 +97,7 @@ int64_t tec_code_symbol(Coder *c, Symbols *s, int scale, int side, int64_t value
     }
     int node = 1;
     for (int i = 5; i >= 0; i--)
-        node = 2 * node + code_bit(c, &s->magnitude[scale][node], bucket >> i & 1);
+        node = 2 * node + code_bit(c, &s->magnitude[scale][node], bucket >> i & 1, encoding);
     bucket = node - 64;
     if (bucket == 63) {
         bits = (int)tec_code_bits(c, (uint32_t)bits_in(m), 6);
@@ -103,6 +110,10 @@ int64_t tec_code_symbol(Coder *c, Symbols *s, int scale, int side, int64_t value
         m = ((uint64_t)(4 + bucket % 4) << bits) + plain + 4;
     } else m = (uint64_t)bucket;
     return negative ? -(int64_t)m - 1 : (int64_t)m + 1;
+}
+
+int64_t tec_code_symbol(Coder *c, Symbols *s, int scale, int side, int64_t value) {
+    return c->encoding ? code_symbol(c, s, scale, side, value, 1) : code_symbol(c, s, scale, side, 0, 0);
 }
 
 void tec_learnt_begin(Learnt *learnt) {
