@@ -257,7 +257,7 @@ static inline void features_of(const Walk *w, const int32_t *v, const uint8_t *s
     }
 }
 
-static int code_segment(Coder *c, Walk *w, int y, int x0, int count) {
+FASTEST static int code_segment(Coder *c, Walk *w, int y, int x0, int count) {
     const Task *task = w->task;
     Fit *fit = w->fit;
     Plane *p = task->plane;
