@@ -101,8 +101,19 @@ def decode_samples(
     shape = header.shape4 if dates is None else (len(dates), *header.shape4[1:])
     samples = np.empty(shape, header.dtype.newbyteorder("="))
     with model_slots:
-        native_frame.decode(bytes(data), None if model is None else model.core, dates, samples)
+        try:
+            native_frame.decode(bytes(data), None if model is None else model.core, dates, samples)
+        except ChecksumError as error:  # of latents: `frame` was read, so the bytes are intact
+            raise _other_latents(header) from error
     return samples
+
+
+def _other_latents(header: Header, which: str = "a date") -> ChecksumError:
+    return ChecksumError(
+        f"model {name_of_model(header)!r} decoded other latents than were encoded, for {which} of "
+        f"a chunk of shape {header.shape}: this machine's arithmetic disagrees with the encoder's; "
+        "please report it with the versions of torch and constriction"
+    )
 
 
 def _decoded_here(frame: Frame, model: Model, dates: list[int] | None) -> np.ndarray:
@@ -168,11 +179,7 @@ def _decode_tile(
         ) from error
     wrong = [tile.dates[place] for place, crc in found.items() if crc != tile.latents_crc[place]]
     if wrong:
-        raise ChecksumError(
-            f"model {name_of_model(header)!r} decoded other latents than were encoded, for dates "
-            f"{wrong} of a chunk of shape {header.shape}: this machine's arithmetic disagrees with "
-            "the encoder's; please report it with the versions of torch and constriction"
-        )
+        raise _other_latents(header, f"dates {wrong}")
     return dn
 
 
