@@ -96,11 +96,12 @@ def kernels() -> list[str]:
     return [name for name, there in found if there]
 
 
-def _at(array: np.ndarray | None) -> int | None:
+def at(array: np.ndarray | None) -> ctypes.c_void_p | None:
+    """Return where an array lies in memory, for a function of the core. It must be C-contiguous."""
     if array is None:
         return None
     assert array.flags.c_contiguous
-    return array.ctypes.data
+    return ctypes.c_void_p(array.ctypes.data)
 
 
 def planes(components: np.ndarray) -> np.ndarray:
@@ -111,9 +112,9 @@ def planes(components: np.ndarray) -> np.ndarray:
     components : ndarray of int32, (5,)
         Number of components of each class of frequencies.
     """
-    count = library().tec_planes(SIZE, _at(components), None)
+    count = library().tec_planes(SIZE, at(components), None)
     out = np.empty((count, 4), np.int32)
-    library().tec_planes(SIZE, _at(components), _at(out))
+    library().tec_planes(SIZE, at(components), at(out))
     return out
 
 
@@ -151,8 +152,8 @@ class Walk:
         self.shape = (len(self.planes), rows, cols)
         self._hints = hints
         self._before = (
-            ctypes.byref(context), SIZE, rows, cols, _at(components), _at(spreads), kind, fineness,
-            _at(hints),
+            ctypes.byref(context), SIZE, rows, cols, at(components), at(spreads), kind, fineness,
+            at(hints),
         )  # fmt: skip
         self._keep = (context, components, spreads)
 
@@ -185,7 +186,7 @@ class Walk:
         """
         values, indexes = np.zeros(self.shape, np.int32), np.zeros(self.shape, np.uint8)
         data = np.empty(8 * values.size + 64, np.uint8)
-        length = self._run(_ENCODE, _at(wanted), 256 * weight, _at(values), _at(indexes), _at(data),
+        length = self._run(_ENCODE, at(wanted), 256 * weight, at(values), at(indexes), at(data),
                            len(data), None, None, 0)  # fmt: skip
         return data[:length].tobytes(), values, indexes
 
@@ -194,7 +195,7 @@ class Walk:
         values, indexes = np.zeros(self.shape, np.int32), np.zeros(self.shape, np.uint8)
         array = np.frombuffer(data, np.uint8)
         self._run(
-            _DECODE, None, 0.0, _at(values), _at(indexes), _at(array), len(array), None, None, 0
+            _DECODE, None, 0.0, at(values), at(indexes), at(array), len(array), None, None, 0
         )
         return values, indexes
 
@@ -204,7 +205,7 @@ class Walk:
         Training uses them.
         """
         inputs, symbols = np.empty((values.size, INPUTS), np.uint8), np.empty(values.size, np.int32)
-        self._run(_COLLECT, None, 0.0, _at(values), None, None, 0, _at(inputs), _at(symbols),
+        self._run(_COLLECT, None, 0.0, at(values), None, None, 0, at(inputs), at(symbols),
                   values.size)  # fmt: skip
         return inputs, symbols
 
@@ -219,7 +220,7 @@ def forward(
     rows, cols = plane.shape[0] // size, plane.shape[1] // size
     out = np.empty((size * size, rows, cols))
     plane = np.ascontiguousarray(plane, np.float64)
-    library().tec_forward(_at(plane), rows, cols, size, _at(overlap), _at(dct), _at(gain), _at(out))
+    library().tec_forward(at(plane), rows, cols, size, at(overlap), at(dct), at(gain), at(out))
     return out
 
 
@@ -229,14 +230,14 @@ def inverse(
     """Transform coefficients int32 (size^2, rows, cols) to a plane, int32, in the same units."""
     rows, cols = coefficients.shape[1:]
     out = np.empty((rows * size, cols * size), np.int32)
-    library().tec_inverse(_at(coefficients), rows, cols, size, _at(overlap), _at(dct), _at(out))
+    library().tec_inverse(at(coefficients), rows, cols, size, at(overlap), at(dct), at(out))
     return out
 
 
 def products(values: np.ndarray) -> np.ndarray:
     """Return the sums of products of each pair of rows, float64 (rows, rows)."""
     out = np.empty((len(values), len(values)))
-    library().tec_products(_at(values), len(values), values[0].size, _at(out))
+    library().tec_products(at(values), len(values), values[0].size, at(out))
     return out
 
 
@@ -244,8 +245,8 @@ def project(values: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Project values (rows, ...) on the columns of a basis (rows, columns): (columns, ...)."""
     out = np.empty((basis.shape[1], *values.shape[1:]))
     basis = np.ascontiguousarray(basis, np.float64)
-    library().tec_project(_at(values), len(values), values[0].size, _at(basis), basis.shape[1],
-                          basis.shape[1], _at(out))  # fmt: skip
+    library().tec_project(at(values), len(values), values[0].size, at(basis), basis.shape[1],
+                          basis.shape[1], at(out))  # fmt: skip
     return out
 
 
@@ -268,14 +269,14 @@ def mix(values: np.ndarray, basis: np.ndarray, factor: np.ndarray) -> np.ndarray
     frequencies, components, rows, cols = values.shape
     out = np.empty((frequencies, len(basis), rows, cols), np.int32)
     basis = np.ascontiguousarray(basis)
-    library().tec_mix(_at(values), frequencies, components, len(basis), rows * cols, _at(basis),
-                      _at(factor), _at(out))  # fmt: skip
+    library().tec_mix(at(values), frequencies, components, len(basis), rows * cols, at(basis),
+                      at(factor), at(out))  # fmt: skip
     return out
 
 
 def checksum(latents: np.ndarray) -> int:
     """Return the checksum of the values of a date, int32."""
-    return int(library().tec_checksum(_at(latents), latents.size))
+    return int(library().tec_checksum(at(latents), latents.size))
 
 
 def step_of(quality: float) -> float:
@@ -290,5 +291,5 @@ def rotated(count: int, rotations: list[tuple[int, int, int]]) -> np.ndarray:
     """
     out = np.empty((count, count), np.int64)
     first, second, angles = (np.array([r[i] for r in rotations], np.int32) for i in range(3))
-    library().tec_rotated(count, len(rotations), _at(first), _at(second), _at(angles), _at(out))
+    library().tec_rotated(count, len(rotations), at(first), at(second), at(angles), at(out))
     return out

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tec_zarr.errors import ChecksumError, TecError
-from tec_zarr.native.core import library
+from tec_zarr.native.core import at, library
 
 _DAMAGED, _NO_MEMORY = -2, -1
 _VARYING = -1
@@ -17,13 +17,6 @@ FREE, ONE_BOUND, BLOCK_BOUNDS = range(3)
 
 Bounds = Sequence[int | np.ndarray]
 """Largest absolute error of each band: an integer, or integers (T, H, W)."""
-
-
-def _at(array: np.ndarray | None) -> ctypes.c_void_p:
-    if array is None:
-        return ctypes.c_void_p(None)
-    assert array.flags.c_contiguous
-    return ctypes.c_void_p(array.ctypes.data)
 
 
 class _Arguments:
@@ -44,8 +37,8 @@ class _Arguments:
         self.shape = [ctypes.c_int64(n) for n in shape]
 
     @property
-    def last(self) -> list[ctypes.c_void_p]:
-        return [_at(self._labels), _at(self._bounds), _at(self._samples)]
+    def last(self) -> list[ctypes.c_void_p | None]:
+        return [at(self._labels), at(self._bounds), at(self._samples)]
 
 
 def _checked(status: int, shape: Sequence[int]) -> int:
@@ -104,8 +97,8 @@ def encode(
     room = np.empty(16 * original.size + 65536, np.uint8)
     run = library().tec_bound_encode
     run.restype = ctypes.c_int64
-    status = run(_at(original), *given.shape, *given.last, *map(_at, arrays), _at(decoded),
-                 _at(room), ctypes.c_int64(len(room)))  # fmt: skip
+    status = run(at(original), *given.shape, *given.last, *map(at, arrays), at(decoded),
+                 at(room), ctypes.c_int64(len(room)))  # fmt: skip
     return room[: _checked(status, shape)].tobytes(), decoded
 
 
@@ -118,8 +111,8 @@ def decode(
     decoded = np.empty(shape, np.int32)
     run = library().tec_bound_layer
     run.restype = ctypes.c_int
-    _checked(run(_at(section), ctypes.c_int64(len(section)), *given.shape, *given.last,
-                 _at(decoded)), shape)  # fmt: skip
+    _checked(run(at(section), ctypes.c_int64(len(section)), *given.shape, *given.last,
+                 at(decoded)), shape)  # fmt: skip
     return decoded
 
 
@@ -149,8 +142,8 @@ def move_natives(
     known = None if valid is None else np.ascontiguousarray(valid).view(np.uint8)
     out = np.array(native, np.int32, order="C")
     numbers = map(ctypes.c_int, (*grid, *samples.shape))
-    status = library().tec_grid_search(*numbers, _at(samples), _at(known), ctypes.c_int(span),
-                                       _at(out))  # fmt: skip
+    status = library().tec_grid_search(*numbers, at(samples), at(known), ctypes.c_int(span),
+                                       at(out))  # fmt: skip
     _checked(status, samples.shape)
     return out
 
@@ -184,8 +177,8 @@ def decode_chunk(
     decoded = np.zeros(shape, np.int32)
     _checked(
         library().tec_bound_decode(
-            _at(data), ctypes.c_int64(len(data)), _at(levels), ctypes.c_int64(len(levels)),
-            *(ctypes.c_int64(n) for n in shape), _at(held), _at(kind), _at(bound), _at(decoded),
+            at(data), ctypes.c_int64(len(data)), at(levels), ctypes.c_int64(len(levels)),
+            *(ctypes.c_int64(n) for n in shape), at(held), at(kind), at(bound), at(decoded),
         ), shape,
     )  # fmt: skip
     return decoded

@@ -119,6 +119,8 @@ int tec_bands_of(const Layout *layout, int class);
 /* Read a header; *after is where it ends. */
 int tec_read_header(const uint8_t *section, int64_t length, int bands, int height, int width,
                     int64_t step, Spectrum *spectrum, int64_t *after);
+/* Bits that are not there are 0. */
+uint32_t tec_get(BitReader *bits, int count);
 void tec_put(BitWriter *bits, uint32_t value, int count);
 void tec_put_signed(BitWriter *bits, int64_t value, int rice);
 /* Write the parts of a header. Means of -2^20 .. 2^20 are rounded. */

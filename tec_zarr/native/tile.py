@@ -30,11 +30,6 @@ def _library() -> Any:
     return found
 
 
-def _at(array: np.ndarray | None) -> int | None:
-    assert array is None or array.flags.c_contiguous
-    return None if array is None else array.ctypes.data
-
-
 def _check(status: int, what: str) -> int:
     if status == -1:
         raise MemoryError(f"no memory for {what}")
@@ -78,10 +73,9 @@ class TileModel:
         Returns the checksum of the latents.
         """
         total = ctypes.c_uint32()
-        assert image.flags.c_contiguous
         status = _library().tec_tile_decode(
             self._model, section, len(section), *image.shape, round(4096 * quality),
-            image.ctypes.data, ctypes.byref(total),
+            core.at(image), ctypes.byref(total),
         )  # fmt: skip
         _check(status, "a section")
         return total.value
@@ -94,7 +88,7 @@ class TileModel:
         """
         found = np.zeros((cube.shape[1], 4), np.int32)
         status = _library().tec_tile_grids(
-            _at(cube), _at(known), *cube.shape, round(4096 * quality), _at(found)
+            core.at(cube), core.at(known), *cube.shape, round(4096 * quality), core.at(found)
         )
         _check(status, "the grids of a tile")
         return found
@@ -106,8 +100,8 @@ class TileModel:
         capacity = _library().tec_tile_capacity(*image.shape)
         out, checksum = np.empty(capacity, np.uint8), ctypes.c_uint32()
         length = _library().tec_tile_encode(
-            self._model, _at(image), _at(known), _at(grids), *image.shape, round(4096 * quality),
-            _at(out), capacity, ctypes.byref(checksum),
+            self._model, core.at(image), core.at(known), core.at(grids), *image.shape,
+            round(4096 * quality), core.at(out), capacity, ctypes.byref(checksum),
         )  # fmt: skip
         _check(length, "a tile")
         return out[:length].tobytes(), checksum.value

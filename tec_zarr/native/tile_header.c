@@ -40,7 +40,7 @@ void tec_sine(int32_t angle, int64_t *sine, int64_t *cosine) {
 
 /* ---- bits */
 
-static uint32_t get(BitReader *b, int count) {
+uint32_t tec_get(BitReader *b, int count) {
     uint32_t value = 0;
     if (count > b->length - b->at) {
         b->short_of = 1;
@@ -53,8 +53,8 @@ static uint32_t get(BitReader *b, int count) {
 
 static int64_t get_signed(BitReader *b, int rice) {
     int high = 0;
-    while (high < 24 && get(b, 1)) high++;
-    int64_t mapped = high == 24 ? (int64_t)get(b, 32) : (int64_t)high << rice | get(b, rice);
+    while (high < 24 && tec_get(b, 1)) high++;
+    int64_t mapped = high == 24 ? (int64_t)tec_get(b, 32) : (int64_t)high << rice | tec_get(b, rice);
     return mapped % 2 ? -((mapped + 1) >> 1) : mapped >> 1;
 }
 
@@ -152,17 +152,17 @@ static int digits_of(int number) {
 
 static int read_layout(BitReader *bits, int bands, int height, int width, Layout *l) {
     TecGrid kinds[MOST_GRIDS + 1] = {{0, 0, 0, 0}}, grids[MOST_BANDS];
-    int count = (int)get(bits, 3);
+    int count = (int)tec_get(bits, 3);
     if (count > MOST_GRIDS) return TEC_DAMAGED;
     for (int i = 1; i <= count; i++) {
-        kinds[i].kind = (int32_t)get(bits, 1);
-        kinds[i].factor = (int32_t)get(bits, 3) + 1;
-        kinds[i].row = (int32_t)get(bits, 3);
-        kinds[i].column = (int32_t)get(bits, 3);
+        kinds[i].kind = (int32_t)tec_get(bits, 1);
+        kinds[i].factor = (int32_t)tec_get(bits, 3) + 1;
+        kinds[i].row = (int32_t)tec_get(bits, 3);
+        kinds[i].column = (int32_t)tec_get(bits, 3);
         if (!tec_is_grid(&kinds[i])) return TEC_DAMAGED;
     }
     for (int b = 0; b < bands; b++) {
-        int number = (int)get(bits, digits_of(count));
+        int number = (int)tec_get(bits, digits_of(count));
         if (number > count) return TEC_DAMAGED;
         grids[b] = kinds[number];
     }
@@ -264,7 +264,7 @@ int tec_read_basis(BitReader *bits, int bands, int class, const Basis *before, B
     int at = 0, follows = before->bands == bands;
     int64_t spread = tec_first_spread(class);
     basis->bands = bands;
-    basis->components = (int)get(bits, 5);
+    basis->components = (int)tec_get(bits, 5);
     if (basis->components > bands) return TEC_DAMAGED;
     for (int k = 0; k < basis->components; k++) {
         spread -= get_signed(bits, 2);
@@ -276,7 +276,7 @@ int tec_read_basis(BitReader *bits, int bands, int class, const Basis *before, B
         for (int i = j + 1; i < bands; i++) {
             int64_t number, most = (int64_t)1 << size;
             if (follows) number = get_signed(bits, size > 5 ? size - 5 : 0);
-            else number = (int64_t)get(bits, size) - most / 2;
+            else number = (int64_t)tec_get(bits, size) - most / 2;
             number = number > most ? most : number < -most ? -most : number;
             angles[at++] = (int32_t)(number * ((int64_t)1 << (15 - size)));
         }

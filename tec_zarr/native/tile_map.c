@@ -1,43 +1,26 @@
 /* The map of a section: polynomials and exceptions. docs/format-tec-s2.md defines them. */
 #include "tile_map.h"
 
-#include "tec.h"
+#include "tile.h"
 
 #define MARK 7           /* in place of the number of grids */
-#define MOST_SIDE 4096   /* of a tile with a map */
+#define MOST_MAPPED_SIDE 4096   /* of a tile with a map */
 #define WHOLE 32         /* binary digits after the point of a place */
 
 static const int DIGITS[6] = {14, 22, 22, 32, 32, 32};
 static const int MOST_BITS[6] = {26, 24, 24, 22, 22, 22};
 static const int AROUND[8][2] = {{-1, -1}, {-1, 0}, {-1, 1}, {0, -1}, {0, 1}, {1, -1}, {1, 0}, {1, 1}};
 
-typedef struct {
-    const uint8_t *bytes;
-    int64_t length, at; /* in bits */
-    int ended;
-} Reader;
-
-static uint32_t get(Reader *r, int count) {
-    uint32_t value = 0;
-    if (count > r->length - r->at) {
-        r->ended = 1;
-        return 0;
-    }
-    for (; count > 0; count--, r->at++)
-        value = value << 1 | (r->bytes[r->at >> 3] >> (7 - (r->at & 7)) & 1);
-    return value;
-}
-
 int tec_is_mapped(const uint8_t *section, int64_t length) {
     return length > 0 && section[0] >> 5 == MARK;
 }
 
-static int read_axis(Reader *r, int64_t axis[6]) {
+static int read_axis(BitReader *r, int64_t axis[6]) {
     for (int i = 0; i < 6; i++) {
-        int bits = (int)get(r, 5);
+        int bits = (int)tec_get(r, 5);
         if (bits > MOST_BITS[i]) return TEC_DAMAGED;
-        int64_t size = get(r, bits);
-        int negative = bits ? (int)get(r, 1) : 0;
+        int64_t size = tec_get(r, bits);
+        int negative = bits ? (int)tec_get(r, 1) : 0;
         axis[i] = (negative ? -size : size) * ((int64_t)1 << (WHOLE - DIGITS[i]));
     }
     return TEC_OK;
@@ -52,8 +35,8 @@ static int64_t place(const int64_t k[6], int64_t row, int64_t column) {
 int tec_map_places(const uint8_t *section, int64_t length, int height, int width, int32_t *places,
                    int *source_height, int *source_width, int64_t *after) {
     if (height < 1 || width < 1) return TEC_BAD_ARGUMENT;
-    if (height > MOST_SIDE || width > MOST_SIDE || !tec_is_mapped(section, length)) return TEC_DAMAGED;
-    Reader r = {section, length > INT64_MAX / 8 ? INT64_MAX : 8 * length, 3, 0};
+    if (height > MOST_MAPPED_SIDE || width > MOST_MAPPED_SIDE || !tec_is_mapped(section, length)) return TEC_DAMAGED;
+    BitReader r = {section, length > INT64_MAX / 8 ? INT64_MAX : 8 * length, 3, 0};
     int64_t rows[6], columns[6];
     if (read_axis(&r, rows) || read_axis(&r, columns)) return TEC_DAMAGED;
     int64_t last_row = 0, last_column = 0;
@@ -70,18 +53,18 @@ int tec_map_places(const uint8_t *section, int64_t length, int height, int width
         for (int x = 0; x < width; x++)
             places[(int64_t)y * width + x] =
                 (int32_t)(place(rows, y, x) * wide + place(columns, y, x));
-    int count_bits = (int)get(&r, 5);
-    int64_t count = get(&r, count_bits), at = -1;
-    int gap_bits = count ? (int)get(&r, 5) : 0;
-    for (int64_t i = 0; i < count && !r.ended; i++) {
-        at += 1 + (int64_t)get(&r, gap_bits);
-        const int *off = AROUND[get(&r, 3)];
+    int count_bits = (int)tec_get(&r, 5);
+    int64_t count = tec_get(&r, count_bits), at = -1;
+    int gap_bits = count ? (int)tec_get(&r, 5) : 0;
+    for (int64_t i = 0; i < count && !r.short_of; i++) {
+        at += 1 + (int64_t)tec_get(&r, gap_bits);
+        const int *off = AROUND[tec_get(&r, 3)];
         if (at >= (int64_t)height * width) return TEC_DAMAGED;
         int64_t row = places[at] / wide + off[0], column = places[at] % wide + off[1];
         if (row < 0 || row >= tall || column < 0 || column >= wide) return TEC_DAMAGED;
         places[at] = (int32_t)(row * wide + column);
     }
-    if (r.ended) return TEC_DAMAGED;
+    if (r.short_of) return TEC_DAMAGED;
     *source_height = (int)tall, *source_width = (int)wide;
     *after = (r.at + 7) / 8;
     return TEC_OK;

@@ -207,14 +207,6 @@ class TecS2(Model):
         ]
         return Encoded([head + data for data, _ in dates], [checksum for _, checksum in dates])
 
-    def encode_planes(
-        self, layout: Layout, planes: Sequence[np.ndarray], quality: float
-    ) -> tuple[bytes, np.ndarray]:
-        """Encode one date; return its section and its quantised coefficients."""
-        spectrum, wanted, header = _analysed(self, layout, planes, quality)
-        data, latents, _ = spectrum.walk(self.weights, quality).encode(wanted, BITS_OF_ERROR)
-        return header + data, latents
-
     def decode(
         self,
         sections: list[bytes],
