@@ -16,7 +16,7 @@ import numpy as np
 from tec_zarr.grids.detect import find
 from tec_zarr.grids.grid import Grid
 from tec_zarr.grids.nearest import AROUND, LARGEST, Nearest, moved, rounded
-from tec_zarr.grids.nearest_borders import borders_of, first_line, resolutions
+from tec_zarr.grids.nearest_borders import Borders, borders_of, first_line, resolutions
 from tec_zarr.grids.nearest_refine import FACTORS, refined
 
 _RATES = (0.04, 0.92)  # of borders; a map cannot be seen in fewer or more
@@ -109,6 +109,7 @@ def find_nearest(
         if _visible(level.rates):
             (strength, columns), (also, rows) = first_line(level.across), first_line(level.down.T)
             begun.append((min(strength, also), columns, rows))
+    finer = None  # a map from more pixels than samples: some factor of the source's own
     for strength, columns, rows in sorted(begun, key=lambda b: -b[0]):
         if strength < _STRENGTH:
             break
@@ -116,11 +117,23 @@ def find_nearest(
             rough = _map(factor * columns, factor * rows, shape)
             if rough is None or _wrong_pairs(rough, samples, valid) > _ROUGH:
                 continue
-            fine = _map(*refined(levels, factor * columns, factor * rows, shape), shape)
-            found = None if fine is None else _proved(samples, valid, fine, most)
-            if found is not None:
-                return found
-    return None
+            for nearest in _better(levels, factor * columns, factor * rows, rough, shape):
+                found = None if nearest is None else _proved(samples, valid, nearest, most)
+                if found is None:
+                    continue
+                if found.source[0, 0].size <= samples[0, 0].size:
+                    return found
+                finer = finer or found
+    return finer
+
+
+def _better(
+    levels: list[Borders], columns: np.ndarray, rows: np.ndarray, rough: Nearest, shape: tuple
+) -> Iterator[Nearest | None]:
+    """Yield better maps than a rough one, and it: coarse levels, which see little, can spoil one."""
+    for count in range(len(levels), 0, -1):
+        yield _map(*refined(levels[:count], columns, rows, shape), shape)
+    yield rough
 
 
 def _map(columns: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> Nearest | None:

@@ -76,7 +76,7 @@ def refined(
     levels: list[Borders], columns: np.ndarray, rows: np.ndarray, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return better maps of columns and rows (the terms of rows begin with the row)."""
-    lines = [columns, rows]
+    lines = [columns.copy(), rows.copy()]
     used = 3 if max(shape) <= _SMALL else 6
     for line in lines:
         line[used:] = 0
@@ -136,17 +136,21 @@ def _bounds(
     """
     side = pairs.along(places[axis], cells, axis)
     other = pairs.along(places[1 - axis], cells, 1 - axis)
-    # A border belongs to the axis along which the map has an edge there, or almost has one.
-    between = pairs.border & (other.off > 0) & (side.off <= other.off)
+    # A border belongs to the axis along which the map has an edge there, or almost has one: the
+    # faster the map advances along an axis, the farther off its edge may be.
+    likely = side.off * (other.high - other.low) <= other.off * (side.high - side.low)
+    between = pairs.border & (other.off > 0) & likely
     start, size = cells.starts[axis], cells.size
     inside = np.floor(((side.low + side.high) / 2 - start) / size) * size + start
     reach = min(_REACH * margin, _FARTHEST)
+    # A pair between whose samples the map hardly advances says nothing of the distance to an edge.
+    margins = np.minimum(margin, (side.high - side.low) / 2)
     out: list[tuple[np.ndarray, ...]] = []
     for chosen, upper_one, bound, sign in (
-        (between, False, side.edge - margin, -1),
-        (between, True, side.edge + margin, 1),
-        (~pairs.border, False, inside + margin, 1),
-        (~pairs.border, True, inside + size - margin, -1),
+        (between, False, side.edge - margins, -1),
+        (between, True, side.edge + margins, 1),
+        (~pairs.border, False, inside + margins, 1),
+        (~pairs.border, True, inside + size - margins, -1),
     ):
         value = side.high if upper_one else side.low
         near = np.flatnonzero(chosen & (np.abs(bound - value) < reach))
