@@ -26,7 +26,6 @@ from tec_zarr.entropy import gaussian_tables, range_coder
 from tec_zarr.frame.frame import SectionKind, read_frame
 from tec_zarr.models.constants import BLOCK, GROUPS
 from tec_zarr.models.registry import find_model, get_model
-from tec_zarr.native.tile import TileModel
 from tec_zarr.networks import image
 from tec_zarr.terracodec import hub
 from tec_zarr.terracodec.ledger import LedgerReader
@@ -59,22 +58,22 @@ class Recorder:
 
         def s2_get(decoder, index):
             symbols = get(decoder, index)
-            return symbols if self.whole else self._see(index, symbols)
+            return symbols if self.whole else self.see(index, symbols)
 
         def s2_decode(coder, data, context, rows, columns, past=None, reference=False):
             # Compiled or not: there the symbols of tec-s2 are not seen, so its latents are.
             self.whole = past is None
             latents, context = decode(coder, data, context, rows, columns, past, reference)
             if self.whole:
-                self._see(latents, latents)
+                self.see(latents, latents)
             self.whole = False
             return latents, context
 
         def family_code(decoder, ids, tables):
-            return self._see(ids, code(decoder, ids, tables))
+            return self.see(ids, code(decoder, ids, tables))
 
         def flex_decide(decoder, chance, ones=None):
-            return self._see(chance, decide(decoder, chance, ones))
+            return self.see(chance, decide(decoder, chance, ones))
 
         def decoder_advance(decoder, inputs):
             answers = advance(decoder, inputs)
@@ -86,14 +85,6 @@ class Recorder:
             self.continuous.append(values.ravel().copy())
             return floor(reader, values)
 
-        decode_tile = TileModel.decode
-
-        def tile_decode(model, section, quality, image):
-            checksum = decode_tile(model, section, quality, image)
-            self._see(image, np.array([checksum]))
-            return checksum
-
-        TileModel.decode = tile_decode
         range_coder.SymbolDecoder.get = s2_get
         image.LatentCoder.decode = s2_decode
         range_coder.BitDecoder.code = flex_decide
@@ -101,7 +92,7 @@ class Recorder:
         LedgerReader.floor = ledger_floor
         TokenDecoder.advance = decoder_advance
 
-    def _see(self, index: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    def see(self, index: np.ndarray, symbols: np.ndarray) -> np.ndarray:
         self.indexes += index.size
         self._digest.update(index.astype("<i8").tobytes() + symbols.astype("<i8").tobytes())
         return symbols
@@ -181,6 +172,9 @@ def main(folder: Path, name: str, threads: int) -> None:
     for digest, (model, data) in frames.items():
         # A frame whose latents come out differently raises here: that is the first test.
         arrays[digest] = decode_chunk(data)
+        if model == "by-scale":  # the core compared these with the latents that it decoded
+            checksums = [s.latents_crc for s in read_frame(data).of(SectionKind.LATENTS)]
+            recorder.see(arrays[digest], np.array(checksums))
         latents, count, continuous = recorder.take()
         found[digest] = {"model": model, "latents": latents, "indexes": count}
         arrays[f"continuous {digest}"] = continuous

@@ -76,7 +76,10 @@ def test_bounds_asked_and_measured_are_in_the_units_of_the_data(cube, tmp_path, 
     assert parsed(attrs["lossy_compression_max_error"]) == pytest.approx(bounds)
     assert "lossy_compression_quality" not in attrs
     measured = parsed(attrs["lossy_compression_max_error_measured"])
-    error = np.abs(back.reflectance.astype("f8") - cube.reflectance.astype("f8"))
+    stored, given = (c.reflectance.astype("f8") for c in (back, cube))
+    if kind == "packed":  # float32 readings of whole DN are off by up to 2e-4 of the error
+        stored, given = (np.rint(c / unit) * unit for c in (stored, given))
+    error = np.abs(stored - given)
     worst = error.max(["time", "y", "x"]).values
     np.testing.assert_allclose([measured[b] for b in back.band.values], worst, rtol=1e-4)
     assert 0 < measured["ndvi"] <= 0.02
