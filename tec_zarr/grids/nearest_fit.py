@@ -130,7 +130,7 @@ def find_nearest(
 def _better(
     levels: list[Borders], columns: np.ndarray, rows: np.ndarray, rough: Nearest, shape: tuple
 ) -> Iterator[Nearest | None]:
-    """Yield better maps than a rough one, and it: coarse levels, which see little, can spoil one."""
+    """Yield refined maps, then the rough one: coarse levels, which see little, can spoil a map."""
     for count in range(len(levels), 0, -1):
         yield _map(*refined(levels[:count], columns, rows, shape), shape)
     yield rough
