@@ -255,7 +255,7 @@ def test_a_callable_makes_the_mask(scene):
     xr.testing.assert_identical(out, inpaint_clouds(da, da.sel(band="B04", drop=True) > 4000))
 
 
-# ------------------------------------------------------------- regression and the temporal model
+# ------------------------------------------------------------- regression and published models
 
 
 def hole(size=96, share=0.4, seed=1):
@@ -402,67 +402,6 @@ def test_a_bar_counts_the_tiles(capsys):
     assert "1/1" in capsys.readouterr().err
 
 
-@pytest.fixture
-def untrained(monkeypatch):
-    """The temporal model as it is before training: what its networks say is arbitrary."""
-    import torch
-
-    from tec_zarr.models.registry import get_model
-    from tec_zarr.networks import masked_series
-    from tec_zarr.networks.series import TecTtS2
-    from tec_zarr.networks.series_net import TemporalNet
-
-    torch.manual_seed(0)
-    image = get_model("tec-s2", "029756bd")
-    net = TemporalNet()
-    net.start_from(image.net)
-    masked = masked_series.MaskedModel(TecTtS2(image, net, image.coder.tables, "0" * 64))
-    monkeypatch.setattr(masked_series, "masked_model", lambda: masked)
-
-
-def test_the_temporal_model_leaves_outside_alone_and_sees_nothing_inside(untrained):
-    cube, mask = hole(72)
-    out, half_width = inpaint_clouds(cube, mask, method="tec-tt", return_uncertainty=True)
-    np.testing.assert_array_equal(out.where(~mask), cube.where(~mask))
-    cloudy = cube.where(~mask, 9_000).astype("uint16")
-    again, same = inpaint_clouds(cloudy, mask, method="tec-tt", return_uncertainty=True)
-    np.testing.assert_array_equal(out, again)
-    np.testing.assert_array_equal(half_width, same)
-    assert error(out, cube, mask) < 1.1 * error(inpaint_clouds(cube, mask), cube, mask)
-    held = (np.abs(out.astype(float) - cube.astype(float)) <= half_width).where(mask).mean()
-    assert 0.75 < float(held) <= 1
-
-
-@pytest.fixture
-def embedded():
-    from tec_zarr.models.registry import find_model
-
-    try:
-        find_model("tec-tt-s2")
-    except TecError:
-        pytest.skip("this version has no weights of tec-tt-s2")
-
-
-def test_the_embedded_temporal_model_fills(embedded):
-    cube, mask = hole(72)
-    out = inpaint_clouds(cube, mask, method="tec-tt")
-    assert error(out, cube, mask) < 1.1 * error(inpaint_clouds(cube, mask), cube, mask)
-
-
-def test_pixels_that_are_never_clear_do_not_disturb_the_temporal_model(embedded):
-    """Their estimate is NaN, which must not reach the networks."""
-    from tec_zarr.networks.masked_series import masked_model
-
-    cube, _ = hole(48)
-    date, estimate = (cube[d].values.astype("f4") for d in (1, 2))
-    seen = np.ones((48, 48), bool)
-    seen[:20] = False
-    estimate[:, :9, :9] = np.nan
-    change, scale = masked_model()(date, estimate, seen)
-    assert np.isfinite(scale).all()
-    assert np.abs(change).max() < 10 * np.abs(date - estimate)[:, seen].max()
-
-
 class Published:
     """Stands in for a FamilyModel: hidden pixels become what was seen before, plus one."""
 
@@ -506,6 +445,7 @@ def test_a_published_model_may_be_named(monkeypatch):
     [
         ({}, "either mask=, or scl="),
         ({"method": "nearest"}, "must be one of"),
+        ({"method": "tec-tt"}, "pass model=.*regression, linear, previous, median"),
         ({"mask": xr.DataArray(np.zeros((4, 3, 3), bool), dims=("time", "y", "x"))}, "reindex"),
         ({"mask": xr.DataArray(np.zeros((4, 64, 64)), dims=("time", "y", "x"))}, "must be bool"),
         ({"mask": np.zeros((4, 3, 3), bool)}, r"shape \(4, 3, 3\).*'time', 'y', 'x'"),

@@ -1,10 +1,11 @@
 """Fill clouds from clear pixels: `inpaint_clouds` for xarray objects, in memory or lazy.
 
-``regression`` and ``tec-tt`` estimate the ground under the clouds of a date from other dates,
-before and after, and from the clear pixels of the date itself
-(:mod:`tec_zarr.inpaint.regression`). ``linear``, ``previous`` and ``median`` combine the clear
-dates of the same pixel (:mod:`tec_zarr.inpaint.pixelwise`). Pixels outside the mask do not change.
-Values inside the mask are never used. Masked pixels without clear data in reach become nodata.
+``regression`` estimates the ground under the clouds of a date from other dates, before and after,
+and from the clear pixels of the date itself (:mod:`tec_zarr.inpaint.regression`). ``linear``,
+``previous`` and ``median`` combine the clear dates of the same pixel
+(:mod:`tec_zarr.inpaint.pixelwise`). ``tec-tt`` asks a published model. Pixels outside the mask do
+not change. Values inside the mask are never used. Masked pixels without clear data in reach become
+nodata.
 
 This module prepares the arrays, splits and blends Dask chunks, and merges the estimates into the
 cube.
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "NothingClearWarning", "inpaint_clouds"]
 
-METHODS = (*tiles.METHODS, *pixelwise.METHODS)
+METHODS = (*(name for name in tiles.METHODS if name != tiles.PUBLISHED), *pixelwise.METHODS)
+"""The methods that need no published model."""
 
 SEAM = 16
 """Pixels on both sides of a border of Dask chunks over which their estimates are blended."""
@@ -100,21 +102,21 @@ def inpaint_clouds(
         Scene classification on the same grid, instead of ``mask``: see
         `tec_zarr.inpaint.masks.cloud_mask`. By default the variable ``scl`` (or ``SCL``) of a
         Dataset.
-    method : {"regression", "tec-tt", "linear", "previous", "median"}
+    method : {"regression", "linear", "previous", "median", "tec-tt"}
         ``regression``: map the spectra of other dates to this date by a regression on clear pixels
-        (see :mod:`tec_zarr.inpaint.regression`). ``tec-tt``: the same, and add the difference
-        that the temporal model expects. ``linear``: interpolate between the nearest clear dates
-        before and after, by their distance in time (in days if time is datetime64, else in dates);
-        if only one of them exists, take that one. ``previous``: take the last clear date before.
-        ``median``: take the median of all clear dates.
+        (see :mod:`tec_zarr.inpaint.regression`). ``linear``: interpolate between the nearest
+        clear dates before and after, by their distance in time (in days if time is datetime64,
+        else in dates); if only one of them exists, take that one. ``previous``: take the last
+        clear date before. ``median``: take the median of all clear dates. ``tec-tt``: ask the
+        published TerraCodec TT given as ``model``.
     dilate : int
         Pixels by which the mask from ``scl`` grows.
     return_uncertainty : bool
         Also return the half width of the interval that holds the truth in nine of ten cases.
     model : str or FamilyModel, optional
-        For ``tec-tt``: a published model instead of the embedded one. Give its name
-        and lambda (``"terracodec_v1_tt_s2l2a/lambda-20"``: the weights must be on this machine,
-        see `tec_zarr.terracodec.hub`), or the result of `tec_zarr.terracodec.hub.load_codec`.
+        For ``tec-tt``, which needs it: a published model. Give its name and lambda
+        (``"terracodec_v1_tt_s2l2a/lambda-20"``: the weights must be on this machine, see
+        `tec_zarr.terracodec.hub`), or the result of `tec_zarr.terracodec.hub.load_codec`.
     progress : bool
         Show a progress bar. For lazy arrays, use ``with dask.diagnostics.ProgressBar():`` instead.
 
@@ -136,7 +138,7 @@ def inpaint_clouds(
         No time dimension, a mask on another grid, Dask chunks that split time or bands, a
         Dataset without reflectance.
     TecError
-        An unknown method.
+        An unknown method, ``tec-tt`` without ``model``, or ``model`` with another method.
 
     Warns
     -----
@@ -150,9 +152,14 @@ def inpaint_clouds(
     their neighbours (at most the size of the smallest chunk). They are blended over 16 pixels on
     both sides of their borders.
     """
-    if method not in METHODS:
+    if method == tiles.PUBLISHED and model is None:
+        raise TecError(
+            f"method={method!r} fills with a published model: pass model=, its name and lambda "
+            f"or a loaded one. Methods without a model are {', '.join(METHODS)}"
+        )
+    if method not in (*METHODS, tiles.PUBLISHED):
         raise TecError(f"method is {method!r}, it must be one of {', '.join(METHODS)}")
-    if model is not None and method != "tec-tt":
+    if model is not None and method != tiles.PUBLISHED:
         raise TecError(f"model={model!r} goes with method='tec-tt', not with {method!r}")
     how = How(method, model, return_uncertainty, progress)
     given = mask(obj) if callable(mask) else mask

@@ -30,7 +30,6 @@ from tec_zarr.inpaint.samples import (
     FEWEST,
     Field,
     Filled,
-    Refine,
     Where,
     covering_factor,
     held_squares,
@@ -64,9 +63,7 @@ _AT_ONCE = 1 << 15
 """Pixels that a regression is applied to at once, which limits memory."""
 
 
-def fill_date(
-    cube: Field, date: int, moments: NDArray[np.float64], refine: Refine | None = None
-) -> Filled:
+def fill_date(cube: Field, date: int, moments: NDArray[np.float64]) -> Filled:
     """Estimate one date of a cube from its clear pixels and from the other dates.
 
     Parameters
@@ -77,8 +74,6 @@ def fill_date(
         Index of the date to estimate.
     moments : ndarray, (T,)
         Times of the dates, in any unit.
-    refine : callable, optional
-        Adds the knowledge of a model: see `tec_zarr.inpaint.samples.Refine`.
     """
     clear = np.isfinite(cube[:, 0])
     truth, seen = cube[date], clear[date]
@@ -95,20 +90,20 @@ def fill_date(
     # Pixels that were held back tell how to weight the residuals around a pixel, and how wide the
     # intervals are.
     trial = near & held
-    hints, scale, support = _hints(truth, values, spread, near & ~held, refine)
+    hints, support = _hints(truth, values, near & ~held)
     error = (truth - values)[:, trial]
     weights = [_nonnegative(h[:, trial].T, e) for h, e in zip(hints, error, strict=True)]
     left = error - _weighted(hints, weights)[:, trial]
-    far_factor = covering_factor(np.abs(error) / scale[:, trial])
-    near_factor = covering_factor(np.abs(left) / scale[:, trial])
+    far_factor = covering_factor(np.abs(error) / spread[:, trial])
+    near_factor = covering_factor(np.abs(left) / spread[:, trial])
     usual = max(float(np.median(support[trial])), 1e-3)
-    hints, scale, support = _hints(truth, values, spread, near, refine)
+    hints, support = _hints(truth, values, near)
     closeness = np.minimum(support / usual, 1)
     factor = far_factor + (near_factor - far_factor) * closeness
     low, high = (pick(cube, (0, 2, 3))[:, None, None] for pick in (np.nanmin, np.nanmax))
     # Clipped to the range of all clear values of this place.
     values = np.clip(values + _weighted(hints, weights), low, high)
-    return Filled(values, (scale * factor).astype(np.float32))
+    return Filled(values, (spread * factor).astype(np.float32))
 
 
 # ---- regression on other dates
@@ -268,14 +263,11 @@ class _Regression:
 # ---- continuing the residuals of clear pixels
 
 
-def _hints(
-    truth: Field, values: Field, spread: Field, near: Where, refine: Refine | None
-) -> tuple[Field, Field, Field]:
+def _hints(truth: Field, values: Field, near: Where) -> tuple[Field, Field]:
     """Hints on the error of each pixel from the clear pixels ``near`` it.
 
-    Returns the hints (C, hints, H, W); the scale of errors (C, H, W); and the share of the widest
-    window that is clear (H, W). The hints are local means of residuals, one for each window of
-    `REACHES`, and the change that ``refine`` suggests.
+    Returns the hints (C, hints, H, W), and the share of the widest window that is clear (H, W).
+    The hints are local means of residuals, one for each window of `REACHES`.
     """
     residual = np.where(near, truth - values, np.float32(0))
     window = near.astype(np.float32)
@@ -283,11 +275,7 @@ def _hints(
     for reach in REACHES:
         support = blurred(window, reach)
         hints.append(blurred(residual, reach) / (support + _LITTLE))
-    if refine is not None:
-        change, scale = refine(np.where(near, truth, values), values, near)
-        hints.append(change)
-        spread = np.sqrt(spread * scale)
-    return np.stack(hints, 1), spread, support
+    return np.stack(hints, 1), support
 
 
 def _nonnegative(x: Field, y: Field) -> Field:

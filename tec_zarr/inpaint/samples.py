@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,14 +42,6 @@ class Filled:
 
     values: Field
     half_width: Field
-
-
-Refine = Callable[[Field, Field, Where], tuple[Field, Field]]
-"""A function of a date (C, H, W), an estimate of it, and a mask of its clear pixels.
-
-It returns the expected difference between the truth and the estimate, and the scale of the
-remaining error. It must not use the date outside the mask.
-"""
 
 
 def held_squares(shape: tuple[int, ...]) -> Where:

@@ -1,4 +1,4 @@
-"""Methods that fill one tile at a time, with a margin: regression and the temporal models."""
+"""Methods that fill one tile at a time, with a margin: regression and the published TEC-TT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tec_zarr.inpaint.pixelwise import How, nearest_clear
 from tec_zarr.inpaint.regression import fill_date
-from tec_zarr.inpaint.samples import FEWEST, Filled, Refine, covering_factor, held_squares
+from tec_zarr.inpaint.samples import FEWEST, Filled, covering_factor, held_squares
 from tec_zarr.metrics import dn_per_unit
 
 TILE, HALO = 256, 64
@@ -103,29 +103,29 @@ Filler = Callable[[np.ndarray, Sequence[int], np.ndarray], Iterator[tuple[int, F
 
 
 def _regression(how: How, bands: tuple[str, ...] | None) -> Filler:
-    return partial(_date_by_date, refine=None)
+    return _date_by_date
 
 
 def _temporal(how: How, bands: tuple[str, ...] | None) -> Filler:
-    """Return the filler of ``tec-tt``: the published model in ``how``, or regression refined."""
-    if how.model is not None:
-        return partial(_published, model=_load(how.model), bands=bands, uncertain=how.uncertain)
-    from tec_zarr.networks.masked_series import masked_model
+    """Return the filler of ``tec-tt``, with the published model in ``how``."""
+    return partial(_published, model=_load(how.model), bands=bands, uncertain=how.uncertain)
 
-    return partial(_date_by_date, refine=masked_model())
+
+PUBLISHED = "tec-tt"
+"""The method that takes a published model."""
 
 
 METHODS: dict[str, Callable[[How, tuple[str, ...] | None], Filler]] = {
-    "regression": _regression, "tec-tt": _temporal,
+    "regression": _regression, PUBLISHED: _temporal,
 }  # fmt: skip
 """By the names that users type: functions that return what fills a tile."""
 
 
 def _date_by_date(
-    part: np.ndarray, dates: Sequence[int], moments: np.ndarray, *, refine: Refine | None
+    part: np.ndarray, dates: Sequence[int], moments: np.ndarray
 ) -> Iterator[tuple[int, Filled]]:
     for date in dates:
-        yield date, fill_date(part, int(date), moments, refine)
+        yield date, fill_date(part, int(date), moments)
 
 
 def _load(model: Any) -> Any:
