@@ -454,7 +454,6 @@ def test_a_header_of_endless_dates_allocates_nothing():
         "from tec_zarr import decode_chunk, errors\n"
         "from tec_zarr.models.registry import find_model\n"
         "from tec_zarr.frame.frame import Axes, Header, write_frame\n"
-        "import torch\n"
         "weights = bytes.fromhex(find_model('tec-s2').weights[0])[:8]\n"
         "header = Header(1, weights, 4.0, Axes.TCYX, (2**28, 1, 1, 1), np.dtype('<u2'))\n"
         "frame = write_frame(header, [])\n"

@@ -76,6 +76,13 @@ def test_torch_stays_in_its_rooms():
     assert not {name for name in users if room(name) not in TORCH}
 
 
+def test_what_zarr_keeps_to_itself_is_used_in_one_module():
+    users = {n for n, path in MODULES.items() if any(
+        module.startswith("zarr.core") for module in imports(path, typing=False)
+    )}  # fmt: skip
+    assert users <= {"tec_zarr.stores.objects"}
+
+
 def test_no_module_is_too_long_to_read():
     long = {n: len(path.read_text("utf-8").splitlines()) for n, path in MODULES.items()}
     assert not {name: n for name, n in long.items() if n > LINES}

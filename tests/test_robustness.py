@@ -85,7 +85,7 @@ def test_zarr_passes_on_that_a_frame_claims_too_much(zarr_format):
     array[:] = 5
     key = next(k for k in store if k.endswith("0/0/0/0") or k == "0.0.0.0")
     frame = write_frame(header((1, 1, 2**20, 2**19)), [])
-    store[key] = zarr.core.buffer.cpu.Buffer.from_bytes(frame)
+    store[key] = zarr.buffer.cpu.Buffer.from_bytes(frame)
     with pytest.raises(LimitError, match="MAX_CHUNK_SAMPLES"):
         array[:]
 

@@ -210,7 +210,7 @@ def test_damaged_chunks_raise_through_zarr(make):
     key = next(k for k in store if k.endswith("0/0/0/0") or k == "0.0.0.0")
     raw = bytearray(store[key].to_bytes())
     raw[-3] ^= 4
-    store[key] = zarr.core.buffer.cpu.Buffer.from_bytes(bytes(raw))
+    store[key] = zarr.buffer.cpu.Buffer.from_bytes(bytes(raw))
     with pytest.raises(TecError, match="CRC32"):
         array[:]
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     import numpy as np
+    from zarr.abc.buffer import Buffer, NDBuffer
     from zarr.abc.store import ByteGetter
     from zarr.core.array_spec import ArraySpec
-    from zarr.core.buffer import Buffer, NDBuffer
     from zarr.core.indexing import SelectorTuple
 
 NAME = "tec"

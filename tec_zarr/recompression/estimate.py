@@ -9,14 +9,13 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.recompression.plan import make_plan
 from tec_zarr.recompression.region import read_block, stored_objects
 from tec_zarr.recompression.settings import Settings
-from tec_zarr.stores.objects import open_source
+from tec_zarr.stores.objects import open_source, sync
 
 
 @dataclass(frozen=True)

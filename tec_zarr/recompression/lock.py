@@ -19,12 +19,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
+from zarr.buffer import default_buffer_prototype
 
 from tec_zarr.errors import RecompressError
 from tec_zarr.recompression.manifest import FOLDER, sealed, unsealed
-from tec_zarr.stores.objects import forget_listings, read, write
+from tec_zarr.stores.objects import forget_listings, read, sync, write
 
 RENEWED = 20.0
 """Seconds between two renewals."""

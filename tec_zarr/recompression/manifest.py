@@ -18,11 +18,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
+from zarr.buffer import default_buffer_prototype
 
 from tec_zarr.errors import RecompressError
-from tec_zarr.stores.objects import forget_listings, list_keys, read, write
+from tec_zarr.stores.objects import forget_listings, list_keys, read, sync, write
 
 FOLDER = "_tec"
 _CONFIG = f"{FOLDER}/config.json"

@@ -21,7 +21,7 @@ import numpy as np
 import zarr
 from xarray.backends.zarr import FillValueCoder
 from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
+from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore, StorePath
 
 from tec_zarr.codec.spec import ChunkSpec

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
+from zarr.buffer import default_buffer_prototype
 
 from tec_zarr.errors import RecompressError, TargetError
 from tec_zarr.recompression.manifest import Done, Manifest
@@ -27,6 +26,7 @@ from tec_zarr.recompression.verify import (
     verify_region,
     where_missing,
 )
+from tec_zarr.stores.objects import sync
 
 _FATAL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
 """Errors after which the target accepts no region at all."""

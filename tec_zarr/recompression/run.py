@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
 from tec_zarr.codec.options import takes_options
@@ -28,7 +27,7 @@ from tec_zarr.recompression.region import Job, crc_of, read_block
 from tec_zarr.recompression.settings import Settings
 from tec_zarr.recompression.verify import Verify
 from tec_zarr.recompression.watch import changed, state_of
-from tec_zarr.stores.objects import list_keys, open_source, open_target, write
+from tec_zarr.stores.objects import list_keys, open_source, open_target, sync, write
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import zarr
-from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 from zarr.storage import ObjectStore as Obstore
 
 from tec_zarr.recompression.plan import ArrayPlan
-from tec_zarr.stores.objects import forget_listings
+from tec_zarr.stores.objects import forget_listings, sync
 
 _SAYS = (
     "size", "etag", "e_tag", "version", "generation", "mtime", "ino", "LastModified",

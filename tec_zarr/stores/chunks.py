@@ -12,12 +12,12 @@ import numpy as np
 import zarr
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.codecs import ShardingCodec
-from zarr.core.sync import sync
 from zarr.storage import StorePath
 
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import FormatError
 from tec_zarr.frame.frame import Header, SectionKind, read_head
+from tec_zarr.stores.objects import sync
 
 _NO_CHUNK = np.iinfo(np.uint64).max
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.buffer import default_buffer_prototype
 from zarr.codecs import BytesCodec
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from tec_zarr import config

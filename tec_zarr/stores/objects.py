@@ -9,8 +9,8 @@ from typing import Any
 
 import zarr
 from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
+from zarr.buffer import default_buffer_prototype
+from zarr.core.sync import sync as sync  # Zarr has no public way to wait for its stores.
 from zarr.storage import FsspecStore, LocalStore
 
 from tec_zarr.errors import RecompressError
