@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: bench demo test lint wheel-check wheels conformance golden clean
+.PHONY: bench demo test lint wheel-check wheels readers readers-test
+.PHONY: conformance golden clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tec-zarr demo --out demo-out
@@ -31,6 +32,16 @@ wheels: $(VENV)/.test
 	$(BIN)/pip install --quiet hatchling ziglang
 	$(BIN)/python .ci/wheels.py
 	$(BIN)/python -m pytest tests/test_wheels.py -rs
+
+# The decoder in WebAssembly, for readers/js and `tec-zarr view`.
+readers: $(VENV)/.test
+	$(BIN)/pip install --quiet hatchling ziglang
+	$(BIN)/python readers/js/build.py
+
+# Readers in other languages, against golden streams and stores. Needs Node.js, npm and chromium.
+readers-test: readers
+	cd readers/js && npm ci --no-audit --no-fund
+	$(BIN)/python -m pytest tests/test_readers_js.py -rs
 
 # Coverage-guided fuzzing of the parser; adds up over calls. RUNS=100000 TARGET=chunk for others.
 TARGET ?= stream

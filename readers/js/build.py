@@ -1,0 +1,66 @@
+"""Compile the decoder to WebAssembly and put it beside the weights, into ``files``.
+
+    python readers/js/build.py
+
+Needs the packages hatchling and ziglang. There are two modules: for browsers with and without SIMD.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from hatch_build import NATIVE, OPTIONS  # noqa: E402
+
+FILES = HERE / "files"
+MODULES = {"tec.wasm": ["-msimd128"], "tec-plain.wasm": []}
+# Zig puts the stack below the data: what overflows it stops the module and changes nothing.
+WASM = [
+    "-target", "wasm32-wasi", "-mexec-model=reactor", "-Dgetenv=no_environment",
+    "-Wl,-s", "-Wl,-z,stack-size=1048576",
+]  # fmt: skip
+
+
+def main() -> None:
+    """Make all files anew."""
+    shutil.rmtree(FILES, ignore_errors=True)
+    FILES.mkdir()
+    sources = [str(p) for p in sorted((ROOT / NATIVE).glob("*.c")) if p.name != "s2.c"]
+    options = [option for option in OPTIONS if option not in ("-fPIC", "-shared")]
+    for name, more in MODULES.items():
+        subprocess.run(
+            [sys.executable, "-m", "ziglang", "cc", *WASM, *options, *more, "-I",
+             str(ROOT / NATIVE), "-o", str(FILES / name), *sources, str(HERE / "shim.c")],
+            check=True,
+        )  # fmt: skip
+        print(f"{name}: {(FILES / name).stat().st_size} bytes")
+    weights = {w["sha256"][:16]: {"file": w["file"], "sha256": w["sha256"]} for w in in_core()}
+    for item in weights.values():
+        shutil.copy(ROOT / "tec_zarr/models/weights" / item["file"], FILES)
+    listed = json.dumps(weights, indent=2)
+    (FILES / "weights.js").write_text(
+        f"// Weights by the first digits of their SHA-256.\nexport const WEIGHTS = {listed};\n"
+    )
+    shutil.copy(ROOT / "LICENSE", HERE)
+
+
+def in_core() -> list[dict[str, str]]:
+    """Return the weights of the models that the core decodes: those that need no torch."""
+    index = json.loads((ROOT / "tec_zarr/models/weights/index.json").read_text())
+    return [
+        weights
+        for model in index.values()
+        for weights in model["weights"]
+        if ".networks." not in weights.get("loader", model["loader"])
+    ]
+
+
+if __name__ == "__main__":
+    main()
