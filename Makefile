@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: bench demo test lint wheel-check wheels readers readers-test
-.PHONY: conformance golden clean
+.PHONY: bench demo test lint wheel-check wheels readers readers-test readers-test-js
+.PHONY: readers-test-gdal conformance golden clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tec-zarr demo --out demo-out
@@ -38,10 +38,17 @@ readers: $(VENV)/.test
 	$(BIN)/pip install --quiet hatchling ziglang
 	$(BIN)/python readers/js/build.py
 
-# Readers in other languages, against golden streams and stores. Needs Node.js, npm and chromium.
-readers-test: readers
+# Readers in other languages, against golden streams and stores.
+readers-test: readers-test-js readers-test-gdal
+
+# Needs Node.js, npm and chromium.
+readers-test-js: readers
 	cd readers/js && npm ci --no-audit --no-fund
 	$(BIN)/python -m pytest tests/test_readers_js.py -rs
+
+# Needs gdal-bin and libgdal-dev, for R r-cran-terra.
+readers-test-gdal: $(VENV)/.test
+	$(BIN)/python -m pytest tests/test_gdal.py -rs
 
 # Coverage-guided fuzzing of the parser; adds up over calls. RUNS=100000 TARGET=chunk for others.
 TARGET ?= stream

@@ -1,14 +1,11 @@
-/* Decodes one frame to a file of samples (time, band, y, x): tec_decode WEIGHTS FRAME SAMPLES
+/* Decodes one frame to a file of samples (time, band, y, x): tec_decode FRAME SAMPLES
  *
- *     cc -O3 -ffp-contract=off -I tec_zarr/native -o tec_decode readers/c/tec_decode.c \
- *         $(ls tec_zarr/native/[!s]*.c) -lm
- *
- * It prints shape, dtype and weights of the frame. WEIGHTS is the safetensors file whose SHA-256
- * begins with the weights of the frame; "-" if the frame needs no model. */
+ * It prints shape, dtype and weights of the frame. The samples are in the byte order of the machine.
+ * `make -C readers/c` builds it, with the weights in it. */
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "tec.h"
+#include "models.h"
 
 static uint8_t *contents(const char *path, int64_t *length) {
     FILE *file = fopen(path, "rb");
@@ -35,22 +32,16 @@ static int failed(int status, const char *wrong) {
 int main(int count, char **arguments) {
     static const char *const dtypes[] = {"uint16", "int16", "float32", "float64"};
     static const int sizes[] = {2, 2, 4, 8};
-    if (count != 4) return failed(TEC_BAD_ARGUMENT, "tec_decode WEIGHTS FRAME SAMPLES");
-    int64_t length = 0, weights_length = 0;
-    uint8_t *frame = contents(arguments[2], &length);
+    if (count != 3) return failed(TEC_BAD_ARGUMENT, "tec_decode FRAME SAMPLES");
+    int64_t length = 0;
+    uint8_t *frame = contents(arguments[1], &length);
     if (!frame) return 1;
     TecFrame header;
+    TecModel *model = NULL;
     const char *wrong = "";
     int status = tec_describe(frame, length, NULL, &header, &wrong);
+    if (!status) status = tec_model_for(&header, &model, &wrong);
     if (status) return failed(status, wrong);
-    TecModel *model = NULL;
-    if (arguments[1][0] != '-' || arguments[1][1]) {
-        uint8_t *weights = contents(arguments[1], &weights_length);
-        if (!weights) return 1;
-        status = tec_model_open(weights, weights_length, &model);
-        free(weights);
-        if (status) return failed(status, "the weights are not those of tec-s2");
-    }
     int64_t size = sizes[header.dtype];
     for (int i = 0; i < 4; i++) size *= header.shape[i];
     void *samples = malloc((size_t)size);
@@ -61,7 +52,7 @@ int main(int count, char **arguments) {
            (int)header.shape[2], (int)header.shape[3], dtypes[header.dtype]);
     for (int i = 0; i < 8; i++) printf("%02x", header.weights[i]);
     printf("\n");
-    FILE *file = fopen(arguments[3], "wb");
+    FILE *file = fopen(arguments[2], "wb");
     int bad = !file || fwrite(samples, 1, (size_t)size, file) != (size_t)size;
     if (file) bad |= fclose(file);
     if (bad) return failed(TEC_BAD_ARGUMENT, "the samples cannot be written");
