@@ -20,7 +20,7 @@ def cases(tmp_path_factory):
     if not shutil.which("node"):
         pytest.skip("Node.js is missing")
     if not (READER / "node_modules").is_dir():
-        pytest.skip("the npm packages are missing: make readers-test")
+        pytest.skip("the npm packages are missing: make readers-test-js")
     core = [*(ROOT / "tec_zarr" / "native").glob("*.[ch]"), READER / "shim.c"]
     if not BUILT.is_file() or BUILT.stat().st_mtime < max(p.stat().st_mtime for p in core):
         pytest.skip("the WebAssembly is missing or older than the core: make readers")
