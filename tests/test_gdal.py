@@ -17,6 +17,7 @@ import tec_zarr
 from tec_zarr.cubes import synthetic
 from tec_zarr.frame.frame import read_frame, write_frame
 from tec_zarr.models.registry import find_model
+from tec_zarr.stores.virtual import virtual
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/fixtures/tec-s2" / find_model("tec-s2").weights[0][:16]
@@ -183,6 +184,22 @@ def test_weights_that_the_plugin_does_not_have_are_named_as_the_reason(plugin, t
     said = failure(plugin, "gdal_translate", f'ZARR:"{tmp_path}/in.zarr":/in:0:3',
                    tmp_path / "out.tif")  # fmt: skip
     assert "does not have the weights" in said
+
+
+def test_gdal_reads_the_chunks_of_format_3_through_virtual_metadata(run, tmp_path):
+    ds = synthetic.dataset(dates=2, size=80)
+    encoding = tec_zarr.encoding(ds, chunks={"time": 1, "y": 64, "x": 48})
+    for name in ds.variables:
+        encoding.setdefault(name, {}).pop("shards", None)
+    ds.to_zarr(tmp_path / "cube.zarr", encoding=encoding)
+    virtual(tmp_path / "cube.zarr")
+    name = f'ZARR:"{tmp_path}/cube.zarr/reflectance":/c:1:3'
+    said = json.loads(run("gdalinfo", "-json", name))
+    assert 'ID["EPSG",32632]' in said["coordinateSystem"]["wkt"]
+    assert said["geoTransform"][1::4] == [10, -10]
+    run("gdal_translate", "-q", "-of", "ENVI", name, tmp_path / "out")
+    pixels = zarr.open_array(tmp_path / "cube.zarr/reflectance", mode="r")[1, 3]
+    np.testing.assert_array_equal(raw(tmp_path / "out", (80, 80)), pixels)
 
 
 def test_terra_of_r_has_the_pixels_of_python(store, run):

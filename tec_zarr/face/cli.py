@@ -25,6 +25,7 @@ from tec_zarr.face.convert import (
     from_stac_command,
     recompress_command,
     transcode_command,
+    virtual_command,
 )
 from tec_zarr.face.show import (
     demo_command,
@@ -181,6 +182,11 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--shards", type=int, nargs="*", metavar="N",
                      help="length of a shard along each axis, in chunks; without numbers OUT has "
                      "no shards (default: shards as in IN)")  # fmt: skip
+
+    over = command(
+        virtual_command, "virtual", "let readers of Zarr format 2 (GDAL) open a store of format 3"
+    )
+    over.add_argument("store", metavar="STORE", help="path or URL of a Zarr store of format 3")
 
     train = command(train_command, "train", "train a model on data of your own")
     train.add_argument("config", type=Path, metavar="CONFIG",

@@ -1,4 +1,4 @@
-"""Commands that write cubes: encode, transcode, decode, recompress, from-stac.
+"""Commands that write: encode, transcode, virtual, decode, recompress, from-stac.
 
 The docstrings of the commands are their descriptions in ``--help``.
 """
@@ -63,6 +63,18 @@ def transcode_command(arguments: argparse.Namespace) -> None:
             shards=arguments.shards, progress=bar.update,
         )  # fmt: skip
     print_arrays(stored_arrays(arguments.target))
+
+
+def virtual_command(arguments: argparse.Namespace) -> None:
+    """Write metadata of Zarr format 2 over the chunks of a store of format 3.
+
+    GDAL decodes TEC in format 2 only. No chunk is copied or changed, and readers of format 3 see
+    the store as before. Arrays must have no shards.
+    """
+    from tec_zarr.stores.virtual import CHUNKS, virtual
+
+    for path in virtual(arguments.store):
+        print(f'ZARR:"{"/".join(filter(None, (arguments.store, path)))}":/{CHUNKS}')
 
 
 def decode_command(arguments: argparse.Namespace) -> None:
