@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
 .PHONY: bench demo test lint wheel-check wheels readers readers-test readers-test-js
-.PHONY: readers-test-gdal conformance golden clean
+.PHONY: readers-test-gdal conformance-kit conformance golden clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tec-zarr demo --out demo-out
@@ -49,6 +49,10 @@ readers-test-js: readers
 # Needs gdal-bin and libgdal-dev, for R r-cran-terra.
 readers-test-gdal: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_gdal.py -rs
+
+# For those who write a reader: dist/tec-conformance, a folder to copy.
+conformance-kit: $(VENV)/.test
+	$(BIN)/python readers/kit/make.py dist/tec-conformance
 
 # Coverage-guided fuzzing of the parser; adds up over calls. RUNS=100000 TARGET=chunk for others.
 TARGET ?= stream
