@@ -27,9 +27,10 @@ wheel-check: $(VENV)/.test
 	cd build/wheel && venv/bin/tec-zarr demo
 
 # Wheels of all platforms and the sdist, into dist/. Zig compiles the core for each of them. The
-# tests look into every file, and run what can be run here (qemu-user, libc6-arm64-cross, wine64).
+# tests look into every file, and run what can be run here (apt-get install qemu-user
+# libc6-arm64-cross musl wine wine64). A fresh environment downloads what the package depends on.
 wheels: $(VENV)/.test
-	$(BIN)/pip install --quiet hatchling ziglang
+	$(BIN)/pip install --quiet hatchling ziglang twine
 	$(BIN)/python .ci/wheels.py
 	$(BIN)/python -m pytest tests/test_wheels.py -rs
 

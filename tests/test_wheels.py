@@ -1,11 +1,13 @@
 """The wheels of ``make wheels``: tag, contents, size, and what can be run of them here.
 
 They are looked for in ``dist``. Of what is not there, and of what this machine cannot run, tests
-are skipped: the aarch64 library runs under ``qemu-aarch64`` with the C library of
-``libc6-arm64-cross``, the one for Windows under ``wine``. Nothing here runs musl's or macOS', which
-are only inspected.
+are skipped: the library for aarch64 runs under ``qemu-aarch64`` with the C library of
+``libc6-arm64-cross``, that for musl on x86-64 with Debian's ``musl``, that for Windows under
+``wine``. Nothing here runs those for musl on aarch64 and for macOS, which are only inspected.
 """
 
+import email
+import fnmatch
 import importlib.util
 import json
 import os
@@ -14,6 +16,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -55,6 +58,20 @@ def test_the_tags_are_those_that_are_built(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert {tag: target.library for tag, target in module.TARGETS.items()} == TAGS
+
+
+def test_cibuildwheel_makes_the_same_wheels():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    made = {}
+    for override in settings["overrides"]:
+        (identifier,) = fnmatch.filter(settings["build"], override["select"])
+        made[identifier] = override["environment"]["TEC_ZARR_TARGET"]
+    assert set(made) == set(settings["build"])
+    assert sorted(made.values()) == sorted(TAGS)
+    for identifier, tag in made.items():
+        system, _, machine = identifier.partition("-")[2].partition("_")
+        assert tag.startswith(system)
+        assert tag.endswith(machine)
 
 
 @pytest.mark.parametrize("tag", TAGS)
@@ -128,26 +145,32 @@ def test_the_wheel_of_this_machine_reads_golden_streams_without_a_compiler(tmp_p
         pytest.skip("the wheel that is run here is for Linux on x86-64")
     with zipfile.ZipFile(wheel("manylinux_2_17_x86_64")) as archive:
         archive.extractall(tmp_path / "site")
-    code = """
-import sys, pathlib, numpy, tec_zarr
-from tec_zarr.native import core
-assert str(pathlib.Path(core.__file__)).startswith(sys.argv[1]), core.__file__
-folder = pathlib.Path(sys.argv[2])
-pixels = numpy.load(folder / "pixels.npz")
-names = sorted(p.stem for p in folder.glob("*.tec"))
-for name in names:
-    back = tec_zarr.decode_chunk((folder / f"{name}.tec").read_bytes())
-    numpy.testing.assert_array_equal(back, pixels[name])
-assert len(names) > 10 and "torch" not in sys.modules
-frame = tec_zarr.encode_chunk(pixels["one-date"], tec_zarr.ChunkSpec())
-assert tec_zarr.decode_chunk(frame).shape == pixels["one-date"].shape
-"""
-    newest = newest_golden()
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PATH": ""}
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "site"), str(newest)],
-        check=True, env=environment, cwd=tmp_path,
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/installed.py"], check=True, cwd=tmp_path, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PATH": ""}, capture_output=True,
     )  # fmt: skip
+    assert str(tmp_path / "site") in done.stdout
+
+
+def test_a_fresh_environment_needs_the_wheel_alone(tmp_path):
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        pytest.skip("the wheel that is run here is for Linux on x86-64")
+    made = wheel("manylinux_2_17_x86_64")
+    with zipfile.ZipFile(made) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        needs = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist")
+    if any(need.startswith("torch") and "extra" not in need for need in needs):
+        pytest.skip("the wheel still depends on torch")
+    newest = shutil.which("python3.13") or sys.executable
+    subprocess.run([newest, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "--only-binary=:all:", made], check=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [python, ROOT / "tests/installed.py"], check=True, cwd=tmp_path, text=True,
+        env={**environment, "PATH": ""}, capture_output=True,
+    )  # fmt: skip
+    assert "torch is not installed" in done.stdout
 
 
 def newest_golden():
@@ -169,23 +192,31 @@ def cases():
     return bytes(out), sums
 
 
+def compiled(name, tag, zig, folder, *sources):
+    """The path of a program that is linked with the library of a wheel."""
+    windows = tag.startswith("win")
+    library_name = "_core.dll" if windows else "libtec.so"
+    (folder / library_name).write_bytes(library(tag))
+    linked = [folder / library_name] if windows else ["-L", folder, "-ltec"]
+    program = folder / f"{name}.exe" if windows else folder / name
+    dynamic = ["-dynamic"] if "musl" in zig else []
+    subprocess.run(
+        [sys.executable, "-m", "ziglang", "cc", "-target", zig, *dynamic, "-O2", "-std=c11",
+         "-I", ROOT / NATIVE, "-I", ROOT / "readers/c", *sources, *linked, "-o", program],
+        check=True,
+    )  # fmt: skip
+    return str(program)
+
+
 def built(tag, zig, folder):
     """wheel_check with the library of a wheel, and the file of its cases."""
     pytest.importorskip("ziglang")
-    windows = tag.startswith("win")
-    name, program = ("_core.dll", "wheel_check.exe") if windows else ("libtec.so", "wheel_check")
-    (folder / name).write_bytes(library(tag))
-    linked = [str(folder / name)] if windows else ["-L", str(folder), "-ltec"]
-    subprocess.run(
-        [sys.executable, "-m", "ziglang", "cc", "-target", zig, "-O2", "-std=c11",
-         "-I", str(ROOT / NATIVE), str(ROOT / "tests/wheel_check.c"), *linked,
-         "-o", str(folder / program)], check=True,
-    )  # fmt: skip
+    program = compiled("wheel_check", tag, zig, folder, ROOT / "tests/wheel_check.c")
     data, sums = cases()
     (folder / "cases").write_bytes(data)
     index = json.loads((ROOT / "tec_zarr/models/weights/index.json").read_text())
     weights = ROOT / "tec_zarr/models/weights" / index["tec-s2"]["weights"][0]["file"]
-    return [str(folder / program), str(weights), str(folder / "cases")], sums
+    return [program, str(weights), str(folder / "cases")], sums
 
 
 def checksums(results, data):
@@ -221,22 +252,51 @@ def on_x86(tmp_path_factory):
     return results_of(tag, "x86_64-linux-gnu.2.17", folder, LD_LIBRARY_PATH=str(folder))
 
 
-def test_aarch64_gives_the_same_samples_and_bytes_as_x86_64(tmp_path, on_x86):
+def elsewhere(where, folder, kernel=""):
+    """Tag, target of zig, and start of the command line, of another platform that runs here."""
+    if where == "windows":
+        wine = shutil.which("wine")
+        if wine is None:
+            pytest.skip("needs wine and wine64")
+        return "win_amd64", "x86_64-windows-gnu", [
+            "env", f"WINEPREFIX={folder.parent}/prefix", "WINEDEBUG=-all", wine
+        ]  # fmt: skip
+    if where == "musl":
+        loader = Path("/lib/ld-musl-x86_64.so.1")
+        if not loader.exists():
+            pytest.skip("needs Debian's musl")
+        start = [str(loader), "--library-path", str(folder)]
+        return "musllinux_1_2_x86_64", "x86_64-linux-musl", start
     emulator = shutil.which("qemu-aarch64")
     if emulator is None or not (SYSROOT / "lib/libc.so.6").exists():
         pytest.skip("needs qemu-user and libc6-arm64-cross")
+    settings = f"LD_LIBRARY_PATH={folder},TEC_NATIVE={kernel}"
+    start = [emulator, "-L", str(SYSROOT), "-E", settings]
+    return "manylinux_2_17_aarch64", "aarch64-linux-gnu.2.17", start
+
+
+@pytest.mark.parametrize(
+    ("where", "kernel"),
+    [("aarch64", "dot"), ("aarch64", "plain"), ("musl", ""), ("windows", "")],
+)
+def test_other_platforms_give_the_same_samples_and_bytes(tmp_path, on_x86, where, kernel):
     folder = tmp_path / "run"
-    start = [emulator, "-L", str(SYSROOT), "-E", f"LD_LIBRARY_PATH={folder}"]
-    assert results_of("manylinux_2_17_aarch64", "aarch64-linux-gnu.2.17", folder, start) == on_x86
+    tag, zig, start = elsewhere(where, folder, kernel)
+    assert results_of(tag, zig, folder, start) == on_x86
 
 
-def test_windows_gives_the_same_samples_and_bytes_as_linux(tmp_path, on_x86):
-    wine = shutil.which("wine")
-    if wine is None:
-        pytest.skip("needs wine and wine64")
-    prefix = {"WINEPREFIX": str(tmp_path / "prefix"), "WINEDEBUG": "-all"}
-    found = results_of("win_amd64", "x86_64-windows-gnu", tmp_path / "run", [wine], **prefix)
-    assert found == on_x86
+@pytest.mark.parametrize("where", ["aarch64", "musl", "windows"])
+def test_other_platforms_decode_every_golden_stream(tmp_path, where):
+    pytest.importorskip("ziglang")
+    folder = tmp_path / "run"
+    tag, zig, start = elsewhere(where, folder)
+    wheel(tag)
+    subprocess.run([sys.executable, ROOT / "readers/kit/make.py", tmp_path / "kit"], check=True)
+    folder.mkdir()
+    kit = tmp_path / "kit/c"
+    sources = [kit / name for name in ("tec_decode.c", "models.c", "embedded.c")]
+    program = compiled("tec_decode", tag, zig, folder, *sources)
+    subprocess.run([sys.executable, tmp_path / "kit/check.py", *start, program], check=True)
 
 
 @pytest.mark.parametrize("compiler", ["cc", f"{sys.executable} -m ziglang cc"])
@@ -254,6 +314,14 @@ def test_the_sdist_builds_with_other_compilers(compiler, tmp_path):
     (made,) = (folder / "dist").glob("*.whl")
     with zipfile.ZipFile(made) as archive:
         assert f"{NATIVE}/_core.so" in archive.namelist()
+
+
+def test_an_index_takes_the_files():
+    pytest.importorskip("twine")
+    found = [path for path in DIST.glob("tec_zarr-*") if path.suffix in (".whl", ".gz")]
+    if not found:
+        pytest.skip("nothing in dist: make wheels")
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *found], check=True)
 
 
 def test_the_sdist_holds_what_building_needs():
