@@ -838,18 +838,16 @@ def _few_bands() -> str:
 
 
 def _readers() -> str:
-    results = load("system")
-    said = ""
-    if results:
-        said = (
-            f" It needs torch ({results['import']['torch']['cpu_s']:.1f} processor seconds to "
-            "import, at the first chunk)."
-        )
     return (
-        "## When others must read it without Python\n\nGDAL, R, a browser, a GIS: none of them "
-        "decodes TEC, and xarray cannot open a group with a TEC array where tec_zarr is not "
-        f"installed.{said} Keep TEC arrays in a group of their own, or serve them decoded "
-        "(`tec-zarr decode`, the examples).\n"
+        "## When others must read it without Python\n\nArrays of the default model are read by "
+        "GDAL, and so by QGIS and R, in Zarr format 2 and with a plugin that is compiled for the "
+        "GDAL at hand ([gdal.md](gdal.md)); by browsers and Node, in both formats "
+        "([readers/js](../readers/js/README.md)); by C programs ([readers/c]"
+        "(../readers/c/tec_decode.c)). `make conformance-kit` is for writers of other readers. "
+        "Everything else knows no codec `tec`: GDAL in format 3, other Zarr libraries, and xarray "
+        "where tec_zarr is not installed, which then cannot open a group that holds a TEC array. "
+        "The temporal, flexible and published models need Python and torch. Keep TEC arrays in a "
+        "group of their own, or serve them decoded (`tec-zarr decode`, the examples).\n"
     )
 
 
