@@ -24,6 +24,7 @@ import pytest
 
 from tec_zarr.codec.decode import tiles_of
 from tec_zarr.frame.frame import read_frame
+from tec_zarr.native.core import kernels
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
@@ -234,26 +235,23 @@ def checksums(results, data):
     return found
 
 
-def results_of(tag, zig, folder, start=(), **environment):
+def results_of(tag, zig, folder, start):
     """What wheel_check writes with the library of a wheel. Its checksums are the frames'."""
     folder.mkdir()
     command, sums = built(tag, zig, folder)
-    subprocess.run([*start, *command, str(folder / "results")], check=True, cwd=folder,
-                   env={**os.environ, **environment})  # fmt: skip
+    subprocess.run([*start, *command, str(folder / "results")], check=True, cwd=folder)
     results = (folder / "results").read_bytes()
     assert checksums(results, (folder / "cases").read_bytes()) == sums
     return results
 
 
-@pytest.fixture(scope="module")
-def on_x86(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("x86") / "run"
-    tag = "manylinux_2_17_x86_64"
-    return results_of(tag, "x86_64-linux-gnu.2.17", folder, LD_LIBRARY_PATH=str(folder))
-
-
 def elsewhere(where, folder, kernel=""):
-    """Tag, target of zig, and start of the command line, of another platform that runs here."""
+    """Tag, target of zig, and start of the command line, of a platform that runs here."""
+    if where == "x86-64":
+        if kernel and kernel not in kernels():
+            pytest.skip(f"this processor does not have the kernel {kernel}")
+        start = ["env", f"LD_LIBRARY_PATH={folder}", f"TEC_NATIVE={kernel}"]
+        return "manylinux_2_17_x86_64", "x86_64-linux-gnu.2.17", start
     if where == "windows":
         wine = shutil.which("wine")
         if wine is None:
@@ -275,18 +273,28 @@ def elsewhere(where, folder, kernel=""):
     return "manylinux_2_17_aarch64", "aarch64-linux-gnu.2.17", start
 
 
+@pytest.fixture(scope="module")
+def on_x86(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("x86") / "run"
+    tag, zig, start = elsewhere("x86-64", folder)
+    return results_of(tag, zig, folder, start)
+
+
 @pytest.mark.parametrize(
     ("where", "kernel"),
-    [("aarch64", "dot"), ("aarch64", "plain"), ("musl", ""), ("windows", "")],
-)
-def test_other_platforms_give_the_same_samples_and_bytes(tmp_path, on_x86, where, kernel):
+    [
+        *(("x86-64", kernel) for kernel in ("vnni", "avx2", "sse41", "plain")),
+        ("aarch64", "dot"), ("aarch64", "plain"), ("musl", ""), ("windows", ""),
+    ],
+)  # fmt: skip
+def test_kernels_and_platforms_give_the_same_samples_and_bytes(tmp_path, on_x86, where, kernel):
     folder = tmp_path / "run"
     tag, zig, start = elsewhere(where, folder, kernel)
     assert results_of(tag, zig, folder, start) == on_x86
 
 
-@pytest.mark.parametrize("where", ["aarch64", "musl", "windows"])
-def test_other_platforms_decode_every_golden_stream(tmp_path, where):
+@pytest.mark.parametrize("where", ["x86-64", "aarch64", "musl", "windows"])
+def test_platforms_decode_every_golden_stream(tmp_path, where):
     pytest.importorskip("ziglang")
     folder = tmp_path / "run"
     tag, zig, start = elsewhere(where, folder)

@@ -7,7 +7,9 @@
  * that encoding the samples makes. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "context.h"
 #include "tec.h"
 
 static void *reserved(size_t bytes) {
@@ -19,8 +21,19 @@ static void *reserved(size_t bytes) {
     return found;
 }
 
+/* Whether this processor has the kernel that TEC_NATIVE names. */
+static int has_wanted_kernel(void) {
+    const char *wanted = getenv("TEC_NATIVE"), *name;
+    int here = 0;
+    if (!wanted || !*wanted) return 1;
+    for (int i = 0; (name = tec_kernel(i, &here)); i++)
+        if (here && !strcmp(name, wanted)) return 1;
+    return 0;
+}
+
 int main(int count, char **names) {
     if (count != 4) return 2;
+    if (!has_wanted_kernel()) return 7;
     FILE *in = fopen(names[1], "rb");
     if (!in || fseek(in, 0, SEEK_END)) return 2;
     long length = ftell(in);
