@@ -29,13 +29,14 @@ wheel-check: $(VENV)/.test
 # Wheels of all platforms and the sdist, into dist/. Zig compiles the core for each of them. The
 # tests look into every file, and run what can be run here (apt-get install qemu-user
 # libc6-arm64-cross musl wine wine64). A fresh environment downloads what the package depends on.
-wheels: $(VENV)/.test
+wheels: readers
 	$(BIN)/pip install --quiet hatchling ziglang twine
 	$(BIN)/python .ci/wheels.py
 	$(BIN)/python -m pytest tests/test_wheels.py -rs
 
-# The decoder in WebAssembly, for readers/js and `tec-zarr view`.
+# The decoder in WebAssembly, for readers/js, and the page of `tec-zarr view`. Needs Node.js and npm.
 readers: $(VENV)/.test
+	cd readers/js && npm ci --no-audit --no-fund
 	$(BIN)/pip install --quiet hatchling ziglang
 	$(BIN)/python readers/js/build.py
 
@@ -44,8 +45,7 @@ readers-test: readers-test-js readers-test-gdal
 
 # Needs Node.js, npm and chromium.
 readers-test-js: readers
-	cd readers/js && npm ci --no-audit --no-fund
-	$(BIN)/python -m pytest tests/test_readers_js.py -rs
+	$(BIN)/python -m pytest tests/test_readers_js.py tests/test_view.py -rs
 
 # Needs gdal-bin and libgdal-dev, for R r-cran-terra.
 readers-test-gdal: $(VENV)/.test

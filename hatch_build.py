@@ -4,6 +4,8 @@ The core (`_core.so`, `.dylib` or `.dll`) is portable C11 and everything needs i
 compiler the installation fails and says why. The decoder of the temporal models' latents
 (`_s2.so`) is for x86-64 processors; elsewhere torch does the same.
 
+The page of ``tec-zarr view`` goes into the wheel if ``make readers`` has made it.
+
 With ``TEC_ZARR_TARGET=manylinux_2_17_aarch64`` (or another of `TARGETS`) the wheel is for that
 platform: ``zig cc`` of the package ziglang compiles its core. It has no `_s2.so`.
 """
@@ -23,6 +25,7 @@ from typing import Any, NamedTuple
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NATIVE = "tec_zarr/native"
+PAGE = "tec_zarr/face/page"  # of `tec-zarr view`: `make readers` makes it
 LATENTS = (f"{NATIVE}/_s2.so", [f"{NATIVE}/s2.c"])
 # Every operation on floats is rounded by itself: the results are the same everywhere.
 OPTIONS = (
@@ -58,6 +61,7 @@ class NativeHook(BuildHookInterface):
         del version
         found = sorted(Path(self.root, NATIVE).glob("*.c"))
         sources = [f"{NATIVE}/{path.name}" for path in found if path.name != "s2.c"]
+        build_data["artifacts"].append(f"{PAGE}/**")
         tag = os.environ.get("TEC_ZARR_TARGET")
         if tag:
             target = TARGETS[tag]

@@ -93,6 +93,8 @@ def test_a_wheel_holds_the_package_and_one_library(tag):
     assert {f"tec_zarr/models/weights/{name}" for name in weights} <= names
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "tec_zarr").rglob("*.py")}
     assert sources <= names
+    page = {"index.html", "view.css", "app/page.js", "app/worker.js", "files/tec.wasm"}
+    assert {f"tec_zarr/face/page/{name}" for name in page} <= names
     assert not [n for n in names if n.endswith((".c", ".h", ".pyc"))]
 
 

@@ -1,8 +1,9 @@
-"""Compile the decoder to WebAssembly and put it beside the weights, into ``files``.
+"""Compile the decoder to WebAssembly, put it beside the weights, and bundle ``tec-zarr view``.
 
     python readers/js/build.py
 
-Needs the packages hatchling and ziglang. There are two modules: for browsers with and without SIMD.
+Needs the packages hatchling and ziglang, Node.js, and the npm packages (``npm ci``). There are two
+modules: for browsers with and without SIMD. Writes ``readers/js/files`` and ``tec_zarr/face/page``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hatch_build import NATIVE, OPTIONS  # noqa: E402
+from hatch_build import NATIVE, OPTIONS, PAGE  # noqa: E402
 
 FILES = HERE / "files"
 MODULES = {"tec.wasm": ["-msimd128"], "tec-plain.wasm": []}
@@ -49,6 +50,7 @@ def main() -> None:
         f"// Weights by the first digits of their SHA-256.\nexport const WEIGHTS = {listed};\n"
     )
     shutil.copy(ROOT / "LICENSE", HERE)
+    subprocess.run(["node", str(HERE.parent / "view/build.mjs"), str(ROOT / PAGE)], check=True)
 
 
 def in_core() -> list[dict[str, str]]:

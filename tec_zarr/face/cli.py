@@ -33,6 +33,7 @@ from tec_zarr.face.show import (
     report_command,
     train_command,
     verify_command,
+    view_command,
 )
 from tec_zarr.interrupted import Interrupted, signals_interrupt
 
@@ -121,6 +122,15 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("--html", type=Path, metavar="FILE", default=Path("report.html"),
                       help="the page to write (default: report.html)")  # fmt: skip
     _add_options(page)
+
+    view = command(view_command, "view", "show a store in the browser")
+    view.add_argument("store", nargs="?", metavar="STORE",
+                      help="path or URL of a Zarr store (default: the page asks)")  # fmt: skip
+    view.add_argument("--export", type=Path, metavar="DIR",
+                      help="write the page, with a copy of the store, to a new folder")  # fmt: skip
+    view.add_argument("--port", type=int, default=0, metavar="N",
+                      help="port of the server (default: one that is free)")  # fmt: skip
+    view.add_argument("--no-browser", action="store_true", help="only print the address")
 
     stac = command(
         from_stac_command, "from-stac", "load an area from a STAC catalogue into a TEC store"

@@ -1,4 +1,4 @@
-"""Commands that show, compare or train: demo, train, info, verify, report.
+"""Commands that show, compare or train: demo, train, info, verify, report, view.
 
 The docstrings of the commands are their descriptions in ``--help``.
 """
@@ -99,3 +99,26 @@ def report_command(arguments: argparse.Namespace) -> None:
             to_zarr(ds, b, encoding=settings, zarr_format=3)
         with_bar("report", lambda: write_page(target, arguments.a, b, facts, arguments.bands))
     print(f"wrote {target}")
+
+
+def view_command(arguments: argparse.Namespace) -> None:
+    """Show a store in the browser, which decodes it. The server is for this machine alone.
+
+    STORE is a folder, or the URL of a store whose server allows other pages to read it. The page
+    also opens any such store by its own address: ?url=https://example.org/cube.zarr. With --export,
+    page and store become a folder for a static host.
+    """
+    import webbrowser
+
+    from tec_zarr.face import view
+
+    if arguments.export is not None:
+        view.export(arguments.export, arguments.store)
+        print(f"wrote {arguments.export}")
+        return
+    with view.server(arguments.store, arguments.port) as server:
+        address = view.address(server, arguments.store)
+        print(f"{address}\nCtrl+C ends it", flush=True)
+        if not arguments.no_browser:
+            webbrowser.open(address)
+        server.serve_forever()
