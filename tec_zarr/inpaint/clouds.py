@@ -27,7 +27,7 @@ from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.inpaint import pixelwise, tiles
 from tec_zarr.inpaint.masks import DILATE, Given, Mask, resolve_mask
 from tec_zarr.inpaint.pixelwise import How, fill_pixels
-from tec_zarr.inpaint.samples import COVERAGE
+from tec_zarr.inpaint.samples import COVERAGE, Times
 from tec_zarr.inpaint.tiles import HALO, fill_tiles
 from tec_zarr.sentinel2 import NODATA
 
@@ -148,7 +148,7 @@ def inpaint_clouds(
     Notes
     -----
     ``regression`` and ``tec-tt`` work on one tile of 256 x 256 pixels at a time. They also use a
-    margin of 64 pixels around it, and blend neighbouring tiles. Dask chunks use up to 64 pixels of
+    margin of 32 pixels around it, and blend neighbouring tiles. Dask chunks use up to 32 pixels of
     their neighbours (at most the size of the smallest chunk). They are blended over 16 pixels on
     both sides of their borders.
     """
@@ -237,7 +237,7 @@ def _inpaint(
     labels = [str(v)[:10] for v in da[time].values]
     wide = np.dtype("f4") if da.dtype in (np.uint8, np.uint16, np.int16, np.float32) else "f8"
     estimate = partial(
-        _estimate, how=how, axes=axes, moments=_moments(da, time), nodata=_nodata_of(da),
+        _estimate, how=how, axes=axes, times=_times(da, time), nodata=_nodata_of(da),
         labels=labels, dtype=np.dtype(wide), bands=_bands(da),
     )  # fmt: skip
     merge = partial(_merge, nodata=_nodata_of(da))
@@ -339,7 +339,7 @@ def _bands(da: xr.DataArray) -> tuple[str, ...] | None:
     return tuple(word(b) for b in da[dim].values) if dim is not None and dim in da.coords else None
 
 
-def _moments(da: xr.DataArray, time: str) -> np.ndarray:
+def _times(da: xr.DataArray, time: str) -> Times:
     """Days since the first date, or the positions of the dates if time is not datetime64."""
     if time in da.coords and da[time].dtype.kind == "M":
         values = da[time].values
@@ -350,7 +350,7 @@ def _moments(da: xr.DataArray, time: str) -> np.ndarray:
             )
         days = (values - values.min()) / np.timedelta64(1, "D")
         if np.all(np.diff(days) > 0):
-            return days
+            return Times(days, dated=True)
         dates, counts = np.unique(values, return_counts=True)
         if counts.max() > 1:
             raise UnsupportedArrayError(
@@ -358,7 +358,7 @@ def _moments(da: xr.DataArray, time: str) -> np.ndarray:
                 f"of equal dates, cube = cube.drop_duplicates({time!r}), in cube and mask"
             )
         raise UnsupportedArrayError(f"the dates do not rise: cube = cube.sortby({time!r})")
-    return np.arange(da.sizes[time], dtype=np.float64)
+    return Times(np.arange(da.sizes[time], dtype=np.float64), dated=False)
 
 
 # ---- blocks as NumPy arrays
@@ -370,7 +370,7 @@ def _estimate(
     *,
     how: How,
     axes: _Axes,
-    moments: np.ndarray,
+    times: Times,
     nodata: tuple[float, ...],
     labels: Sequence[str],
     dtype: np.dtype,
@@ -392,10 +392,11 @@ def _estimate(
     if how.method in tiles.METHODS:
         cube, open_, cover = (_canonical(v, axes) for v in (values, clear, hidden))
         fill_tiles(cube, open_, cover, pages if axes[1] is not None else pages[:, :, None],
-                    moments, how, bands)  # fmt: skip
+                    times, how, bands)  # fmt: skip
     else:
         cube, open_, cover = (np.moveaxis(v, axes[0], 0) for v in (values, clear, hidden))
-        fill_pixels(cube, open_, cover, np.moveaxis(found, axes[0] + 1, 1), moments, how)
+        fill_pixels(cube, open_, cover, np.moveaxis(found, axes[0] + 1, 1), times.stamps,
+                    how)  # fmt: skip
     if how.uncertain:
         found[1][~hidden] = 0
     _warn_of_nothing(np.moveaxis(hidden, axes[0], 0), np.moveaxis(found[0], axes[0], 0), labels)

@@ -24,7 +24,25 @@ FEWEST = 150
 
 
 HELD_BLOCK, HELD_SHARE = 32, 0.2
-"""Side (pixels) and share of the squares that are held back from the fit for calibration."""
+"""Largest side (pixels) and share of the squares that are held back from the fit for calibration.
+
+In a small image the squares are a quarter of its shorter side."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """When the dates of a cube are.
+
+    Attributes
+    ----------
+    stamps : ndarray of float64, (T,)
+        Days since the first date, rising; or the positions of the dates.
+    dated : bool
+        Whether ``stamps`` are days.
+    """
+
+    stamps: NDArray[np.float64]
+    dated: bool
 
 
 @dataclass(frozen=True)
@@ -46,9 +64,10 @@ class Filled:
 
 def held_squares(shape: tuple[int, ...]) -> Where:
     """Mask of the squares that are held back, the same for every image of this shape."""
-    rows, columns = (-(-n // HELD_BLOCK) for n in shape)
+    side = min(HELD_BLOCK, max(min(shape) // 4, 1))
+    rows, columns = (-(-n // side) for n in shape)
     chosen = np.random.default_rng(0).random((rows, columns)) < HELD_SHARE
-    return chosen.repeat(HELD_BLOCK, 0).repeat(HELD_BLOCK, 1)[: shape[0], : shape[1]]
+    return chosen.repeat(side, 0).repeat(side, 1)[: shape[0], : shape[1]]
 
 
 def covering_factor(ratios: Field) -> Field:

@@ -12,10 +12,10 @@ import numpy as np
 
 from tec_zarr.inpaint.pixelwise import How, nearest_clear
 from tec_zarr.inpaint.regression import fill_date
-from tec_zarr.inpaint.samples import FEWEST, Filled, covering_factor, held_squares
+from tec_zarr.inpaint.samples import FEWEST, Filled, Times, covering_factor, held_squares
 from tec_zarr.metrics import dn_per_unit
 
-TILE, HALO = 256, 64
+TILE, HALO = 256, 32
 """Side of a tile, and width of the margin around it that its estimate also uses (pixels).
 
 Neighbouring tiles are blended where they overlap, margins included."""
@@ -26,7 +26,7 @@ def fill_tiles(
     clear: np.ndarray,
     hidden: np.ndarray,
     pages: np.ndarray,
-    moments: np.ndarray,
+    times: Times,
     how: How,
     bands: tuple[str, ...] | None,
 ) -> None:
@@ -56,7 +56,7 @@ def fill_tiles(
             part = cube[:, used, window.rows, window.columns].astype(np.float32) * unit
             open_ = seen[:, window.rows, window.columns]
             part[np.broadcast_to(~open_[:, None], part.shape)] = np.nan
-            for date, filled in filler(part, here, moments):
+            for date, filled in filler(part, here, times):
                 known = np.isfinite(filled.values[0])
                 share = np.where(known, window.weight, 0)
                 for page, found in zip(pages, (filled.values, filled.half_width), strict=False):
@@ -99,7 +99,7 @@ def _spans(size: int) -> Iterator[tuple[slice, np.ndarray]]:
         yield slice(start, stop), np.clip(np.minimum(up, down), 0, 1)
 
 
-Filler = Callable[[np.ndarray, Sequence[int], np.ndarray], Iterator[tuple[int, Filled]]]
+Filler = Callable[[np.ndarray, Sequence[int], Times], Iterator[tuple[int, Filled]]]
 
 
 def _regression(how: How, bands: tuple[str, ...] | None) -> Filler:
@@ -122,10 +122,10 @@ METHODS: dict[str, Callable[[How, tuple[str, ...] | None], Filler]] = {
 
 
 def _date_by_date(
-    part: np.ndarray, dates: Sequence[int], moments: np.ndarray
+    part: np.ndarray, dates: Sequence[int], times: Times
 ) -> Iterator[tuple[int, Filled]]:
     for date in dates:
-        yield date, fill_date(part, int(date), moments)
+        yield date, fill_date(part, int(date), times)
 
 
 def _load(model: Any) -> Any:
@@ -140,7 +140,7 @@ def _load(model: Any) -> Any:
 def _published(
     part: np.ndarray,
     dates: Sequence[int],
-    moments: np.ndarray,
+    times: Times,
     *,
     model: Any,
     bands: tuple[str, ...] | None,
@@ -157,6 +157,7 @@ def _published(
     forwards = model.inpaint(visible, ~seen, bands)
     backwards = model.inpaint(visible[::-1], ~seen[::-1], bands)[::-1]
     before, after = nearest_clear(seen), nearest_clear(seen[::-1])[::-1]
+    moments = times.stamps
     for date in dates:
         none = np.inf
         past = np.where(before[date] < 0, none, moments[date] - moments[before[date]])
