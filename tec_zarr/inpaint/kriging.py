@@ -282,7 +282,7 @@ class Rules:
                 found.append(covering_factor(ratios)[:, 0])
         if not found:
             return np.full((flat.shape[1], 1), np.nan, np.float32)
-        return np.mean(found, 0, dtype=np.float32) * np.float32(UNSEEN_FACTOR)
+        return np.stack(found).mean(0) * np.float32(UNSEEN_FACTOR)
 
 
 def _squared_differences(flat: Field, open_: Where, dates: Sequence[int]) -> _Array:
@@ -290,12 +290,12 @@ def _squared_differences(flat: Field, open_: Where, dates: Sequence[int]) -> _Ar
 
     NaN for two dates that share too few clear pixels, of at most 2000 that are looked at.
     """
-    pick = some_of(np.flatnonzero(open_[list(dates)].any(0)), 2_000)
-    seen = open_[np.ix_(dates, pick)].astype(np.float64)
-    values = np.stack([np.nan_to_num(flat[d][:, pick]) for d in dates]) if dates else np.zeros((0,))
-    if not len(values):
+    if not dates:
         return np.zeros((0, 0))
-    values = values.astype(np.float64) * seen[:, None]
+    pick = some_of(np.flatnonzero(open_[list(dates)].any(0)), 2_000)
+    seen = open_[list(dates)][:, pick].astype(np.float64)
+    values = np.stack([np.nan_to_num(flat[d][:, pick]) for d in dates]).astype(np.float64)
+    values *= seen[:, None]
     squares = (values**2).sum(1) @ seen.T
     rows = values.reshape(len(values), -1)
     shared = seen @ seen.T

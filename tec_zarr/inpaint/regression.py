@@ -1,19 +1,18 @@
 """Estimate a date under its clouds by regression on other dates of the same place.
 
-A regression maps the spectra of other dates to those of this date. It is fitted on pixels that are
-clear on both, and applied under the clouds. It is fitted anew for each date and tile. It is a ridge
-regression on the spectra and on random Fourier features of them (Rahimi and Recht 2007). The
-features let meadows, forests and water change differently without a map of classes.
+Other dates alone give a first estimate: a weighted mean over time
+(:mod:`tec_zarr.inpaint.kriging`). A regression maps the spectra of other dates, and this estimate,
+to what is left of the truth. It is fitted on pixels that are clear on all of them, and applied
+under the clouds. It is fitted anew for each date and tile. It is a ridge regression on the spectra
+and on random Fourier features of them (Rahimi and Recht 2007). The features let meadows, forests
+and water change differently without a map of classes. Its ridge is chosen on pixels that it was not
+fitted on: where few pixels are clear, little more than the estimate from time is left.
 
 An error of the regression beside a cloud usually continues under its edge. So residuals of clear
 pixels are continued into the cloud (regression kriging, Hengl et al. 2007). Their weights are
 fitted on pixels that the regression was not fitted on. The same pixels calibrate the intervals.
 
-A date with too few clear pixels gets a weighted mean of other dates instead
-(:mod:`tec_zarr.inpaint.kriging`). Several rules weight the dates; they range from the mean of all,
-over linear interpolation, to the last date before. A rule counts more if it estimates the other
-dates well from one another (Bayesian model averaging, Hoeting et al. 1999, with leave-one-out
-errors in place of the likelihood).
+A date with too few clear pixels gets the estimate from time.
 
 All functions work on NumPy arrays of float32 DN, NaN where there is no clear measurement.
 """
@@ -364,14 +363,14 @@ def blurred(image: Field, reach: float) -> Field:
 def _window(size: int, reach: float) -> tuple[Field, Field]:
     """Matrices (n, size) and (size, n) that blur along one axis, one after the other.
 
-    The first sums steps of a third of ``reach``, the second blurs their sums and is read between
-    them. At the sizes of tiles that is faster than a Fourier transform.
+    The first spreads pixels over places that are ``step`` apart, the second blurs these. At the
+    sizes of tiles that is faster than a Fourier transform.
     """
-    step = max(int(reach / 3), 1)
+    step = max(int(reach / 1.25), 1)
+    rest = np.sqrt(reach**2 - step**2 / 6)  # the variance of a hat is step**2 / 6
     count = -(-size // step)
     place = (np.arange(size) + 0.5) / step - 0.5
     hat = np.clip(1 - np.abs(np.arange(count)[:, None] - place), 0, None)
-    lag = (np.arange(size) - (step * (np.arange(count)[:, None] + 0.5) - 0.5)) / reach
-    bell = np.exp(-0.5 * lag.T**2) * (np.abs(lag.T) <= 3)
-    bell /= np.sqrt(2 * np.pi) * reach
+    lag = (np.arange(size) - (step * (np.arange(count)[:, None] + 0.5) - 0.5)) / rest
+    bell = np.exp(-0.5 * lag.T**2) * (np.abs(lag.T) <= 3) / (np.sqrt(2 * np.pi) * rest)
     return hat.astype(np.float32), bell.astype(np.float32)
