@@ -7,7 +7,6 @@ The Python that runs it needs the package and what it depends on, and no compile
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import tempfile
 from importlib.util import find_spec
@@ -30,8 +29,7 @@ def main() -> None:
     package = Path(tec_zarr.__file__).parent
     assert package.parent != ROOT, f"{package} is the source tree, not what is installed"
     streams = 0
-    for model, file in core_weights(package / "models" / "weights"):
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    for model, _, sha256 in core_weights(package / "models" / "weights"):
         folder = ROOT / "tests" / "fixtures" / model / sha256[:16]
         with np.load(folder / "pixels.npz") as pixels:
             for name in pixels.files:

@@ -12,14 +12,23 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 HEAD = """/* Made by readers/c/weights.py: weights of the core's models, and the names in frames. */
 #include "models.h"
 """
 
 
-def core_weights(folder: Path) -> list[tuple[str, Path]]:
-    """Return (model, file) of all weights that the core decodes.
+class Weights(NamedTuple):
+    """A weights file: name of its model, path, SHA-256 in hex."""
+
+    model: str
+    file: Path
+    sha256: str
+
+
+def core_weights(folder: Path) -> list[Weights]:
+    """Return all weights that the core decodes.
 
     Raises
     ------
@@ -34,18 +43,18 @@ def core_weights(folder: Path) -> list[tuple[str, Path]]:
             file = folder / weights["file"]
             if hashlib.sha256(file.read_bytes()).hexdigest() != weights["sha256"]:
                 raise ValueError(f"{file} does not have the SHA-256 of index.json")
-            found.append((model, file))
+            found.append(Weights(model, file, weights["sha256"]))
     return found
 
 
-def source(files: list[tuple[str, Path]]) -> str:
+def source(files: list[Weights]) -> str:
     """Return the C file."""
     parts, entries = [HEAD], []
-    for number, (model, file) in enumerate(files):
+    for number, (model, file, sha256) in enumerate(files):
         data = file.read_bytes()
         lines = (",".join(map(str, data[i : i + 32])) for i in range(0, len(data), 32))
         parts.append(f"static const uint8_t file_{number}[] = {{\n" + ",\n".join(lines) + "};\n")
-        start = ", ".join(map(str, hashlib.sha256(data).digest()[:8]))
+        start = ", ".join(map(str, bytes.fromhex(sha256)[:8]))
         entries.append(f'    {{"{model}", {{{start}}}, file_{number}, sizeof file_{number}}},')
     return "\n".join([*parts, "const TecWeights tec_weights[] = {", *entries, "    {0},", "};\n"])
 

@@ -16,7 +16,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "readers" / "c")]
+
+from weights import core_weights  # noqa: E402
 
 from hatch_build import NATIVE, OPTIONS, PAGE  # noqa: E402
 
@@ -42,26 +44,16 @@ def main() -> None:
             check=True,
         )  # fmt: skip
         print(f"{name}: {(FILES / name).stat().st_size} bytes")
-    weights = {w["sha256"][:16]: {"file": w["file"], "sha256": w["sha256"]} for w in in_core()}
-    for item in weights.values():
-        shutil.copy(ROOT / "tec_zarr/models/weights" / item["file"], FILES)
+    weights = {}
+    for _, file, sha256 in core_weights(ROOT / "tec_zarr/models/weights"):
+        shutil.copy(file, FILES)
+        weights[sha256[:16]] = {"file": file.name, "sha256": sha256}
     listed = json.dumps(weights, indent=2)
     (FILES / "weights.js").write_text(
         f"// Weights by the first digits of their SHA-256.\nexport const WEIGHTS = {listed};\n"
     )
     shutil.copy(ROOT / "LICENSE", HERE)
     subprocess.run(["node", str(HERE.parent / "view/build.mjs"), str(ROOT / PAGE)], check=True)
-
-
-def in_core() -> list[dict[str, str]]:
-    """Return the weights of the models that the core decodes: those that need no torch."""
-    index = json.loads((ROOT / "tec_zarr/models/weights/index.json").read_text())
-    return [
-        weights
-        for model in index.values()
-        for weights in model["weights"]
-        if ".networks." not in weights.get("loader", model["loader"])
-    ]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE.parent / "c"))
 
-from weights import core_weights, source  # noqa: E402
+from weights import Weights, core_weights, source  # noqa: E402
 
 NATIVE, WEIGHTS = ROOT / "tec_zarr/native", ROOT / "tec_zarr/models/weights"
 GOLDEN = ROOT / "tests/fixtures"
@@ -42,20 +42,20 @@ def make(kit: Path) -> None:
     for page in PAGES:
         shutil.copy(page, kit / "format")
     files = core_weights(WEIGHTS)
-    for _, file in files:
-        shutil.copy(file, kit / "weights")
+    for weights in files:
+        shutil.copy(weights.file, kit / "weights")
     for file in [*NATIVE.glob("*.[ch]"), *(HERE.parent / "c").glob("*.[ch]")]:
         if file.name != "s2.c":  # latents of older models, which frames of the core do not have
             shutil.copy(file, kit / "c")
     (kit / "c/embedded.c").write_text(source(files))
-    streams = [entry for model, file in files for entry in golden(kit, model, file)]
+    streams = [entry for weights in files for entry in golden(kit, weights)]
     manifest = {"streams": streams, "refused": list(refused(kit, streams))}
     (kit / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def golden(kit: Path, model: str, weights: Path) -> Iterator[dict[str, Any]]:
+def golden(kit: Path, weights: Weights) -> Iterator[dict[str, Any]]:
     """Copy the golden streams of a weights file and their pixels, and yield their entries."""
-    sha256 = digest(weights.read_bytes())
+    model, _, sha256 = weights
     folder = GOLDEN / model / sha256[:16]
     with np.load(folder / "pixels.npz") as stored:
         for name in sorted(stored.files):
