@@ -4,14 +4,25 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: bench demo test lint wheel-check wheels readers readers-test readers-test-js
+.PHONY: bench demo test test-matrix test-quick lint wheel-check wheels readers readers-test readers-test-js
 .PHONY: readers-test-gdal conformance-kit conformance golden clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tec-zarr demo --out demo-out
 
+# JOBS: processes that share the tests; 0 for one, which pytest --pdb needs.
+JOBS ?= 2
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# A table of Python x Zarr x codec pipeline in docs/robustness.md; hours on 2 cores. ONLY=3.13: the
+# rows whose name begins so. test-quick: some of the tests with one more Python, as in CI.
+test-matrix: $(VENV)/.test
+	$(BIN)/python benchmarks/matrix.py $(if $(ONLY),--only "$(ONLY)")
+
+QUICK_PYTHON ?= 3.13
+test-quick: $(VENV)/.test
+	$(BIN)/python benchmarks/matrix.py --quick $(QUICK_PYTHON)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

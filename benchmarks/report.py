@@ -545,6 +545,7 @@ ELSEWHERE = (
     ("inpainting", "inpainting", "inpainting.md", "errors under clouds"),
     ("exactness", "exactness", "exactness.md", "the same latents and pixels on other machines"),
     ("robustness", "robustness", "robustness.md", "damage, limits, threads"),
+    ("matrix", "matrix", "robustness.md", "tests with other versions"),
     ("fuzz", "tests/fuzz/run.py", "robustness.md", "hostile bytes"),
     ("bound_longrun", "bound_longrun", "error-bounds.md", "bounds on random and real arrays"),
     ("family_margin_full", "family_margin", "family.md", "predictions on other machines"),

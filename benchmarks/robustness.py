@@ -185,12 +185,25 @@ def page() -> str:
               f"{h['peak_mib'] / h['chunk_mib']:.1f}" if h["chunk_mib"] else "refused",
               f"{h['cpu_seconds']:.2f} s") for h in results["hostile"]],
         ),
+        "matrix": matrix(),
         "environment": json.dumps(results["environment"]),
     }  # fmt: skip
     text = (HERE / "robustness.txt").read_text()
     for name, value in fields.items():
         text = text.replace(f"@{name}@", value)
     return text
+
+
+def matrix() -> str:
+    """The table of what ``matrix.py`` found."""
+    rows = json.loads((RESULTS / "matrix.json").read_text())
+    return _table(
+        ("Python", "zarr", "numcodecs", "xarray", "NumPy", "pipeline", "tests", "passed", "skipped",
+         "failed"),
+        [(v["python"], v["zarr"], v["numcodecs"], v["xarray"], v["numpy"], row["pipeline"],
+          row["tests"], f"{row['passed']:,}", row["skipped"], row["failed"])
+         for row in (rows[key] for key in sorted(rows)) for v in [row["versions"]]],
+    )  # fmt: skip
 
 
 def _table(columns: tuple, rows: list[tuple]) -> str:

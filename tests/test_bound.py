@@ -8,7 +8,6 @@ from pathlib import Path
 import bound_reference
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from tec_zarr.errors import ChecksumError, FormatError, TecError, UnsupportedArr
 from tec_zarr.grids import Grid, Kind
 
 EVAL = Path(__file__).parents[2] / "shared" / "data" / "eval"
+CPU = Path("/proc/cpuinfo")
 BOUNDS = (0, 1, 5, 10, 50, 200)
 
 
@@ -234,8 +234,8 @@ with np.load(sys.argv[1]) as case:
         pytest.param(
             {"OPENBLAS_CORETYPE": "SKYLAKEX", "OPENBLAS_NUM_THREADS": "2"},
             marks=pytest.mark.skipif(
-                torch.backends.cpu.get_cpu_capability() != "AVX512",
-                reason="this processor has no AVX-512",
+                not (CPU.exists() and "avx512f" in CPU.read_text()),
+                reason="this processor has no AVX-512, or nothing says so",
             ),
         ),
     ],

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import zarr
 from safetensors.numpy import load_file, save
-from test_family_codec import make
 
 import tec_zarr
 from tec_zarr import config
@@ -28,7 +27,6 @@ from tec_zarr.models import weights as models_weights
 from tec_zarr.networks import image
 from tec_zarr.stores import embed
 from tec_zarr.stores.embed import GROUP
-from tec_zarr.terracodec import checkpoints, hub
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +121,10 @@ def test_weights_travel_as_they_are(cube, tmp_path):
 
 
 def test_published_models_travel_too(cube, tmp_path, monkeypatch, elsewhere):
+    from test_family_codec import make
+
+    from tec_zarr.terracodec import checkpoints, hub
+
     name = "terracodec_v1_fp_s2l2a/lambda-10"
     file = tmp_path / "small.safetensors"
     checkpoints.save(make("fp"), file)
@@ -396,6 +398,10 @@ def test_embedded_weights_decode_and_never_encode(cube, tmp_path, forget_weights
 
 
 def test_embedded_weights_of_a_published_model_never_encode(cube, tmp_path, monkeypatch, elsewhere):
+    from test_family_codec import make
+
+    from tec_zarr.terracodec import checkpoints, hub
+
     name = "terracodec_v1_fp_s2l2a/lambda-10"
     file = tmp_path / "small.safetensors"
     checkpoints.save(make("fp"), file)

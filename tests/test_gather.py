@@ -12,7 +12,6 @@ import pytest
 import toy
 import zarr
 from test_chunk import scene
-from test_family_codec import make
 
 from tec_zarr import config
 from tec_zarr.codec import batching
@@ -21,8 +20,6 @@ from tec_zarr.codec.decode import decode_chunk
 from tec_zarr.codec.encode import encode_chunk
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.models import registry
-from tec_zarr.terracodec import hub
-from tec_zarr.terracodec.codec import FamilyModel
 
 SPEC = {"model": toy.NAME, "quality": 6.0}
 SHAPES = [(2, 12, 16, 16), (1, 12, 16, 24)]
@@ -170,15 +167,21 @@ def test_zarr_needs_no_setting_for_it(use):
     assert np.abs(array[:].astype(int) - dn).max() <= 2
 
 
-class There(FamilyModel):
-    """Takes the way of a device, with weights that stay on the CPU."""
+def here_and_there(kind):
+    """A published model, and one that takes the way of a device though its weights stay here."""
+    from test_family_codec import make
 
-    device = "stand-in"
+    from tec_zarr.terracodec.codec import FamilyModel
+
+    class There(FamilyModel):
+        device = "stand-in"
+
+    return [model(make(kind), kind, "ab" * 32) for model in (FamilyModel, There)]
 
 
 @pytest.mark.parametrize("kind", ["fp", "elic", "tt", "flex"])
 def test_the_family_makes_the_same_bytes_in_any_batch(kind):
-    here, there = (model(make(kind), kind, "ab" * 32) for model in (FamilyModel, There))
+    here, there = here_and_there(kind)
     chunks = [scene((2, 12, 64, 64), seed).astype("float32") for seed in range(3)]
     alone = [there.encode(c, 4.0, None) for c in chunks]
     assert there.encode_batch(chunks, 4.0, None) == alone
@@ -194,8 +197,8 @@ def test_the_benchmark_counts_differing_bytes_and_says_when_there_is_no_gpu(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    here, there = here_and_there("fp")
     device = importlib.import_module("device")
-    here, there = (model(make("fp"), "fp", "ab" * 32) for model in (FamilyModel, There))
     cubes = device.chunks(3, 1, 64)
     cpu, one, two = device.compare(here, there, [1, 2], cubes)
     assert [(r["device"], r["batch"]) for r in (cpu, one, two)] == [
@@ -215,6 +218,8 @@ def test_the_benchmark_counts_differing_bytes_and_says_when_there_is_no_gpu(
 
 def test_models_go_where_the_settings_say(monkeypatch):
     import torch
+
+    from tec_zarr.terracodec import hub
 
     assert hub.pick_device() == ("cuda" if torch.cuda.is_available() else "cpu")
     monkeypatch.setattr(config, "DEVICE", "meta")

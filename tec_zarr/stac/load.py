@@ -236,7 +236,8 @@ def _period(datetime: str) -> tuple[np.datetime64, np.datetime64]:
             f"datetime is {datetime!r} ({error}): give a year, month or day such as '2023-06', or "
             "two of them with a slash in between, '2023-06-01/2023-08-31'"
         ) from error
-    return low, high + 1
+    unit: Any = np.datetime_data(high.dtype)[0]
+    return low, high + np.timedelta64(1, unit)
 
 
 def _search_files(
