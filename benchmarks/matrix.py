@@ -39,7 +39,7 @@ FALLS_BACK = (
 
 LOWEST = ("stream", "mask", "chunk", "bound", "zarr", "store", "robustness")
 ZARR = (
-    "zarr", "store", "embed", "accessor", "default_model", "eopf_codecs", "robustness_interop",
+    "zarr", "store", "default_model", "eopf_codecs", "robustness_interop",
     "robustness_load",
 )  # fmt: skip
 QUICK = (

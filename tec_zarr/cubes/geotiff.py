@@ -331,7 +331,7 @@ def _raster(image: xr.DataArray, crs: Any) -> xr.DataArray:
             plain[key] = tuple(float(v) for v in values)
     if len(kept["band_tags"]) == count and all(isinstance(t, dict) for t in kept["band_tags"]):
         plain["band_tags"] = kept["band_tags"]
-    words = [str(word) for word in kept["long_name"]]
+    words = [str(text) for text in kept["long_name"]]
     if band and band in image.coords:
         names = [word(b) for b in image[band].values]
         plain["long_name"] = tuple(words if known_bands(words) == known_bands(names) else names)
