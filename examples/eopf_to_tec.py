@@ -18,3 +18,6 @@ cube.tec.to_zarr("product.zarr", quality=5)
 
 back = xr.open_zarr("product.zarr", decode_coords="all")
 print(back.tec.report(cube).round(2))
+
+# And back to groups of 10, 20 and 60 m.
+print(tec_zarr.to_groups(back))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tec_zarr.recompression.run import recompress
     from tec_zarr.recompression.transcode import transcode
     from tec_zarr.stac.canonical import harmonize, prepare
+    from tec_zarr.stac.eopf import to_groups
     from tec_zarr.stac.load import from_stac
     from tec_zarr.stores.embed import embed_weights, use_embedded_weights
 
@@ -48,6 +49,7 @@ _HOME = {
     "recompress": "recompression.run",
     "prepare": "stac.canonical",
     "harmonize": "stac.canonical",
+    "to_groups": "stac.eopf",
     "from_stac": "stac.load",
     "simulate": "cubes.simulate",
     "inpaint_clouds": "inpaint.clouds",
@@ -82,6 +84,7 @@ __all__ = [
     "recompress",
     "simulate",
     "stack_bands",
+    "to_groups",
     "transcode",
     "unstack_bands",
     "use_embedded_weights",

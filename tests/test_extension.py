@@ -1,4 +1,4 @@
-"""docs/zarr-extension: what a pull request to zarr-extensions holds, compared with what we write."""
+"""docs/zarr-extension says what we write, as the registry of Zarr extensions asks for it."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 import xarray as xr
 
 from tec_zarr.codec.encode import check_unit
@@ -51,9 +52,12 @@ from tec_zarr.cubes.packing import (
     time_encoding,
 )
 from tec_zarr.errors import SecondGenerationWarning, SeparateBandsWarning, UnsupportedArrayError
+from tec_zarr.stores.packing_codecs import packing_codecs
 
 CONTAINER = "tec_compression"
 """Name of the scalar coordinate that describes the compression (`tec_zarr.cubes.provenance`)."""
+
+_Packing = Literal["cf", "codecs"]
 
 UNNAMED = "__xarray_dataarray_variable__"
 """Name that xarray gives in a store to an array without a name."""
@@ -71,6 +75,7 @@ def encoding(
     chunks: Mapping[str, int] | None = None,
     shards: bool = True,
     variables: Iterable[str] | None = None,
+    packing: _Packing = "cf",
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """Return the encoding to pass to ``to_zarr``: TEC for reflectance, lossless for all else.
@@ -93,6 +98,10 @@ def encoding(
         names Sentinel-2 bands, and those named like a band. If there are none, those with a band
         dimension without names. Variables with flags, with another ``standard_name``, or with a
         name such as ``scl``, ``mask`` or ``view_zenith`` are never taken by default.
+    packing : {"cf", "codecs"}
+        Who makes floats of packed integers when they are read: xarray, from CF attributes, or Zarr
+        itself, with its codecs ``scale_offset`` and ``cast_value`` behind TEC, as in EOPF
+        products. These need zarr 3.2 (``pip install 'tec_zarr[eopf]'``).
     {options}
 
     Returns
@@ -138,6 +147,10 @@ def encoding(
     """
     if zarr_format not in (2, 3):
         raise UnsupportedArrayError(f"zarr_format is {zarr_format}, it must be 2 or 3")
+    if packing not in get_args(_Packing):
+        raise UnsupportedArrayError(
+            f"packing is {packing!r}, it must be one of {', '.join(get_args(_Packing))}"
+        )
     bands = options.pop("bands", None)
     if bands is not None and not isinstance(bands, str):
         bands = tuple(bands)
@@ -163,7 +176,7 @@ def encoding(
             check_gop(spec)
             if not spec.is_lossless:
                 _warn_second_generation(name, da)
-            out[name] = _tec(name, da, spec, zarr_format, chunks, shards)
+            out[name] = _tec(name, da, spec, zarr_format, chunks, shards, packing)
         else:  # Text and scalars need an entry too: without one xarray keeps their old codecs.
             numbers = da.ndim and da.dtype.kind in "biufmM"
             out[name] = (_lossless(zarr_format) if numbers else {}) | _lossless_packing(da)
@@ -282,6 +295,7 @@ def _tec(
     zarr_format: int,
     chunks: Mapping[str, int] | None,
     shards: bool,
+    packing: _Packing,
 ) -> dict[str, Any]:
     order = [find_dim(da, names) for names in (TIME, BAND, Y, X)]
     present = tuple(d for d in order if d is not None)
@@ -296,7 +310,7 @@ def _tec(
     cf, packed = cf_packing(da, spec)
     _check_unit(da, spec if cf else packed, cf)
     spec = replace(packed, nodata=(*packed.fill_values, *_stored_nodata(da, cf)))
-    out |= cf
+    out |= cf if packing == "cf" else _behind_codecs(name, da, cf, zarr_format)
     arguments = spec.to_config()
     if zarr_format == 3:
         from tec_zarr.codec.zarr_codec import TECCodec
@@ -306,6 +320,20 @@ def _tec(
     from tec_zarr.codec.numcodecs_codec import TEC
 
     return out | {"compressors": TEC(**arguments), "filters": None}
+
+
+def _behind_codecs(
+    name: str, da: xr.DataArray, cf: Mapping[str, Any], zarr_format: int
+) -> dict[str, Any]:
+    """Return the encoding of floats that Zarr's codecs pack as ``cf`` says."""
+    if zarr_format != 3 or da.dtype.kind != "f" or "scale_factor" not in cf:
+        raise UnsupportedArrayError(
+            f"{name!r} cannot be packed by Zarr's codecs: that takes Zarr format 3, and "
+            "reflectance that fits uint16 without wrapping, in memory (ds.load()) or as it was "
+            'read from such integers. Leave out packing="codecs"'
+        )
+    return {"dtype": da.dtype, "_FillValue": np.nan, "fill_value": np.nan,
+            "filters": packing_codecs(cf)}  # fmt: skip
 
 
 def _check_unit(da: xr.DataArray, spec: ChunkSpec, cf: Mapping[str, Any]) -> None:

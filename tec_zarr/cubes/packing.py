@@ -15,6 +15,7 @@ from tec_zarr.bounds.request import NamedBounds
 from tec_zarr.codec.spec import DTYPES, ChunkSpec
 from tec_zarr.cubes.nodata import CF_KEYS, declared, unencoded
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
+from tec_zarr.stores.packing_codecs import packing_of
 
 _UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
@@ -152,12 +153,17 @@ def _in_stored_units(da: xr.DataArray, spec: ChunkSpec) -> ChunkSpec:
     return replace(packed_spec(replace(spec, max_error=None), *line), max_error=spec.max_error)
 
 
-def stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
-    """Return the CF keys of the integers from which xarray made the floats of ``da``.
+def read_packing(da: xr.DataArray) -> dict[str, Any]:
+    """Return ``da.encoding``, with the CF keys that say the same as its Zarr codecs."""
+    return {**da.encoding, **(packing_of(da.encoding.get("filters")) or {})}
 
-    None if ``da`` does not hold floats that xarray unpacked from integers.
+
+def stored_packing(da: xr.DataArray) -> dict[str, Any] | None:
+    """Return the CF keys of the integers from which xarray or Zarr made the floats of ``da``.
+
+    None if ``da`` does not hold floats that were unpacked from integers.
     """
-    stored = {k: da.encoding[k] for k in PACKING if da.encoding.get(k) is not None}
+    stored = {k: v for k, v in read_packing(da).items() if k in PACKING and v is not None}
     if da.dtype.kind != "f" or np.dtype(stored.get("dtype", "f4")).kind not in "iu":
         return None
     if da.encoding.get("_Unsigned"):  # The dtype in the encoding is signed, the integers are not.
@@ -184,10 +190,11 @@ def holds(
     are not computed: they fit only if they are as they were read, from the same packing.
     """
     if is_as_read(da):
-        fills, read = set(fill_values(packing)), set(fill_values(da.encoding))
+        was = read_packing(da)
+        fills, read = set(fill_values(packing)), set(fill_values(was))
         same = fills <= read and bool(fills) == bool(read)
-        same &= cf_line(da.encoding) == cf_line(packing)
-        return same and np.dtype(da.encoding.get("dtype", da.dtype)) == packing["dtype"]
+        same &= cf_line(was) == cf_line(packing)
+        return same and np.dtype(was.get("dtype", da.dtype)) == packing["dtype"]
     return da.chunks is None and _fits(da, packing, on_grid, slack)
 
 

@@ -22,6 +22,7 @@ from tec_zarr.cubes.provenance import describe, listing_of
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.stores.chunks import tec_spec
 from tec_zarr.stores.info import ATTRIBUTE, kept_bounds
+from tec_zarr.stores.packing_codecs import packing_of
 
 #: Keywords that are passed on to xarray's ``to_zarr`` unchanged.
 _PASSED_ON = ("safe_chunks", "align_chunks", "write_empty_chunks", "chunkmanager_store_kwargs")
@@ -202,8 +203,10 @@ def _check_values(name: str, array: zarr.Array, da: xr.DataArray) -> None:
                 "what is added with it are no whole numbers: write the store anew with "
                 ".tec.to_zarr or tec_zarr.encoding, which count microseconds"
             )
-    if da.dtype.kind == "f" and array.dtype.kind in "iu":
+    behind = packing_of(array.filters) if array.metadata.zarr_format == 3 else None
+    if da.dtype.kind == "f" and (array.dtype.kind in "iu" or behind):
         packing = {k: attrs[k] for k in PACKING if k in attrs} | {"dtype": array.dtype}
+        packing = packing if behind is None else behind
         if array.metadata.zarr_format == 2 and array.fill_value is not None:
             packing["_FillValue"] = array.fill_value
         spec = tec_spec(array)
@@ -258,7 +261,8 @@ def record(
         if tec_spec(array) is None or ATTRIBUTE not in array.attrs:
             continue
         found = {}
-        factor = float(array.attrs.get("scale_factor", 1))  # type: ignore[arg-type]
+        behind: dict[str, Any] = packing_of(array.filters) or dict(array.attrs)
+        factor = float(behind.get("scale_factor", 1))
         bounds = kept_bounds(array)
         if bounds:
             found["max_error_measured"] = listing_of(

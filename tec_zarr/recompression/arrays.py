@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import dask.array
@@ -29,11 +30,12 @@ from tec_zarr.cubes.dims import (
 from tec_zarr.cubes.encoding import encoding
 from tec_zarr.cubes.layout import CHUNK, SHARD_SIDE
 from tec_zarr.cubes.nodata import declared
-from tec_zarr.cubes.packing import bounds_in
+from tec_zarr.cubes.packing import bounds_in, cf_line, fill_values, packed_spec
 from tec_zarr.errors import RecompressError, UnsupportedArrayError
 from tec_zarr.recompression.settings import Settings
 from tec_zarr.sentinel2 import DN_PER_REFLECTANCE
 from tec_zarr.stores.chunks import tec_spec
+from tec_zarr.stores.packing_codecs import packing_of
 
 REGION_BYTES = 256 * 2**20
 """Largest size in memory that a region of reflectance grows to."""
@@ -151,9 +153,16 @@ def tec_storage(
         # Perhaps no chunk of a sensible size divides the source's chunks: ignore these. If the
         # error has another cause, it is raised again.
         storage = encoding(da.rename(name), **arguments)[name]
+    slot = "serializer" if settings.zarr_format == 3 else "compressors"
+    behind = packing_of(array.filters)
+    if behind is not None and settings.zarr_format == 3:
+        # The target's floats are made by the codecs of the source, so TEC gets the same integers.
+        spec = packed_spec(storage[slot], *cf_line(behind))
+        storage |= {slot: replace(spec, nodata=fill_values(behind)), "filters": array.filters}
+        _check_bounds(path, storage[slot], behind["scale_factor"])
+        return storage
     factor = attrs.get("scale_factor")
     if factor:
-        slot = "serializer" if settings.zarr_format == 3 else "compressors"
         storage[slot] = bounds_in(float(factor), storage[slot])
         _check_bounds(path, storage[slot], float(factor))
     return storage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,10 +12,12 @@ import zarr
 
 from tec_zarr.codec.bounded import within_bounds
 from tec_zarr.codec.spec import ChunkSpec
+from tec_zarr.cubes.packing import cf_line, fill_values
 from tec_zarr.errors import VerificationError
 from tec_zarr.frame.frame import default_scale
 from tec_zarr.metrics import PEAK
 from tec_zarr.recompression.plan import ArrayPlan
+from tec_zarr.stores.packing_codecs import packing_of
 
 Verify = Literal["sample", "full", "none"]
 
@@ -76,7 +78,11 @@ def verify_region(
             if not _equal(reference, decoded):
                 raise VerificationError("what was read back differs from the source")
             continue
-        errors = _dn_errors(array.spec, array.target.fill_value, reference, decoded)
+        fill, behind = array.target.fill_value, packing_of(array.target.filters)
+        if behind is not None:  # The settings are those of the integers behind the floats.
+            reference, decoded = (_packed(values, behind) for values in (reference, decoded))
+            fill = None
+        errors = _dn_errors(array.spec, fill, reference, decoded)
         squared += errors.squared
         compared += errors.compared
         worst = max(worst, errors.largest)
@@ -85,6 +91,14 @@ def verify_region(
             f"the PSNR of what was read back is {psnr_of(squared, compared):.1f} dB"
         )
     return verified, squared, compared, worst
+
+
+def _packed(values: np.ndarray, packing: Mapping[str, Any]) -> np.ndarray:
+    """Return the integers that Zarr's codecs store for floats, in the machine's byte order."""
+    factor, added = cf_line(packing)
+    whole = np.rint((values.astype(np.float64) - added) / factor)
+    fills = fill_values(packing)
+    return np.where(np.isnan(whole), fills[0] if fills else 0, whole).astype(packing["dtype"])
 
 
 class _Errors(NamedTuple):

@@ -18,6 +18,7 @@ from tec_zarr.cubes.geotiff import crs_of
 from tec_zarr.cubes.layout import rechunk
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import BANDS, DN_PER_REFLECTANCE, NODATA, band_names
+from tec_zarr.stac.eopf import flatten
 from tec_zarr.stac.offset import REMOVED, item_record, items_of_date, known_band, remove_offset
 
 __all__ = ["harmonize", "prepare", "to_reflectance"]
@@ -130,7 +131,7 @@ def to_reflectance(cube: xr.DataArray) -> xr.DataArray:
 def _gather(obj: Any, said: list[str]) -> tuple[xr.DataArray, xr.DataArray | None]:
     """Return the bands as one array (time, band, y, x), and the scene classes or None."""
     if isinstance(obj, xr.DataTree):
-        obj = _flatten_eopf(obj, said)
+        obj = flatten(obj, said)
     if isinstance(obj, xr.DataArray):
         dim = find_dim(obj, BAND)
         if dim is None or dim not in obj.coords:
@@ -220,44 +221,6 @@ def _ordered(da: xr.DataArray) -> xr.DataArray:
     if y is None or x is None:
         raise UnsupportedArrayError(f"no y and x among the dimensions {da.dims}")
     return da.transpose("time", *(["band"] if "band" in da.dims else []), y, x)
-
-
-def _flatten_eopf(tree: xr.DataTree, said: list[str]) -> xr.Dataset:
-    """Return the bands of the groups r10m, r20m and r60m on the finest grid.
-
-    The pixels of coarser bands are repeated.
-    """
-    found: dict[str, xr.DataArray] = {}
-    groups = sorted(tree.subtree, key=lambda node: node.name or "")
-    for node in groups:
-        for name, da in node.data_vars.items():
-            is_scl = str(name).lower() == "scl"
-            if not is_scl and "reflectance" not in node.path:
-                continue
-            key = "scl" if is_scl else known_band(str(name))
-            if key and da.ndim == 2:
-                found.setdefault(key, da)
-    bands = [found[b] for b in BANDS if b in found]
-    if not bands:
-        raise UnsupportedArrayError(
-            f"no group of {sorted(n.path for n in groups)} holds bands such as "
-            "/measurements/reflectance/r10m/b02"
-        )
-    finest = max(bands, key=lambda da: da.size)
-    y, x = find_dim(finest, Y), find_dim(finest, X)
-    placed = {}
-    for name, da in found.items():
-        if da.shape != finest.shape:
-            said.append(f"{name} of {da.shape[0]} x {da.shape[1]} pixels repeated on the grid")
-            da = da.reindex({y: finest[y], x: finest[x]}, method="nearest")
-        placed[name] = da.copy(deep=False)
-        placed[name].encoding = found[name].encoding
-    ds = xr.Dataset(placed)
-    when = tree.attrs.get("stac_discovery", {}).get("properties", {}).get("datetime")
-    if when is not None:
-        moment = np.datetime64(str(when).removesuffix("Z").split("+")[0], "ns")
-        ds = ds.assign_coords(time=moment)
-    return ds
 
 
 def _centre(image: xr.DataArray, said: list[str]) -> xr.DataArray:

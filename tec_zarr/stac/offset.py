@@ -18,6 +18,7 @@ import xarray as xr
 
 from tec_zarr.cubes.encoding import unpacking
 from tec_zarr.cubes.nodata import declared, is_nodata, nodata_values, unencoded
+from tec_zarr.cubes.packing import read_packing
 from tec_zarr.errors import TecError
 from tec_zarr.sentinel2 import (
     BASELINE_0400_OFFSET,
@@ -258,7 +259,7 @@ def _undo_scaling(
     """
     declared = [_declared(image, i, records) for i in range(image.sizes["time"])]
     raster = [None if d is None else round(-d[1] / d[0]) for d in declared]
-    packing = {**image.attrs, **image.encoding}
+    packing = {**image.attrs, **read_packing(image)}
     factor, added = packing.get("scale_factor"), packing.get("add_offset")
     if factor is not None:
         raster = [round(-float(added or 0) / float(factor))] * len(raster)

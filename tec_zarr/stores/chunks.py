@@ -18,6 +18,7 @@ from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import FormatError
 from tec_zarr.frame.frame import Header, SectionKind, read_head
 from tec_zarr.stores.objects import sync
+from tec_zarr.stores.packing_codecs import packing_of
 
 _NO_CHUNK = np.iinfo(np.uint64).max
 
@@ -117,7 +118,7 @@ def frame_heads(array: zarr.Array) -> Iterator[tuple[Header, list[SectionKind]]]
 
     Each comes with the kinds of the sections behind it.
     """
-    if not holds_frames(array):
+    if not _stores_frames(array):
         return
     whole = array.shards or array.chunks
     grid = [range(-(-n // step)) for n, step in zip(array.shape, whole, strict=True)]
@@ -158,7 +159,16 @@ def sharding_of(array: zarr.Array) -> ShardingCodec | None:
 
 
 def holds_frames(array: zarr.Array) -> bool:
-    """Whether each object is a TEC frame, or a shard of frames with its index at the end."""
-    sharding = sharding_of(array)
+    """Whether each object is a TEC frame, or a shard of frames with its index at the end.
+
+    False also for arrays behind other codecs: their frames hold other values than the array.
+    """
+    return _stores_frames(array) and len(codecs_of(array)) == 1
+
+
+def _stores_frames(array: zarr.Array) -> bool:
+    """As `holds_frames`, but also True for frames of integers that other codecs make floats of."""
+    codecs, sharding = codecs_of(array), sharding_of(array)
     end = sharding is None or sharding.index_location.value == "end"
-    return tec_spec(array) is not None and len(codecs_of(array)) == 1 and end
+    packed = len(codecs) == 1 or packing_of(codecs[:-1]) is not None
+    return tec_spec(array) is codecs[-1] and packed and end
