@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: bench demo test test-matrix test-quick lint wheel-check wheels readers readers-test readers-test-js
+.PHONY: bench demo test test-matrix test-quick lint wheel-check wheels readers readers-test
+.PHONY: readers-test-js
 .PHONY: readers-test-gdal conformance-kit conformance golden clean
 
 demo: $(VENV)/.demo
