@@ -1,7 +1,8 @@
 """Write the pages of numbers from benchmarks/results: python benchmarks/report.py [--check].
 
-``docs/benchmarks.md``, ``docs/when-not-to-use.md``, ``docs/scaling.md`` and the two parts of
-``README.md`` between comments are made here, and no number of a measurement in them is typed.
+``docs/benchmarks.md``, ``docs/when-not-to-use.md``, ``docs/scaling.md``, and the parts of
+``docs/browser.md`` and ``README.md`` between comments are made here, and no number of a measurement
+in them is typed.
 ``--check`` fails when one of them is not what the results say. A part that was not measured says
 so, and so does one that is not of the last full run (``run.json``).
 """
@@ -23,6 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 WHEN_NOT = ROOT / "docs" / "when-not-to-use.md"
 SCALING = ROOT / "docs" / "scaling.md"
+BROWSER = ROOT / "docs" / "browser.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- made by benchmarks/report.py -->", "<!-- end of what it makes -->"
 DEMO_BEGIN, DEMO_END = "<!-- printed, see benchmarks/demo.py -->", "<!-- end of what it prints -->"
@@ -58,20 +60,26 @@ def made() -> dict[Path, str]:
     """The files as the results say they should be."""
     parts = [rate_distortion, downstream, speed, system, bounded, family, elsewhere]
     head = ["# Benchmarks", "", last_run(), "", INTRODUCTION]
-    readme = README.read_text()
-    for begin, end, text in ((BEGIN, END, readme_part()), (DEMO_BEGIN, DEMO_END, demo())):
-        if text:
-            before, rest = readme.split(begin)
-            readme = before + begin + "\n" + text + end + rest.split(end)[1]
+    readme = between(README.read_text(), BEGIN, END, readme_part())
+    readme = between(readme, DEMO_BEGIN, DEMO_END, demo())
     found = {
         PAGE: "\n".join([*head, *(part() for part in parts)]),
         WHEN_NOT: when_not(),
+        BROWSER: between(BROWSER.read_text(), BEGIN, END, browser()),
         README: readme,
     }
     scaling, published, device = map(load, ("recompress", "reference_speed", "device"))
     if scaling and published and device:
         found[SCALING] = scaling_page.page(scaling, published, device, machine(scaling))
     return found
+
+
+def between(page: str, begin: str, end: str, text: str) -> str:
+    """A page with this text between two comments, or as it was where there is no text."""
+    if not text:
+        return page
+    before, rest = page.split(begin)
+    return before + begin + "\n" + text + end + rest.split(end)[1]
 
 
 INTRODUCTION = """Made by `python benchmarks/report.py` from `benchmarks/results/`; nothing here is typed. `make bench` measures everything again (`make bench QUICK=1`: corners of cubes and few levels, in minutes, into `build/bench`).
@@ -838,12 +846,50 @@ def _few_bands() -> str:
     )
 
 
+def browser() -> str:
+    """Decoding in WebAssembly, and the page of ``tec-zarr view``."""
+    results = load("browser")
+    if results is None:
+        return "Not measured here: there is no `browser.json`.\n"
+    decoding = [
+        [name, f"{row['native']:.3f}", f"{row['wasm']:.3f}", f"{row['ratio']:.1f}"]
+        for name, row in results["decoding"].items()
+    ]
+    pages = [
+        [
+            name, f"{statistics.median(row['seconds_each']):.1f}",
+            f"{min(row['seconds_each']):.1f}", f"{row['processor_seconds']:.1f}",
+            f"{row['megabytes_read']:.2f}",
+            f"{row['requests']:.0f}", f"{row['renderer_megabytes']:.0f}",
+        ]
+        for name, row in results["page"].items()
+    ]  # fmt: skip
+    loads = results["load_average_before"][0], results["load_average_after"][0]
+    return (
+        "Decoding a chunk of 4 dates, 12 bands, 256 x 256 pixels on one core, in processor "
+        "seconds:\n\n"
+        + table(["chunk", "native", "WebAssembly", "times as long"], decoding)
+        + "\nThe first picture, from opening the page in a new browser (1280 x 800) until all that "
+        "it shows is drawn; `demo` is the store of `tec-zarr demo`, `large` has 12 dates of 4096 x "
+        "4096 pixels. Memory and processor seconds are of the page's process, which has the "
+        "workers.\n\n"
+        + table(
+            ["store", "seconds, median", "fastest", "processor seconds", "MB read", "requests",
+             "memory, MB"],
+            pages,
+        )
+        + f"\n{machine(results)} {results['chromium'].split(' built')[0]}, Node.js "
+        f"{results['node']}. {loads[0]:.0f} to {loads[1]:.0f} processes wanted these cores when it "
+        "was measured: pages would take less on an idle machine.\n"
+    )
+
+
 def _readers() -> str:
     return (
         "## When others must read it without Python\n\nArrays of the default model are read by "
         "GDAL, and so by QGIS and R, in Zarr format 2 and with a plugin that is compiled for the "
         "GDAL at hand ([gdal.md](gdal.md)); by browsers and Node, in both formats "
-        "([readers/js](../readers/js/README.md)); by C programs ([readers/c]"
+        "([browser.md](browser.md), which also shows stores); by C programs ([readers/c]"
         "(../readers/c/tec_decode.c)). `make conformance-kit` is for writers of other readers. "
         "Everything else knows no codec `tec`: GDAL in format 3, other Zarr libraries, and xarray "
         "where tec_zarr is not installed, which then cannot open a group that holds a TEC array. "

@@ -27,7 +27,7 @@ export function linesOf(series, view, { bands, scale, offset }) {
     ({ name: bands[band], colour: COLOURS[view.kind][i], values: series.map((date) => value(date, band)) }));
 }
 
-const text = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(Math.abs(value) >= 10 ? 1 : 3));
+const text = (value) => (Number.isInteger(value) || Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(Math.abs(value) >= 10 ? 1 : 3));
 
 /** Draws lines over dates; the current date is marked. Dates lie as far apart as they are, if known. */
 export function drawCurve(svg, lines, labels, current) {

@@ -18,6 +18,8 @@
 #if defined(__linux__)
 #include <sys/auxv.h>
 #endif
+#elif defined(__wasm_simd128__)
+#include <wasm_simd128.h>
 #endif
 
 #define HALF 3       /* fours of inputs of the first layer that narrow kernels add in 16 bits */
@@ -54,7 +56,24 @@ static void take_logs_plain(const Net *net, const int16_t *sums, size_t count, u
  * compilers make vectors of as many units as they can. */
 static inline void add_two(int32_t *sums, const int16_t (*weights)[HIDDEN], int16_t a, int16_t b) {
     if (!(a | b)) return;
+#ifdef __wasm_simd128__ /* has products of two and two numbers, added: the weights lie in pairs */
+    const v128_t two = wasm_i32x4_splat(a | b << 16);
+    const int16_t *of_unit = *weights;
+    for (int i = 0; i < HIDDEN; i += 4, of_unit += 8)
+        wasm_v128_store(sums + i, wasm_i32x4_add(wasm_v128_load(sums + i),
+                                                 wasm_i32x4_dot_i16x8(two, wasm_v128_load(of_unit))));
+#else
     for (int i = 0; i < HIDDEN; i++) sums[i] += (int16_t)(weights[0][i] * a + weights[1][i] * b);
+#endif
+}
+
+/* Where the weight of an input for a unit lies among those that add_two takes. */
+static int wide_at(int input, int unit) {
+#ifdef __wasm_simd128__
+    return (input / 2 * HIDDEN + unit) * 2 + input % 2;
+#else
+    return input * HIDDEN + unit;
+#endif
 }
 
 static void evaluate_plain(const Net *net, const uint8_t (*still)[STILL_INPUTS],
@@ -445,12 +464,12 @@ static void lay_out(Net *net, const Context *c, const Kernel *kernel) {
         for (int q = 0; q < QUADS; q++)
             for (int j = 0; j < 4; j++) {
                 int16_t weight = c->first[input_at(4 * q + j)][unit];
-                net->wide_first[4 * q + j][p] = weight, net->first[q][p][j] = (int8_t)weight;
+                ((int16_t *)net->wide_first)[wide_at(4 * q + j, p)] = weight, net->first[q][p][j] = (int8_t)weight;
             }
         for (int q = 0; q < HIDDEN / 4; q++)
             for (int j = 0; j < 4; j++) {
                 int16_t weight = c->second[p][deal[4 * q + j]];
-                net->wide_second[4 * q + j][p] = weight, net->second[q][p][j] = (int8_t)weight;
+                ((int16_t *)net->wide_second)[wide_at(4 * q + j, p)] = weight, net->second[q][p][j] = (int8_t)weight;
             }
         /* The second layer has half of the first one's activations. */
         net->second_bias[p] = c->second_bias[p] >> 1;

@@ -65,7 +65,7 @@ typedef void TakeLogs(const Net *net, const int16_t *sums, size_t count, uint8_t
 struct Net {
     int8_t first[QUADS][HIDDEN][4];       /* still inputs in the order of still_at, then the scan's */
     int8_t second[HIDDEN / 4][HIDDEN][4];
-    int16_t wide_first[4 * QUADS][HIDDEN], wide_second[HIDDEN][HIDDEN]; /* the same, [input][unit] */
+    int16_t wide_first[4 * QUADS][HIDDEN], wide_second[HIDDEN][HIDDEN]; /* the same, see wide_at */
     int16_t fixed[FIXED_INPUTS][HIDDEN];  /* weights of the first layer */
     int32_t first_bias[HIDDEN];
     int32_t base[HIDDEN];                 /* of the plane: bias and fixed inputs */

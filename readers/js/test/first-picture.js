@@ -6,14 +6,15 @@ import { readdirSync, readFileSync } from "node:fs";
 
 import { launch } from "./chromium.js";
 
-/** Bytes that the processes of pages held at most, by their number. */
+/** Of the processes of pages, by number: bytes that they held at most, and processor seconds. */
 function renderers() {
   const found = new Map();
   for (const pid of readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
     try {
       if (!readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("--type=renderer")) continue;
       const [, most] = /VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "utf8"));
-      found.set(pid, 1024 * most);
+      const [user, system] = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1].split(" ").slice(11, 13);
+      found.set(pid, { bytes: 1024 * most, seconds: (Number(user) + Number(system)) / 100 });
     } catch {
       // it has ended
     }
@@ -32,9 +33,10 @@ try {
   await page.waitForFunction(() => performance.getEntriesByName("drawn").length, null, { timeout: 120_000 });
   const seconds = await page.evaluate(() => performance.getEntriesByName("drawn")[0].startTime / 1000);
   const [, megabytes, requests] = /^([\d.]+) MB read in (\d+)/.exec(await page.textContent("#traffic"));
-  const memory = [...renderers()].filter(([pid]) => !before.has(pid)).reduce((sum, [, bytes]) => sum + bytes, 0);
+  const own = [...renderers()].filter(([pid]) => !before.has(pid)).map(([, process]) => process);
+  const sum = (what) => own.reduce((all, process) => all + process[what], 0);
   const read = { megabytes_read: Number(megabytes), requests: Number(requests) };
-  console.log(JSON.stringify({ seconds, ...read, renderer_megabytes: memory / 1e6 }));
+  console.log(JSON.stringify({ seconds, ...read, renderer_megabytes: sum("bytes") / 1e6, processor_seconds: sum("seconds") }));
 } finally {
   await browser.close();
   server.kill();
