@@ -34,7 +34,6 @@ wheel-check: $(VENV)/.test
 	rm -rf build/wheel && mkdir -p build/wheel
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/pip install --quiet $(TORCH)
 	build/wheel/venv/bin/pip install --quiet build/wheel/*.whl
 	cd build/wheel && venv/bin/tec-zarr demo
 
@@ -79,10 +78,9 @@ fuzz: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-# The lowest versions of what we depend on, torch excepted: no older CPU build is to be had here.
+# The lowest versions of what we depend on.
 min-versions: $(VENV)/.test
 	$(PYTHON) -m venv build/min
-	build/min/bin/pip install --quiet $(TORCH)
 	build/min/bin/pip install --quiet -r tests/minimum-versions.txt pytest hypothesis
 	build/min/bin/pip install --quiet --no-deps --editable .
 	build/min/bin/python -m pytest tests/test_stream.py tests/test_mask.py tests/test_chunk.py \
@@ -91,8 +89,7 @@ min-versions: $(VENV)/.test
 # Zarr format 2 in zarr 2.18, which cannot live in one environment with zarr 3.
 zarr2:
 	$(PYTHON) -m venv build/zarr2
-	build/zarr2/bin/pip install --quiet $(TORCH)
-	build/zarr2/bin/pip install --quiet 'zarr<3' 'numcodecs<0.16' constriction safetensors tqdm
+	build/zarr2/bin/pip install --quiet 'zarr<3' 'numcodecs<0.16' tqdm
 	build/zarr2/bin/python tests/zarr2_check.py
 
 # Our modules against the public reference implementation; makes an environment for it.
@@ -119,7 +116,8 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet $(TORCH)
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+$(VENV)/.demo: pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[plots]'
 	touch $@
 

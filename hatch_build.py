@@ -1,19 +1,17 @@
 """Compile the core when the package is installed.
 
 The core (`_core.so`, `.dylib` or `.dll`) is portable C11 and everything needs it: without a
-compiler the installation fails and says why. The decoder of the temporal models' latents
-(`_s2.so`) is for x86-64 processors; elsewhere torch does the same.
+compiler the installation fails and says why.
 
 The page of ``tec-zarr view`` goes into the wheel if ``make readers`` has made it.
 
 With ``TEC_ZARR_TARGET=manylinux_2_17_aarch64`` (or another of `TARGETS`) the wheel is for that
-platform: ``zig cc`` of the package ziglang compiles its core. It has no `_s2.so`.
+platform: ``zig cc`` of the package ziglang compiles its core.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -26,7 +24,6 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NATIVE = "tec_zarr/native"
 PAGE = "tec_zarr/face/page"  # of `tec-zarr view`: `make readers` makes it
-LATENTS = (f"{NATIVE}/_s2.so", [f"{NATIVE}/s2.c"])
 # Every operation on floats is rounded by itself: the results are the same everywhere.
 OPTIONS = (
     "-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fwrapv", "-fPIC", "-shared",
@@ -59,8 +56,7 @@ class NativeHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile the libraries, here or for another platform."""
         del version
-        found = sorted(Path(self.root, NATIVE).glob("*.c"))
-        sources = [f"{NATIVE}/{path.name}" for path in found if path.name != "s2.c"]
+        sources = [f"{NATIVE}/{c.name}" for c in sorted(Path(self.root, NATIVE).glob("*.c"))]
         build_data["artifacts"].append(f"{PAGE}/**")
         tag = os.environ.get("TEC_ZARR_TARGET")
         if tag:
@@ -76,9 +72,6 @@ class NativeHook(BuildHookInterface):
         core = f"{NATIVE}/_core{SUFFIXES.get(sys.platform, '.so')}"
         self._compile(core, sources)
         build_data["artifacts"].append(core)
-        if os.name == "posix" and platform.machine() in ("x86_64", "amd64", "AMD64"):
-            self._compile(*LATENTS)
-            build_data["artifacts"].append(LATENTS[0])
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data.update(pure_python=False, tag=f"py3-none-{tag}")
 

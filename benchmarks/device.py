@@ -28,8 +28,6 @@ from environment import ROOT, commit, environment
 from torch import nn
 
 from tec_zarr.cubes import synthetic
-from tec_zarr.entropy.range_coder import SymbolEncoder
-from tec_zarr.entropy.tables import Tables, integer_table
 from tec_zarr.models.protocol import Encoded, Model
 from tec_zarr.models.registry import get_model
 from tec_zarr.terracodec.codec import FamilyModel
@@ -41,7 +39,6 @@ MODELS: dict[str, type[nn.Module]] = {
     "fp": FactorizedPrior, "elic": ELIC, "tt": TemporalTransformer,
 }  # fmt: skip
 QUALITY = 4.0
-CODED_SYMBOLS = 2_000_000
 """Symbols that the range coder is timed on."""
 
 
@@ -73,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         **environment(),
         "device": torch.cuda.get_device_name(),
         "chunk": list(cubes[0].shape),
-        "limits": {**copying(cubes[0]), **range_coding()},
+        "limits": copying(cubes[0]),
         "rows": rows,
     }
     options.out.mkdir(parents=True, exist_ok=True)
@@ -163,23 +160,6 @@ def copying(cube: np.ndarray) -> dict[str, float]:
         seconds = (time.perf_counter() - start) / 10
         out[f"{name}_GB_per_s"] = round(host.nbytes / 1e9 / seconds, 2)
     return out
-
-
-def range_coding() -> dict[str, float]:
-    """Million symbols per second that one core's range coder takes, 16 tables."""
-    spreads = np.linspace(0.5, 8, 16)[:, None]
-    tables = Tables(
-        np.stack([integer_table(row) for row in np.exp(-np.abs(np.arange(-40, 41)) / spreads)])
-    )
-    rng = np.random.default_rng(0)
-    index = rng.integers(0, 16, CODED_SYMBOLS).astype(np.uint8)
-    symbols = np.rint(rng.laplace(0, spreads[index, 0])).astype(np.int32)
-    start = time.process_time()
-    coder = SymbolEncoder(tables)
-    coder.put(symbols, index)
-    coder.finish()
-    seconds = time.process_time() - start
-    return {"range_coder_Msymbols_per_s": round(CODED_SYMBOLS / 1e6 / seconds, 1)}
 
 
 if __name__ == "__main__":

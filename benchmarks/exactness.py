@@ -2,14 +2,11 @@
 
     python benchmarks/exactness.py
 
-Four parts, written to ``exactness.json``:
+Three parts, written to ``exactness.json``:
 
-- the test matrix of ``tests/test_exactness.py`` on larger cubes: table indexes of tec-s2 that were
-  compared between CPU settings, how many differ; deviation of the continuous indexes of a small
-  ELIC on their way through a stream; share of pixels that differ;
-- time of tec-s2's entropy networks with int8 and float64 sums, and of its analysis in
-  whole numbers and in float32;
-- bytes of tec-s2's streams against the information content under its integer tables;
+- the test matrix of ``tests/test_exactness.py`` on larger cubes: checksums of the embedded models
+  that were compared between CPU settings, how many differ; deviation of the continuous indexes of
+  a small ELIC on their way through a stream; share of pixels that differ;
 - bytes of ELIC's ledgers, and time of a TT entropy network in whole numbers and in float32.
 
 Times are processor seconds of one thread, the best of three: the machine may be busy. Run it with
@@ -31,18 +28,14 @@ import torch
 from environment import ROOT, commit, environment
 
 from tec_zarr.cubes import synthetic
-from tec_zarr.entropy import range_coder
 from tec_zarr.models.registry import get_model
-from tec_zarr.networks import image as s2
-from tec_zarr.networks.transform import blocks_of, overlapped, with_margin
-from tec_zarr.networks.walk import Layer
 from tec_zarr.terracodec.exact import exact
 from tec_zarr.terracodec.ledger import EPSILON, LedgerWriter
 from tec_zarr.terracodec.tt import EntropyTransformer
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from exactness_worker import walk
+from exactness_worker import EMBEDDED
 from test_exactness import SETTINGS, run_settings
 from test_family_codec import codec, scene
 
@@ -61,7 +54,7 @@ def matrix(size: int) -> dict:
     """Compare all settings with the first one that decoded the same frame."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # Ten bands: for tec-s2 only. Twelve: for every model.
+        # Ten bands: for the embedded models only. Twelve: for every model.
         wide = synthetic.cube(dates=2, size=size, seed=3, nodata_edge=False).values[:, :10]
         small = synthetic.cube(dates=2, size=72, seed=11).values
         np.savez(folder / "cubes.npz", wide=wide, small=small)
@@ -76,10 +69,9 @@ def matrix(size: int) -> dict:
                 frame,
                 (item, result["arrays"][frame], result["arrays"][f"continuous {frame}"]),
             )
-            if first is not item and item["model"] == "tec-s2":
-                compared += item["indexes"] + item["walked"]
-                same = (item["latents"], item["walk"]) == (first["latents"], first["walk"])
-                differ += 0 if same else item["indexes"]
+            if first is not item and item["model"] in EMBEDDED:
+                compared += item["indexes"]
+                differ += 0 if item["latents"] == first["latents"] else item["indexes"]
             here = result["arrays"][f"continuous {frame}"]
             if first is not item and here.size:
                 deviation = max(deviation, float(np.abs(here - indexes).max()))
@@ -102,90 +94,10 @@ def matrix(size: int) -> dict:
         )
     return {
         "settings": rows,
-        "tec_s2_indexes_compared": compared,
-        "tec_s2_indexes_that_differ": differ,
+        "checksums_of_embedded_models_compared": compared,
+        "that_differ": differ,
         "epsilon": EPSILON,
     }
-
-
-@torch.inference_mode()
-def s2_time(cube: np.ndarray) -> dict:
-    """Seconds per megapixel and date of the networks that decide tables, by arithmetic."""
-    model = get_model("tec-s2")
-    count, height, width = cube.shape[1:]
-    (section,) = model.encode(cube, 6.0, None).sections
-    units, context = model.decode_latents(section, (count, height, width), 6.0)
-    latents = torch.from_numpy(units)[None]
-    layers = [
-        layer
-        for part in (*model.coder.entropy.coarse, *model.coder.entropy.fine)
-        for layer in vars(part).values()
-        if isinstance(layer, Layer)
-    ]
-    megapixels = height * width / 1e6
-
-    def drain() -> None:
-        for _ in walk(model.coder.entropy, context.condition, latents, height // 8, width // 8):
-            pass
-
-    def run() -> float:
-        return seconds(drain)
-
-    found = {}
-    int8 = layers[0].exact_int8
-    found["int8_is_used_here"] = int8
-    try:
-        if int8:
-            found["int8"] = run() / megapixels
-        for layer in layers:
-            layer.exact_int8 = False
-        found["float64"] = run() / megapixels
-    finally:
-        for layer in layers:
-            layer.exact_int8 = int8
-    components, condition = torch.randn(12, height, width, dtype=torch.float64), context.condition
-    image, inside = with_margin(12, height // 8, width // 8, torch.float64)
-
-    def analysis() -> None:
-        inside.copy_(components)
-        overlapped(image, model.net.analysis_overlap.double())
-        blocks = blocks_of(inside).permute(1, 3, 0, 2, 4).reshape(-1, 12 * 64)
-        model.analysis(blocks, context.quality, condition, width // 8)
-
-    found["analysis whole numbers"] = seconds(analysis) / megapixels
-    single, quality = components[None].float(), context.quality.float()
-    found["analysis float32"] = (
-        seconds(lambda: model.net.analyse(single, quality, condition)) / megapixels
-    )
-    return found
-
-
-def s2_bits(cube: np.ndarray) -> list[dict]:
-    """Bytes written against the information content under the tables."""
-    model, rows = get_model("tec-s2"), []
-    for quality in (2.0, 4.0, 6.0):
-        bits = 0.0
-
-        class Counting(range_coder.SymbolEncoder):
-            def put(self, symbols: np.ndarray, index: np.ndarray) -> None:
-                nonlocal bits
-                reach = self.tables.bits.shape[1] // 2
-                bits += self.tables.bits[index, np.clip(symbols, -reach, reach) + reach].sum()
-                super().put(symbols, index)
-
-        plain, s2.SymbolEncoder = s2.SymbolEncoder, Counting
-        try:
-            encoded = model.encode(cube, quality, None)
-        finally:
-            s2.SymbolEncoder = plain
-        rows.append(
-            {
-                "quality": quality,
-                "bytes": sum(map(len, encoded.sections)),
-                "information_bytes": bits / 8,
-            }
-        )
-    return rows
 
 
 def ledger() -> dict:
@@ -236,13 +148,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cube = synthetic.cube(dates=1, size=256, seed=1, nodata_edge=False).values.astype(np.float32)
     report = {
         **environment(),
         "commit": commit(),
         "weights_sha256": get_model("tec-s2").weights_sha256,
-        "tec_s2_seconds_per_megapixel": s2_time(cube),
-        "tec_s2_bits": s2_bits(cube),
         "elic_ledger": ledger(),
         "tt_seconds": tt_time(),
         "matrix": matrix(options.size),

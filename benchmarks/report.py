@@ -387,7 +387,7 @@ def _speed(results: dict) -> list[str]:
     return [
         f"One core, processor time of a (1, 12, 256, 256) chunk: {results['definition']}. "
         f"{machine(results)} TEC's decoder was {'' if results.get('compiled') else 'not '}compiled "
-        "(*tec in torch*: what it takes where there is no compiler).",
+        "(*tec in torch*: what it took where there was no compiler).",
         "",
         "`python benchmarks/speed.py`. The codecs take turns in one process, so that a busy",
         "machine slows all of them; TEC to OpenJPEG and JPEG XL at equal PSNR:",
@@ -754,7 +754,7 @@ SHOCKS = """\
 ## When something is in one band alone, or in one pixel
 
 Bits go where the energy is. Measured once by hand, on training cubes (low sun, classes and \
-speckle with the weights `029756bd`):
+speckle, with the weights before `bebb0fc4`):
 
 - **Point targets.** A model flattens a single bright pixel in one band. The embedded models \
 therefore list exactly what misses by more than 7 times the RMS error of the chunk, and of the \
@@ -764,11 +764,9 @@ of those of +1,500 DN 42, 54, 66, 94, 97, 99 and 92 %; of those of +3,000 DN 85,
 100 %. The others lie among edges and bright roofs. The lists take 0.2 to 0.4 % of the bytes up to \
 quality 4, and 0.04 % at 6. A target in a cluster of like ones (a solar park, a fire front) is \
 texture, and is not listed: a bound (`max_error=`) holds everywhere. Published models list nothing.
-- **More than 12 bands.** `tec-s2` keeps every band; what is faint needs quality: made-up cirrus \
-in B10 of an L1C cube correlates 0.2 with itself at quality 2, 0.7 at 4 and 0.997 at 8. The \
-temporal and flexible models code 12 combinations of bands, so that what is in B10 alone is lost \
-at every quality. Encoding with them warns (`UnsuitedDataWarning`); `max_error={"B10": 20}` keeps \
-it.
+- **More than 12 bands.** The embedded models keep every band; what is faint needs quality: \
+made-up cirrus in B10 of an L1C cube correlates 0.2 with itself at quality 2, 0.7 at 4 and 0.997 \
+at 8. `max_error={"B10": 20}` keeps it.
 - **Low sun.** The error is in DN, not in per cent. Of a scene divided by 20 the error is 0.3 \
 to 1.9 times the spread of a band at quality 4 (median 0.6), 0.1 to 0.7 at quality 8. Ask for a \
 bound.
@@ -886,14 +884,14 @@ def browser() -> str:
 
 def _readers() -> str:
     return (
-        "## When others must read it without Python\n\nArrays of the default model are read by "
+        "## When others must read it without Python\n\nArrays of the embedded models are read by "
         "GDAL, and so by QGIS and R, in Zarr format 2 and with a plugin that is compiled for the "
         "GDAL at hand ([gdal.md](gdal.md)); by browsers and Node, in both formats "
         "([browser.md](browser.md), which also shows stores); by C programs ([readers/c]"
         "(../readers/c/tec_decode.c)). `make conformance-kit` is for writers of other readers. "
         "Everything else knows no codec `tec`: GDAL in format 3, other Zarr libraries, and xarray "
         "where tec_zarr is not installed, which then cannot open a group that holds a TEC array. "
-        "The temporal, flexible and published models need Python and torch. Keep TEC arrays in a "
+        "The published models need Python and torch. Keep TEC arrays in a "
         "group of their own, or serve them decoded (`tec-zarr decode`, the examples).\n"
     )
 

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from unittest import mock
 
 import imagecodecs
 import numcodecs
@@ -31,7 +30,7 @@ from environment import DATA, ROOT, Scene, commit, environment, scenes
 
 from tec_zarr import metrics, native
 from tec_zarr.compare import classical
-from tec_zarr.models.registry import find_model, get_model
+from tec_zarr.models.registry import find_model
 
 PSNRS = (36, 40, 42, 44, 46)
 TOLERANCE = 0.1
@@ -120,20 +119,6 @@ def codecs() -> list[Timed]:
             len,
             1,
             8,
-        ),
-        *(
-            [
-                Timed(
-                    "tec in torch",
-                    lambda scene, level: TEC(quality=level, bands=scene.bands).encode(scene.dn),
-                    _decode_in_torch,
-                    len,
-                    1,
-                    8,
-                )
-            ]
-            if native.library()
-            else []
         ),
         Timed(
             "jpeg2000",
@@ -251,29 +236,12 @@ def find_level(codec: Timed, chunk: Scene, target: float) -> tuple[float, float]
     return nearest
 
 
-def _decode_in_torch(data: bytes, scene: Scene) -> np.ndarray:
-    """What decoding takes where there was no compiler."""
-    from tec_zarr.codec.numcodecs_codec import TEC
-    from tec_zarr.networks.image import TecS2
-
-    model = get_model("tec-s2")
-    assert isinstance(model, TecS2)
-    with (
-        mock.patch.object(model.coder, "compiled", None),
-        mock.patch.object(model.synthesis, "library", None),
-    ):
-        return TEC().decode(data)
-
-
 def _total(streams: Sequence[bytes]) -> int:
     return sum(map(len, streams))
 
 
 def _one_core() -> None:
-    """Pin the process to one core and torch to one thread."""
-    import torch
-
-    torch.set_num_threads(1)
+    """Pin the process to one core."""
     if hasattr(os, "sched_setaffinity"):  # Linux only
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 

@@ -5,7 +5,7 @@
 Bits at equal PSNR (all bands, clipped to 0-10,000 DN, peak 10,000; all bytes counted) of
 ``tec-tt-s2`` against ``tec-s2`` and against x265 and KLT + x265 over time, in one run, on the
 seasonal evaluation cubes (4 dates, 256 x 256) and on the dense series that were held out of
-training; these once with all their dates and once without the cloudy ones. And of every step of
+training; these once with all their dates and once without the cloudy ones. And of layers of
 ``tec-flex-s2``, encoded once and cut, against the first two. Writes
 ``temporal.json`` and, from it, ``docs/temporal.md``.
 """
@@ -41,12 +41,12 @@ HELD_OUT = {
     "openeo-photovoltaic__S2-2022-2011": ("solar park", 0),
     "presto-worldcereal__belgium-12m": ("monthly composites", 0),
 }
-"""Kept out of training (tec_zarr/training/train_series.py), with the first date that was."""
+"""Kept out of trainings of temporal models, with the first date that was."""
 CHUNK = 12
 """Dates of a chunk of the dense series."""
-TEMPORAL = ("tec-tt-s2", "tec-flex-s2")
-FLEX_QUALITY = 6.0
-"""What streams are made of that are then cut: 12 steps."""
+OURS = ("tec-tt-s2", "tec-flex-s2", "tec-s2")
+FLEX_LAYERS = {2.5: (5.0, 1), 3.5: (6.0, 2), 4.5: (7.0, 2), 5.0: (5.0, 2), 6.0: (6.0, 3)}
+"""Layers by their quality: the quality of the stream that is cut, and how many layers are kept."""
 CLOUDY_BLUE = 1600.0
 """A date whose mean in B02 (DN) is above this is cloudy."""
 GOPS = (1, 2, 4, 6, 12)
@@ -85,18 +85,19 @@ def in_chunks(code: Callable, scene: Scene, level: float) -> tuple[int, np.ndarr
 
 
 def flexible(scene: Scene) -> Callable[[float], tuple[int, np.ndarray]]:
-    """A code of steps: the scene encoded once, each step cut from that."""
+    """A code of layers: the scene encoded once for each stream, each layer cut from that."""
     from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
     from tec_zarr.stores.transcode import transcode_chunk
 
-    frames: list[bytes] = []
+    frames: dict[float, list[bytes]] = {}
 
-    def code(steps: float) -> tuple[int, np.ndarray]:
-        if not frames:
-            spec = ChunkSpec("tec-flex-s2", FLEX_QUALITY, bands=scene.bands)
+    def code(quality: float) -> tuple[int, np.ndarray]:
+        top, layers = FLEX_LAYERS[quality]
+        if top not in frames:
+            spec = ChunkSpec("tec-flex-s2", top, bands=scene.bands)
             firsts = range(0, len(scene.dn), CHUNK)
-            frames.extend(encode_chunk(scene.dn[first : first + CHUNK], spec) for first in firsts)
-        parts = [transcode_chunk(frame, int(steps)) for frame in frames]
+            frames[top] = [encode_chunk(scene.dn[i : i + CHUNK], spec) for i in firsts]
+        parts = [transcode_chunk(frame, layers) for frame in frames[top]]
         return sum(map(len, parts)), np.concatenate([decode_chunk(part) for part in parts])
 
     return code
@@ -120,7 +121,7 @@ def curve(code: Callable[[float], tuple[int, np.ndarray]], levels, scene: Scene)
 
 
 def measure(scene: Scene, quick: bool, known: dict[str, list]) -> dict:
-    """Curves of every codec on one scene; of ``known`` ones but the temporal models' as they are.
+    """Curves of every codec on one scene; of ``known`` ones but ours as they are.
 
     What a codec makes of the same pixels does not change; its times do, and are not compared.
     """
@@ -128,7 +129,7 @@ def measure(scene: Scene, quick: bool, known: dict[str, list]) -> dict:
     temporal = {"model": "tec-tt-s2", "dates": CHUNK}
     codecs = {
         "tec-tt-s2": (lambda q: code_tec(scene, q, **temporal), QUALITIES[::step]),
-        "tec-flex-s2": (flexible(scene), range(1, int(2 * FLEX_QUALITY) + 1, step)),
+        "tec-flex-s2": (flexible(scene), list(FLEX_LAYERS)[::step]),
         "tec-s2": (lambda q: code_tec(scene, q, dates=CHUNK), QUALITIES[::step]),
     }
     for name, code in (
@@ -140,7 +141,7 @@ def measure(scene: Scene, quick: bool, known: dict[str, list]) -> dict:
         codecs[name] = (lambda qp, code=code: in_chunks(code, scene, qp), STEPS_OF_X265[::step])
     curves = {
         name: known[name]
-        if name in known and name not in TEMPORAL
+        if name in known and name not in OURS
         else curve(code, levels, scene)
         for name, (code, levels) in codecs.items()
     }
@@ -153,9 +154,9 @@ def compared(curves: dict[str, list]) -> dict:
         for name, points in curves.items()
     }
     mine = pairs["tec-tt-s2"]
-    others = [name for name in pairs if name not in TEMPORAL]
+    others = [name for name in pairs if name not in OURS[:2]]
     steps = [
-        {"step": int(point["level"]), "psnr": point["psnr"]}
+        {"layer": int(FLEX_LAYERS[point["level"]][1]), "psnr": point["psnr"]}
         | {
             name: float(point["bpppb"] / metrics.bits_at(pairs[name], point["psnr"])[0])
             for name in ("tec-tt-s2", "tec-s2")
@@ -167,10 +168,6 @@ def compared(curves: dict[str, list]) -> dict:
         "ratio": {name: metrics.bits_ratio(mine, pairs[name], PSNRS) for name in others},
         "bd_rate_percent": {name: metrics.bd_rate(mine, pairs[name]) for name in others},
         "flexible": steps,
-        "flexible_ratio": {
-            name: metrics.bits_ratio(pairs["tec-flex-s2"][1::2], pairs[name], PSNRS)
-            for name in ("tec-tt-s2", "tec-s2")
-        },
         "to_image_model_at": dict(
             zip(
                 map(str, TABLE_PSNRS),
@@ -184,11 +181,20 @@ def compared(curves: dict[str, list]) -> dict:
     }
 
 
+def references(section: bytes, date: int) -> list[int]:
+    """The dates that a section of ``tec-tt-s2`` refers to (docs/format-tec-tt-s2.md)."""
+    bits, found = "".join(f"{byte:08b}" for byte in section[1:12]), []
+    for _ in range(section[0] & 3):
+        ones, bits = bits.index("0"), bits[bits.index("0") + 1 :]
+        number, bits = (ones << 2) + int(bits[:2], 2), bits[2:]
+        found.append(date - (-((number + 1) // 2) if number % 2 else number // 2))
+    return found
+
+
 def key_dates(scene: Scene, quality: float = 4.0) -> list[dict]:
     """Bytes, and dates decoded on average for one date, by ``gop``."""
     from tec_zarr import ChunkSpec, encode_chunk
     from tec_zarr.frame.frame import SectionKind, read_frame
-    from tec_zarr.models.temporal_section import parse
 
     rows = []
     for gop in GOPS:
@@ -199,10 +205,7 @@ def key_dates(scene: Scene, quality: float = 4.0) -> list[dict]:
             frame = encode_chunk(chunk, spec)
             size += len(frame)
             sections = read_frame(frame).payloads(SectionKind.LATENTS)
-            uses = [
-                {r.date for r in parse(section, date, chunk.shape).references}
-                for date, section in enumerate(sections)
-            ]
+            uses = [set(references(section, date)) for date, section in enumerate(sections)]
             for date in range(len(uses)):
                 reached, waiting = {date}, [date]
                 while waiting:
@@ -240,8 +243,7 @@ def page(results: dict) -> str:
         f"dB where both curves reach, all bytes counted, BD-rate in brackets. Seasonal cubes are "
         f"one chunk of four dates; dense series were held out of training and are cut into the "
         f"same chunks of {CHUNK} dates for every codec. Below 1 the temporal model needs fewer "
-        "bits. `tec-s2` is here the image model of weights `029756bd`, on which `tec-tt-s2` is "
-        "built, and not today's.",
+        "bits.",
         "",
         "| series | shape | " + " | ".join(others) + " |",
         "| --- | --- | " + " | ".join("---:" for _ in others) + " |",
@@ -263,28 +265,24 @@ def page(results: dict) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"**Flexible.** `tec-flex-s2` encoded once at quality {FLEX_QUALITY:g} and cut to each of "
-        f"its {int(2 * FLEX_QUALITY)} steps: bits at equal PSNR over those of `tec-tt-s2` and of "
-        "the image model, which are encoded anew for every quality. Even steps are whole "
-        "qualities, odd ones half of the channel groups of the next. Geometric mean of the curve "
-        "through the even steps, and the extremes of single steps, from 36 to 46 dB.",
+        "**Flexible.** Layers of `tec-flex-s2`, encoded once at quality 5, 6 or 7 and cut: bits at "
+        "equal PSNR over those of `tec-tt-s2` and of the image model, which are encoded anew for "
+        "every quality. Least and most of the layers between 36 and 46 dB, by how many layers "
+        "there are below.",
         "",
-        "| series | over tec-tt-s2 | even steps | odd steps | over tec-s2 | all steps |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| series | first layers over tec-tt-s2 | second | third | all over tec-s2 |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, entry in results["series"].items():
-        means, steps = entry["flexible_ratio"], entry["flexible"]
 
         def extremes(key: str, of: Sequence[dict]) -> str:
-            found = [step[key] for step in of if step[key] is not None]
+            found = [point[key] for point in of if point[key] is not None]
             return f"{min(found):.2f} to {max(found):.2f}" if found else ""
 
-        lines.append(
-            f"| {name} | {means['tec-tt-s2']:.2f} | "
-            f"{extremes('tec-tt-s2', [s for s in steps if s['step'] % 2 == 0])} | "
-            f"{extremes('tec-tt-s2', [s for s in steps if s['step'] % 2])} | "
-            f"{means['tec-s2']:.2f} | {extremes('tec-s2', steps)} |"
-        )
+        points = entry["flexible"]
+        by_layer = [[p for p in points if p["layer"] == layer] for layer in (1, 2, 3)]
+        cells = [extremes("tec-tt-s2", of) for of in by_layer]
+        lines.append(f"| {name} | " + " | ".join([*cells, extremes("tec-s2", points)]) + " |")
     lines += [
         "",
         "**Clouds.** A cloudy date is explained by no other date: it is coded as the image model "
@@ -311,7 +309,7 @@ def page(results: dict) -> str:
     lines += ["", f"Machine: {results['environment']['machine']['cpu']}."]
     if "others_from_commit" in results:
         lines[-1] += (
-            f" The temporal models were measured at commit {results['commit'][:12]}, the other "
+            f" The TEC models were measured at commit {results['commit'][:12]}, the other "
             f"codecs, on the same pixels, at {results['others_from_commit'][:12]}."
         )
     lines.append("")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,16 +21,13 @@ import numpy as np
 import torch
 
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
-from tec_zarr.entropy import gaussian_tables, range_coder
 from tec_zarr.frame.frame import SectionKind, read_frame
-from tec_zarr.models.constants import BLOCK, GROUPS
-from tec_zarr.models.registry import find_model, get_model
-from tec_zarr.networks import image
-from tec_zarr.terracodec import hub
+from tec_zarr.terracodec import gaussian_tables, hub
 from tec_zarr.terracodec.ledger import LedgerReader
 from tec_zarr.terracodec.tt import TokenDecoder
 
 QUALITIES = (2.0, 5.0, 7.5)
+EMBEDDED = ("tec-s2", "tec-tt-s2", "tec-flex-s2")
 FAMILY = {
     "fp": "terracodec_v1_fp_s2l2a",
     "elic": "terracodec_v1_elic_s2l2a",
@@ -41,39 +37,19 @@ FAMILY = {
 
 
 class Recorder:
-    """Hashes the table indexes and symbols of all decoders, of tec-s2 the latents or their
-    checksums; keeps the continuous indexes.
+    """Hashes the table indexes and symbols of the published models' decoders, and the checksums of
+    the embedded models; keeps the continuous indexes.
     """
 
     def __init__(self) -> None:
         self.indexes = 0
-        self.whole = False
         self.continuous: list[np.ndarray] = []
         self._digest = hashlib.sha256()
-        get, code = range_coder.SymbolDecoder.get, gaussian_tables.SymbolDecoder.code
-        decode = image.LatentCoder.decode
-        decide = range_coder.BitDecoder.code
-        floor = LedgerReader.floor
-        advance = TokenDecoder.advance
-
-        def s2_get(decoder, index):
-            symbols = get(decoder, index)
-            return symbols if self.whole else self.see(index, symbols)
-
-        def s2_decode(coder, data, context, rows, columns, past=None, reference=False):
-            # Compiled or not: there the symbols of tec-s2 are not seen, so its latents are.
-            self.whole = past is None
-            latents, context = decode(coder, data, context, rows, columns, past, reference)
-            if self.whole:
-                self.see(latents, latents)
-            self.whole = False
-            return latents, context
+        code = gaussian_tables.SymbolDecoder.code
+        floor, advance = LedgerReader.floor, TokenDecoder.advance
 
         def family_code(decoder, ids, tables):
             return self.see(ids, code(decoder, ids, tables))
-
-        def flex_decide(decoder, chance, ones=None):
-            return self.see(chance, decide(decoder, chance, ones))
 
         def decoder_advance(decoder, inputs):
             answers = advance(decoder, inputs)
@@ -85,9 +61,6 @@ class Recorder:
             self.continuous.append(values.ravel().copy())
             return floor(reader, values)
 
-        range_coder.SymbolDecoder.get = s2_get
-        image.LatentCoder.decode = s2_decode
-        range_coder.BitDecoder.code = flex_decide
         gaussian_tables.SymbolDecoder.code = family_code
         LedgerReader.floor = ledger_floor
         TokenDecoder.advance = decoder_advance
@@ -104,42 +77,6 @@ class Recorder:
         return found
 
 
-def walk(
-    networks, conditions: torch.Tensor, latents: torch.Tensor, rows: int, columns: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(mean, index) of all steps of tec-s2's entropy networks over known latents (B, P, 320)."""
-    for step in networks.steps(conditions, rows, columns, (True,) * len(GROUPS)):
-        step.units = latents[:, step.places, step.channels]
-        yield step.mean, step.index
-
-
-@torch.inference_mode()
-def batched_walk(frame: bytes) -> tuple[str, int]:
-    """Walk the dates of a tec-s2 frame together and alone: hash and number of the equal indexes."""
-    parsed = read_frame(frame)
-    _, bands, height, width = parsed.header.shape4
-    model = get_model("tec-s2", "029756bd")
-    decoded = [
-        model.decode_latents(section, (bands, height, width), parsed.header.quality)
-        for section in parsed.payloads(SectionKind.LATENTS)
-    ]
-    latents = torch.from_numpy(np.stack([units for units, _ in decoded]))
-    conditions = torch.cat([context.condition for _, context in decoded])
-    size = -(-height // BLOCK), -(-width // BLOCK)
-    digest, count = hashlib.sha256(), 0
-    alone = [
-        walk(model.coder.entropy, conditions[i : i + 1], latents[i : i + 1], *size)
-        for i in range(len(latents))
-    ]
-    joint = walk(model.coder.entropy, conditions, latents, *size)
-    for together, *single in zip(joint, *alone, strict=True):
-        for part, values in enumerate(together):
-            assert torch.equal(values, torch.cat([one[part] for one in single]))
-            digest.update(values.numpy().tobytes())
-        count += together[1].numel()
-    return digest.hexdigest(), count
-
-
 def main(folder: Path, name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     if name == "no-onednn":
@@ -150,11 +87,7 @@ def main(folder: Path, name: str, threads: int) -> None:
         hub.load_codec(published, path=folder / f"{kind}.safetensors")
     written = folder / name
     written.mkdir(exist_ok=True)
-    older = find_model("tec-s2").weights[1]
-    specs = [("by-scale", quality, ChunkSpec(quality=quality)) for quality in QUALITIES]
-    specs += [("tec-s2", q, ChunkSpec(quality=q, weights_sha256=older)) for q in QUALITIES]
-    specs += [("tec-tt-s2", q, ChunkSpec(model="tec-tt-s2", quality=q)) for q in QUALITIES]
-    specs += [("tec-flex-s2", q, ChunkSpec(model="tec-flex-s2", quality=q)) for q in QUALITIES[1:]]
+    specs = [(model, q, ChunkSpec(model=model, quality=q)) for model in EMBEDDED for q in QUALITIES]
     specs.append(("bounded", 5, ChunkSpec(max_error=5)))
     family = [(name, 4.0, ChunkSpec(model=name)) for name in FAMILY.values()]
     with np.load(folder / "cubes.npz") as cubes:
@@ -172,15 +105,12 @@ def main(folder: Path, name: str, threads: int) -> None:
     for digest, (model, data) in frames.items():
         # A frame whose latents come out differently raises here: that is the first test.
         arrays[digest] = decode_chunk(data)
-        if model == "by-scale":  # the core compared these with the latents that it decoded
+        if model in EMBEDDED:  # the core compared these with the latents that it decoded
             checksums = [s.latents_crc for s in read_frame(data).of(SectionKind.LATENTS)]
             recorder.see(arrays[digest], np.array(checksums))
         latents, count, continuous = recorder.take()
         found[digest] = {"model": model, "latents": latents, "indexes": count}
         arrays[f"continuous {digest}"] = continuous
-        if model == "tec-s2":
-            found[digest]["walk"], found[digest]["walked"] = batched_walk(data)
-            recorder.take()
     with ThreadPoolExecutor(4) as pool:
         batch = pool.map(lambda item: decode_chunk(item[1]), frames.values())
         for digest, pixels in zip(frames, batch, strict=True):

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tec_zarr.entropy.gaussian_tables import (
+from tec_zarr.errors import FormatError
+from tec_zarr.terracodec.gaussian_tables import (
     SymbolDecoder,
     SymbolEncoder,
     gaussian_table,
     gaussian_table_ids,
+    whole_words,
 )
-from tec_zarr.entropy.range_coder import whole_words
-from tec_zarr.errors import FormatError
 from tec_zarr.terracodec.ledger import EPSILON, LedgerReader, LedgerWriter
 
 

@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1] / "tec_zarr"
 #: From top to bottom, as in CONTRIBUTING.md. A room may import itself and what is below it.
 ROOMS = [
     "face", "inpaint", "compare", "recompression", "stac", "cubes", "training", "stores",
-    "networks", "terracodec", "codec", "models", "bounds", "grids", "frame", "entropy", "native",
+    "terracodec", "codec", "models", "bounds", "grids", "frame", "native",
     "interrupted", "metrics", "sentinel2", "config", "errors",
 ]  # fmt: skip
-TORCH = {"training", "networks", "terracodec"}
+TORCH = {"training", "terracodec"}
 LINES = 500
 
 

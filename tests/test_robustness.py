@@ -28,7 +28,6 @@ from tec_zarr.errors import (
 )
 from tec_zarr.frame.frame import Axes, Header, Section, SectionKind, read_frame, write_frame
 from tec_zarr.frame.mask import Mask, pack_mask
-from tec_zarr.models import registry
 from tec_zarr.recompression.manifest import FOLDER, Manifest
 from tec_zarr.stores import embed
 from tec_zarr.stores.objects import write
@@ -279,24 +278,8 @@ def test_embedded_weights_of_another_shape_are_an_error_of_ours(tmp_path, monkey
     for tensors in ({}, {"tables": np.zeros((2, 3), "f4")}, {"tables": np.zeros(0, "i8")}):
         data = save(tensors)
         digest = sha256(data).hexdigest()
-        embed.keep_embedded("tec-s2", data, digest)
         with pytest.raises(FormatError):
-            registry.get_model("tec-s2", digest)
-
-
-def test_the_spectral_header_does_not_drag_the_whole_section_along():
-    from tec_zarr.models import klt
-
-    dn = np.random.default_rng(0).normal(2000, 300, (12, 500))
-    head, written = klt.write(dn.mean(1), np.cov(dn), 4.0)
-    section = head + bytes(8 * 2**20)
-
-    def read():
-        spectral, rest = klt.read(section, 12, 4.0)
-        assert len(rest) == len(section) - len(head)
-        np.testing.assert_array_equal(spectral.basis, written.basis)
-
-    assert peak(read) < 1.5 * len(section)  # the rest, and nothing else of that size
+            embed.keep_embedded("tec-s2", data, digest)
 
 
 @pytest.mark.parametrize("empty", [b"", bytearray(), np.empty(0, np.uint8), memoryview(b"")])
@@ -329,7 +312,6 @@ def test_the_lowest_versions_that_are_tested_are_those_declared():
     pinned = dict(
         line.split("==") for line in (root / "tests/minimum-versions.txt").read_text().split()
     )
-    assert declared.pop("torch")  # no older CPU build than CI's is to be had: see robustness.md
     assert declared == pinned
 
 

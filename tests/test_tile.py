@@ -9,15 +9,15 @@ import pytest
 import tile_reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiles import decoded, tensors
 
+from tec_zarr import decode_chunk, encode_chunk
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError, TecError
 from tec_zarr.grids import Grid, Kind, fit
-from tec_zarr.models.klt import BitReader, BitWriter
 from tec_zarr.models.registry import find_model, get_model
-from tec_zarr.models.tile import bases
-from tec_zarr.models.tile.layout import UNITS, Layout
-from tec_zarr.models.tile.weights import TENSORS, Weights
+from tec_zarr.native.tile import TileModel
+from tec_zarr.training.weights import TENSORS, weights_file
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,12 @@ def enlarged(rng, grid, bands, shape, dates=1):
     return grid.enlarge(native, shape)
 
 
+def grids_of(model, cube, known, quality):
+    """The grid of each band, or None."""
+    found = model.core.grids(np.ascontiguousarray(cube), known, quality).tolist()
+    return [Grid(Kind(kind), *rest) if rest[0] else None for kind, *rest in found]
+
+
 grids = st.builds(
     lambda kind, k, r, c: Grid(kind, k, r % k, c % k),
     st.sampled_from(Kind), st.integers(2, 6), st.integers(0, 7), st.integers(0, 7),
@@ -49,12 +55,12 @@ def test_a_band_on_a_grid_is_on_it_again(model, grid, height, width, quality):
     rng = np.random.default_rng(height * width)
     shape = (height, width)
     cube = np.concatenate([texture(rng, (1, 2, *shape)), enlarged(rng, grid, 2, shape)], axis=1)
-    layout, _ = Layout.of(cube, None)
-    assert layout.grids[:2] == (None, None)
+    grids = grids_of(model, cube, None, quality)
+    assert grids[:2] == [None, None]
     encoded = model.encode(cube.astype(np.float32), quality)
-    back, crc = model.decode(encoded.sections, cube.shape, quality)
+    back, crc = decoded(model, encoded.sections, cube.shape, quality)
     assert crc == encoded.latents_crc
-    for band, found in enumerate(layout.grids):
+    for band, found in enumerate(grids):
         if found is not None:
             samples = back[:, band].astype(np.int32)
             again = found.enlarge(fit(samples, None, found), shape)
@@ -62,38 +68,12 @@ def test_a_band_on_a_grid_is_on_it_again(model, grid, height, width, quality):
             assert (again == samples).mean() > 0.9
 
 
-@settings(max_examples=30, deadline=None)
-@given(grids, st.integers(1, 40), st.integers(1, 40), st.integers(0, 2))
-def test_planes_give_back_what_was_measured(grid, height, width, others):
-    """A plane in whole units is samples again, exactly, at either level and any crop."""
-    rng = np.random.default_rng(height + 41 * width)
-    layout = Layout((grid, *[Grid(Kind.REPEATED, 2, 1, 0)] * others, None), (height, width))
-    rows, columns = grid.axes((height, width))
-    cells = (rows.cell[-1] - rows.cell[0] + 1, columns.cell[-1] - columns.cell[0] + 1)
-    native = texture(rng, cells)
-    plane = np.rint(layout.plane(0, native) * UNITS).astype(np.int64)
-    around = [(int(a.cell[0]), a.cells - int(a.cell[-1]) - 1) for a in (rows, columns)]
-    expected = grid.enlarge(np.pad(native, around, mode="edge"), (height, width))
-    np.testing.assert_array_equal(layout.samples(0, plane), expected)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.one_of(st.none(), grids), min_size=1, max_size=12))
-def test_layouts_are_read_as_they_were_written(found):
-    if len({g for g in found if g}) > 6:
-        return
-    layout = Layout(tuple(found), (50, 60))
-    bits = BitWriter()
-    layout.write(bits)
-    assert Layout.read(BitReader(bits.to_bytes()), len(found), (50, 60)) == layout
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 7), (1, 12, 17, 33), (1, 31, 20, 20)])
 @pytest.mark.parametrize("quality", [1.0, 4.3, 8.0])
 def test_any_shape_and_number_of_bands(model, shape, quality):
     cube = texture(np.random.default_rng(1), shape)
     encoded = model.encode(cube.astype(np.float32), quality)
-    back, crc = model.decode(encoded.sections, shape, quality)
+    back, crc = decoded(model, encoded.sections, shape, quality)
     assert crc == encoded.latents_crc
     assert back.shape == shape
     if quality == 8.0:
@@ -109,9 +89,9 @@ def test_a_decoder_written_from_the_page_gives_the_same(model, kind, factor, qua
     if factor > 1:
         cube[:, 2:] = enlarged(rng, Grid(kind, factor, 1, 0), 2, shape)
     encoded = model.encode(cube.astype(np.float32), quality)
-    back, _ = model.decode(encoded.sections, cube.shape, quality)
+    back, _ = decoded(model, encoded.sections, cube.shape, quality)
     image, values = tile_reference.decode(
-        encoded.sections[0], 4, shape, quality, model.weights.tensors
+        encoded.sections[0], 4, shape, quality, tensors()
     )
     np.testing.assert_array_equal(image, back[0])
     assert tile_reference.checksum(values) == encoded.latents_crc[0]
@@ -121,9 +101,9 @@ def test_a_decoder_written_from_the_page_skips_planes_of_zeros(model):
     rng, shape = np.random.default_rng(7), (130, 135)
     cube = texture(rng, (1, 3, *shape))
     encoded = model.encode(cube.astype(np.float32), 2.5)
-    back, _ = model.decode(encoded.sections, cube.shape, 2.5)
+    back, _ = decoded(model, encoded.sections, cube.shape, 2.5)
     image, latents = tile_reference.decode(
-        encoded.sections[0], 3, shape, 2.5, model.weights.tensors
+        encoded.sections[0], 3, shape, 2.5, tensors()
     )
     np.testing.assert_array_equal(image, back[0])
     assert (latents == 0).all(axis=(1, 2)).any()
@@ -134,7 +114,7 @@ def test_every_quality_has_more_psnr_and_more_bytes(model):
     points = []
     for quality in np.arange(1, 8.01, 0.5):
         encoded = model.encode(cube, float(quality))
-        back, _ = model.decode(encoded.sections, cube.shape, float(quality))
+        back, _ = decoded(model, encoded.sections, cube.shape, float(quality))
         points.append((len(encoded.sections[0]), -float(((back - cube) ** 2).mean())))
     assert points == sorted(points)
     assert np.log10(1e8 / -points[-1][1]) * 10 > 55
@@ -148,8 +128,8 @@ def test_nodata_does_not_hide_a_grid(model):
     )
     known = np.ones(cube.shape, bool)
     known[..., :21, 30:] = False
-    layout, _ = Layout.of(np.where(known, cube, 777), known)
-    assert layout.levels == (0, 0, 1, 1)
+    found = grids_of(model, np.where(known, cube, 777).astype(np.int32), known, 4.0)
+    assert found == [None, None, *[Grid(Kind.REPEATED, 2, 0, 0)] * 2]
 
 
 def test_a_few_pixels_off_the_grid_are_not_lost(model):
@@ -157,11 +137,11 @@ def test_a_few_pixels_off_the_grid_are_not_lost(model):
     rng, shape = np.random.default_rng(6), (64, 64)
     cube = enlarged(rng, Grid(Kind.REPEATED, 2, 0, 0), 3, shape)
     cube[0, 1, [3, 20, 50], [7, 31, 12]] += 4000
-    layout, _ = Layout.of(cube, None)
-    assert layout.grids[1] is None
-    assert layout.grids[0] is not None
+    found = grids_of(model, cube, None, 8.0)
+    assert found[1] is None
+    assert found[0] is not None
     encoded = model.encode(cube.astype(np.float32), 8.0)
-    back, _ = model.decode(encoded.sections, cube.shape, 8.0)
+    back, _ = decoded(model, encoded.sections, cube.shape, 8.0)
     assert np.abs(back - cube).max() < 200
 
 
@@ -172,27 +152,25 @@ def test_a_thirteenth_band_is_kept(model):
     cirrus = 300 * np.exp(-((np.arange(96) - 40) ** 2) / 200)
     cube[0, 10] = 15 + np.outer(cirrus, cirrus) / 300
     encoded = model.encode(cube, 6.0)
-    back, _ = model.decode(encoded.sections, cube.shape, 6.0)
+    back, _ = decoded(model, encoded.sections, cube.shape, 6.0)
     assert np.corrcoef(back[0, 10].ravel(), cube[0, 10].ravel())[0, 1] > 0.9
 
 
-def test_some_dates_are_those_of_all(model):
-    cube = synthetic.cube(dates=3, size=48).values.astype(np.float32)
-    encoded = model.encode(cube, 4.0)
-    whole, _ = model.decode(encoded.sections, cube.shape, 4.0)
-    some, crcs = model.decode_dates(encoded.sections, cube.shape, 4.0, [2, 0])
-    np.testing.assert_array_equal(some, whole[[2, 0]])
-    assert crcs == {date: encoded.latents_crc[date] for date in (2, 0)}
+def test_some_dates_are_those_of_all():
+    cube = synthetic.cube(dates=3, size=48).values
+    frame = encode_chunk(cube)
+    np.testing.assert_array_equal(decode_chunk(frame, dates=[2, 0]), decode_chunk(frame)[[2, 0]])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=300))
 def test_any_bytes_are_an_error_or_some_pixels(model, data):
     with contextlib.suppress(TecError):
-        model.decode([data], (1, 5, 20, 30), 4.0)
+        decoded(model, [data], (1, 5, 20, 30), 4.0)
 
 
-def test_weights_that_cannot_be_computed_with_are_refused(model):
+def test_weights_that_cannot_be_computed_with_are_refused():
+    good = tensors()
     for name, (shape, kind) in TENSORS.items():
         for wrong in (
             np.zeros(shape, kind)[..., :-1],
@@ -200,31 +178,15 @@ def test_weights_that_cannot_be_computed_with_are_refused(model):
             np.full(shape, np.nan) if kind == np.float64 else None,
         ):
             if wrong is not None:
-                with pytest.raises(FormatError, match=name.replace(".", r"\.")):
-                    Weights.of(model.weights.tensors | {name: wrong}, "file")
+                with pytest.raises(FormatError, match="file does not hold weights of tec-s2"):
+                    TileModel(weights_file(good | {name: wrong}), "file")
     with pytest.raises(FormatError):
-        Weights.of({}, "file")
+        TileModel(weights_file({}))
     for value in (0, -5):
-        frequencies = model.weights["frequencies"].copy()
+        frequencies = good["frequencies"].copy()
         frequencies[3, 30], frequencies[3, 32] = value, 0
-        with pytest.raises(FormatError, match="frequencies"):
-            Weights.of(model.weights.tensors | {"frequencies": frequencies}, "file")
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 12), st.integers(0, 4), st.integers(0, 2**31))
-def test_a_basis_is_read_as_it_was_written_and_orthonormal(count, class_, seed):
-    rng = np.random.default_rng(seed)
-    half = rng.normal(0, 100, (count, count))
-    bits = BitWriter()
-    before = bases.write(bits, half.T @ half, 30.0, 0, bases.NO_BASIS)
-    written = bases.write(bits, half @ half.T, 30.0, class_, before)
-    reader = BitReader(bits.to_bytes())
-    found = bases.read(reader, count, class_, bases.read(reader, count, 0, bases.NO_BASIS))
-    np.testing.assert_array_equal(found.vectors, written.vectors)
-    np.testing.assert_array_equal(found.spreads, written.spreads)
-    product = found.vectors.T.astype(float) @ found.vectors / 4**bases.BASIS_BITS
-    np.testing.assert_allclose(product, np.eye(found.components), atol=2e-3)
+        with pytest.raises(FormatError):
+            TileModel(weights_file(good | {"frequencies": frequencies}))
 
 
 def test_the_model_knows_grids_and_needs_no_torch():

@@ -2,114 +2,79 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from tiles import tensors, weights_bytes
 
-from tec_zarr.errors import ChecksumError
-from tec_zarr.models.registry import get_model
-from tec_zarr.models.tile.weights import TENSORS, Weights
+from tec_zarr.cubes import synthetic
 from tec_zarr.native import core
+from tec_zarr.native.tile import TileModel
+from tec_zarr.training.weights import TENSORS, weights_file
 
-COMPONENTS = np.array([5, 4, 3, 1, 1], np.int32)
-SPREADS = np.zeros((5, 31), np.int32)
+
+def model_of(rng, kind):
+    """The released model, or weights of which the sums of products are larger."""
+    if kind == "trained":
+        return TileModel(weights_bytes())
+    most = 127 if kind == "extreme" else 40
+    wild = tensors()
+    for name in ("context.first", "context.second", "context.last"):
+        shape, dtype = TENSORS[name]
+        wild[name] = rng.integers(-most, most, shape, endpoint=True).astype(dtype)
+    return TileModel(weights_file(wild))
 
 
 @pytest.fixture(scope="module")
-def weights():
-    return get_model("tec-s2").weights
-
-
-def walk(weights, rows, cols, hints=None):
-    return core.Walk(weights.context, COMPONENTS, SPREADS, rows, cols, 64, 40, hints)
-
-
-def coefficients(rng, planes, rows, cols):
-    """Coefficients that grow rarer with the frequency; the blocks of one half are quieter."""
-    size = 3.0 / (1 + planes[:, 1] + planes[:, 2]) + 40.0 * (planes[:, 1] + planes[:, 2] == 0)
-    wanted = rng.laplace(0, size[:, None, None], (len(planes), rows, cols))
-    wanted[:, rows // 2 :] *= 0.2
-    return wanted
-
-
-def wild(rng, extreme):
-    """Weights of which the sums of products are larger than those of the trained ones."""
-    most = 127 if extreme else 40
-    tensors = dict(get_model("tec-s2").weights.tensors)
-    for name in ("context.first", "context.second", "context.last"):
-        shape, kind = TENSORS[name]
-        tensors[name] = rng.integers(-most, most, shape, endpoint=True).astype(kind)
-    return Weights.of(tensors, "test")
+def scene():
+    return synthetic.cube(dates=1, size=288, seed=3, clouds=False, nodata_edge=False).values[0]
 
 
 @pytest.mark.parametrize("kernel", core.kernels())
-@pytest.mark.parametrize(("rows", "cols"), [(16, 16), (1, 1), (2, 37), (17, 5)])
+@pytest.mark.parametrize("shape", [(256, 256), (16, 16), (20, 288), (272, 70)])
 @pytest.mark.parametrize("kind", ["trained", "wild", "extreme"])
-def test_every_kernel_codes_the_same(monkeypatch, weights, kernel, rows, cols, kind):
-    rng = np.random.default_rng(rows + cols)
-    if kind != "trained":
-        weights = wild(rng, kind == "extreme")
-    planes = core.planes(COMPONENTS)
-    wanted = coefficients(rng, planes, rows, cols)
-    hints = rng.integers(0, 5, wanted.shape).astype(np.uint16) if rows == 17 else None
+def test_every_kernel_codes_the_same(monkeypatch, scene, kernel, shape, kind):
+    model = model_of(np.random.default_rng(shape[1]), kind)
+    image = np.ascontiguousarray(scene[3:8, : shape[0], : shape[1]].astype(np.int32))
+    grids = np.zeros((5, 4), np.int32)
+
+    def coded():
+        section, checksum = model.encode(image, None, grids, 5.0)
+        back = np.empty_like(image)
+        assert model.decode(section, 5.0, back) == checksum
+        return section, back, model.collect(image, grids, 5.0, False)
+
     monkeypatch.setenv("TEC_NATIVE", "plain")
-    data, values, indexes = walk(weights, rows, cols, hints).encode(wanted, 8.0)
-    inputs, symbols = walk(weights, rows, cols, hints).collect(values)
+    section, back, seen = coded()
     monkeypatch.setenv("TEC_NATIVE", kernel)
-    again, others, numbers = walk(weights, rows, cols, hints).encode(wanted, 8.0)
-    assert again == data
-    np.testing.assert_array_equal(others, values)
-    np.testing.assert_array_equal(numbers, indexes)
-    back, numbers = walk(weights, rows, cols, hints).decode(data)
-    np.testing.assert_array_equal(back, values)
-    np.testing.assert_array_equal(numbers, indexes)
-    found, which = walk(weights, rows, cols, hints).collect(values)
-    np.testing.assert_array_equal(found, inputs)
-    np.testing.assert_array_equal(which, symbols)
+    again, found, same = coded()
+    assert again == section
+    np.testing.assert_array_equal(found, back)
+    for one, other in zip(same[:4], seen[:4], strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
-def test_values_are_the_nearest_or_the_next_towards_zero(weights):
-    rng = np.random.default_rng(1)
-    wanted = coefficients(rng, core.planes(COMPONENTS), 16, 16)
-    _, values, _ = walk(weights, 16, 16).encode(wanted, 8.0)
+def test_values_are_the_nearest_or_the_next_towards_zero(scene):
+    model = model_of(None, "trained")
+    image = np.ascontiguousarray(scene[:4, :64, :64].astype(np.int32))
+    wanted, values, _, _, _ = model.collect(image, np.zeros((4, 4), np.int32), 5.0, False)
     off = np.abs(wanted) - np.abs(values)
     assert off.min() >= -0.5
     assert off.max() < 1.5
     assert (values * wanted >= 0).all()
-    _, nearest, _ = walk(weights, 16, 16).encode(wanted, 0.0)
-    np.testing.assert_array_equal(np.abs(nearest), np.floor(np.abs(wanted) + 0.5))
 
 
-def test_planes_of_zeros_take_almost_no_bytes(weights):
-    planes = core.planes(COMPONENTS)
-    wanted = np.zeros((len(planes), 16, 16))
-    data, _, _ = walk(weights, 16, 16).encode(wanted, 8.0)
-    assert len(data) < wanted.size / 200
-    wanted[-1, 8, 8] = 5
-    data, values, _ = walk(weights, 16, 16).encode(wanted, 8.0)
-    assert values[-1, 8, 8] >= 4
-    back, _ = walk(weights, 16, 16).decode(data)
-    np.testing.assert_array_equal(back, values)
+def test_planes_of_zeros_take_almost_no_bytes():
+    model = model_of(None, "trained")
+    image = np.full((3, 256, 256), 1000, np.int32)
+    flat, _ = model.encode(image, None, np.zeros((3, 4), np.int32), 4.0)
+    assert len(flat) < 300
 
 
-def test_values_at_the_limits_come_back(weights):
-    planes = core.planes(COMPONENTS)
+def test_the_largest_values_come_back():
+    model = model_of(None, "trained")
     rng = np.random.default_rng(3)
-    wanted = rng.choice([-3e9, -(2.0**24) + 1, -70000, 0, 1, 4096, 2.0**24 - 1, 1e300],
-                        (len(planes), 3, 4))  # fmt: skip
-    data, values, _ = walk(weights, 3, 4).encode(wanted, 8.0)
-    assert np.abs(values).max() == 2**24 - 1
-    back, _ = walk(weights, 3, 4).decode(data)
-    np.testing.assert_array_equal(back, values)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.binary(max_size=2000), st.sampled_from([(1, 1), (8, 9), (3, 20)]))
-def test_any_bytes_are_values_in_range_or_damage(weights, data, shape):
-    with contextlib.suppress(ChecksumError):
-        values, indexes = walk(weights, *shape).decode(data)
-        assert np.abs(values).max() < 2**24
-        assert indexes.max() < 96
+    image = rng.choice([-65535, 65535], (2, 48, 48)).astype(np.int32)
+    grids, back = np.zeros((2, 4), np.int32), np.empty_like(image)
+    section, checksum = model.encode(image, None, grids, 8.0)
+    assert model.decode(section, 8.0, back) == checksum
+    assert np.abs(back - image).max() < 300

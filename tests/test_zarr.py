@@ -19,7 +19,6 @@ import tec_zarr
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError, SecondGenerationWarning, TecError, UnsupportedArrayError
-from tec_zarr.networks.series import TecTtS2
 
 
 def v3(store=None, *, shape, chunks, dtype="u2", shards=None, fill_value=None, **kwargs):
@@ -102,17 +101,6 @@ def test_some_dates_of_a_chunk_are_those_of_the_whole(model, shards):
     np.testing.assert_array_equal(array.oindex[dates, [0, 7]], whole[dates][:, [0, 7]])
     places = np.array([0, 5]), np.array([3, 3]), np.array([9, 63]), np.array([40, 2])
     np.testing.assert_array_equal(array.vindex[places], whole[places])
-
-
-def test_one_date_makes_the_pixels_of_no_other(monkeypatch):
-    data = synthetic.cube(dates=5, size=32, seed=9, nodata_edge=False, clouds=False).values
-    frame = encode_chunk(data, ChunkSpec("tec-tt-s2"))
-    whole = decode_chunk(frame)
-    made = []
-    pixels = TecTtS2.pixels
-    monkeypatch.setattr(TecTtS2, "pixels", lambda *a: made.append(1) or pixels(*a))
-    np.testing.assert_array_equal(decode_chunk(frame, dates=[3, 1]), whole[[3, 1]])
-    assert len(made) == 2
 
 
 def test_dates_that_a_chunk_does_not_have_are_refused():

@@ -184,60 +184,81 @@ def read_map(section, shape):
     return [p.reshape(shape) for p in corrected], source, section[-(-bits.at // 8) :]
 
 
-def decode(section, bands, shape, quality, weights):
-    """DN (bands, h, w) and the values of all planes in order."""
-    if section[0] >> 5 == 7:
-        (rows, columns), source, section = read_map(section, shape)
-        pixels, values = decode(section, bands, source, quality, weights)
-        return pixels[:, rows, columns], values
-    quality = round(4096 * quality)
-    step256 = step_of(quality)
-    bits = Bits(section)
-    # layout
-    count = bits.u(3)
-    grids = [None] + [(bits.u(1), bits.u(3) + 1, bits.u(3), bits.u(3)) for _ in range(count)]
-    size = count.bit_length()
-    grid = [grids[bits.u(size)] if count else None for _ in range(bands)]
-    pairs = Counter((g[2] % 2, g[3] % 2) for g in grid if g and g[1] % 2 == 0)
-    margin = min(pairs, key=lambda p: (-pairs[p], p)) if pairs else (0, 0)
-    level = [int(bool(g) and g[1] % 2 == 0 and (g[2] % 2, g[3] % 2) == margin) for g in grid]
-    height, width = shape[0] + margin[0], shape[1] + margin[1]
-    rows, cols = -(-height // 16), -(-width // 16)
-    # means
-    d = max(step256.bit_length() - 14, 0)
-    means = np.cumsum([bits.s(max(8 - d, 0)) for _ in range(bands)]) << d
-    # bases
-    fine = [b for b in range(bands) if level[b] == 0]
-    coarse = [b for b in range(bands) if level[b] == 1]
-    bases, vectors = [], []
+class Layout:
+    """Where the bands of a tile lie."""
+
+    def __init__(self, bits, bands, shape):
+        count = bits.u(3)
+        grids = [None] + [(bits.u(1), bits.u(3) + 1, bits.u(3), bits.u(3)) for _ in range(count)]
+        size = count.bit_length()
+        self.bands, self.shape = bands, shape
+        self.grid = [grids[bits.u(size)] if count else None for _ in range(bands)]
+        even = [g for g in self.grid if g and g[1] % 2 == 0]
+        pairs = Counter((g[2] % 2, g[3] % 2) for g in even)
+        self.margin = min(pairs, key=lambda p: (-pairs[p], p)) if pairs else (0, 0)
+        self.level = [
+            int(bool(g) and g[1] % 2 == 0 and (g[2] % 2, g[3] % 2) == self.margin)
+            for g in self.grid
+        ]
+        self.height, self.width = (n + m for n, m in zip(shape, self.margin, strict=True))
+        self.rows, self.cols = -(-self.height // 16), -(-self.width // 16)
+
+    def there(self, c):
+        """The bands of a class, in order."""
+        order = [0, 1] if c < 4 else [0]
+        return [b for level in order for b in range(self.bands) if self.level[b] == level]
+
+
+def digits_of_means(step256):
+    return max(step256.bit_length() - 14, 0)
+
+
+def read_means(bits, bands, step256):
+    d = digits_of_means(step256)
+    return np.cumsum([bits.s(max(8 - d, 0)) for _ in range(bands)]) << d
+
+
+def read_basis(bits, layout, c, before):
+    """Vectors in 1/2^24 (all of them), and spreads; `before` are vectors that are turned."""
+    count = len(layout.there(c))
+    components, spread, spreads = bits.u(5), 72 if c == 0 else 20, []
+    for _ in range(components):
+        spread -= bits.s(2)
+        spreads.append(spread)
+    angles = []
+    follows = before is not None and len(before) == count
+    finer = ((layout.rows * layout.cols).bit_length() - 9) >> 1
+    for j in range(min(components, count - 1)):
+        for i in range(j + 1, count):
+            n = min(max(math.ceil(spreads[j] / 4) + 6 + finer, 3), 15)
+            number = bits.s(max(n - 5, 0)) if follows else bits.u(n) - 2 ** (n - 1)
+            angles.append((j, i, min(max(number, -(2**n)), 2**n) << (15 - n)))
+    turned = np.eye(count, dtype=np.int64) << 30
+    for j, i, a in reversed(angles):
+        upper, lower = turned[j].copy(), turned[i].copy()
+        sin, cos = sine(a)
+        turned[j] = rounded(cos * upper - sin * lower, 30)
+        turned[i] = rounded(cos * lower + sin * upper, 30)
+    turned = rounded(turned, 6)
+    return rounded(before @ turned, 24) if follows else turned, spreads
+
+
+def read_bases(bits, layout):
+    """(vectors, spreads) of the five classes; (None, []) of a class without bands."""
+    bases, before = [], None
     for c in range(5):
-        there = fine + coarse if c < 4 else fine
-        if not there:
-            bases.append(([], np.zeros((0, 0), int), []))
-            continue
-        components, before, spreads = bits.u(5), 72 if c == 0 else 20, []
-        for _ in range(components):
-            before -= bits.s(2)
-            spreads.append(before)
-        angles, n_bands = [], len(there)
-        follows = bool(vectors) and len(vectors[-1]) == n_bands
-        for j in range(min(components, n_bands - 1)):
-            for i in range(j + 1, n_bands):
-                n = min(max(math.ceil(spreads[j] / 4) + 6, 3), 15)
-                number = bits.s(max(n - 5, 0)) if follows else bits.u(n) - 2 ** (n - 1)
-                angles.append((j, i, min(max(number, -(2**n)), 2**n) << (15 - n)))
-        turned = np.eye(n_bands, dtype=np.int64) << 30
-        for j, i, a in reversed(angles):
-            upper, lower = turned[j].copy(), turned[i].copy()
-            sin, cos = sine(a)
-            turned[j] = rounded(cos * upper - sin * lower, 30)
-            turned[i] = rounded(cos * lower + sin * upper, 30)
-        turned = rounded(turned, 6)
-        vectors.append(rounded(vectors[-1] @ turned, 24) if follows else turned)
-        basis = rounded(vectors[-1], 12)[:, :components]
-        bases.append((there, basis, spreads))
-    coder = Coder(section[-(-bits.at // 8) :])
-    # coefficients
+        basis = (None, [])
+        if layout.there(c):
+            basis = read_basis(bits, layout, c, before)
+            before = basis[0]
+        bases.append(basis)
+    return bases
+
+
+def read_values(data, layout, bases, quality, weights):
+    """(class, u, v, component), values and table numbers of each plane; quality in 1/4096."""
+    rows, cols, coder = layout.rows, layout.cols, Coder(data)
+    coarse = any(layout.level)
     starts = np.zeros((40, 66), np.int64)
     starts[:, 1:] = np.cumsum(weights["frequencies"], axis=1)
     first = weights["context.first"].astype(np.int64)
@@ -265,7 +286,7 @@ def decode(section, bands, shape, quality, weights):
             earlier = earlier + (same if previous >= 0 else 0)  # noqa: F821
             same, previous = none.copy(), c
         total = none.copy()
-        for k, spread in enumerate(bases[c][2]):
+        for k, spread in enumerate(bases[c][1]):
 
             def at(uu, vv, kk):
                 return magnitude.get((uu, vv, kk), none)
@@ -314,37 +335,56 @@ def decode(section, bands, shape, quality, weights):
             indexes.append(numbers)
             places.append((c, u, v, k))
         same = same + total
-    # pixels
+    return places, values, indexes
+
+
+def band_coefficients(layout, bases, coded, step256, weights):
+    """Coefficients (N, N, rows, cols) of each band, in 1/64 DN."""
+    rows, cols = layout.rows, layout.cols
     whole = {
-        b: np.zeros((16 >> level[b], 16 >> level[b], rows, cols), np.int64) for b in range(bands)
+        b: np.zeros((16 >> layout.level[b], 16 >> layout.level[b], rows, cols), np.int64)
+        for b in range(layout.bands)
     }
     mixed = {}
-    for plane, numbers, (c, u, v, k) in zip(values, indexes, places, strict=True):
+    for (c, u, v, k), plane, numbers in zip(*coded, strict=True):
         z = weights["towards_zero"].astype(np.int64)[numbers, np.clip(np.abs(plane), 1, 2) - 1]
         r = 64 * np.clip(plane, -(2**20), 2**20) - np.sign(plane) * (z if u or v else 0)
-        for row, b in enumerate(bases[c][0]):
-            mixed[b, u, v] = mixed.get((b, u, v), 0) + bases[c][1][row, k] * r
-    cells = {}
-    for b in range(bands):
-        if grid[b]:
-            k = grid[b][1] >> level[b]
-            at = zip(grid[b][2:], margin, strict=True)
-            cells[b] = (k, *(((s + m) >> 1) % k if level[b] else s for s, m in at))
+        for row, b in enumerate(layout.there(c)):
+            mixed[b, u, v] = mixed.get((b, u, v), 0) + rounded(bases[c][0], 12)[row, k] * r
     for (b, u, v), s in mixed.items():
-        name = "gain.16" if level[b] == 0 else f"gain.8.{('repeated', 'bilinear')[grid[b][0]]}"
-        gain = weights[name][cells.get(b, (1,))[0] - 1].astype(object)
+        kind = ("repeated", "bilinear")[layout.grid[b][0]] if layout.level[b] else ""
+        name = f"gain.8.{kind}" if kind else "gain.16"
+        gain = weights[name][cells_of(layout).get(b, (1,))[0] - 1].astype(object)
         g = gain[u] * gain[v]
         f = int(((step256 << 39) + g) // (2 * g))
         s = np.clip(rounded(s, 12), -(2**26), 2**26)
         whole[b][u, v] = np.clip(rounded(s * f, 14), -(2**27), 2**27)
-    image = np.empty((bands, *shape), np.int64)
+    return whole
+
+
+def cells_of(layout):
+    """Factor, first row and column of the cells of the bands that lie on a grid."""
+    cells = {}
+    for b in range(layout.bands):
+        if layout.grid[b]:
+            k = layout.grid[b][1] >> layout.level[b]
+            at = zip(layout.grid[b][2:], layout.margin, strict=True)
+            cells[b] = (k, *(((s + m) >> 1) % k if layout.level[b] else s for s, m in at))
+    return cells
+
+
+def pixels_of(layout, means, whole, weights):
+    """DN (bands, h, w) from the coefficients of the bands."""
+    cells, shape = cells_of(layout), layout.shape
+    image = np.empty((layout.bands, *shape), np.int64)
     for b, w in whole.items():
-        n = 16 >> level[b]
+        n = 16 >> layout.level[b]
         back = weights[f"dct_back.{n}"].astype(np.int64)
         over = weights[f"overlap_back.{n}"].astype(np.int64)[n // 2 :, n // 2 :]
         over = over - (np.eye(n // 2, dtype=np.int64) << 14)
         t = rounded(np.einsum("uvrc,vj->ujrc", w, back), 14)
-        x = rounded(np.einsum("ujrc,ui->ricj", t, back), 14).reshape(rows * n, cols * n)
+        x = rounded(np.einsum("ujrc,ui->ricj", t, back), 14)
+        x = x.reshape(layout.rows * n, layout.cols * n)
         for _ in range(2):
             for at in range(n, len(x), n):
                 behind, before = x[at : at + n // 2], x[at - n // 2 : at][::-1]
@@ -353,11 +393,11 @@ def decode(section, bands, shape, quality, weights):
                 before -= change
             x = np.ascontiguousarray(x.T)
         x = np.clip(x, -(2**26), 2**26)
-        ph, pw = (-(-height // 2), -(-width // 2)) if level[b] else (height, width)
+        ph, pw = (-(-size // (1 + layout.level[b])) for size in (layout.height, layout.width))
         x = x[:ph, :pw] + 64 * means[b]
-        if level[b] == 0:
-            x = x[margin[0] :, margin[1] :]
-        if not grid[b]:
+        if layout.level[b] == 0:
+            x = x[layout.margin[0] :, layout.margin[1] :]
+        if not layout.grid[b]:
             image[b] = (x + 32) // 64
             continue
         k, row, column = cells[b]
@@ -373,5 +413,22 @@ def decode(section, bands, shape, quality, weights):
             np.add.at(sums, (r[:, None], c), x)
             np.add.at(n_of, (r[:, None], c), 1)
             native = (2 * sums + 64 * n_of) // (128 * n_of)
-        image[b] = enlarged(native, grid[b], shape)
-    return image, np.array(values).reshape(-1, rows, cols)
+        image[b] = enlarged(native, layout.grid[b], shape)
+    return image
+
+
+def decode(section, bands, shape, quality, weights):
+    """DN (bands, h, w) and the values of all planes in order."""
+    if section[0] >> 5 == 7:
+        (rows, columns), source, section = read_map(section, shape)
+        pixels, values = decode(section, bands, source, quality, weights)
+        return pixels[:, rows, columns], values
+    quality = round(4096 * quality)
+    step256, bits = step_of(quality), Bits(section)
+    layout = Layout(bits, bands, shape)
+    means = read_means(bits, bands, step256)
+    bases = read_bases(bits, layout)
+    coded = read_values(section[-(-bits.at // 8) :], layout, bases, quality, weights)
+    whole = band_coefficients(layout, bases, coded, step256, weights)
+    values = np.array(coded[1]).reshape(-1, layout.rows, layout.cols)
+    return pixels_of(layout, means, whole, weights), values

@@ -9,7 +9,7 @@ CFLAGS ?= -O3
 # Every operation on floats is rounded by itself: the results are the same everywhere.
 CORE_FLAGS := -std=c11 -ffp-contract=off -fno-math-errno -fwrapv -fPIC -fvisibility=hidden -Wno-psabi \
 	-I $(NATIVE) -I $(READER) -MMD
-SOURCES := $(filter-out %/s2.c,$(wildcard $(NATIVE)/*.c)) $(READER)models.c
+SOURCES := $(wildcard $(NATIVE)/*.c) $(READER)models.c
 CORE := $(patsubst %.c,$(BUILD)/%.o,$(notdir $(SOURCES))) $(BUILD)/embedded.o
 
 vpath %.c $(NATIVE) $(READER) $(BUILD)

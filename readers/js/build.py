@@ -35,7 +35,7 @@ def main() -> None:
     """Make all files anew."""
     shutil.rmtree(FILES, ignore_errors=True)
     FILES.mkdir()
-    sources = [str(p) for p in sorted((ROOT / NATIVE).glob("*.c")) if p.name != "s2.c"]
+    sources = [str(p) for p in sorted((ROOT / NATIVE).glob("*.c"))]
     options = [option for option in OPTIONS if option not in ("-fPIC", "-shared")]
     for name, more in MODULES.items():
         subprocess.run(

@@ -45,8 +45,7 @@ def make(kit: Path) -> None:
     for weights in files:
         shutil.copy(weights.file, kit / "weights")
     for file in [*NATIVE.glob("*.[ch]"), *(HERE.parent / "c").glob("*.[ch]")]:
-        if file.name != "s2.c":  # latents of older models, which frames of the core do not have
-            shutil.copy(file, kit / "c")
+        shutil.copy(file, kit / "c")
     (kit / "c/embedded.c").write_text(source(files))
     streams = [entry for weights in files for entry in golden(kit, weights)]
     manifest = {"streams": streams, "refused": list(refused(kit, streams))}

@@ -85,8 +85,8 @@ def encode_chunk(
     SecondGenerationWarning
         The chunk holds pixels that this process decoded from TEC before.
     UnsuitedDataWarning
-        The model would keep the chunk badly at any quality, because it holds classes or more than
-        12 bands. Or many chunks in a row are mostly padding.
+        The model would keep the chunk badly at any quality, because it holds classes. Or many
+        chunks in a row are mostly padding.
     """
     spec = ChunkSpec() if spec is None else spec
     check_array(array.dtype, array.ndim)
@@ -124,8 +124,7 @@ def encode_chunk(
     free = samples.shape[1] if limits is None else len(limits.free)
     if free:
         coded = None if mask is None else mask.labels == 0
-        keeps_all = entry.number == NAMED_MODEL or "known" in entry.takes
-        suited.warn_if_unsuited(samples, coded, 0 if keeps_all else free)
+        suited.warn_if_unsuited(samples, coded)
 
     def frame(coded: Coded) -> bytes:
         sections = []

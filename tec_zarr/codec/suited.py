@@ -9,10 +9,6 @@ import numpy as np
 
 from tec_zarr.errors import UnsuitedDataWarning
 
-MAX_COMPONENTS = 12
-"""Number of band combinations that the temporal and flexible models code. The rest of the signal is
-lost."""
-
 _LOOKED_AT = 2**15
 """About how many samples of a chunk are examined."""
 _FEWEST = 2**9
@@ -36,7 +32,7 @@ _thin = 0
 """Number of padded chunks that were encoded since the last full one."""
 
 
-def warn_if_unsuited(samples: np.ndarray, coded: np.ndarray | None, bands: int) -> None:
+def warn_if_unsuited(samples: np.ndarray, coded: np.ndarray | None) -> None:
     """Warn about a chunk that a lossy model would keep badly.
 
     Parameters
@@ -45,21 +41,12 @@ def warn_if_unsuited(samples: np.ndarray, coded: np.ndarray | None, bands: int) 
         The chunk.
     coded : ndarray of bool, (T, C, H, W), optional
         True for samples that the model codes. None: all of them.
-    bands : int
-        Number of bands that such a model codes; 0 if another model codes the chunk.
 
     Warns
     -----
     UnsuitedDataWarning
-        There are more than ``MAX_COMPONENTS`` bands, or the values look like classes.
+        The values look like classes.
     """
-    if bands > MAX_COMPONENTS:
-        _warn(
-            f"a chunk of shape {samples.shape} has {bands} bands for a model that codes "
-            f"{MAX_COMPONENTS} combinations of them: what is in one band alone, such as cirrus in "
-            "B10, is lost at every quality. Use model='tec-s2', which keeps all bands, or give "
-            'such bands a bound, as in max_error={"B10": 20}'
-        )
     if _look_like_classes(samples, coded):
         _warn(
             f"a chunk of shape {samples.shape} has patches of few different values, as classes "

@@ -56,7 +56,11 @@ class Model(Protocol):
         quality: float,
         bands: tuple[str, ...] | None,
     ) -> tuple[np.ndarray, list[int]]:
-        """Decode; return float32 DN of ``shape`` and the CRC32 of each section's latents."""
+        """Decode; return float32 DN of ``shape`` and the CRC32 of each section's latents.
+
+        Models that are in the core need none: the core decodes their frames.
+        """
+        raise TypeError(f"the core decodes frames of {self.name}")
 
     @property
     def decode_whole(self) -> Callable[..., tuple[np.ndarray, list[int]]] | None:

@@ -1,8 +1,11 @@
-"""Parses and cuts sections of FlexTEC dates, without networks and torch.
+"""Parses and cuts sections of flexible models, without networks and torch.
 
 Every token of a date (the first is the coarsest) is a group of its own. Leaving out the last
 groups of a date lowers its quality. Later dates are predicted from the first ``context`` tokens of
 a date, so these must stay. Only the last date of a series can be cut to fewer.
+
+The layers of ``tec-flex-s2`` are tokens too. A layer is predicted from the layer below and from the
+same layer of other dates, so all dates are cut to the same number.
 """
 
 from __future__ import annotations
@@ -15,10 +18,20 @@ from tec_zarr.errors import FormatError, TecError, UnsupportedArrayError
 from tec_zarr.frame.varint import read_varint, write_varint
 from tec_zarr.models.protocol import Encoded
 
-__all__ = ["TOKENS", "ContextError", "FlexSection", "check_tokens", "cut"]
+__all__ = [
+    "TOKENS", "ContextError", "FlexSection", "check_tokens", "cut", "kept_quality",
+    "layer_qualities",
+]  # fmt: skip
 
 TOKENS = 16
 """Number of tokens of a window, which is the number of FlexTEC's qualities."""
+
+
+LAYERED = "tec-flex-s2"
+"""The model whose tokens are layers: all dates of a chunk have the same number of them."""
+
+_LAYER = 2.5
+"""Qualities between two layers of `LAYERED`."""
 
 
 class ContextError(TecError):
@@ -34,7 +47,7 @@ class FlexSection:
     context : int
         Number of tokens from which later dates are predicted.
     head : bytes
-        Bytes that all groups need: the header of a tec-flex-s2 date. Empty for FlexTEC.
+        Bytes that all groups need: the lowest quality of tec-flex-s2. Empty for FlexTEC.
     groups : tuple of bytes
         One per token: a checksum of its symbols (2 bytes), then the shortest range-coder stream.
     """
@@ -78,6 +91,23 @@ class FlexSection:
     def check(self) -> int:
         """Return the checksum of the date's latents: a CRC32 of those of the groups."""
         return zlib.crc32(b"".join(group[:2] for group in self.groups))
+
+
+def layer_qualities(quality: float) -> list[float]:
+    """Return the qualities of the layers of ``tec-flex-s2``, from the lowest."""
+    count = 1 + int((quality - 1) / _LAYER)
+    return [quality - _LAYER * (count - 1 - layer) for layer in range(count)]
+
+
+def kept_quality(model: str, quality: float, tokens: int | Sequence[int]) -> float:
+    """Return the quality that is left if an array of a quality is cut to so many tokens.
+
+    Two tokens of FlexTEC are quality 1.
+    """
+    most = tokens if isinstance(tokens, int) else max(tokens)
+    if model == LAYERED:
+        return layer_qualities(quality)[:most][-1]
+    return min(quality, max(1.0, most / 2))
 
 
 def check_tokens(tokens: int | Sequence[int], dates: int) -> list[int]:

@@ -1,12 +1,13 @@
 /* Decodes frames: the bytes of one chunk of an array, as docs/format.md describes them. */
 #include "frame.h"
+#include "tile.h"
 
 #include <stdlib.h>
 
 enum { MASK = 1, EXACT, LATENTS, BOUND_MAP, BOUND, POINTS, KINDS };
 enum { HAS_NODATA = 1, HAS_SCALING = 2, HAS_BOUNDS = 4 };
 enum { LISTED_BANDS = 255, NAMED_BANDS = 13, NO_BOUND = 65535, INDEX_BYTES = 18 };
-enum { SKIPPABLE = 128, TILE = 512, IMAGE_MODEL = 1, MOST_BANDS = 31 };
+enum { SKIPPABLE = 128, TILE = 512, IMAGE_MODEL = 1, TEMPORAL_MODEL, FLEXIBLE_MODEL };
 
 static const TecLimits usual = {1 << 28, 1 << 12, 1 << 10, 1 << 20, 1 << 30, 1LL << 31};
 
@@ -42,6 +43,12 @@ static uint32_t crc_of(const Crc *crc, const uint8_t *p, int64_t n) {
     }
     for (; n; n--, p++) c = c >> 8 ^ crc->of[0][(c ^ *p) & 255];
     return ~c;
+}
+
+uint32_t tec_crc32(const uint8_t *bytes, int64_t length) {
+    Crc crc;
+    crc_begin(&crc);
+    return crc_of(&crc, bytes, length);
 }
 
 /* ---- the header */
@@ -325,27 +332,70 @@ static int is_coded(const Job *job, int64_t date, int64_t y, int64_t x, int64_t 
     return 0;
 }
 
-static int decode_tile(Job *job, const TecModel *model, int64_t y, int64_t x, int64_t height,
-                       int64_t width, const char **wrong) {
-    const TecFrame *f = &job->f;
-    for (int64_t date = 0; date < f->shape[0]; date++) {
-        if (!is_coded(job, date, y, x, height, width)) continue;
-        if (!job->left--) FAIL(TEC_DAMAGED, "the frame has too few sections of latents for its mask");
-        int64_t length = read_varint(&job->rows);
-        read_number(&job->rows, 4);
-        uint32_t expected = (uint32_t)read_number(&job->rows, 4), found = 0;
-        const uint8_t *section = job->latents;
-        job->latents += length;
-        if (slot_of(job->slots, date) < 0) continue;
-        int status = tec_tile_decode(model, section, length, (int)job->free, (int)height,
-                                     (int)width, f->quality, job->dn, &found);
-        if (status) FAIL(status, "a latents section is not what an encoder writes");
-        if (found != expected)
-            FAIL(TEC_CHANGED, "a date was decoded to other latents than were encoded");
-        for (int64_t i = 0; i < job->free; i++)
-            place(job, job->dn + i * height * width, date, job->places[i], y, x, height, width);
-    }
+/* A tile that is being decoded. */
+typedef struct {
+    Job *job;
+    int64_t y, x, height, width;
+    const int64_t *dates; /* of the chunk, by date of the tile */
+} Tile;
+
+static int place_date(void *to, int number, const int32_t *dn) {
+    const Tile *t = to;
+    for (int64_t i = 0; i < t->job->free; i++)
+        place(t->job, dn + i * t->height * t->width, t->dates[number], t->job->places[i], t->y, t->x, t->height,
+              t->width);
     return TEC_OK;
+}
+
+/* Take the next section of latents. */
+static TecLatents next_latents(Job *job) {
+    TecLatents found = {.bytes = job->latents, .length = read_varint(&job->rows)};
+    read_number(&job->rows, 4);
+    found.checksum = (uint32_t)read_number(&job->rows, 4);
+    job->latents += found.length;
+    return found;
+}
+
+/* Decode the dates of a tile, one by one or as a series. */
+static int decode_dates(Job *job, const TecModel *model, Tile *tile, const TecLatents *latents, int count,
+                        const uint8_t *wanted, const char **wrong) {
+    int status = TEC_OK, bands = (int)job->free, height = (int)tile->height, width = (int)tile->width;
+    if (job->f.model != IMAGE_MODEL)
+        status = tec_decode_series(model, job->f.model == FLEXIBLE_MODEL, latents, count, bands, height, width,
+                                   job->f.quality, wanted, place_date, tile);
+    for (int i = 0; i < count && !status && job->f.model == IMAGE_MODEL; i++) {
+        uint32_t found = 0;
+        if (!wanted[i]) continue;
+        status = tec_tile_decode(model, latents[i].bytes, latents[i].length, bands, height, width,
+                                 job->f.quality, job->dn, &found);
+        if (!status && found != latents[i].checksum) status = TEC_CHANGED;
+        if (!status) status = place_date(tile, i, job->dn);
+    }
+    if (status == TEC_CHANGED) FAIL(TEC_CHANGED, "a date was decoded to other latents than were encoded");
+    if (status) FAIL(status, "a latents section is not what an encoder writes");
+    return TEC_OK;
+}
+
+static int decode_tile(Job *job, const TecModel *model, Tile *tile, const char **wrong) {
+    int64_t most = job->f.shape[0];
+    TecLatents *latents = malloc((size_t)most * sizeof *latents);
+    int64_t *dates = malloc((size_t)most * sizeof *dates);
+    uint8_t *wanted = malloc((size_t)most);
+    int count = 0, status = TEC_OK;
+    if (!latents || !dates || !wanted) status = TEC_NO_MEMORY, *wrong = "no memory for a list of dates";
+    for (int64_t date = 0; date < most && !status; date++) {
+        if (!is_coded(job, date, tile->y, tile->x, tile->height, tile->width)) continue;
+        if (!job->left--) {
+            status = TEC_DAMAGED, *wrong = "the frame has too few sections of latents for its mask";
+            break;
+        }
+        latents[count] = next_latents(job), dates[count] = date;
+        wanted[count++] = slot_of(job->slots, date) >= 0;
+    }
+    tile->dates = dates;
+    if (!status && count) status = decode_dates(job, model, tile, latents, count, wanted, wrong);
+    free(latents), free(dates), free(wanted);
+    return status;
 }
 
 static int64_t step_of(int64_t length) {
@@ -356,7 +406,7 @@ static int64_t step_of(int64_t length) {
 static int decode_tiles(Job *job, const TecModel *model, const char **wrong) {
     int64_t height = job->f.shape[2], width = job->f.shape[3];
     int64_t rows = step_of(height), columns = step_of(width);
-    if (job->f.section_count && job->f.model != IMAGE_MODEL)
+    if (job->f.section_count && (job->f.model < IMAGE_MODEL || job->f.model > FLEXIBLE_MODEL))
         FAIL(TEC_OTHER_MODEL, "the frame was coded by a model that this decoder does not have");
     if (job->f.section_count && !model) FAIL(TEC_BAD_ARGUMENT, "the frame needs a model");
     if (job->free) {
@@ -369,9 +419,10 @@ static int decode_tiles(Job *job, const TecModel *model, const char **wrong) {
         FAIL(TEC_DAMAGED, "the model takes no more than 31 bands");
     for (int64_t y = 0; job->free && y < height; y += rows)
         for (int64_t x = 0; x < width; x += columns) {
-            int64_t h = height - y < rows ? height - y : rows;
-            int64_t w = width - x < columns ? width - x : columns;
-            int status = decode_tile(job, model, y, x, h, w, wrong);
+            Tile tile = {.job = job, .y = y, .x = x};
+            tile.height = height - y < rows ? height - y : rows;
+            tile.width = width - x < columns ? width - x : columns;
+            int status = decode_tile(job, model, &tile, wrong);
             if (status) return status;
         }
     if (job->left) FAIL(TEC_DAMAGED, "the frame has more sections of latents than its mask asks for");

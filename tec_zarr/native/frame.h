@@ -91,6 +91,21 @@ void tec_units_convert(const Units *units, const int32_t *dn, int64_t n, void *v
 int tec_points_restore(const uint8_t *packed, int64_t length, const int64_t shape[4], int size,
                        const int64_t *slots, uint8_t *samples);
 
+/* A section of latents, and the checksum of what it decodes to. */
+typedef struct {
+    const uint8_t *bytes;
+    int64_t length;
+    uint32_t checksum;
+} TecLatents;
+
+/* Takes the DN (bands, height, width) of a date; returns a status. */
+typedef int TecTakeDate(void *to, int date, const int32_t *dn);
+
+/* Decode the wanted dates of a tile of tec-tt-s2, or of tec-flex-s2 if it is flexible. */
+int tec_decode_series(const TecModel *model, int flexible, const TecLatents *latents, int dates, int bands,
+                      int height, int width, int quality, const uint8_t *wanted, TecTakeDate *take, void *to);
+uint32_t tec_crc32(const uint8_t *bytes, int64_t length);
+
 /* Read the labels (time, band, y, x) of a mask section, and how many values are listed. */
 int tec_mask_labels(const uint8_t *packed, int64_t length, const int64_t shape[4], int size,
                     int64_t most, uint8_t *labels, int64_t *listed, const char **wrong);

@@ -47,6 +47,25 @@ int64_t tec_tile_encode(const TecModel *model, const int32_t *dn, const uint8_t 
                         uint8_t *section, int64_t capacity, uint32_t *checksum);
 int64_t tec_tile_capacity(int bands, int height, int width);
 
+/* What the context network sees of the values of one date, for training: the components in steps, the
+ * values, and for each value the 28 inputs and the symbol; `most` is the room in values. If `rounded`,
+ * values are rounded towards zero from 0.64, without a model. sizes: planes, rows, columns, and planes
+ * of block means. Returns the number of values, or a negative status. */
+int64_t tec_tile_collect(const TecModel *model, const int32_t *dn, const TecGrid *grids, int bands,
+                         int height, int width, int quality, int rounded, int64_t most, double *components,
+                         int32_t *values, uint8_t *features, int32_t *symbols, int32_t sizes[4]);
+
+/* ---- models 2 and 3, tec-tt-s2 and tec-flex-s2: the dates of one tile */
+
+/* Encode dates dn (dates, bands, height, width) in layers of the given qualities in 1/4096, from the
+ * lowest. Dates refer to one another within runs of `run` dates. Piece layer * dates + date has its
+ * section at out + starts[piece], of lengths[piece] bytes, and its latents have checksums[piece].
+ * Returns the bytes used: at most dates * layers * (1 + tec_tile_capacity). */
+int64_t tec_series_encode(const TecModel *model, const int32_t *dn, const uint8_t *known,
+                          const TecGrid *grids, int dates, int bands, int height, int width, int run,
+                          int layers, const int32_t *qualities, uint8_t *out, int64_t capacity,
+                          int64_t *starts, int64_t *lengths, uint32_t *checksums);
+
 /* ---- the bound layer: every sample within its bound, down to lossless
  *
  * docs/error-bounds.md describes it. Arrays are (dates, bands, height, width). Each band has a kind:

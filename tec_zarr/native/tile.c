@@ -93,176 +93,84 @@ int tec_decode_pixels(const TecModel *m, const Spectrum *s, const Coefficients *
     return status;
 }
 
-static int decode_plain(const TecModel *m, const uint8_t *section, int64_t length, int bands,
-                        int height, int width, int quality, int32_t *dn, uint32_t *checksum) {
-    Spectrum s;
-    int64_t step = tec_step(quality), after;
-    int status = tec_read_header(section, length, bands, height, width, step, &s, &after);
-    if (status) return status;
+int tec_decode_values(const TecModel *m, const Spectrum *s, int quality, const uint8_t *bytes,
+                      int64_t length, Coefficients *out, uint32_t *checksum) {
     int32_t components[CLASSES], spreads[CLASSES * MOST_BANDS];
-    int kind, fineness, planes = tec_value_planes(m, &s);
-    tec_walk_inputs(&s, quality, components, spreads, &kind, &fineness);
-    int64_t count = (int64_t)planes * s.layout.rows * s.layout.cols;
+    int kind, fineness, planes = tec_value_planes(m, s);
+    tec_walk_inputs(s, quality, components, spreads, &kind, &fineness);
+    int64_t count = (int64_t)planes * s->layout.rows * s->layout.cols;
     int32_t *values = tec_zeros((uint64_t)count, sizeof *values);
     uint8_t *indexes = tec_zeros((uint64_t)count, 1);
-    Coefficients coefficients = {.block = 0};
-    status = values && indexes ? TEC_OK : TEC_NO_MEMORY;
+    int status = values && indexes ? TEC_OK : TEC_NO_MEMORY;
     if (!status)
-        status = (int)tec_walk(DECODE, &m->context, MOST_SIZE, s.layout.rows, s.layout.cols, components,
-                               spreads, kind, fineness, 0, 0, 0, values, indexes,
-                               (uint8_t *)section + after, length - after, 0, 0, 0);
+        status = (int)tec_walk(DECODE, &m->context, MOST_SIZE, s->layout.rows, s->layout.cols, components,
+                               spreads, kind, fineness, 0, 0, values, indexes, (uint8_t *)bytes, length,
+                               0, 0, 0);
     if (!status) {
         *checksum = tec_checksum(values, count);
-        status = tec_mix_values(m, &s, step, values, indexes, &coefficients);
+        status = tec_mix_values(m, s, tec_step(quality), values, indexes, out);
     }
-    if (!status) status = tec_decode_pixels(m, &s, &coefficients, dn);
-    free(coefficients.block), free(values), free(indexes);
+    free(values), free(indexes);
     return status;
 }
 
-/* A section that begins with a map: the samples are copies of pixels of its source. */
-static int decode_mapped(const TecModel *m, const uint8_t *section, int64_t length, int bands,
-                         int height, int width, int quality, int32_t *dn, uint32_t *checksum) {
-    int64_t count = (int64_t)height * width, after;
+int tec_decode_date(const TecModel *m, const uint8_t *section, int64_t length, int bands, int height,
+                    int width, int quality, TecDate *date, uint32_t *checksum) {
+    int tall = height, wide = width;
+    int64_t after = 0;
+    date->height = height, date->width = width, date->map = 0, date->map_length = 0;
+    if (tec_is_mapped(section, length)) {
+        int32_t *places = tec_room((uint64_t)height * (uint64_t)width, sizeof *places);
+        int status = places ? tec_map_places(section, length, height, width, places, &tall, &wide, &after)
+                            : TEC_NO_MEMORY;
+        free(places);
+        if (status) return status;
+        if (tec_is_mapped(section + after, length - after) || !tec_is_tile(bands, tall, wide, quality))
+            return TEC_DAMAGED;
+        date->map = section, date->map_length = length;
+        section += after, length -= after;
+    }
+    int status = tec_read_header(section, length, bands, tall, wide, tec_step(quality), &date->spectrum, &after);
+    if (status) return status;
+    return tec_decode_values(m, &date->spectrum, quality, section + after, length - after,
+                             &date->coefficients, checksum);
+}
+
+void tec_date_end(TecDate *date) {
+    free(date->coefficients.block);
+    date->coefficients.block = 0;
+}
+
+/* The samples of a date with a map are copies of pixels of its source. */
+static int copy_source(const TecModel *m, const TecDate *date, int32_t *dn) {
+    const Layout *l = &date->spectrum.layout;
+    int64_t count = (int64_t)date->height * date->width, pixels = (int64_t)l->height * l->width, after;
     int tall, wide;
-    int32_t *places = tec_room((uint64_t)count, sizeof *places), *source = 0;
-    int status = places ? tec_map_places(section, length, height, width, places, &tall, &wide, &after)
-                        : TEC_NO_MEMORY;
-    if (!status && (tec_is_mapped(section + after, length - after) ||
-                    !tec_is_tile(bands, tall, wide, quality)))
-        status = TEC_DAMAGED;
-    if (!status) {
-        source = tec_room((uint64_t)bands * (uint64_t)tall * (uint64_t)wide, sizeof *source);
-        status = source ? decode_plain(m, section + after, length - after, bands, tall, wide, quality,
-                                       source, checksum)
-                        : TEC_NO_MEMORY;
-    }
-    for (int b = 0; b < bands && !status; b++) {
-        const int32_t *from = source + (int64_t)b * tall * wide;
-        for (int64_t i = 0; i < count; i++) dn[b * count + i] = from[places[i]];
-    }
+    int32_t *places = tec_room((uint64_t)count, sizeof *places);
+    int32_t *source = tec_room((uint64_t)l->bands * (uint64_t)pixels, sizeof *source);
+    int status = places && source ? TEC_OK : TEC_NO_MEMORY;
+    if (!status)
+        status = tec_map_places(date->map, date->map_length, date->height, date->width, places, &tall,
+                                &wide, &after);
+    if (!status && (tall != l->height || wide != l->width)) status = TEC_DAMAGED;
+    if (!status) status = tec_decode_pixels(m, &date->spectrum, &date->coefficients, source);
+    for (int b = 0; b < l->bands && !status; b++)
+        for (int64_t i = 0; i < count; i++) dn[b * count + i] = source[b * pixels + places[i]];
     free(source), free(places);
     return status;
+}
+
+int tec_date_pixels(const TecModel *m, const TecDate *date, int32_t *dn) {
+    if (date->map) return copy_source(m, date, dn);
+    return tec_decode_pixels(m, &date->spectrum, &date->coefficients, dn);
 }
 
 int tec_tile_decode(const TecModel *m, const uint8_t *section, int64_t length, int bands, int height,
                     int width, int quality, int32_t *dn, uint32_t *checksum) {
     if (!tec_is_tile(bands, height, width, quality) || length < 0) return TEC_BAD_ARGUMENT;
-    return (tec_is_mapped(section, length) ? decode_mapped : decode_plain)(
-        m, section, length, bands, height, width, quality, dn, checksum);
-}
-
-/* ---- encoding */
-
-#define HEADER_ROOM 16384
-#define BITS_OF_ERROR 8.0 /* bits that a squared step of error is worth to the quantiser */
-#define MOST_DN (1 << 20)
-
-/* 11 bytes hold the symbol of any value: 16 bits, an escape of 49 and 16 low bits. */
-int64_t tec_tile_capacity(int bands, int height, int width) {
-    int64_t rows = (height + MOST_SIZE) / MOST_SIZE, cols = (width + MOST_SIZE) / MOST_SIZE;
-    return HEADER_ROOM + 11 * FREQUENCIES * (int64_t)bands * rows * cols;
-}
-
-static double mean_of(const double *plane, int height, int width) {
-    double total = 0;
-    for (int y = 0; y < height; y++) {
-        double sum = 0;
-        for (int x = 0; x < width; x++) sum += *plane++;
-        total += sum;
-    }
-    return total / ((double)height * width);
-}
-
-/* Coefficients of all bands, and what the header says so far. */
-static int analyse_bands(const TecModel *m, const int32_t *dn, const uint8_t *known, int64_t step,
-                         BitWriter *bits, Spectrum *s, double *const *coefficients) {
-    const Layout *l = &s->layout;
-    int64_t samples = (int64_t)l->height * l->width, places = (int64_t)l->plane_height[0] * l->plane_width[0];
-    double *planes = tec_room((uint64_t)l->bands * (uint64_t)places, sizeof *planes), means[MOST_BANDS];
-    int32_t *whole = tec_room((uint64_t)samples, sizeof *whole);
-    int status = planes && whole ? TEC_OK : TEC_NO_MEMORY;
-    for (int b = 0; b < l->bands && !status; b++) {
-        const int32_t *from = dn + b * samples;
-        double *plane = planes + b * places;
-        for (int64_t i = 0; i < samples; i++)
-            whole[i] = from[i] > MOST_DN ? MOST_DN : from[i] < -MOST_DN ? -MOST_DN : from[i];
-        status = tec_plane(l, b, whole, known ? known + b * samples : 0, plane);
-        if (!status) means[b] = mean_of(plane, l->plane_height[l->level[b]], l->plane_width[l->level[b]]);
-    }
-    if (!status) tec_write_means(bits, l->bands, step, means, s->means);
-    for (int b = 0; b < l->bands && !status; b++)
-        status = tec_analyse(m, l, b, planes + b * places, s->means[b], coefficients[b]);
-    free(planes), free(whole);
-    return status;
-}
-
-/* Write the bases, and make the components of all classes, in steps. */
-static int choose_bases(const TecModel *m, int64_t step, double *const *coefficients, BitWriter *bits,
-                        Spectrum *s, double *components) {
-    double covariance[MOST_BANDS][MOST_BANDS], dn_step = (double)step / 256;
-    const Basis none = {0}, *before = &none;
-    int status = TEC_OK;
-    for (int class = 0; class < CLASSES && !status; class++) {
-        Basis *basis = &s->bases[class];
-        int bands = tec_bands_of(&s->layout, class);
-        basis->bands = basis->components = 0;
-        if (bands) {
-            tec_covariance(m, &s->layout, coefficients, class, covariance);
-            status = tec_write_basis(bits, covariance, bands, dn_step, class, before, basis);
-            components = tec_components(m, &s->layout, coefficients, class, basis, dn_step, components);
-        }
-        before = basis;
-    }
-    return status;
-}
-
-/* The most planes of components that a layout can have. */
-static int64_t places_of_components(const TecModel *m, const Layout *l) {
-    int64_t count = 0;
-    for (int class = 0; class < CLASSES; class++)
-        count += (int64_t)(m->first[class + 1] - m->first[class]) * tec_bands_of(l, class);
-    return count;
-}
-
-int64_t tec_tile_encode(const TecModel *m, const int32_t *dn, const uint8_t *known, const TecGrid *grids,
-                        int bands, int height, int width, int quality, uint8_t *section,
-                        int64_t capacity, uint32_t *checksum) {
-    if (!tec_is_tile(bands, height, width, quality) || capacity < 0) return TEC_BAD_ARGUMENT;
-    Spectrum s;
-    BitWriter bits = {section, 8 * (capacity < HEADER_ROOM ? capacity : HEADER_ROOM), 0, 0};
-    int64_t step = tec_step(quality), status = tec_layout(bands, height, width, grids, &s.layout);
-    if (status) return status;
-    const Layout *l = &s.layout;
-    tec_write_layout(&bits, l);
-    int64_t blocks = (int64_t)l->rows * l->cols, places = 0;
-    for (int b = 0; b < bands; b++) places += FREQUENCIES >> (2 * l->level[b]);
-    double *all = tec_room((uint64_t)places * (uint64_t)blocks, sizeof *all), *coefficients[MOST_BANDS];
-    double *components = tec_room((uint64_t)places_of_components(m, l) * (uint64_t)blocks, sizeof *components);
-    int32_t *values = 0;
-    uint8_t *indexes = 0;
-    status = all && components ? TEC_OK : TEC_NO_MEMORY;
-    for (int b = 0, at = 0; b < bands && !status; at += FREQUENCIES >> (2 * l->level[b]), b++)
-        coefficients[b] = all + at * blocks;
-    if (!status) status = analyse_bands(m, dn, known, step, &bits, &s, coefficients);
-    if (!status) status = choose_bases(m, step, coefficients, &bits, &s, components);
-    if (!status && bits.full) status = TEC_TOO_SMALL;
-    if (!status) {
-        int32_t counts[CLASSES], spreads[CLASSES * MOST_BANDS];
-        int kind, fineness, planes = tec_value_planes(m, &s);
-        int64_t header = (bits.at + 7) / 8, count = planes * blocks;
-        tec_walk_inputs(&s, quality, counts, spreads, &kind, &fineness);
-        values = tec_zeros((uint64_t)count, sizeof *values), indexes = tec_zeros((uint64_t)count, 1);
-        status = TEC_NO_MEMORY;
-        if (values && indexes)
-            status = tec_walk(ENCODE, &m->context, MOST_SIZE, l->rows, l->cols, counts, spreads, kind,
-                              fineness, 0, components, 256 * BITS_OF_ERROR, values, indexes,
-                              section + header, capacity - header, 0, 0, 0);
-        if (status >= 0) {
-            *checksum = tec_checksum(values, count);
-            status += header;
-        }
-    }
-    free(all), free(components), free(values), free(indexes);
+    TecDate date = {.map = 0};
+    int status = tec_decode_date(m, section, length, bands, height, width, quality, &date, checksum);
+    if (!status) status = tec_date_pixels(m, &date, dn);
+    tec_date_end(&date);
     return status;
 }

@@ -14,8 +14,7 @@
 #include "grids.h"
 #include "tec.h"
 
-enum { ENCODE = 0, DECODE = 1 };
-
+enum { ENCODE = 0, DECODE = 1, COLLECT = 2 };
 
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
 #error "doubles of this machine have excess precision"
@@ -87,6 +86,24 @@ typedef struct {
     void *block;
 } Coefficients;
 
+/* A decoded date of a tile, before its pixels. Its bands are those of the map's source if there is a
+ * map, which is the beginning of `map`, a section. */
+typedef struct {
+    Spectrum spectrum;
+    Coefficients coefficients;
+    const uint8_t *map; /* or null */
+    int64_t map_length;
+    int height, width; /* of the tile */
+} TecDate;
+
+/* Coefficients of the bands that an encoder wants: DN, times their gains; `block` is what to free. */
+typedef struct {
+    double *of[MOST_BANDS], *block;
+} Wanted;
+
+#define HEADER_ROOM 16384
+#define MOST_DN (1 << 20)
+
 /* Memory for `count` things of `each` bytes; null if there is none, or a size_t cannot count it. */
 void *tec_room(uint64_t count, size_t each);
 void *tec_zeros(uint64_t count, size_t each);
@@ -128,10 +145,16 @@ void tec_write_layout(BitWriter *bits, const Layout *layout);
 void tec_write_means(BitWriter *bits, int bands, int64_t step, const double *wanted, int32_t *means);
 int tec_silent(int class);
 int tec_first_spread(int class);
-int tec_angle_bits(int spread);
+/* Bits of the angles of a column with spread 0. A larger tile, which codes more values in a basis, has
+ * finer angles. */
+int tec_angle_base(const Layout *layout);
+int tec_angle_bits(int spread, int base);
 /* Make the vectors of a basis from its angles, in units of pi / 2^15. */
 void tec_make_vectors(const int32_t *angles, const Basis *before, Basis *basis);
-int tec_read_basis(BitReader *bits, int bands, int class, const Basis *before, Basis *basis);
+int64_t tec_get_signed(BitReader *bits, int rice);
+int tec_read_basis(BitReader *bits, int bands, int class, int angle_base, const Basis *before, Basis *basis);
+/* log2 of the unit of means in DN, which is at most 1/32 step and at least 1. */
+int tec_mean_digits(int64_t step);
 
 /* ---- tile_mix.c */
 
@@ -140,10 +163,13 @@ int tec_value_planes(const TecModel *model, const Spectrum *spectrum);
 /* Inputs of the walk that are the same for a whole tile. */
 void tec_walk_inputs(const Spectrum *spectrum, int quality, int32_t components[CLASSES],
                      int32_t spreads[CLASSES * MOST_BANDS], int *kind, int *fineness);
+/* Make room for coefficients, all of them zero. */
+int tec_coefficients(const Layout *layout, Coefficients *out);
 /* Make coefficients of bands of values (planes, blocks) and the indexes of their tables. */
 int tec_mix_values(const TecModel *model, const Spectrum *spectrum, int64_t step,
                    const int32_t *values, const uint8_t *indexes, Coefficients *out);
 /* 2^14 times the DN that a step of coefficient (u, v) of a band stands for. */
+double tec_gain(const TecModel *model, const Layout *layout, int band, int u, int v); /* in 1/2^32 */
 double tec_factor(const TecModel *model, const Layout *layout, int band, int u, int v, int64_t step);
 
 /* ---- lapped.c */
@@ -171,7 +197,9 @@ void tec_covariance(const TecModel *model, const Layout *layout, double *const *
                     double covariance[MOST_BANDS][MOST_BANDS]);
 /* Write the basis of a class with this covariance, which is lost; the step is in its units. */
 int tec_write_basis(BitWriter *bits, double covariance[MOST_BANDS][MOST_BANDS], int bands, double step,
-                    int class, const Basis *before, Basis *basis);
+                    int class, int angle_base, const Basis *before, Basis *basis);
+/* The spread of a component with this variance in steps. */
+int tec_spread(double variance);
 /* Coefficients of the components of a class in steps: (frequencies, components, blocks). Returns
  * where they end. */
 double *tec_components(const TecModel *model, const Layout *layout, double *const *coefficients,
@@ -183,5 +211,31 @@ uint32_t tec_checksum(const int32_t *values, int64_t count);
 int tec_is_tile(int bands, int height, int width, int quality);
 int tec_decode_pixels(const TecModel *model, const Spectrum *spectrum, const Coefficients *coefficients,
                       int32_t *dn);
+/* Decode the coefficients behind a header. */
+int tec_decode_values(const TecModel *model, const Spectrum *spectrum, int quality, const uint8_t *bytes,
+                      int64_t length, Coefficients *out, uint32_t *checksum);
+/* Decode a section of tec-s2, which must live as long as the date if it begins with a map. */
+int tec_decode_date(const TecModel *model, const uint8_t *section, int64_t length, int bands, int height,
+                    int width, int quality, TecDate *date, uint32_t *checksum);
+int tec_date_pixels(const TecModel *model, const TecDate *date, int32_t *dn);
+void tec_date_end(TecDate *date);
+
+/* ---- tile_encode.c */
+
+int tec_wanted(const Layout *layout, Wanted *wanted);
+/* Planes of all bands, each of the size of level 0, and their means. */
+int tec_planes_of(const Layout *layout, const int32_t *dn, const uint8_t *known, double *planes, double *means);
+int tec_analyse_planes(const TecModel *model, const Layout *layout, const double *planes,
+                       const int32_t *means, const Wanted *wanted);
+/* The most planes of components that a layout can have. */
+int64_t tec_component_places(const TecModel *model, const Layout *layout);
+/* Code components, and decode them to coefficients if `decoded` is not null. Returns the length. */
+int64_t tec_encode_values(const TecModel *model, const Spectrum *spectrum, int quality,
+                          const double *components, uint8_t *bytes, int64_t capacity,
+                          Coefficients *decoded, uint32_t *checksum);
+/* Encode planes to a section of tec-s2; decode it if `decoded` is not null. Returns its length. */
+int64_t tec_encode_plain(const TecModel *model, const Layout *layout, const double *planes,
+                         const double *means, int quality, uint8_t *section, int64_t capacity,
+                         Spectrum *spectrum, Coefficients *decoded, uint32_t *checksum);
 
 #endif

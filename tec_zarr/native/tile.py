@@ -1,15 +1,19 @@
-"""Calls the image model of the compiled core: one date of a tile from bytes to DN and back."""
+"""Calls the embedded models of the compiled core: dates of a tile to sections, and to DN again."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tec_zarr.errors import FormatError
 from tec_zarr.native import core
+
+INPUTS = 28
+"""Inputs of the context network."""
 
 
 @cache
@@ -23,10 +27,14 @@ def _library() -> Any:
     ]  # fmt: skip
     found.tec_tile_grids.argtypes = [pointer, pointer, *[number] * 5, pointer]
     found.tec_tile_capacity.argtypes, found.tec_tile_capacity.restype = [number] * 3, large
-    found.tec_tile_encode.argtypes = [
-        pointer, pointer, pointer, pointer, *[number] * 4, pointer, large, pointer,
-    ]  # fmt: skip
+    found.tec_tile_encode.argtypes = [*[pointer] * 4, *[number] * 4, pointer, large, pointer]
     found.tec_tile_encode.restype = large
+    found.tec_series_encode.argtypes = [
+        *[pointer] * 4, *[number] * 6, pointer, pointer, large, *[pointer] * 3,
+    ]  # fmt: skip
+    found.tec_series_encode.restype = large
+    found.tec_tile_collect.argtypes = [*[pointer] * 3, *[number] * 5, large, *[pointer] * 5]
+    found.tec_tile_collect.restype = large
     return found
 
 
@@ -34,12 +42,35 @@ def _check(status: int, what: str) -> int:
     if status == -1:
         raise MemoryError(f"no memory for {what}")
     if status < 0:
-        raise FormatError(f"{what} cannot be read: status {status} of the core")
+        raise FormatError(f"{what} cannot be coded: status {status} of the core")
     return status
 
 
+class Collected(NamedTuple):
+    """What the context network sees of one date.
+
+    Attributes
+    ----------
+    components : ndarray of float64, (planes, rows, cols)
+        Components in steps.
+    values : ndarray of int32, (planes, rows, cols)
+        Quantised components.
+    inputs : ndarray of uint8, (n, 28)
+        Inputs of the network for each value.
+    symbols : ndarray of int32, (n,)
+    means : int
+        Number of planes of block means; they come first.
+    """
+
+    components: np.ndarray
+    values: np.ndarray
+    inputs: np.ndarray
+    symbols: np.ndarray
+    means: int
+
+
 class TileModel:
-    """The image model in the core.
+    """The embedded models in the core. They share one weights file.
 
     Parameters
     ----------
@@ -56,7 +87,14 @@ class TileModel:
 
     def __init__(self, file: bytes, source: str = "weights"):
         self._model, self._close = ctypes.c_void_p(), _library().tec_model_close
-        _check(_library().tec_model_open(file, len(file), ctypes.byref(self._model)), source)
+        status = _library().tec_model_open(file, len(file), ctypes.byref(self._model))
+        if status == -1:
+            raise MemoryError(f"no memory for {source}")
+        if status:
+            raise FormatError(
+                f"{source} does not hold weights of tec-s2: a tensor is missing, has another dtype "
+                "or shape, or has values that the core cannot compute with"
+            )
 
     @property
     def handle(self) -> ctypes.c_void_p:
@@ -105,3 +143,72 @@ class TileModel:
         )  # fmt: skip
         _check(length, "a tile")
         return out[:length].tobytes(), checksum.value
+
+    def encode_series(
+        self,
+        cube: np.ndarray,
+        known: np.ndarray | None,
+        grids: np.ndarray,
+        qualities: Sequence[float],
+        run: int,
+    ) -> list[list[tuple[bytes, int]]]:
+        """Encode the dates of a tile in layers, each predicted from others.
+
+        Parameters
+        ----------
+        cube : ndarray of int32, (T, C, h, w)
+            DN.
+        known : ndarray of bool or None
+            False for samples that were not measured.
+        grids : ndarray of int32, (C, 4)
+            As `grids` returns them.
+        qualities : sequence of float
+            Of the layers, from the lowest.
+        run : int
+            Dates refer to one another within runs of so many dates.
+
+        Returns
+        -------
+        list of list of (bytes, int)
+            For each layer and date: the section, and the checksum of its latents.
+        """
+        dates, layers = len(cube), len(qualities)
+        capacity = dates * layers * (1 + _library().tec_tile_capacity(*cube.shape[1:]))
+        out = np.empty(capacity, np.uint8)
+        starts, lengths = np.empty(dates * layers, np.int64), np.empty(dates * layers, np.int64)
+        checksums = np.empty(dates * layers, np.uint32)
+        levels = np.array([round(4096 * quality) for quality in qualities], np.int32)
+        status = _library().tec_series_encode(
+            self._model, core.at(cube), core.at(known), core.at(grids), *cube.shape, run, layers,
+            core.at(levels), core.at(out), capacity, core.at(starts), core.at(lengths),
+            core.at(checksums),
+        )  # fmt: skip
+        _check(status, "a series")
+        pieces = [
+            (out[start : start + length].tobytes(), int(checksum))
+            for start, length, checksum in zip(starts, lengths, checksums, strict=True)
+        ]
+        return [pieces[layer * dates : (layer + 1) * dates] for layer in range(layers)]
+
+    def collect(
+        self, image: np.ndarray, grids: np.ndarray, quality: float, rounded: bool
+    ) -> Collected:
+        """Return what the context network sees of one date, int32 (C, h, w). Training uses it.
+
+        If `rounded`, components are rounded, without a look at what symbols cost.
+        """
+        side = 16  # a block's, of the finest grid; there may be a margin of one pixel
+        most = image.shape[0] * np.prod([-(-(n + 1) // side) * side for n in image.shape[1:]])
+        components, values = np.empty(most), np.empty(most, np.int32)
+        inputs, symbols = np.empty((most, INPUTS), np.uint8), np.empty(most, np.int32)
+        sizes = np.zeros(4, np.int32)
+        count = _library().tec_tile_collect(
+            self._model, core.at(image), core.at(grids), *image.shape, round(4096 * quality),
+            rounded, most, *(core.at(a) for a in (components, values, inputs, symbols, sizes)),
+        )  # fmt: skip
+        _check(count, "a tile")
+        shape = tuple(sizes[:3])
+        return Collected(
+            components[:count].reshape(shape), values[:count].reshape(shape), inputs[:count],
+            symbols[:count], int(sizes[3]),
+        )  # fmt: skip

@@ -124,7 +124,7 @@ static int32_t angle_of(double y, double x, int32_t half) {
 }
 
 /* 2 log2(x), rounded. */
-static int spread_of(double x) {
+int tec_spread(double x) {
     int octaves = 0;
     if (!(x > 1e-12)) return -64;
     for (; x >= 2; x /= 2) octaves++;
@@ -135,7 +135,7 @@ static int spread_of(double x) {
 /* ---- writing */
 
 int tec_write_basis(BitWriter *bits, double covariance[MOST_BANDS][MOST_BANDS], int bands, double step,
-                    int class, const Basis *before, Basis *basis) {
+                    int class, int angle_base, const Basis *before, Basis *basis) {
     Matrix vectors, work;
     double values[MOST_BANDS];
     int32_t angles[MOST_BANDS * (MOST_BANDS - 1) / 2];
@@ -143,7 +143,7 @@ int tec_write_basis(BitWriter *bits, double covariance[MOST_BANDS][MOST_BANDS], 
     find_vectors(covariance, bands, values, vectors);
     basis->bands = bands, basis->components = 0;
     for (int k = 0; k < bands; k++) {
-        int spread = spread_of((values[k] > 1e-9 ? values[k] : 1e-9) / (step * step));
+        int spread = tec_spread((values[k] > 1e-9 ? values[k] : 1e-9) / (step * step));
         if (spread > SPREAD_HIGH) spread = SPREAD_HIGH;
         if (spread <= tec_silent(class)) break;
         basis->spreads[basis->components++] = spread;
@@ -160,7 +160,7 @@ int tec_write_basis(BitWriter *bits, double covariance[MOST_BANDS][MOST_BANDS], 
             work[i][j] = follows ? sum / (1 << FULL_BITS) : sum;
         }
     for (int j = 0; j < basis->components && j < bands - 1; j++) {
-        int size = tec_angle_bits(basis->spreads[j]);
+        int size = tec_angle_bits(basis->spreads[j], angle_base);
         for (int i = j + 1; i < bands; i++) {
             if (i == j + 1 && work[j][j] < 0) /* so that no angle is larger than a quarter turn */
                 for (int k = 0; k < bands; k++) work[k][j] = -work[k][j];
@@ -218,36 +218,3 @@ double *tec_components(const TecModel *m, const Layout *l, double *const *coeffi
     }
     return out;
 }
-
-/* ---- for Python */
-
-/* out (rows, rows): sums of products of `rows` rows of `length` values, four partial sums each. */
-FASTEST int tec_products(const double *values, int rows, int64_t length, double *out) {
-    for (int a = 0; a < rows; a++)
-        for (int b = 0; b <= a; b++) {
-            const double *x = values + a * length, *y = values + b * length;
-            double sums[4] = {0};
-            int64_t i = 0;
-            for (; i + 4 <= length; i += 4)
-                for (int j = 0; j < 4; j++) sums[j] += x[i + j] * y[i + j];
-            for (; i < length; i++) sums[0] += x[i] * y[i];
-            out[a * rows + b] = out[b * rows + a] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-        }
-    return 0;
-}
-
-/* out (columns, length): the columns of `basis` (rows, all) times the rows of `values`. */
-FASTEST int tec_project(const double *values, int rows, int64_t length, const double *basis,
-                        int columns, int all, double *out) {
-    for (int k = 0; k < columns; k++) {
-        double *to = out + k * length;
-        for (int64_t i = 0; i < length; i++) to[i] = 0;
-        for (int b = 0; b < rows; b++) {
-            double weight = basis[b * all + k];
-            const double *from = values + b * length;
-            for (int64_t i = 0; i < length; i++) to[i] += weight * from[i];
-        }
-    }
-    return 0;
-}
-

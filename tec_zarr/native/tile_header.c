@@ -51,7 +51,7 @@ uint32_t tec_get(BitReader *b, int count) {
     return value;
 }
 
-static int64_t get_signed(BitReader *b, int rice) {
+int64_t tec_get_signed(BitReader *b, int rice) {
     int high = 0;
     while (high < 24 && tec_get(b, 1)) high++;
     int64_t mapped = high == 24 ? (int64_t)tec_get(b, 32) : (int64_t)high << rice | tec_get(b, rice);
@@ -184,18 +184,17 @@ void tec_write_layout(BitWriter *bits, const Layout *l) {
 
 /* ---- means */
 
-/* log2 of the unit of means in DN, which is at most 1/32 step and at least 1. */
-static int mean_digits(int64_t step) {
+int tec_mean_digits(int64_t step) {
     int digits = 0;
     while (step >> (digits + 14)) digits++;
     return digits;
 }
 
 static int read_means(BitReader *bits, int bands, int64_t step, int32_t *means) {
-    int digits = mean_digits(step);
+    int digits = tec_mean_digits(step);
     int64_t mean = 0;
     for (int b = 0; b < bands; b++) {
-        mean += get_signed(bits, digits < 8 ? 8 - digits : 0);
+        mean += tec_get_signed(bits, digits < 8 ? 8 - digits : 0);
         if (mean > MOST_MEAN >> digits || mean < -(MOST_MEAN >> digits)) return TEC_DAMAGED;
         means[b] = (int32_t)(mean * ((int64_t)1 << digits));
     }
@@ -203,7 +202,7 @@ static int read_means(BitReader *bits, int bands, int64_t step, int32_t *means) 
 }
 
 void tec_write_means(BitWriter *bits, int bands, int64_t step, const double *wanted, int32_t *means) {
-    int digits = mean_digits(step);
+    int digits = tec_mean_digits(step);
     int32_t unit = 1 << digits, before = 0;
     for (int b = 0; b < bands; b++) {
         double x = wanted[b] / unit;
@@ -219,8 +218,10 @@ void tec_write_means(BitWriter *bits, int bands, int64_t step, const double *wan
 int tec_silent(int class) { return class ? -12 : -16; }
 int tec_first_spread(int class) { return class ? 20 : SPREAD_HIGH; }
 
-int tec_angle_bits(int spread) {
-    int bits = ((spread + 3) >> 2) + 6;
+int tec_angle_base(const Layout *l) { return 6 + ((digits_of(l->rows * l->cols) - 9) >> 1); }
+
+int tec_angle_bits(int spread, int base) {
+    int bits = ((spread + 3) >> 2) + base;
     return bits < 3 ? 3 : bits > 15 ? 15 : bits;
 }
 
@@ -259,7 +260,7 @@ void tec_make_vectors(const int32_t *angles, const Basis *before, Basis *basis) 
         }
 }
 
-int tec_read_basis(BitReader *bits, int bands, int class, const Basis *before, Basis *basis) {
+int tec_read_basis(BitReader *bits, int bands, int class, int angle_base, const Basis *before, Basis *basis) {
     int32_t angles[MOST_BANDS * (MOST_BANDS - 1) / 2];
     int at = 0, follows = before->bands == bands;
     int64_t spread = tec_first_spread(class);
@@ -267,15 +268,15 @@ int tec_read_basis(BitReader *bits, int bands, int class, const Basis *before, B
     basis->components = (int)tec_get(bits, 5);
     if (basis->components > bands) return TEC_DAMAGED;
     for (int k = 0; k < basis->components; k++) {
-        spread -= get_signed(bits, 2);
+        spread -= tec_get_signed(bits, 2);
         if (spread <= tec_silent(class) || spread > SPREAD_HIGH) return TEC_DAMAGED;
         basis->spreads[k] = (int32_t)spread;
     }
     for (int j = 0; j < basis->components && j < bands - 1; j++) {
-        int size = tec_angle_bits(basis->spreads[j]);
+        int size = tec_angle_bits(basis->spreads[j], angle_base);
         for (int i = j + 1; i < bands; i++) {
             int64_t number, most = (int64_t)1 << size;
-            if (follows) number = get_signed(bits, size > 5 ? size - 5 : 0);
+            if (follows) number = tec_get_signed(bits, size > 5 ? size - 5 : 0);
             else number = (int64_t)tec_get(bits, size) - most / 2;
             number = number > most ? most : number < -most ? -most : number;
             angles[at++] = (int32_t)(number * ((int64_t)1 << (15 - size)));
@@ -294,23 +295,11 @@ int tec_read_header(const uint8_t *section, int64_t length, int bands, int heigh
     if (!status) status = read_means(&bits, bands, step, s->means);
     for (int class = 0; class < CLASSES && !status && !bits.short_of; class++) {
         int count = tec_bands_of(&s->layout, class);
-        if (count) status = tec_read_basis(&bits, count, class, before, &s->bases[class]);
+        if (count)
+            status = tec_read_basis(&bits, count, class, tec_angle_base(&s->layout), before, &s->bases[class]);
         else s->bases[class].bands = s->bases[class].components = 0;
         before = &s->bases[class];
     }
     *after = (bits.at + 7) / 8;
     return status ? status : bits.short_of ? TEC_DAMAGED : TEC_OK;
-}
-
-/* The identity (size, size) after turns of rows first[i] and second[i] by angles[i], the last one
- * first, in 1/2^24: for Python. */
-int tec_rotated(int size, int count, const int32_t *first, const int32_t *second, const int32_t *angles,
-                int64_t *out) {
-    int64_t turned[MOST_BANDS][MOST_BANDS];
-    if (size < 0 || size > MOST_BANDS) return TEC_BAD_ARGUMENT;
-    for (int i = 0; i < size; i++)
-        for (int j = 0; j < size; j++) turned[i][j] = i == j ? ONE : 0;
-    for (int i = count - 1; i >= 0; i--) turn(turned, size, first[i], second[i], angles[i]);
-    for (int i = 0; i < size * size; i++) out[i] = rounded(turned[i / size][i % size], 30 - FULL_BITS);
-    return TEC_OK;
 }

@@ -34,10 +34,18 @@ void tec_walk_inputs(const Spectrum *s, int quality, int32_t components[CLASSES]
     *fineness = fine > 127 ? 127 : fine;
 }
 
-double tec_factor(const TecModel *m, const Layout *l, int band, int u, int v, int64_t step) {
+static int64_t gain_of(const TecModel *m, const Layout *l, int band, int u, int v) {
     int kind = l->level[band] ? 1 + l->grids[band].kind : 0;
     const int32_t *gain = m->gains[kind][l->cells[band].factor - 1];
-    int64_t product = (int64_t)gain[u] * gain[v];
+    return (int64_t)gain[u] * gain[v];
+}
+
+double tec_gain(const TecModel *m, const Layout *l, int band, int u, int v) {
+    return (double)gain_of(m, l, band, u, v);
+}
+
+double tec_factor(const TecModel *m, const Layout *l, int band, int u, int v, int64_t step) {
+    int64_t product = gain_of(m, l, band, u, v);
     return (double)((((uint64_t)step << 39) + (uint64_t)product) / (2 * (uint64_t)product));
 }
 
@@ -83,23 +91,13 @@ FASTEST static void mix(const double *const *components, const double *weight, i
     }
 }
 
-int tec_mix_values(const TecModel *m, const Spectrum *s, int64_t step, const int32_t *values,
-                   const uint8_t *indexes, Coefficients *out) {
-    const Layout *l = &s->layout;
+int tec_coefficients(const Layout *l, Coefficients *out) {
     int64_t blocks = (int64_t)l->rows * l->cols, places = 0;
-    int most = 0;
     for (int b = 0; b < l->bands; b++) places += FREQUENCIES >> (2 * l->level[b]);
-    for (int class = 0; class < CLASSES; class++)
-        if (s->bases[class].components > most) most = s->bases[class].components;
     uint64_t alive_size = (uint64_t)FREQUENCIES * (uint64_t)l->rows;
     alive_size = (alive_size + 7) / 8 * 8;
-    double *components = tec_room((uint64_t)most * (uint64_t)blocks + LANES, sizeof *components);
     uint8_t *block = tec_room((uint64_t)places * (uint64_t)blocks * 4 + alive_size + 64, 1);
-    if (!components || !block) {
-        free(components), free(block);
-        return TEC_NO_MEMORY;
-    }
-    memset(components, 0, sizeof *components * (size_t)((int64_t)most * blocks + LANES));
+    if (!block) return TEC_NO_MEMORY;
     *out = (Coefficients){.alive = block, .block = block};
     memset(out->alive, 0, (size_t)alive_size);
     int32_t *next = (int32_t *)(void *)(block + alive_size);
@@ -108,6 +106,22 @@ int tec_mix_values(const TecModel *m, const Spectrum *s, int64_t step, const int
         next += blocks * (FREQUENCIES >> (2 * l->level[b]));
     }
     memset(next, 0, 32); /* vectors read a little beyond the last plane */
+    return TEC_OK;
+}
+
+int tec_mix_values(const TecModel *m, const Spectrum *s, int64_t step, const int32_t *values,
+                   const uint8_t *indexes, Coefficients *out) {
+    const Layout *l = &s->layout;
+    int64_t blocks = (int64_t)l->rows * l->cols;
+    int most = 0;
+    for (int class = 0; class < CLASSES; class++)
+        if (s->bases[class].components > most) most = s->bases[class].components;
+    double *components = tec_zeros((uint64_t)most * (uint64_t)blocks + LANES, sizeof *components);
+    int status = components ? tec_coefficients(l, out) : TEC_NO_MEMORY;
+    if (status) {
+        free(components);
+        return status;
+    }
     for (int f = 0; f < FREQUENCIES; f++) {
         Frequency at = m->frequencies[f];
         const Basis *basis = &s->bases[at.class];
@@ -133,25 +147,5 @@ int tec_mix_values(const TecModel *m, const Spectrum *s, int64_t step, const int
         }
     }
     free(components);
-    return TEC_OK;
-}
-
-/* The same for values (frequencies, components, blocks) in 1/64 step: for Python. The basis is
- * (bands, components) in 1/2^12; factor (frequencies, bands); out (frequencies, bands, blocks). */
-int tec_mix(const int32_t *values, int frequencies, int components, int bands, int blocks,
-            const int32_t *basis, const int64_t *factor, int32_t *out) {
-    double *work = tec_room((uint64_t)components * (uint64_t)blocks + LANES, sizeof *work);
-    if (!work) return TEC_NO_MEMORY;
-    const double *there[MOST_BANDS];
-    double weight[MOST_BANDS];
-    for (int k = 0; k < components; k++) there[k] = work + (int64_t)k * blocks;
-    for (int f = 0; f < frequencies; f++, values += (int64_t)components * blocks) {
-        for (int64_t i = 0; i < (int64_t)components * blocks; i++) work[i] = values[i];
-        for (int b = 0; b < bands; b++, out += blocks) {
-            for (int k = 0; k < components; k++) weight[k] = basis[b * components + k];
-            mix(there, weight, components, (double)factor[f * bands + b], 0, blocks, out);
-        }
-    }
-    free(work);
     return TEC_OK;
 }

@@ -316,19 +316,9 @@ static void empty(const Shape *s, Running *of) {
     of->sum.count = of->dirty = 0;
 }
 
-/* Logarithms of what is expected of the plane: inputs 14 and 15. */
-static void take_hints(Walk *w, const uint16_t *from, Sums *hint) {
-    const Shape *s = &w->shape;
-    for (int r = 0; r < s->rows; r++)
-        for (int c = 0; c < s->cols; c++, from++)
-            hint->sum[s->start + (size_t)r * s->pitch + c] = (int16_t)(*from < MOST_SUM ? *from : MOST_SUM);
-    add_around(s, hint->sum, hint->near);
-    take_both_logs(s, &w->net, hint);
-}
-
 int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
                  const int32_t *components, const int32_t *spreads, int kind, int fineness,
-                 const uint16_t *hints, const double *wanted, double weight, int32_t *values,
+                 const double *wanted, double weight, int32_t *values,
                  uint8_t *indexes, uint8_t *bytes, int64_t length, uint8_t *features,
                  int32_t *symbols, int64_t most_rows) {
     if ((size != 8 && size != 16) || rows < 1 || cols < 1 || rows > 4096 || cols > 4096)
@@ -342,8 +332,8 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
     size_t plane = ((size_t)(rows + MARGIN + 1) * pitch + SPARE + 15) / 16 * 16;
     Shape shape = {rows, cols, pitch, plane, (size_t)MARGIN * pitch + MARGIN};
     size_t blocks = (size_t)rows * cols, table = (size_t)size * size * most;
-    /* zeros, hints, four running sums, logarithms of two planes; and the planes that are not zero */
-    size_t count = (size_t)tec_planes(size, components, NULL) + 7;
+    /* zeros, three running sums, logarithms of two planes; and the planes that are not zero */
+    size_t count = (size_t)tec_planes(size, components, NULL) + 6;
     size_t row = (size_t)cols + 16, row_bytes = row * (STILL_INPUTS + SCAN_INPUTS + 3);
     if (count > (SIZE_MAX - row_bytes - blocks) / (BYTES_OF_VALUE * plane)) return TEC_NO_MEMORY;
     uint8_t *room = malloc(count * BYTES_OF_VALUE * plane + row_bytes + blocks);
@@ -351,11 +341,11 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
     Walk *w = malloc(sizeof *w);
     int64_t status = TEC_NO_MEMORY;
     if (!room || !at_place || !w) goto done;
-    memset(room, 0, 7 * BYTES_OF_VALUE * plane);
+    memset(room, 0, 6 * BYTES_OF_VALUE * plane);
     uint8_t *free_room = room;
 #define NEXT_SUMS() (free_room += BYTES_OF_VALUE * plane, sums_at(free_room - BYTES_OF_VALUE * plane, &shape))
     const Sums zero = NEXT_SUMS();
-    Sums hint = NEXT_SUMS(), two = NEXT_SUMS();
+    Sums two = NEXT_SUMS();
     Running total = {NEXT_SUMS(), 0}, same = {NEXT_SUMS(), 0}, before = {NEXT_SUMS(), 0};
     for (size_t i = 0; i < table; i++) at_place[i] = zero;
     tec_net(&w->net, context);
@@ -401,18 +391,16 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
                 w->fixed[3] = (uint8_t)(16 * (k < 7 ? k : 7));
                 w->fixed[4] = (uint8_t)kind;
                 w->fixed[5] = (uint8_t)fineness;
-                w->fixed[6] = hints ? 64 : 0;
-                w->fixed[7] = 0;
+                w->fixed[6] = w->fixed[7] = 0;
                 tec_net_plane(&w->net, w->fixed);
                 refresh(w, &total);
-                if (hints) take_hints(w, hints + number * blocks, &hint);
                 const uint8_t *still[STILL_INPUTS] = {
                     low_u->log, low_v->log, u && v ? PLACE(u - 1, v - 1, k)->log : zero.log,
                     log_of_two(&shape, &w->net, OF(u - 2, v, k), OF(u, v - 2, k), 0, &two),
                     log_of_two(&shape, &w->net, low_u, low_v, 1, &two),
                     one->log, OF(u, v, k - 2)->log, total.sum.log, one->near_log, total.sum.near_log,
-                    before.sum.log, before.sum.near_log, same.sum.log, same.sum.near_log, hint.log,
-                    hint.near_log,
+                    before.sum.log, before.sum.near_log, same.sum.log, same.sum.near_log, zero.log,
+                    zero.log,
                 };
                 for (int p = 0; p < STILL_INPUTS; p++) w->still[p] = still[still_at[p]];
                 Sums *mine = PLACE(u, v, k);

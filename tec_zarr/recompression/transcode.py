@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 
+from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.models.tokens import TOKENS, check_tokens
+from tec_zarr.models.tokens import TOKENS, check_tokens, kept_quality
 from tec_zarr.recompression.moving import check_frames, move
 from tec_zarr.stores.chunks import chunks_in_object, frames_of, shard_of, tec_spec
 from tec_zarr.stores.info import ATTRIBUTE
@@ -25,7 +26,7 @@ from tec_zarr.stores.objects import (
     read,
     write,
 )
-from tec_zarr.stores.transcode import check_steps, is_flexible, quality_of, transcode_chunk, whole
+from tec_zarr.stores.transcode import check_layers, is_flexible, transcode_chunk, whole
 
 _TARGETS = ("psnr", "max_bytes")
 
@@ -109,7 +110,8 @@ def transcode(
             continue
         owner = next((a for p, a in lowered.items() if not p or name.startswith(f"{p}/")), None)
         if is_metadata(name):
-            data = _relabelled(data, kept)
+            spec = tec_spec(owner or next(iter(lowered.values())))
+            data = _relabelled(data, spec.model if spec else "", kept)
         elif owner is not None:
             data, chunks = _object(data, owner, kept)
             count += chunks
@@ -128,7 +130,7 @@ def _check_array(path: str, array: zarr.Array, tokens: int | Sequence[int]) -> N
             f"array {path!r} is coded with {spec.model}, which has one quality for each encoding: "
             "only FlexTEC can be transcoded. Use tec-zarr recompress on the original data"
         )
-    check_steps(spec.model, tokens)
+    check_layers(spec.model, tokens)
     check_tokens(tokens, array.chunks[0] if array.ndim == 4 else np.size(tokens))
 
 
@@ -141,20 +143,25 @@ def _object(data: bytes, array: zarr.Array, tokens: int | Sequence[int]) -> tupl
     return shard_of(lowered), sum(frame is not None for frame in frames)
 
 
-def _relabelled(data: bytes, tokens: int | Sequence[int]) -> bytes:
-    """Return a metadata document with every quality in it lowered to that of ``tokens``."""
+def _relabelled(data: bytes, model: str, tokens: int | Sequence[int]) -> bytes:
+    """Return a metadata document with every quality in it lowered to that of ``tokens``.
+
+    ``model`` is that of the array that attributes belong to.
+    """
+
+    def lower(item: dict[str, Any], label: str, model: str) -> None:
+        item[label] = kept_quality(model, item.get(label, ChunkSpec.quality), tokens)
 
     def walk(item: Any) -> bool:
         changed = False
         if isinstance(item, dict):
             settings = item.get("configuration", {}) if item.get("name") == "tec" else item
             if item.get("name") == "tec" or item.get("id") == "tec":
-                settings["quality"] = min(settings.get("quality", 4.0), quality_of(tokens))
+                lower(settings, "quality", settings.get("model", model))
                 settings.update({target: None for target in _TARGETS if target in settings})
                 changed = True
-            label = f"{ATTRIBUTE}_quality"
-            if label in item:
-                item[label] = min(item[label], quality_of(tokens))
+            if f"{ATTRIBUTE}_quality" in item:
+                lower(item, f"{ATTRIBUTE}_quality", model)
                 # The PSNR and the number of bytes of the old quality no longer hold.
                 for name in ("psnr", "max_bytes", "psnr_measured"):
                     item.pop(f"{ATTRIBUTE}_{name}", None)

@@ -8,8 +8,8 @@ decoding raises an error that names the missing weights.
 
 Weights from a store come from a stranger, so they are checked. Only arrays of plain bytes are
 read. Their size is checked before reading, their SHA-256 after it. They must parse as safetensors,
-a format that cannot carry code. :mod:`tec_zarr.networks.checks` checks every tensor before
-anything computes with it. Embedded weights decode only; they never encode.
+a format that cannot carry code. The core checks every tensor of an embedded model before anything
+computes with it. Embedded weights decode only; they never encode.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from tec_zarr.errors import (
     UnsupportedArrayError,
     WeightsMismatchError,
 )
-from tec_zarr.models.weights import embedded_file, needed_weights, weights_file
+from tec_zarr.models.weights import embedded_file, index_items, needed_weights, weights_file
+from tec_zarr.native.tile import TileModel
 from tec_zarr.stores.chunks import codecs_of
 from tec_zarr.stores.objects import write
 
@@ -244,20 +245,28 @@ def keep_embedded(name: str, data: bytes, sha256: str) -> None:
 
     They are written in one step: readers see all of the file or nothing.
     """
-    from safetensors import SafetensorError, safe_open
-
-    file = embedded_file(name, sha256)
-    _check_bytes(data, sha256, f"{GROUP}/{sha256}")
+    file, where = embedded_file(name, sha256), f"{GROUP}/{sha256}"
+    _check_bytes(data, sha256, where)
+    if name in index_items():
+        TileModel(data, where)
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(suffix=".part", dir=file.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
-        try:
-            with safe_open(part, "np"):
-                pass
-        except SafetensorError as error:
-            raise FormatError(f"{GROUP}/{sha256} is not a safetensors file: {error}") from None
+        if name not in index_items():
+            _check_safetensors(part, where)
         os.replace(part, file)
     finally:
         Path(part).unlink(missing_ok=True)
+
+
+def _check_safetensors(path: str, where: str) -> None:
+    """Raise FormatError unless a file of a published model's weights parses."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np"):
+            pass
+    except SafetensorError as error:
+        raise FormatError(f"{where} is not a safetensors file: {error}") from None

@@ -6,8 +6,8 @@ dates were predicted from tokens that are cut. Then the network decodes the rema
 codes them again, without further loss. Either way the result equals the chunk that encoding at the
 lower quality makes.
 
-``tec-flex-s2`` calls its tokens steps. It predicts each step of a date from the same step of
-another date. So all dates of a chunk are cut to the same number of steps, without the network.
+The tokens of ``tec-flex-s2`` are layers. It predicts each layer of a date from the same layer of
+other dates. So all dates of a chunk are cut to the same number of layers.
 
 `tec_zarr.recompression.transcode` does the same for whole stores.
 """
@@ -29,16 +29,20 @@ from tec_zarr.frame.frame import Frame, Header, Section, SectionKind, read_frame
 from tec_zarr.models import published as models_published
 from tec_zarr.models.protocol import Encoded, Model
 from tec_zarr.models.registry import register_model
-from tec_zarr.models.tokens import TOKENS, ContextError, check_tokens, cut
-
-#: The model that needs the same number of steps for all dates of a chunk.
-_STEPPED = "tec-flex-s2"
+from tec_zarr.models.tokens import (
+    LAYERED,
+    TOKENS,
+    ContextError,
+    check_tokens,
+    cut,
+    kept_quality,
+)
 
 Shape = tuple[int, int, int, int]
 
 
 def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> bytes:
-    """Lower the quality of one chunk of FlexTEC or tec-flex-s2.
+    """Lower the quality of one chunk of FlexTEC or tec-flex-s2, whose tokens are layers.
 
     Parameters
     ----------
@@ -52,7 +56,7 @@ def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> by
     -------
     bytes
         For FlexTEC, the frame that :func:`tec_zarr.encode_chunk` makes at the lower quality. For
-        tec-flex-s2, a frame with the first steps of ``data``.
+        tec-flex-s2, a frame with the first layers of ``data``.
 
     Raises
     ------
@@ -67,7 +71,7 @@ def transcode_chunk(data: bytes | memoryview, tokens: int | Sequence[int]) -> by
     frame = read_frame(data)
     _check_model(frame.header)
     tokens = whole(tokens)
-    check_steps(name_of_model(frame.header), tokens)
+    check_layers(name_of_model(frame.header), tokens)
 
     def shorter(
         sections: list[bytes], shape: tuple[int, int, int, int], kept: list[int]
@@ -109,7 +113,7 @@ def preview_chunk(data: bytes | memoryview, tokens: int = 2) -> np.ndarray:
     count = whole(tokens)
     if not isinstance(count, int) or not 1 <= count < TOKENS:
         raise UnsupportedArrayError(f"a preview shows 1 to {TOKENS - 1} tokens, not {count}")
-    if name_of_model(frame.header) == _STEPPED:
+    if name_of_model(frame.header) == LAYERED:
         return decode_chunk(transcode_chunk(data, count))
     model: Any = model_of(frame.header)
     shown = model.preview(count)
@@ -129,11 +133,11 @@ def whole(tokens: Any) -> int | list[int]:
         ) from None
 
 
-def check_steps(model: str, tokens: int | Sequence[int]) -> None:
-    if model == _STEPPED and not isinstance(tokens, int):
+def check_layers(model: str, tokens: int | Sequence[int]) -> None:
+    if model == LAYERED and not isinstance(tokens, int):
         raise UnsupportedArrayError(
-            f"{_STEPPED} cuts all dates of a chunk to one number of steps, because they are "
-            f"predicted from one another at every step: give one number, not {list(tokens)}"
+            f"{LAYERED} cuts all dates of a chunk to one number of layers, because they are "
+            f"predicted from one another in every layer: give one number, not {list(tokens)}"
         )
 
 
@@ -166,10 +170,5 @@ def _lowered(
         coded = shorter(tile.sections, tile.shape, [kept[t] for t in tile.dates])
         latents += latents_of(coded)
     others = [s for s in frame.sections if s.kind is not SectionKind.LATENTS]
-    quality = min(header.quality, quality_of(kept))
+    quality = kept_quality(name_of_model(header), header.quality, kept)
     return write_frame(replace(header, quality=quality), others + latents)
-
-
-def quality_of(tokens: int | Sequence[int]) -> float:
-    """Convert tokens to the codec's quality scale, where two tokens are quality 1."""
-    return max(1.0, (tokens if isinstance(tokens, int) else max(tokens)) / 2)

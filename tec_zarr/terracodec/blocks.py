@@ -46,7 +46,7 @@ def scale_grid_position(scale: Tensor) -> Tensor:
 class _ScaleShiftBuffers(TableBuffers):
     """Buffers of the reference's bottleneck.
 
-    Streams of this package use the tables of :mod:`tec_zarr.entropy.gaussian_tables` instead.
+    Streams of this package use the tables of :mod:`tec_zarr.terracodec.gaussian_tables` instead.
     """
 
     TABLES = (

@@ -16,7 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tec_zarr.entropy.gaussian_tables import (
+from tec_zarr.errors import ChecksumError, FormatError
+from tec_zarr.models.protocol import Encoded
+from tec_zarr.models.tokens import TOKENS, FlexSection
+from tec_zarr.terracodec.blocks import scale_grid_position, scale_of
+from tec_zarr.terracodec.elic import ELIC, anchors
+from tec_zarr.terracodec.flex import FlexTEC
+from tec_zarr.terracodec.fp import FactorizedPrior
+from tec_zarr.terracodec.gaussian_tables import (
     MEAN_STEPS,
     SymbolDecoder,
     SymbolEncoder,
@@ -25,15 +32,8 @@ from tec_zarr.entropy.gaussian_tables import (
     gaussian_table,
     gaussian_table_ids,
     scale_edges,
+    whole_words,
 )
-from tec_zarr.entropy.range_coder import whole_words
-from tec_zarr.errors import ChecksumError, FormatError
-from tec_zarr.models.protocol import Encoded
-from tec_zarr.models.tokens import TOKENS, FlexSection
-from tec_zarr.terracodec.blocks import scale_grid_position, scale_of
-from tec_zarr.terracodec.elic import ELIC, anchors
-from tec_zarr.terracodec.flex import FlexTEC
-from tec_zarr.terracodec.fp import FactorizedPrior
 from tec_zarr.terracodec.layers import EntropyBottleneck
 from tec_zarr.terracodec.ledger import LedgerReader, LedgerWriter
 from tec_zarr.terracodec.tt import EntropyTransformer, TemporalTransformer, TokenDecoder

@@ -35,8 +35,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tec_zarr.entropy.gaussian_tables import normal_cdf
 from tec_zarr.errors import TecError
+from tec_zarr.terracodec.gaussian_tables import normal_cdf
 from tec_zarr.terracodec.layers import Attention, Gelu
 
 __all__ = ["ExactAttention", "ExactGelu", "ExactLayerNorm", "ExactLinear", "exact", "int8_is_exact"]

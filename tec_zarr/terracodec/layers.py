@@ -345,7 +345,7 @@ def _cumulative(weights: Tensor, total: int) -> Tensor:
 class GaussianBuffers(TableBuffers):
     """Buffers of the reference's Gaussian conditional (ELIC).
 
-    Streams of this package use the tables of :mod:`tec_zarr.entropy.gaussian_tables` instead.
+    Streams of this package use the tables of :mod:`tec_zarr.terracodec.gaussian_tables` instead.
     """
 
     TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")

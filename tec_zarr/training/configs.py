@@ -1,4 +1,4 @@
-"""The fields of each training's configuration file."""
+"""The fields of the configuration file of a training of a TerraCodec architecture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tec_zarr.models import published
-from tec_zarr.models.constants import BLOCK
 
 
 @dataclass(frozen=True)
@@ -55,113 +54,3 @@ class FamilyConfig:
     def crop_multiple(self) -> int:
         """Number that must divide the height and width of a crop, pixels."""
         return 16 if self.architecture == "fp" else 64
-
-
-@dataclass(frozen=True)
-class Config:
-    """Settings of a training of the image model; written beside its checkpoints."""
-
-    data: tuple[str, ...]
-    out: str
-    steps: int = 20_000
-    batch: int = 8
-    crop: int = 128
-    rate: float = 1e-3
-    transform_rate: float = 1e-4
-    ema: float = 0.999
-    seed: int = 0
-    threads: int = 1
-    #: Threads that cut crops.
-    workers: int = 1
-    device: str = "cpu"
-    #: Crops that the closed-form initialisation uses.
-    initial_samples: int = 400
-    #: State dict (``.pt``) to start from instead of the closed-form initialisation.
-    start: str = ""
-    checkpoint_seconds: float = 240.0
-    validate_every: int = 500
-    #: Sources for validation, not used in training; prefixes of the file names.
-    held_out: tuple[str, ...] = (
-        "s2s-ucnn__usa",
-        "rstoolbox__sen2-rds-cc44bf0",
-        "bigearthnet-common__S2A-MSIL2A-20180510T94033",
-        "glf-cr__ROIs2017",
-    )
-    #: Sources that are not used, because they are not real 10 m imagery (resampled previews).
-    left_out: tuple[str, ...] = ("rio-tiler-pds__T19UDP",)
-    #: Sources with a lower weight: two hundred parcels of a single kind (forest).
-    discounted: tuple[str, ...] = ("bark-bettle",)
-
-    @property
-    def crop_multiple(self) -> int:
-        """Number that must divide the height and width of a crop, pixels."""
-        return BLOCK
-
-
-@dataclass(frozen=True)
-class PixelConfig(Config):
-    """Settings of a training of a new way from an image model's latents to pixels."""
-
-    model: str = "tec-s2-pixels"
-    #: SHA-256 of the image model's weights, which are not changed. Empty for the newest.
-    image: str = ""
-    steps: int = 30_000
-    rate: float = 2e-3
-    transform_rate: float = 5e-4
-    ema: float = 0.999
-    #: Crops that are encoded before the first step.
-    samples: int = 4800
-    #: Hidden units of the correction, and pairs of component and channel in the synthesis.
-    width: int = 48
-    pairs: int = 640
-
-
-@dataclass(frozen=True)
-class TemporalConfig:
-    """Settings of a training of the temporal model; written beside its checkpoints."""
-
-    data: tuple[str, ...]
-    out: str
-    model: str = "tec-tt-s2"
-    #: SHA-256 of the image model's weights. Empty for the newest.
-    image: str = ""
-    #: Temporal weights (safetensors) to start from, as wide or narrower. If empty, training starts
-    #: from the image model's networks.
-    start: str = ""
-    steps: int = 9_000
-    batch: int = 16
-    crop: int = 64
-    rate: float = 1e-3
-    ema: float = 0.998
-    seed: int = 0
-    threads: int = 1
-    #: Threads that cut crops.
-    workers: int = 1
-    device: str = "cpu"
-    checkpoint_seconds: float = 200.0
-    validate_every: int = 400
-    #: Places for validation and measurements, not used in training; prefixes of the file names.
-    held_out: tuple[str, ...] = (
-        "worldcereal-classification__0000280849BAC91C",
-        "openeo-photovoltaic__S2-2022-2011",
-        "presto-worldcereal__belgium-12m",
-    )
-    #: Most dates of a place that are used in training, counted from the first.
-    held_dates: int = 90
-    left_out: tuple[str, ...] = ("glf-cr__ROIs2017",)
-    #: Sources with a lower weight: two hundred parcels of a single kind (forest).
-    discounted: tuple[str, ...] = ("bark-bettle",)
-
-    @property
-    def crop_multiple(self) -> int:
-        """Number that must divide the height and width of a crop, pixels."""
-        return BLOCK
-
-
-@dataclass(frozen=True)
-class FlexConfig(TemporalConfig):
-    """Settings of the tables of ``tec-flex-s2``; the series are those of a temporal training."""
-
-    model: str = "tec-flex-s2"
-    #: SHA-256 of the temporal model's weights. Empty for the newest.
-    temporal: str = ""

@@ -1,4 +1,4 @@
-"""Training of the embedded models' context network and tables (`tec_zarr.models.tile`).
+"""Training of the embedded models' context network and tables.
 
 Training runs in rounds. A round codes the training tiles with the current weights, collects the
 inputs of the core's network and the symbols, fits the network to them, and counts the tables. The
@@ -20,20 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tec_zarr.models.tile import by_scale
-from tec_zarr.models.tile.by_scale import TecS2
-from tec_zarr.models.tile.layout import Layout
-from tec_zarr.models.tile.weights import (
+from tec_zarr.native.core import MOST_BANDS
+from tec_zarr.native.tile import INPUTS, TileModel
+from tec_zarr.training.transforms import fixed_tensors
+from tec_zarr.training.weights import (
+    HIDDEN,
+    INDEXES,
+    PLAIN,
+    REACH,
     SHIFTS,
+    SYMBOLS,
+    TABLES,
     TENSORS,
-    Weights,
     column_of,
     low_bits,
     table_of,
-    write_weights,
+    weights_file,
 )
-from tec_zarr.native.core import HIDDEN, INDEXES, INPUTS, MOST_BANDS, PLAIN, REACH, SYMBOLS, TABLES
-from tec_zarr.training.transforms import fixed_tensors
 
 _QUALITIES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # of the training tiles
 _GRID = 1 << SHIFTS[0]  # units per 1.0 of a weight
@@ -203,10 +206,10 @@ def train_context(config: ContextConfig) -> Path:
     note(config=asdict(config), tiles=len(tiles), checks=len(checks))
     net: ContextNet | None = None
     for number in range(config.rounds + 1):
-        model = TecS2(Weights.of(tensors, "training"), "0" * 64)
+        model = TileModel(weights_file(tensors), "training")
         if number == 0:
             tensors["context.mean"] = _fitted_means(model, tiles)
-            model = TecS2(Weights.of(tensors, "training"), "0" * 64)
+            model = TileModel(weights_file(tensors), "training")
         samples = _collected(model, tiles, config, first=number == 0)
         if number < config.rounds:
             net = net or ContextNet()
@@ -216,11 +219,11 @@ def train_context(config: ContextConfig) -> Path:
             tensors |= net.tensors()
         assert net is not None
         tensors |= _tables(net, samples)
-        model = TecS2(Weights.of(tensors, "training"), "0" * 64)
+        model = TileModel(weights_file(tensors), "training")
         for quality, (bits, psnr) in _checked(model, checks, (1.0, 2.5, 4.0, 6.0, 8.0)).items():
             note(round=number, quality=quality, bpppb=round(bits, 5), psnr=round(psnr, 3))
         path = out / "tec-s2.safetensors"
-        write_weights(tensors, path)
+        path.write_bytes(weights_file(tensors))
     return path
 
 
@@ -267,21 +270,14 @@ class _Samples:
 
 
 def _collected(
-    model: TecS2, tiles: Sequence[np.ndarray], config: ContextConfig, first: bool
+    model: TileModel, tiles: Sequence[np.ndarray], config: ContextConfig, first: bool
 ) -> _Samples:
     rng = np.random.default_rng(config.seed + 1)
     parts: list[tuple[np.ndarray, ...]] = []
     for tile in tiles:
-        layout, values = Layout.of(tile, None)
-        planes = [layout.plane(b, v[0]) for b, v in enumerate(values)]
+        grids = model.grids(tile, None, 4.0)
         for quality in _QUALITIES:
-            spectrum, wanted = by_scale.analysed(model, layout, planes, quality)
-            walk = spectrum.walk(model.weights, quality)
-            if first:
-                latents = (np.sign(wanted) * np.floor(np.abs(wanted) + 0.36)).astype(np.int32)
-            else:
-                _, latents, _ = walk.encode(wanted, by_scale.BITS_OF_ERROR)
-            inputs, symbols = walk.collect(latents)
+            wanted, latents, inputs, symbols, _ = model.collect(tile[0], grids, quality, first)
             coded = latents.any(axis=(1, 2))  # the others are mostly coded as planes of zeros
             live = np.flatnonzero(np.repeat(coded, latents[0].size))
             chosen = rng.permutation(live)[: config.samples]
@@ -291,16 +287,15 @@ def _collected(
     return _Samples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _fitted_means(model: TecS2, tiles: Sequence[np.ndarray]) -> np.ndarray:
+def _fitted_means(model: TileModel, tiles: Sequence[np.ndarray]) -> np.ndarray:
     """Fit the weights of the neighbours that predict block means: the tensor `context.mean`."""
     grams, sides = np.zeros((MOST_BANDS, 4, 4)), np.zeros((MOST_BANDS, 4))
     for tile in tiles:
-        layout, values = Layout.of(tile, None)
-        planes = [layout.plane(b, v[0]) for b, v in enumerate(values)]
-        spectrum, wanted = by_scale.analysed(model, layout, planes, 6.0)
+        grids = model.grids(tile, None, 6.0)
+        wanted, _, _, _, means = model.collect(tile[0], grids, 6.0, True)
         if min(wanted.shape[1:]) < 3:
             continue
-        for k in range(spectrum.components[0]):
+        for k in range(means):
             plane = wanted[k] / max(float(wanted[k].std()), 1e-6)
             x = np.stack([plane[1:, :-2], plane[:-1, 1:-1], plane[:-1, :-2], plane[:-1, 2:]])
             x = x.reshape(4, -1)
@@ -363,7 +358,7 @@ def _tables(net: ContextNet, samples: _Samples) -> dict[str, np.ndarray]:
 
 
 def _checked(
-    model: TecS2, tiles: Sequence[np.ndarray], qualities: Sequence[float]
+    model: TileModel, tiles: Sequence[np.ndarray], qualities: Sequence[float]
 ) -> dict[float, tuple[float, float]]:
     """Return bits per pixel and band, and PSNR against 10,000 DN, for each quality.
 
@@ -373,11 +368,12 @@ def _checked(
     for quality in qualities:
         logs = []
         for tile in tiles:
-            coded = model.encode(tile.astype(np.float32), quality)
-            back, _ = model.decode(coded.sections, tile.shape, quality)
-            off = np.clip(back, 0, 10_000) - np.clip(tile, 0, 10_000)
-            error = max(float((off**2).mean()), 1e-3)
-            logs.append((np.log(8 * len(coded.sections[0]) / tile.size), np.log10(1e8 / error)))
+            grids, back = model.grids(tile, None, quality), np.empty(tile.shape[1:], np.int32)
+            section, _ = model.encode(tile[0], None, grids, quality)
+            model.decode(section, quality, back)
+            off = np.clip(back, 0, 10_000) - np.clip(tile[0], 0, 10_000)
+            error = max(float((off.astype(np.float64) ** 2).mean()), 1e-3)
+            logs.append((np.log(8 * len(section) / tile.size), np.log10(1e8 / error)))
         if logs:
             bits, decibels = np.mean(logs, axis=0)
             out[quality] = (float(np.exp(bits)), 10 * float(decibels))

@@ -1,4 +1,4 @@
-"""Train as a configuration file says: read it, train, fit the tables, plot the log."""
+"""Train as a configuration file says."""
 
 from __future__ import annotations
 
@@ -10,30 +10,18 @@ from typing import Any, get_type_hints
 
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.models.published import PUBLISHED
-from tec_zarr.networks.files import save_pixels
-from tec_zarr.training.configs import Config, FamilyConfig, FlexConfig, PixelConfig, TemporalConfig
+from tec_zarr.training.configs import FamilyConfig
 from tec_zarr.training.context import ContextConfig, train_context
-from tec_zarr.training.count_progressive import make_flex
-from tec_zarr.training.export import release, release_temporal
-from tec_zarr.training.plot import plot_log
-from tec_zarr.training.train_image import split_windows, train
-from tec_zarr.training.train_pixels import train_pixels
-from tec_zarr.training.train_series import image_model, train_temporal, tuning_cubes
 from tec_zarr.training.train_terracodec import train_family
 
 
-def read_config(path: Path) -> Config | ContextConfig | TemporalConfig | FamilyConfig:
+def read_config(path: Path) -> ContextConfig | FamilyConfig:
     """Read the configuration of a run from TOML; relative paths start at the file's folder.
 
     The key ``model`` selects what is trained:
 
-    - ``"tec-s2-context"``: the context network of the tile model (`tec_zarr.models.tile`).
-    - ``"tec-tt-s2"``: the temporal model.
-    - ``"tec-flex-s2"``: the tables that make its streams flexible.
-    - ``"tec-s2-pixels"``: a way from the latents of the image model (`tec_zarr.networks.image`) to
-      pixels.
+    - ``"tec-s2-context"``: the context network of the embedded models (`tec_zarr.models.tile`).
     - The name of a published model: its architecture.
-    - No ``model``: the image model.
 
     Raises
     ------
@@ -45,13 +33,14 @@ def read_config(path: Path) -> Config | ContextConfig | TemporalConfig | FamilyC
         values = tomllib.loads(Path(path).read_text())
     except ValueError as error:  # the message names the line (TOML) or the byte (UTF-8)
         raise UnsupportedArrayError(f"{path} is not TOML: {error}") from error
-    kind: type[Config | ContextConfig | TemporalConfig | FamilyConfig] = Config
-    if values.get("model") in PUBLISHED:
-        kind = FamilyConfig
-    else:
-        named = (ContextConfig, TemporalConfig, FlexConfig, PixelConfig)
-        kinds = {kind.model: kind for kind in named}
-        kind = kinds.get(values.get("model", ""), Config)
+    kinds: dict[str, type[ContextConfig | FamilyConfig]] = dict.fromkeys(PUBLISHED, FamilyConfig)
+    kinds[ContextConfig.model] = ContextConfig
+    model = values.get("model")
+    if model not in kinds:
+        raise UnsupportedArrayError(
+            f"{path}: model is {model!r}, it has to be one of {sorted(kinds)}"
+        )
+    kind = kinds[model]
     unknown = sorted(set(values) - {f.name for f in fields(kind)})
     if unknown or not {"data", "out"} <= set(values):
         raise UnsupportedArrayError(
@@ -99,35 +88,4 @@ def _check_types(path: Path, kind: type, values: dict[str, Any]) -> None:
 def run(path: Path) -> Path:
     """Train as the file ``path`` says; return the weights file in the run's folder."""
     config = read_config(path)
-    out = Path(config.out)
-    if isinstance(config, ContextConfig):
-        return train_context(config)
-    if isinstance(config, FamilyConfig):
-        return train_family(config)
-    if isinstance(config, FlexConfig):
-        return make_flex(config)
-    if isinstance(config, TemporalConfig):
-        weights = out / "tec-tt-s2.safetensors"
-        image = image_model(config.image).networks_sha256
-        release_temporal(train_temporal(config), tuning_cubes(config), image, weights)
-        return weights
-    if isinstance(config, PixelConfig):
-        weights = out / "tec-s2.safetensors"
-        model, pixels = train_pixels(config)
-        save_pixels(pixels, model.networks_sha256, weights)
-        return weights
-    net = train(config).cpu()
-    weights = out / "tec-s2.safetensors"
-    release(net, tuning_windows(config), weights)
-    try:
-        plot_log(out / "log.jsonl", out / "curves.png")
-    except ImportError:
-        print("no plot of the log: pip install tec_zarr[plots]")
-    return weights
-
-
-def tuning_windows(config: Config, count: int = 48) -> list:
-    """Return large training windows, evenly spread, for the fit of the probability tables."""
-    kept, _ = split_windows(config)
-    large = [w for w in kept if min(w.dn.shape[1:]) >= 96] or kept
-    return large[:: max(len(large) // count, 1)][:count]
+    return train_context(config) if isinstance(config, ContextConfig) else train_family(config)

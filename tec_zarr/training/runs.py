@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
-from queue import Queue
 from typing import Any, TypeVar
 
 import torch
@@ -37,28 +34,6 @@ Result = TypeVar("Result")
 
 
 Item = TypeVar("Item")
-
-
-class Prefetch:
-    """Runs each of ``makers`` in a thread of its own, so that training need not wait for data.
-
-    The results come from the makers in turns. The order does not depend on the threads.
-    """
-
-    def __init__(self, makers: Sequence[Callable[[], Any]]):
-        self.queues: list[Queue] = [Queue(2) for _ in makers]
-        self.turn = 0
-        for make, queue in zip(makers, self.queues, strict=True):
-            threading.Thread(target=self._run, args=(make, queue), daemon=True).start()
-
-    @staticmethod
-    def _run(make: Callable[[], Any], queue: Queue) -> None:
-        while True:
-            queue.put(make())
-
-    def get(self) -> Any:
-        self.turn += 1
-        return self.queues[self.turn % len(self.queues)].get()
 
 
 def hold_back(kept: list[Item], held: list[Item]) -> tuple[list[Item], list[Item]]:
@@ -89,82 +64,6 @@ def descend(
         change = torch._foreach_sub(list(net.parameters()), slow)
         torch._foreach_mul_(change, 1 - decay)
         torch._foreach_add_(slow, change)
-
-
-class Stepper:
-    """Takes steps of the optimiser on a loss, and updates the running average of the parameters.
-
-    On a GPU the whole step is recorded once and replayed (a CUDA graph). The networks are small, so
-    starting their kernels one by one would take longer than running them.
-
-    Parameters
-    ----------
-    loss : callable
-        Returns a scalar from tensors. Their shapes must be the same in every step.
-    rates : sequence of float
-        Largest learning rate of each of the optimiser's groups.
-    """
-
-    def __init__(
-        self,
-        loss: Callable[..., Tensor],
-        net: nn.Module,
-        average: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        rates: Sequence[float],
-        device: str,
-    ):
-        self.loss, self.optimiser, self.rates = loss, optimiser, rates
-        self.net, self.average = net, average
-        self.device = torch.device(device)
-        self.decay = torch.zeros((), device=device)
-        self.graph: Any = None
-        recorded = self.device.type == "cuda"
-        for group in optimiser.param_groups:
-            # Set after a checkpoint was restored, which may come from the other kind of device.
-            group["capturable"] = recorded
-            group["lr"] = torch.zeros((), device=device) if recorded else 0.0
-        for state in optimiser.state.values():
-            state["step"] = state["step"].to(device)
-
-    def __call__(self, share: float, decay: float, *inputs: Tensor) -> Tensor:
-        """Take a step at ``share`` of the largest rates; return the loss.
-
-        The tensor is valid until the next call.
-        """
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            if self.device.type == "cuda":
-                group["lr"].fill_(share * rate)
-            else:
-                group["lr"] = share * rate
-        self.decay.fill_(decay)
-        if self.device.type != "cuda":
-            return self._step(inputs)
-        if self.graph is None:
-            self._record(inputs)
-        for kept, given in zip(self.inputs, inputs, strict=True):
-            kept.copy_(given)
-        self.graph.replay()
-        return self.result
-
-    def _record(self, inputs: Sequence[Tensor]) -> None:
-        self.inputs = [given.clone() for given in inputs]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):  # warm-up before recording: three real steps on one batch
-                self._step(self.inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.result = self._step(self.inputs)
-
-    def _step(self, inputs: Sequence[Tensor]) -> Tensor:
-        # No cache, because weights that autocast converted must not outlive a recording.
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False):
-            loss = self.loss(*inputs)
-        descend(loss, self.net, self.average, self.optimiser, self.decay)
-        return loss.detach()
 
 
 def adam(groups: list[dict[str, Any]] | Iterable[nn.Parameter]) -> torch.optim.AdamW:
@@ -287,20 +186,6 @@ def restore_checkpoint(
         raise TecError(
             f"{path} is no checkpoint of this run, or damaged ({type(error).__name__}): delete it "
             "to begin anew, or choose another out"
-        ) from error
-
-
-@contextmanager
-def reading_start(path: str) -> Iterator[None]:
-    """Raise TecError that names ``path`` if the weights in it do not load into this model."""
-    try:
-        yield
-    except (TecError, OSError):
-        raise
-    except Exception as error:  # torch, pickle, zip and safetensors have no common error type
-        raise TecError(
-            f"start = {path!r} holds no weights of this model ({type(error).__name__}): it is "
-            "damaged, or another model's"
         ) from error
 
 

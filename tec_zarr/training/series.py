@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tec_zarr.errors import UnsupportedArrayError
-from tec_zarr.training.configs import TemporalConfig
+from tec_zarr.training.configs import FamilyConfig
 from tec_zarr.training.data import BANDS, BANDS_10M, fill_nodata, read_npz
-
-if TYPE_CHECKING:
-    from tec_zarr.training.configs import FamilyConfig
-
 
 #: Numbers of dates of a sample. Most places have at least two.
 LENGTHS = (2, 4)
@@ -33,7 +27,7 @@ class Series:
 
 
 def read_series(
-    config: TemporalConfig | FamilyConfig,
+    config: FamilyConfig,
     held: bool,
     smallest: int = 24,
     fewest: int = LENGTHS[0],
@@ -62,23 +56,6 @@ def read_series(
             weight = share * area**0.5 * min(len(good), 8) ** 0.75
             out.append(Series(np.stack(good), present, weight))
     return out
-
-
-def load_series(config: TemporalConfig) -> list[Series]:
-    """Read all places that are not held out.
-
-    Raises
-    ------
-    UnsupportedArrayError
-        No place has two dates or more.
-    """
-    kept = read_series(config, held=False)
-    if not kept:
-        raise UnsupportedArrayError(
-            f"no place of two dates or more in {config.data}, those held out aside: training "
-            "needs time series"
-        )
-    return kept
 
 
 class SeriesSampler:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tec_zarr.models.tile.weights import GAIN_FACTORS
+from tec_zarr.training.weights import GAIN_FACTORS
 
 _CORRELATION = 0.95
 _BLOCKS = 5

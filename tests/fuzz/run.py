@@ -25,9 +25,7 @@ from pathlib import Path
 
 INSTRUMENTED = ("tec_zarr",)
 LATER = {
-    "chunk": ["tec_zarr.networks.image"],
-    "section": ["tec_zarr.networks.image"],
-    "weights": ["tec_zarr.networks.progressive", "tec_zarr.stores.embed"],
+    "weights": ["tec_zarr.stores.embed"],
     "manifest": ["tec_zarr.recompression.manifest"],
     "command_line": [
         "tec_zarr.face.cli",

@@ -1,1 +1,0 @@
-"""The embedded models, run by torch."""
