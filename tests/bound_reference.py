@@ -84,9 +84,9 @@ class Coder:
             value, low = value << some | self.plain(some), low - some
         return value
 
-    def bit(self, state):
+    def bit(self, state, chance=None):
         z, c = state
-        part = (self.range >> 16) * z
+        part = (self.range >> 16) * (z if chance is None else chance)
         one = self.code < part
         if one:
             self.range = part
@@ -113,6 +113,113 @@ class Coder:
         else:
             m = ((4 + bucket % 4) << bucket // 4 - 2) + self.plain(bucket // 4 - 2) + 4
         return sign * (m + 1)
+
+
+def start(bucket):
+    return bucket if bucket < 12 else ((4 + bucket % 4) << bucket // 4 - 2) + 4
+
+
+class Comb:
+    """How often each value of a plane was seen, and residuals that are coded by it."""
+
+    def __init__(self, largest):
+        self.counts, self.largest, self.since = np.full(largest + 1, 4, np.int64), largest, 0
+        self.settle()
+
+    def settle(self):
+        halves = 0
+        while self.counts.max() >> halves > 4095:
+            halves += 1
+        if halves:
+            self.counts = (self.counts >> halves) + 1
+        self.sums, self.since = np.append(0, np.cumsum(self.counts)), 0
+
+    def seen(self, value):
+        self.counts[value] += 4
+        self.since += 1
+
+    def counted(self, low, high):
+        low, high = max(low, 0), min(high, self.largest)
+        return int(self.sums[high + 1] - self.sums[low]) if high >= low else 0
+
+    def span(self, first, sign, low, high):
+        a, b = first + sign * low, first + sign * high
+        return self.counted(min(a, b), max(a, b))
+
+    def symbol(self, coder, states, scale, side, predicted):
+        def bit(state, ones, zeros, one_values, zero_values):
+            one, zero = state[0] * ones * zero_values, (65536 - state[0]) * zeros * one_values
+            chance = clip((one << 16) // (one + zero), 48, 65488) if one + zero else state[0]
+            return coder.bit(state, chance)
+
+        own = self.counted(predicted, predicted)
+        around = self.counted(predicted - 16, predicted + 16) - own
+        if bit(states.zero[scale], own, around, 1, 32):
+            return 0
+        reach = 2 ** clip((scale - 20) // 4, 0, 4)
+        below = self.counted(predicted - reach, predicted - 1)
+        above = self.counted(predicted + 1, predicted + reach)
+        sign = -1 if bit(states.sign[scale][side], below, above, 1, 1) else 1
+        first, node = predicted + sign, 1
+        for half in (32, 16, 8, 4, 2, 1):
+            low = 2 * half * node - 64
+            a, b, c = start(low), start(low + half), start(low + 2 * half)
+            state = states.magnitude[scale][node]
+            if low + 2 * half < 64 and c - a <= 64:
+                upper, lower = self.span(first, sign, b, c - 1), self.span(first, sign, a, b - 1)
+                node = 2 * node + bit(state, upper, lower, c - b, b - a)
+            else:
+                node = 2 * node + coder.bit(state)
+        bucket = node - 64
+        if bucket < 12:
+            return sign * (bucket + 1)
+        if bucket == 63:
+            return sign * (coder.plain(min(coder.plain(6), 16)) + 1)
+        bits = bucket // 4 - 2
+        fine = min(bits, 6)
+        near = first + sign * (start(bucket) + (coder.plain(bits - fine) << fine))
+        far = near + sign * (2**fine - 1)
+        low, high = max(min(near, far), 0), min(max(near, far), self.largest)
+        if high <= low:
+            return low - predicted
+        before, total = self.sums[low], int(self.sums[high + 1] - self.sums[low])
+        unit = coder.range // total
+        place = min(coder.code // unit, total - 1)
+        value = int(np.searchsorted(self.sums[low : high + 2] - before, place, "right")) + low - 1
+        coder.code -= unit * int(self.sums[value] - before)
+        coder.range = unit * int(self.sums[value + 1] - self.sums[value])
+        coder.settle()
+        return value - predicted
+
+
+class Stripe:
+    """Weights of a range of columns."""
+
+    def __init__(self, count):
+        self.gram, self.right = np.zeros((count, count), np.int64), np.zeros(count, np.int64)
+        self.weights, self.since, self.begun = np.zeros(count, np.int64), 0, False
+
+    def fit(self, stripes, at, ridge):
+        gram, right = self.gram.copy(), self.right.copy()
+        for other in range(max(at - 2, 0), min(at + 3, len(stripes))):
+            if other != at:
+                share = 3 if abs(other - at) == 1 else 1
+                gram += share * stripes[other].gram >> 3
+                right += share * stripes[other].right >> 3
+        k = 0
+        while int(gram.diagonal().max()) >> k >= 2**30:
+            k += 1
+        gram, right, w = gram >> k, right >> k, self.weights
+        diagonal = np.einsum("ii->i", gram)
+        diagonal += (diagonal >> ridge) + 1
+        for _ in range(4):
+            for i in range(len(w)):
+                rest = int(right[i]) * 2**13 - int(gram[i] @ w)
+                move = abs(rest) // (int(gram[i, i]) + 64) * (1 if rest > 0 else -1)
+                w[i] = clip(int(w[i]) + move, -32767, 32767)
+        self.gram -= self.gram >> 3
+        self.right -= self.right >> 3
+        self.since = 0
 
 
 class States:
@@ -157,6 +264,7 @@ class Section:
         self.coder, self.shape = Coder(data[4:]), shape
         self.valid = np.ones(shape, bool) if valid is None else valid
         self.bounds = [np.broadcast_to(b, (shape[0], *shape[2:])) for b in bounds]
+        self.varying = [np.ndim(b) > 0 for b in bounds]
         self.residuals = States(FIRST[:, 0], FIRST)
         zero = [FIRST_CORRECTIONS[min(i, 26)] for i in range(64)]
         self.corrections = States(zero, np.tile(FIRST[10], (64, 1)))
@@ -221,7 +329,9 @@ class Section:
         if low == high:
             self.out[date, band] = low
         elif self.grids[band][1] == 1:
-            self.out[date, band] = self.samples(plane, valid, bounds, low, high, wide, far)
+            self.out[date, band] = self.samples(
+                plane, valid, bounds, low, high, wide, far, self.varying[band]
+            )
         else:
             self.out[date, band] = self.on_grid(plane, band, valid, bounds, (low, high), wide, far)
         return plane
@@ -239,7 +349,7 @@ class Section:
         tight = tight + (tight * slack + 16) // 32
         native = np.full(plane.shape, low)
         if low < high:
-            native = self.samples(plane, used, tight, low, high, wide, far)
+            native = self.samples(plane, used, tight, low, high, wide, far, self.varying[band])
         down = native[rows.first] * (rows.unit - rows.weight)[:, None]
         down = down + native[rows.second] * rows.weight[:, None]
         total = down[:, columns.first] * (columns.unit - columns.weight)
@@ -258,18 +368,30 @@ class Section:
                 out[y, x] = clip(int(out[y, x]) + steps * int(2 * bounds[y, x] + 1), *limits)
         return out
 
-    def samples(self, plane, used, bounds, low, high, wide, far):
+    def samples(self, plane, used, bounds, low, high, wide, far, varying):
         (height, width), coder = plane.shape, self.coder
         plane.coarse = coarse = max((high - low).bit_length() - 26, 0)
         raw, plane.shift = coder.plain(1), coder.plain(5)
         shift, v, s = plane.shift, plane.v, plane.s
         largest = (high - low) >> coarse
         middle = largest // 2
-        unit = 4 * (2 * int(bounds[used].min()) + 1) + 2
         sizes = self.sizes[len(wide)]
         count = 15 + sum(SEEN[: len(wide)]) + len(far)
-        w, gram, right, since = (np.zeros(count, np.int64), np.zeros((count, count), np.int64),
-                                 np.zeros(count, np.int64), 0)  # fmt: skip
+        least = int(bounds[used].min())
+        unit = 4 * (2 * least + 1) + 2
+        comb = None
+        if (
+            not raw
+            and not varying
+            and not least
+            and largest <= 16383
+            and not coarse
+            and coder.plain(1)
+        ):
+            comb = Comb(largest)
+        segments = max((width + 64) // 128, 1)
+        size, each = -(-width // segments), -(-segments // 16)
+        stripes = [Stripe(count) for _ in range(-(-segments // each))]
         out = np.zeros(plane.shape, np.int64)
 
         def feature(n):
@@ -282,6 +404,16 @@ class Section:
             kept = []
             for x in range(width):
                 c = x + 3
+                if x % size == 0 and not raw:
+                    at = x // size // each
+                    stripe = stripes[at]
+                    follows = at and not stripe.begun
+                    if follows:
+                        stripe.weights = stripes[at - 1].weights.copy()
+                    stripe.begun = True
+                    if follows or stripe.since >= 40:
+                        stripe.fit(stripes, at, 8 if not least else 7 if least < 10 else 6)
+                    w = stripe.weights
                 if not y:
                     for a in (v, s):
                         a[:r, c - 2 : c + 3] = a[r, c - 1]
@@ -326,8 +458,14 @@ class Section:
                     expected = pw((log + 16 * lg(unit)) >> 3)
                     scale = ((log + 16 * lg(unit) - 16 * lg(8 * step)) >> 6) + 20
                     side = u % 8 if step == 1 and not coarse else 4
-                    e = coder.symbol(self.residuals, clip(scale, 0, 63), side)
+                    scale = clip(scale, 0, 63)
+                    if comb:
+                        e = comb.symbol(coder, self.residuals, scale, side, base - low)
+                    else:
+                        e = coder.symbol(self.residuals, scale, side)
                     out[y, x] = clip(base + e * step, low, high)
+                    if comb:
+                        comb.seen(int(out[y, x]) - low)
                     missed = min(8 * abs(e) * step, 2**40) if e else min(2 * step, expected)
                     v[r, c], s[r, c] = (int(out[y, x]) - low) >> coarse, feature(missed)
                     error = 256 * min(missed, 4 * expected) // expected - 256
@@ -339,25 +477,13 @@ class Section:
                     target = clip(2 * int(v[r, c]) - west - north >> shift, -8191, 8191)
                     scaled = np.append(inputs, target) * (root(32 * o - q) >> (o + 2)) + 8192 >> 14
                     kept.append(np.clip(scaled, -2047, 2047))
-                if (x + 1) % 256 == 0 or x + 1 == width:
+                if not raw and ((x + 1) % size == 0 or x + 1 == width):
                     for row in kept:
-                        gram += np.multiply.outer(row[:-1], row[:-1])
-                        right += row[:-1] * row[-1]
-                    since, kept = since + len(kept), []
-                    if since >= 128:
-                        since, k = 0, 0
-                        while int(gram.diagonal().max()) >> k >= 2**30:
-                            k += 1
-                        small = gram >> k
-                        for _ in range(8):
-                            for i in range(count):
-                                a = int(small[i, i])
-                                rest = (int(right[i]) >> k) * 2**13 - int(small[i] @ w)
-                                divisor = a + (a >> 10) + 64
-                                move = abs(rest) // divisor * (1 if rest > 0 else -1)
-                                w[i] = clip(int(w[i]) + move, -32767, 32767)
-                        gram -= gram >> 3
-                        right -= right >> 3
+                        stripe.gram += np.multiply.outer(row[:-1], row[:-1])
+                        stripe.right += row[:-1] * row[-1]
+                    stripe.since, kept = stripe.since + len(kept), []
+            if comb and comb.since >= 256:
+                comb.settle()
             for a in (v, s):
                 a[r, :3], a[r, width + 3 :] = a[r, 3], a[r, width + 2]
                 if not y:

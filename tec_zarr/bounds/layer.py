@@ -32,7 +32,10 @@ def encode(original: np.ndarray, valid: np.ndarray | None, bounds: Bounds) -> by
 
 
 def code(
-    original: np.ndarray, valid: np.ndarray | None, bounds: Bounds
+    original: np.ndarray,
+    valid: np.ndarray | None,
+    bounds: Bounds,
+    learnt: np.ndarray | None = None,
 ) -> tuple[bytes, np.ndarray]:
     """Code an array; return the bytes, and what :func:`decode` makes of them.
 
@@ -46,6 +49,9 @@ def code(
         Largest allowed absolute error of each band, DN, (C,); 0 is lossless. A band may have an
         integer array (T, H, W) instead, with a bound for each pixel. The decoder needs the same
         bounds.
+    learnt : ndarray or None
+        For ``training/bound_table.py``, as in :func:`tec_zarr.native.planes.encode`. Bytes made
+        with it cannot be decoded.
 
     Raises
     ------
@@ -68,7 +74,7 @@ def code(
     natives = [k[1] for k in known if k]
     places = [(g.kind, g.factor, g.row, g.column) if g else (0, 0, 0, 0) for g in grids]
     data, decoded = planes.encode(
-        original, valid, limits, np.array(places, np.int32), natives, order, near
+        original, valid, limits, np.array(places, np.int32), natives, order, near, learnt
     )
     error = np.abs(np.subtract(decoded, original, dtype=np.int64))
     if valid is not None:

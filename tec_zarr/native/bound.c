@@ -37,6 +37,7 @@ typedef struct {
     uint8_t *skipped, *class; /* of the samples of a plane */
     int32_t *values, *limits; /* of a plane */
     uint32_t *lines; /* two rows between native values and samples */
+    int32_t *learnt_numbers; /* where learning begins and ended, or null */
 } Job;
 
 static uint32_t checksum_of(const int32_t *values, int64_t count) { /* CRC-32 of little-endian words */
@@ -375,10 +376,12 @@ static int job_run(Job *job, const TecGrid *grids, const int32_t *order, const i
         if (order) memcpy(job->order, order, count * sizeof *order);
         if (near) memcpy(job->near, near, NEAR * count * sizeof *near);
         tec_learnt_begin(&job->learnt);
+        if (job->learnt_numbers) tec_learnt_from(&job->learnt, job->learnt_numbers);
         tec_coder_begin(&job->coder);
         status = code_plan(job, grids);
     }
     if (!status) status = code_planes(job);
+    if (!status && job->learnt_numbers) tec_learnt_into(&job->learnt, job->learnt_numbers);
     for (size_t i = 0; job->band && i < count; i++) {
         Band *b = job->band + i;
         tec_plane_end(&b->now), tec_plane_end(&b->before), tec_plane_end(&b->means);
@@ -391,14 +394,15 @@ static int job_run(Job *job, const TecGrid *grids, const int32_t *order, const i
 int64_t tec_bound_encode(const int32_t *wanted, int64_t dates, int64_t bands, int64_t height, int64_t width,
                          const uint8_t *labels, const int32_t *bounds, const int32_t *sample_bounds,
                          const TecGrid *grids, const int32_t *natives, const int32_t *order,
-                         const int32_t *near, int32_t *decoded, uint8_t *section, int64_t capacity) {
+                         const int32_t *near, int32_t *decoded, uint8_t *section, int64_t capacity,
+                         int32_t *learnt) {
     if (tec_too_large(dates, bands, height, width)) return TEC_BAD_ARGUMENT;
     if (capacity < CHECKSUM_BYTES) return TEC_TOO_SMALL;
     Job *job = calloc(1, sizeof *job);
     if (!job) return TEC_NO_MEMORY;
     *job = (Job){.coder.encoding = 1, .dates = dates, .bands = (int)bands, .height = (int)height,
                  .width = (int)width, .labels = labels, .bounds = bounds, .sample_bounds = sample_bounds,
-                 .wanted = wanted, .natives = natives, .dn = decoded};
+                 .wanted = wanted, .natives = natives, .dn = decoded, .learnt_numbers = learnt};
     job->coder.e = begin_encoding(section + CHECKSUM_BYTES, capacity - CHECKSUM_BYTES);
     int64_t status = job_run(job, grids, order, near);
     if (!status) status = end_encoding(&job->coder.e, section + CHECKSUM_BYTES);

@@ -4,28 +4,12 @@
  * planes, with weights that both sides fit to what they coded before. docs/error-bounds.md says all
  * that a decoder has to do. Everything is in whole numbers.
  */
-#include "planes.h"
-
 #include "fastest.h"
+#include "planes_comb.h"
+#include "planes_fit.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#define SEGMENT 256 /* samples that are coded with the same weights */
-#define OWN 15
-#define INPUTS 72 /* at most; a multiple of 4 */
-#define LIMIT 8191 /* of an input */
-#define SCALED_LIMIT 2047 /* of an input scaled for the fit: 256 products fit 32 bits */
-#define WEIGHT_BITS 13
-#define SWEEPS 8
-#ifndef ENOUGH
-#define ENOUGH 128
-#endif
-// /* samples after which weights are fitted again */
-#ifndef FORGET
-#define FORGET 3
-#endif
-// /* then the fit forgets this power of a half */
 
 static const uint8_t LOGARITHMS[64] = {
     0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 5, 6, 6,
@@ -40,7 +24,7 @@ static const uint32_t POWERS[32] = {
     105545, 107856, 110218, 112631, 115098, 117618, 120194, 122825, 125515, 128263,
 };
 
-static int log_of(uint64_t n) { /* of 1 or more, in sixteenths of an octave */
+int tec_log_of(uint64_t n) { /* of 1 or more, in sixteenths of an octave */
     int whole = bits_in(n) - 1;
     uint64_t part = whole > 6 ? n >> (whole - 6) : n << (6 - whole);
     return 16 * whole + LOGARITHMS[part & 63];
@@ -94,126 +78,10 @@ void tec_plane_margins(Plane *p) {
     top(p), bottom(p);
 }
 
-/* ---- the fit */
-
-typedef struct {
-    int32_t at[SEGMENT]; /* what the reference planes add to a prediction */
-    int16_t x[INPUTS][SEGMENT], scaled[INPUTS + 1][SEGMENT], missing[SEGMENT], scale[SEGMENT];
-    int64_t gram[INPUTS][INPUTS], right[INPUTS];
-    int32_t small[INPUTS][INPUTS], weights[INPUTS];
-    int inputs, since;
-} Fit;
+/* ---- samples */
 
 static const int8_t around_own[13][2] = {{-1, 0}, {-1, -1}, {-1, 1}, {0, -2}, {-2, 0}, {-2, 1}, {-1, -2},
                                          {-2, -1}, {-1, 2}, {-2, 2}, {-2, -2}, {0, -3}, {-3, 0}};
-static const int8_t around[18][2] = {{0, 0}, {-1, 0}, {0, 1}, {1, 0}, {-1, -1}, {-1, 1},
-                                     {1, -1}, {1, 1}, {0, 2}, {2, 0}, {0, -2}, {-2, 0},
-                                     {1, 2}, {2, 1}, {-1, 2}, {1, -2}, {2, -1}, {-2, 1}};
-static const int count_around[WIDE] = {18, 12, 12, 8};
-
-static inline int16_t input(int32_t twice, int shift) {
-    int32_t x = twice >> shift;
-    return (int16_t)(x < -LIMIT ? -LIMIT : x > LIMIT ? LIMIT : x);
-}
-
-/* One input of samples x0 .. x0 + count - 1 of a row: a sample of a reference, less those beside. */
-FASTEST static void fill(const int32_t *restrict at, const int32_t *restrict row, int above, int count,
-                         int shift, int16_t *restrict out) {
-    for (int i = 0; i < count; i++)
-        out[i] = input(2 * at[i] - row[i - 1] - row[i - above], shift);
-}
-
-FASTEST static void add_inputs(int16_t (*restrict x)[SEGMENT], const int32_t *restrict weights, int from,
-                               int to, int count, int32_t *restrict out) {
-    for (int i = 0; i < count; i++) out[i] = 0;
-    for (int j = from; j < to; j++) {
-        int32_t weight = weights[j];
-        for (int i = 0; i < count; i++) out[i] += weight * x[j][i];
-    }
-}
-
-static void fill_references(const Task *task, Fit *f, int y, int x0, int count) {
-    int at = OWN;
-    for (int r = 0; r < task->wide_count + task->far_count; r++) {
-        int is_wide = r < task->wide_count;
-        const Plane *p = is_wide ? task->wide[r] : task->far[r - task->wide_count];
-        const int32_t *row = value_at(p, y, x0);
-        int above = p->width + 2 * MARGIN;
-        for (int i = 0; i < (is_wide ? count_around[r] : 1); i++)
-            fill(value_at(p, y + around[i][0], x0 + around[i][1]), row, above, count, p->shift, f->x[at++]);
-    }
-    add_inputs(f->x, f->weights, OWN, at, count, f->at);
-}
-
-FASTEST static void scale_inputs(const int16_t *restrict from, const int16_t *restrict scale, int count,
-                                 int16_t *restrict to) {
-    for (int i = 0; i < count; i++) {
-        int32_t x = (from[i] * scale[i] + (1 << 13)) >> 14;
-        to[i] = (int16_t)(x < -SCALED_LIMIT ? -SCALED_LIMIT : x > SCALED_LIMIT ? SCALED_LIMIT : x);
-    }
-}
-
-FASTEST static void add_products(int16_t (*restrict x)[SEGMENT], int inputs, int count,
-                                 int64_t (*restrict gram)[INPUTS], int64_t *restrict right) {
-    for (int i = 0; i <= INPUTS; i++) {
-        if (i == inputs) i = INPUTS; /* what was missing */
-        const int16_t *a = x[i];
-        for (int j = 0; j <= i && j < inputs; j += 4) {
-            const int16_t *b = x[j], *c = x[j + 1], *d = x[j + 2], *e = x[j + 3];
-            int32_t sums[4] = {0};
-            for (int k = 0; k < count; k++) {
-                sums[0] += a[k] * b[k];
-                sums[1] += a[k] * c[k];
-                sums[2] += a[k] * d[k];
-                sums[3] += a[k] * e[k];
-            }
-            for (int k = 0; k < 4; k++) {
-                if (i == INPUTS) right[j + k] += sums[k];
-                else if (j + k <= i) {
-                    gram[i][j + k] += sums[k];
-                    if (j + k < i) gram[j + k][i] += sums[k];
-                }
-            }
-        }
-    }
-}
-
-/* Move each weight to where it is best if the others stay, some times over; then forget a part. */
-FASTEST static void sweep(Fit *f) {
-    int inputs = f->inputs, shift = 0;
-    int64_t most = 0;
-    for (int i = 0; i < inputs; i++)
-        if (f->gram[i][i] > most) most = f->gram[i][i];
-    while (most >> shift > INT32_MAX / 2) shift++;
-    for (int i = 0; i < inputs; i++)
-        for (int j = 0; j < inputs; j++) f->small[i][j] = (int32_t)(f->gram[i][j] >> shift);
-    for (int n = 0; n < SWEEPS; n++)
-        for (int i = 0; i < inputs; i++) {
-            const int32_t *row = f->small[i];
-            int64_t rest = (f->right[i] >> shift) * (1 << WEIGHT_BITS), sum = 0, own = row[i];
-            for (int j = 0; j < INPUTS; j++) sum += (int64_t)row[j] * f->weights[j];
-            f->weights[i] = (int32_t)clip(f->weights[i] + (rest - sum) / (own + (own >> 10) + 64), -32767, 32767);
-        }
-    for (int i = 0; i < inputs; i++) {
-        f->right[i] -= f->right[i] >> FORGET;
-        for (int j = 0; j < inputs; j++) f->gram[i][j] -= f->gram[i][j] >> FORGET;
-    }
-}
-
-static void learn(Fit *f, int count, int coded) {
-    int padded = (count + 31) / 32 * 32;
-    for (int i = count; i < padded; i++) f->scale[i] = 0;
-    for (int i = 0; i < f->inputs; i++) scale_inputs(f->x[i], f->scale, padded, f->scaled[i]);
-    scale_inputs(f->missing, f->scale, padded, f->scaled[INPUTS]);
-    add_products(f->scaled, f->inputs, padded, f->gram, f->right);
-    f->since += coded;
-    if (f->since >= ENOUGH) {
-        sweep(f);
-        f->since = 0;
-    }
-}
-
-/* ---- samples */
 
 typedef struct {
     const Task *task;
@@ -224,14 +92,15 @@ typedef struct {
     int unit_log;   /* of half of the smallest step and a quarter, in eighths of a value */
     int step_log;   /* of the smallest step, in eighths of a value */
     uint64_t unit;
-    int raw;
+    int raw, combed;
+    Comb comb;
 } Walk;
 
 static inline int64_t floor_divided(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
 /* Features of the expected size: logarithms over that of the unit, 0 to 255. */
 static inline int feature(const Walk *w, int64_t size) {
-    int log = log_of((uint64_t)size + w->unit) - w->unit_log;
+    int log = tec_log_of((uint64_t)size + w->unit) - w->unit_log;
     return log > 255 ? 255 : log;
 }
 
@@ -264,7 +133,7 @@ FASTEST static int code_segment(Coder *c, Walk *w, int y, int x0, int count) {
     int64_t pitch = p->width + 2 * MARGIN;
     int coded = 0;
     int32_t *weights = w->learnt->weights[task->wide_count];
-    if (!w->raw) fill_references(task, fit, y, x0, count);
+    if (!w->raw) tec_fit_segment(fit, task, y, x0, count);
     for (int i = 0; i < count; i++) {
         int x = x0 + i;
         int32_t *v = value_at(p, y, x);
@@ -319,13 +188,15 @@ FASTEST static int code_segment(Coder *c, Walk *w, int y, int x0, int count) {
         int log = total >> 12; /* 1/256 octave over the unit */
         log = (int)clip(log, -256 * 8, 256 * 30);
         int64_t expected = (int64_t)power_of((log + 16 * w->unit_log) >> 3);
-        int scale = (int)clip(((log + 16 * w->unit_log - 16 * (task->bounds ? log_of(8 * step) : w->step_log)) >> 6) + CENTRE, 0, SCALES - 1);
+        int scale = (int)clip(((log + 16 * w->unit_log - 16 * (task->bounds ? tec_log_of(8 * step) : w->step_log)) >> 6) + CENTRE, 0, SCALES - 1);
         int side = step == 1 && !p->coarse ? (int)(eighths & 7) : 4;
         int64_t base = clip(task->low + (predicted << p->coarse), task->low, task->high), number = 0;
         if (c->encoding)
             number = floor_divided((int64_t)task->wanted[place] - base + (int64_t)bound, (int64_t)step);
-        number = tec_code_symbol(c, &w->learnt->residuals, scale, side, number);
+        if (w->combed) number = tec_code_combed(c, &w->learnt->residuals, &w->comb, scale, side, predicted, number);
+        else number = tec_code_symbol(c, &w->learnt->residuals, scale, side, number);
         value = clip(base + (int64_t)((uint64_t)number * step), task->low, task->high);
+        if (w->combed) tec_comb_count(&w->comb, value - task->low);
         task->decoded[place] = (int32_t)value;
         *v = (int32_t)((value - task->low) >> p->coarse);
         uint64_t missed = (uint64_t)(number < 0 ? -number : number) * 8 * step;
@@ -343,7 +214,7 @@ FASTEST static int code_segment(Coder *c, Walk *w, int y, int x0, int count) {
         fit->scale[i] = (int16_t)(POWERS[32 * octaves - quiet] >> (octaves + 2 > 31 ? 31 : octaves + 2));
         fit->missing[i] = input(2 * *v - twice, p->shift);
     }
-    if (!w->raw) learn(fit, count, coded);
+    if (!w->raw) tec_fit_learn(fit, count, coded);
     return TEC_OK;
 }
 
@@ -370,16 +241,18 @@ static int code_samples(Coder *c, Learnt *learnt, const Task *task, int raw) {
             if ((uint32_t)task->bounds[i] < least && !(task->skipped && task->skipped[i]))
                 least = (uint32_t)task->bounds[i];
     }
-    Walk w = {task, learnt, calloc(1, sizeof(Fit)), (task->high - task->low) >> p->coarse, 0, 0,
-              log_of(8 * (2 * least + 1)), 4 * (2 * least + 1) + 2, 0};
+    Walk w = {task, learnt, tec_fit_begin(task, least), (task->high - task->low) >> p->coarse, 0, 0,
+              tec_log_of(8 * (2 * least + 1)), 4 * (2 * least + 1) + 2, 0, 0, {0}};
     if (!w.fit) return TEC_NO_MEMORY;
-    w.unit_log = log_of(w.unit);
+    w.unit_log = tec_log_of(w.unit);
     w.middle = w.range / 2;
     w.raw = (int)tec_code_bits(c, (uint32_t)raw, 1);
     p->shift = (int)tec_code_bits(c, c->encoding ? (uint32_t)shift_of(task, p->coarse) : 0, 5);
-    w.fit->inputs = OWN + task->far_count;
-    for (int r = 0; r < task->wide_count; r++) w.fit->inputs += count_around[r];
-    for (int y = 0; y < p->height; y++) {
+    int status = TEC_OK, combed = 0, whole = !task->bounds && !task->bound && w.range <= COMB_RANGE && !w.raw;
+    if (whole && c->encoding) status = tec_comb_pays(task, &combed);
+    w.combed = whole && !status ? (int)tec_code_bits(c, (uint32_t)combed, 1) : 0;
+    if (w.combed) status = tec_comb_begin(&w.comb, w.range);
+    for (int y = 0; y < p->height && !status; y++) {
         int32_t *v = value_at(p, y, 0);
         uint8_t *s = size_at(p, y, 0);
         int64_t pitch = p->width + 2 * MARGIN;
@@ -387,24 +260,26 @@ static int code_samples(Coder *c, Learnt *learnt, const Task *task, int raw) {
             v[-i] = y ? v[-pitch] : (int32_t)w.middle;
             s[-i] = y ? s[-pitch] : 0;
         }
-        for (int x = 0; x < p->width; x += SEGMENT)
-            code_segment(c, &w, y, x, p->width - x < SEGMENT ? p->width - x : SEGMENT);
+        int size = w.fit->size;
+        for (int x = 0; x < p->width; x += size) code_segment(c, &w, y, x, p->width - x < size ? p->width - x : size);
+        if (w.combed) tec_comb_settle(&w.comb);
         sides(p, y);
         if (!y) top(p);
     }
     bottom(p);
-    free(w.fit);
-    return TEC_OK;
+    tec_fit_end(w.fit);
+    if (w.combed) tec_comb_end(&w.comb);
+    return status;
 }
 
 /* Bits of a plane that is sent as plain numbers. */
 static uint64_t plain_bits(const Task *task) {
     uint64_t range = (uint64_t)(task->high - task->low), sum = 0; /* in sixteenths */
     int64_t samples = (int64_t)task->plane->height * task->plane->width;
-    uint64_t same = (uint64_t)log_of(range / (2 * (uint64_t)task->bound + 1) + 1);
+    uint64_t same = (uint64_t)tec_log_of(range / (2 * (uint64_t)task->bound + 1) + 1);
     for (int64_t i = 0; i < samples; i++) {
         if (task->skipped && task->skipped[i]) continue;
-        sum += task->bounds ? (uint64_t)log_of(range / (2 * (uint64_t)task->bounds[i] + 1) + 1) : same;
+        sum += task->bounds ? (uint64_t)tec_log_of(range / (2 * (uint64_t)task->bounds[i] + 1) + 1) : same;
     }
     return sum / 16;
 }

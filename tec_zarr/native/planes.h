@@ -65,6 +65,12 @@ typedef struct {
 
 void tec_learnt_begin(Learnt *learnt);
 
+/* As numbers, for what makes planes_table.h: of the residuals for each class the chances of a zero and of
+ * the nodes 1 to 63, of the corrections those of a zero; as many times how often each was updated; weights. */
+#define LEARNT_NUMBERS (2 * SCALES * 65 + (WIDE + 1) * (FEATURES + 1))
+void tec_learnt_from(Learnt *learnt, const int32_t *numbers);
+void tec_learnt_into(const Learnt *learnt, int32_t *numbers);
+
 int tec_plane_begin(Plane *plane, int height, int width); /* reserves memory, or makes it larger */
 void tec_plane_end(Plane *plane);
 void tec_plane_margins(Plane *plane);
@@ -78,6 +84,8 @@ uint64_t tec_code_uniform(Coder *coder, uint64_t value, uint64_t count);
 
 /* A residual whose expected size is of class `scale`; `side` tells on which side it is likely. */
 int64_t tec_code_symbol(Coder *coder, Symbols *symbols, int scale, int side, int64_t value);
+
+int tec_log_of(uint64_t n); /* of 1 or more, in sixteenths of an octave */
 
 static inline int64_t clip(int64_t value, int64_t low, int64_t high) {
     return value < low ? low : value > high ? high : value;
@@ -111,11 +119,13 @@ static inline int tec_too_large(int64_t dates, int64_t bands, int64_t height, in
 
 /* Encode a whole array. A band whose bound is negative has that of each of its samples. `natives` are
  * those of the bands with grids, all dates of one after another; `near` are three positions in `order`
- * for each position, -1 for none. Returns the length of the section; `decoded` is what it decodes to. */
+ * for each position, -1 for none. Returns the length of the section; `decoded` is what it decodes to.
+ * `learnt`, or null: where learning begins, and after that where it ended; no decoder would follow. */
 int64_t tec_bound_encode(const int32_t *wanted, int64_t dates, int64_t bands, int64_t height, int64_t width,
                          const uint8_t *labels, const int32_t *bounds, const int32_t *sample_bounds,
                          const TecGrid *grids, const int32_t *natives, const int32_t *order,
-                         const int32_t *near, int32_t *decoded, uint8_t *section, int64_t capacity);
+                         const int32_t *near, int32_t *decoded, uint8_t *section, int64_t capacity,
+                         int32_t *learnt);
 
 int tec_bound_layer(const uint8_t *section, int64_t length, int64_t dates, int64_t bands, int64_t height,
                     int64_t width, const uint8_t *labels, const int32_t *bounds,

@@ -62,6 +62,7 @@ def encode(
     natives: Sequence[np.ndarray],
     order: Sequence[int],
     near: np.ndarray,
+    learnt: np.ndarray | None = None,
 ) -> tuple[bytes, np.ndarray]:
     """Encode an array; return the section and what a decoder will make of it.
 
@@ -82,6 +83,9 @@ def encode(
     near : ndarray
         int32 (C, 3): for each band in that order the positions of up to three earlier ones that
         are most like it.
+    learnt : ndarray or None
+        int32 (8395,), laid out as in ``planes.h``: where learning begins, and then where it ended.
+        None: it begins at ``planes_table.h``, as every decoder does.
     """
     shape = original.shape
     given = _Arguments(shape, valid, bounds)
@@ -98,7 +102,7 @@ def encode(
     run = library().tec_bound_encode
     run.restype = ctypes.c_int64
     status = run(at(original), *given.shape, *given.last, *map(at, arrays), at(decoded),
-                 at(room), ctypes.c_int64(len(room)))  # fmt: skip
+                 at(room), ctypes.c_int64(len(room)), at(learnt))  # fmt: skip
     return room[: _checked(status, shape)].tobytes(), decoded
 
 

@@ -1,44 +1,11 @@
 /* Bits, numbers and residuals of the bound layer, with probabilities that both sides learn. */
-#include "planes.h"
+#include "planes_bits.h"
 #include "planes_table.h"
 
 #include <string.h>
 
 void tec_coder_begin(Coder *c) {
     for (int n = 0; n <= MOST_COUNT; n++) c->rates[n] = 131072 / (2 * n + 3);
-}
-
-/* The compiler makes one variant that encodes and one that decodes of what is marked so. */
-#if defined(__GNUC__)
-#define EITHER static inline __attribute__((always_inline))
-#else
-#define EITHER static inline
-#endif
-
-EITHER int code_bit(Coder *c, Bit *bit, int one, const int encoding) {
-    if (encoding) {
-        uint32_t part = (c->e.range >> 16) * bit->one;
-        if (!one) c->e.low += part;
-        c->e.range = one ? part : c->e.range - part;
-        while (c->e.range < (1u << 24)) {
-            c->e.range <<= 8;
-            shift_low(&c->e);
-        }
-    } else {
-        uint32_t part = (c->d.range >> 16) * bit->one;
-        one = c->d.code < part;
-        if (!one) c->d.code -= part;
-        c->d.range = one ? part : c->d.range - part;
-        while (c->d.range < (1u << 24)) {
-            c->d.range <<= 8;
-            c->d.code = c->d.code << 8 | next_byte(&c->d);
-        }
-    }
-    static const int32_t most = 65536 - 48;
-    int32_t next = bit->one + ((((one ? 65536 : 0) - bit->one) * (c->rates[bit->count] >> 1)) >> 15);
-    bit->one = (uint16_t)(next < 48 ? 48 : next > most ? most : next);
-    bit->count = (uint16_t)(bit->count + (bit->count < MOST_COUNT));
-    return one;
 }
 
 uint32_t tec_code_bits(Coder *c, uint32_t value, int bits) {
@@ -79,8 +46,6 @@ uint64_t tec_code_uniform(Coder *c, uint64_t value, uint64_t count) {
     return out;
 }
 
-/* A magnitude m >= 0 is one of 64 buckets and plain bits: 0 to 11, then four buckets an octave of
- * m - 4. The last bucket holds all others. */
 EITHER int64_t code_symbol(Coder *c, Symbols *s, int scale, int side, int64_t value, const int encoding) {
     if (code_bit(c, &s->zero[scale], value == 0, encoding)) return 0;
     int negative = code_bit(c, &s->sign[scale][side], value < 0, encoding);
@@ -88,12 +53,7 @@ EITHER int64_t code_symbol(Coder *c, Symbols *s, int scale, int side, int64_t va
     int bucket = 0, bits = 0;
     if (encoding) {
         m = (uint64_t)(value < 0 ? -value : value) - 1;
-        bucket = (int)m;
-        if (m >= 12) {
-            bits = bits_in(m - 4) - 3;
-            bucket = 8 + 4 * bits + (int)((m - 4) >> bits & 3);
-            if (bucket > 63) bucket = 63;
-        }
+        bucket = bucket_of(m);
     }
     int node = 1;
     for (int i = 5; i >= 0; i--)
@@ -128,4 +88,32 @@ void tec_learnt_begin(Learnt *learnt) {
         for (int side = 0; side < 8; side++) r->sign[scale][side] = c->sign[scale][side] = (Bit){32768, FIRST_COUNT};
     }
     memcpy(learnt->weights, FIRST_WEIGHTS, sizeof learnt->weights);
+}
+
+void tec_learnt_from(Learnt *learnt, const int32_t *numbers) {
+    for (int scale = 0; scale < SCALES; scale++) {
+        for (int node = 0; node < 64; node++) {
+            Bit bit = {(uint16_t)numbers[64 * scale + node], FIRST_COUNT};
+            if (node) learnt->residuals.magnitude[scale][node] = bit;
+            else learnt->residuals.zero[scale] = bit;
+        }
+        learnt->corrections.zero[scale] = (Bit){(uint16_t)numbers[64 * SCALES + scale], FIRST_COUNT};
+    }
+    for (int scale = 0; scale < SCALES; scale++)
+        memcpy(learnt->corrections.magnitude[scale], learnt->residuals.magnitude[CENTRE / 2], 64 * sizeof(Bit));
+    memcpy(learnt->weights, numbers + 2 * SCALES * 65, sizeof learnt->weights);
+}
+
+void tec_learnt_into(const Learnt *learnt, int32_t *numbers) {
+    int32_t *times = numbers + SCALES * 65;
+    for (int scale = 0; scale < SCALES; scale++) {
+        for (int node = 0; node < 64; node++) {
+            const Symbols *s = &learnt->residuals;
+            Bit bit = node ? s->magnitude[scale][node] : s->zero[scale];
+            numbers[64 * scale + node] = bit.one, times[64 * scale + node] = bit.count - FIRST_COUNT;
+        }
+        Bit bit = learnt->corrections.zero[scale];
+        numbers[64 * SCALES + scale] = bit.one, times[64 * SCALES + scale] = bit.count - FIRST_COUNT;
+    }
+    memcpy(numbers + 2 * SCALES * 65, learnt->weights, sizeof learnt->weights);
 }
