@@ -386,8 +386,7 @@ def _speed(results: dict) -> list[str]:
     ratios = speed_ratios(results)
     return [
         f"One core, processor time of a (1, 12, 256, 256) chunk: {results['definition']}. "
-        f"{machine(results)} TEC's decoder was {'' if results.get('compiled') else 'not '}compiled "
-        "(*tec in torch*: what it took where there was no compiler).",
+        f"{machine(results)} TEC's kernel: {results['kernel']}.",
         "",
         "`python benchmarks/speed.py`. The codecs take turns in one process, so that a busy",
         "machine slows all of them; TEC to OpenJPEG and JPEG XL at equal PSNR:",
@@ -806,7 +805,7 @@ def _reading() -> str:
         f"read, plain {read['plain'][window]:,}; {date}: {read['tec'][date]:,} bytes, or "
         f'{read["tec, one date a chunk"][date]:,} with `chunks={{"time": 1}}`. The first pixel '
         f"of a cold process takes {results['first_pixel']['tec']['cpu_s']:.1f} processor seconds, "
-        f"plain {results['first_pixel']['plain']['cpu_s']:.1f}: torch is loaded for it. A process "
+        f"plain {results['first_pixel']['plain']['cpu_s']:.1f}. A process "
         f"that decodes peaks at {results['memory_mb']['decode']['peak']:.0f} MB for such a chunk, "
         f"one that encodes at {results['memory_mb']['encode']['peak']:.0f} MB.\n"
     )

@@ -28,7 +28,8 @@ import numcodecs
 import numpy as np
 from environment import DATA, ROOT, Scene, commit, environment, scenes
 
-from tec_zarr import metrics, native
+from tec_zarr import metrics
+from tec_zarr.native import core
 from tec_zarr.compare import classical
 from tec_zarr.models.registry import find_model
 
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "definition": f"median CPU time of {options.repeats} runs, one core, one thread, "
         f"chunks of {chunks[0].dn.shape}, PSNR as stated in each row",
         **environment(),
-        "compiled": native.library() is not None,
+        "kernel": os.environ.get("TEC_NATIVE") or core.kernels()[0],
         "load_average": os.getloadavg(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def codecs() -> list[Timed]:
-    """TEC, compiled and not, two codecs by band, the best still-image codec over bands, and SZ3."""
+    """TEC, two codecs by band, the best still-image codec over bands, and SZ3."""
     from tec_zarr.codec.numcodecs_codec import TEC
 
     decoder = TEC()  # as an array has one for all its chunks
