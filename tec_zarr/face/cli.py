@@ -100,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("source", type=Path, metavar="IN", help=readable)
     new(encode)
     tec(encode)
+    encode.add_argument("--overviews", action="store_true",
+                        help="write half the resolution, a quarter, ... too, in groups 0, 1, 2, ..."
+                             " with the attributes of GeoZarr")  # fmt: skip
 
     decode = command(decode_command, "decode", "write a TEC store as plain Zarr or GeoTIFFs")
     decode.add_argument("source", type=Path, metavar="IN", help="path of a TEC store")

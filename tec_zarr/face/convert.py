@@ -31,15 +31,23 @@ if TYPE_CHECKING:
 def encode_command(arguments: argparse.Namespace) -> None:
     """Write a cube to a Zarr store: reflectance with TEC, everything else without loss."""
     from tec_zarr.cubes.provenance import describe
-    from tec_zarr.face.write import record
+    from tec_zarr.face.write import record, write_levels
     from tec_zarr.stores.info import stored_arrays
 
     with _out(arguments) as target:
         ds, settings = settings_of(arguments.source, arguments, arguments.zarr_format)
-        to_zarr(describe(ds, settings), target, encoding=settings,
-                 zarr_format=arguments.zarr_format)  # fmt: skip
-        if arguments.max_error is not None:
-            record(target)
+        if arguments.overviews:
+            options = {**chunk_options(arguments), "zarr_format": arguments.zarr_format}
+            options.pop("bands")  # the cube has their names
+            variables = getattr(arguments, "variables", None)
+            with_bar(target.name, lambda: write_levels(
+                ds, target, "w", "", None, variables=variables, **options
+            ))  # fmt: skip
+        else:
+            to_zarr(describe(ds, settings), target, encoding=settings,
+                    zarr_format=arguments.zarr_format)  # fmt: skip
+            if arguments.max_error is not None:
+                record(target)
     print_arrays(stored_arrays(arguments.target))
 
 

@@ -17,6 +17,7 @@ from tec_zarr.compare.tables import error_rows
 from tec_zarr.cubes.dims import canonical_order, names_along_bands
 from tec_zarr.cubes.encoding import UNNAMED
 from tec_zarr.cubes.encoding import encoding as store_encoding
+from tec_zarr.cubes.overviews import group_attributes, level_attributes, levels
 from tec_zarr.cubes.packing import PACKING, holds
 from tec_zarr.cubes.provenance import describe, listing_of
 from tec_zarr.errors import UnsupportedArrayError
@@ -47,6 +48,7 @@ def to_zarr(
     consolidated: bool | None = None,
     storage_options: dict[str, Any] | None = None,
     measure: bool = False,
+    overviews: bool = False,
     **options: Any,
 ) -> Any:
     """Write reflectance with TEC and all else losslessly, and record that in the attributes.
@@ -66,6 +68,11 @@ def to_zarr(
     measure : bool
         Read the store back and write the PSNR of every band into the attributes. Not possible
         when dates or regions are added to TEC arrays.
+    overviews : bool
+        Write the cube into the group ``0``, and overviews of half the resolution, a quarter, ...
+        into ``1``, ``2``, ..., each with TEC and made of the original pixels
+        (`tec_zarr.cubes.overviews`). ``xarray.open_datatree`` opens all of them. Not possible when
+        dates or regions are added.
     **options
         Options of `tec_zarr.encoding`. Arrays that the store already has keep their own.
 
@@ -93,6 +100,16 @@ def to_zarr(
     if measure and not compute:
         raise UnsupportedArrayError("nothing can be measured before it is written: compute=True")
     passed_on = {key: options.pop(key) for key in _PASSED_ON if key in options}
+    if overviews:
+        added = append_dim is not None or region is not None or mode not in (None, "w", "w-")
+        if added or not compute:
+            raise UnsupportedArrayError(
+                "overviews are made of whole cubes that are written at once: leave out "
+                "append_dim, region, compute and mode, or pass overviews=False"
+            )
+        where = {"zarr_format": zarr_format, "consolidated": consolidated, "measure": measure,
+                 "encoding": encoding, **passed_on, **options}  # fmt: skip
+        return write_levels(obj, store, mode or "w-", group or "", storage_options, **where)
     mode = mode or ("a" if append_dim is not None else "r+" if region is not None else "w-")
     root = None if mode in ("w", "w-") else _open(store, group, storage_options)
     stored = {} if root is None else dict(root.arrays())
@@ -126,6 +143,49 @@ def to_zarr(
     if measure or (compute and region is None and bounded):
         record(store, ordered if measure else None, group, storage_options)
     return done
+
+
+def write_levels(
+    obj: xr.DataArray | xr.Dataset,
+    store: Any,
+    mode: Any,
+    group: str,
+    storage_options: dict[str, Any] | None,
+    *,
+    zarr_format: int | None = None,
+    consolidated: bool | None = None,
+    **arguments: Any,
+) -> zarr.Group:
+    """Write a cube and its overviews, and then the attributes that say how they belong together.
+
+    Parameters
+    ----------
+    obj, store, mode, group, storage_options, zarr_format, consolidated
+        As for `to_zarr`.
+    **arguments
+        More of them, for each level.
+
+    Returns
+    -------
+    zarr.Group
+        The group that holds the levels.
+    """
+    ds = obj.to_dataset(name=obj.name or UNNAMED) if isinstance(obj, xr.DataArray) else obj
+    names = {k: arguments[k] for k in ("variables", "bands", "nodata") if k in arguments}
+    pyramid = levels(canonical_order(ds), **names)
+    where: dict[str, Any] = {"storage_options": storage_options or None}
+    root = zarr.open_group(store, mode=mode, path=group, zarr_format=zarr_format or 3, **where)  # type: ignore[arg-type]
+    names_of = [str(n) for n in range(len(pyramid))]
+    for name, level in zip(names_of, pyramid, strict=True):
+        path = f"{group}/{name}".strip("/")
+        to_zarr(level.assign_attrs(level_attributes(level)), store, "a", path, consolidated=False,
+                zarr_format=zarr_format, storage_options=storage_options, **arguments)  # fmt: skip
+    root.attrs.update(group_attributes(pyramid, names_of))
+    if consolidated is not False:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
+            zarr.consolidate_metadata(root.store, path=root.path)
+    return root
 
 
 def _open(
