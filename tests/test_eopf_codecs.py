@@ -129,6 +129,7 @@ def test_recompress_keeps_the_codecs(source, reflectance, tmp_path, zarr_format,
 
 
 def test_a_product_of_three_resolutions_to_one_cube_and_back(tmp_path):
+    pytest.importorskip("pyproj", reason="pip install 'tec_zarr[stac]'")
     place = synthetic.dataset(dates=1, size=96, bands=("B02", "B11", "B09"), seed=3)
     groups = {}
     for band, metres in (("B02", 10), ("B11", 20), ("B09", 60)):

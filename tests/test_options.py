@@ -39,8 +39,8 @@ def test_functions_show_every_option(name):
         functions.append(tec_zarr.from_stac)
     for function in functions:
         assert inspect.signature(function).parameters[name].default == default
-    assert f"\n    {name} : " in tec_zarr.encoding.__doc__
-    assert f"\n    {name} : " in tec_zarr.recompress.__doc__
+    assert f"\n{name} : " in tec_zarr.encoding.__doc__
+    assert f"\n{name} : " in tec_zarr.recompress.__doc__
 
 
 @pytest.mark.parametrize("command", ["encode", "recompress", "report", "demo", "from-stac"])

@@ -90,8 +90,9 @@ def takes_options(source: Callable[..., Any], *, without: Iterable[str] = ()) ->
         )
         if is_dataclass(source) and function.__doc__:  # python -OO leaves docstrings out
             entries = [_entry(*both) for name, both in options_of(source).items() if name in more]
-            text = textwrap.indent("\n".join(entries), "    ").lstrip()
-            function.__doc__ = function.__doc__.replace("{options}", text)
+            # Python 3.13 takes the indentation off docstrings, older ones leave it.
+            text = inspect.cleandoc(function.__doc__)
+            function.__doc__ = text.replace("{options}", "\n".join(entries))
         return function
 
     return decorate
