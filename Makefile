@@ -99,6 +99,7 @@ conformance: $(VENV)/.test
 # Golden streams of the newest weights; run once at each release of weights or of the format.
 golden: $(VENV)/.test
 	$(BIN)/python tests/make_golden.py
+	$(BIN)/python docs/zarr-extension/make_sample.py
 
 # Everything that docs/benchmarks.md says, measured again (most of an hour on 2 idle cores), and the
 # pages made of it. QUICK=1: corners and few levels, in minutes, into build/bench; no page changes.

@@ -103,7 +103,8 @@ def _level(
     means = {n: _mean(ds[n], {y: factor, x: factor}, nodata) for n in reflectance}
     centres = {d: (d, _centres(ds[d].values, factor), ds[d].attrs) for d in (y, x) if d in ds}
     level = sampled.assign(means).assign_coords(centres)
-    return rechunk(level) if level.chunks else level
+    lazy = any(variable.chunks for variable in level.variables.values())
+    return rechunk(level) if lazy else level
 
 
 def _centres(values: np.ndarray, factor: int) -> np.ndarray:
