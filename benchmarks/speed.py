@@ -29,9 +29,9 @@ import numpy as np
 from environment import DATA, ROOT, Scene, commit, environment, scenes
 
 from tec_zarr import metrics
-from tec_zarr.native import core
 from tec_zarr.compare import classical
 from tec_zarr.models.registry import find_model
+from tec_zarr.native import core
 
 PSNRS = (36, 40, 42, 44, 46)
 TOLERANCE = 0.1
