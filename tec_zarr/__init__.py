@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         UnsuitedDataWarning,
     )
     from tec_zarr.inpaint.clouds import inpaint_clouds
+    from tec_zarr.inpaint.regular import regularize
     from tec_zarr.recompression.run import recompress
     from tec_zarr.recompression.transcode import transcode
     from tec_zarr.stac.canonical import harmonize, prepare
@@ -53,6 +54,7 @@ _HOME = {
     "from_stac": "stac.load",
     "simulate": "cubes.simulate",
     "inpaint_clouds": "inpaint.clouds",
+    "regularize": "inpaint.regular",
     "transcode": "recompression.transcode",
     "TecError": "errors",
     "SecondGenerationWarning": "errors",
@@ -82,6 +84,7 @@ __all__ = [
     "inpaint_clouds",
     "prepare",
     "recompress",
+    "regularize",
     "simulate",
     "stack_bands",
     "to_groups",

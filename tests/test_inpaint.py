@@ -77,7 +77,7 @@ def test_nodata_is_no_clear_value():
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    method=st.sampled_from(("regression", *PIXEL)),
+    method=st.sampled_from(("regression", "tec-tt", *PIXEL)),
     dtype=st.sampled_from(["uint16", "int16", "float32", "float64"]),
     shape=st.tuples(st.integers(1, 6), st.integers(1, 3), *(st.sampled_from([1, 5, 24]),) * 2),
     uncertain=st.booleans(),
@@ -96,7 +96,8 @@ def test_outside_bit_for_bit_and_inside_no_trace_of_what_was_hidden(
 
     def fill(data):
         cube = xr.DataArray(data, dims=dims)
-        found = inpaint_clouds(cube, mask, method=method, return_uncertainty=uncertain)
+        model = Published() if method == "tec-tt" else None
+        found = inpaint_clouds(cube, mask, method=method, model=model, return_uncertainty=uncertain)
         return [da.values for da in (found if uncertain else (found,))]
 
     out, *half_width = fill(values)
@@ -107,6 +108,34 @@ def test_outside_bit_for_bit_and_inside_no_trace_of_what_was_hidden(
     again, *other_width = fill(other)
     assert again.tobytes() == out.tobytes()
     assert [w.tobytes() for w in other_width] == [w.tobytes() for w in half_width]
+
+
+@quiet
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    method=st.sampled_from(("regression", *PIXEL)),
+    dtype=st.sampled_from(["uint16", "float32"]),
+    shape=st.tuples(st.integers(2, 6), st.integers(1, 2), *(st.sampled_from([1, 12]),) * 2),
+)
+def test_a_smooth_or_regular_series_has_no_trace_of_what_was_hidden(seed, method, dtype, shape):
+    """They change clear pixels, but what is hidden is not read either."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 4, shape).astype(dtype)
+    cover = rng.random((shape[0], *shape[2:])) < rng.random()
+    mask = xr.DataArray(cover, dims=("time", "y", "x"))
+    days = np.datetime64("2023-01-01", "ns") + np.cumsum(rng.integers(1, 30, shape[0])) * (
+        np.timedelta64(1, "D")
+    )
+
+    def made(data):
+        cube = xr.DataArray(data, {"time": days}, ("time", "band", "y", "x"))
+        smooth = inpaint_clouds(cube, mask, method=method, smooth=True, return_uncertainty=True)
+        steps = cube.tec.regularize(mask, freq="7D", method=method, return_uncertainty=True)
+        return [da.values.tobytes() for da in (*smooth, *steps)]
+
+    other = np.where(cover[:, None], rng.integers(5, 10_000, shape).astype(dtype), values)
+    assert made(values) == made(other)
 
 
 @pytest.fixture
@@ -402,11 +431,92 @@ def test_a_bar_counts_the_tiles(capsys):
     assert "1/1" in capsys.readouterr().err
 
 
+def test_a_regular_series_has_no_gaps_and_follows_the_ground():
+    """A yearly course, seen on days of many steps through clouds, is found on every fifth day."""
+    rng = np.random.default_rng(0)
+    days = np.sort(rng.choice(np.arange(3, 240), 40, replace=False))
+    course = lambda d: 3000 + 1500 * np.sin(2 * np.pi * np.asarray(d) / 365)  # noqa: E731
+    place = rng.uniform(0.6, 1.4, (2, 16, 16))
+    values = (course(days)[:, None, None, None] * place).astype("uint16")
+    cover = rng.random((40, 16, 16)) < 0.4
+    cover[5:9] = True
+    values[np.broadcast_to(cover[:, None], values.shape)] = 9_000
+    start = np.datetime64("2023-01-01", "ns")
+    stamps = start + days * np.timedelta64(1, "D") + np.timedelta64(37_000, "s")
+    cube = xr.DataArray(values, {"time": stamps, "y": np.arange(16)}, ("time", "band", "y", "x"),
+                        attrs={"units": "DN"})  # fmt: skip
+    cube = cube.assign_coords(orbit=("time", np.arange(40)))
+    mask = xr.DataArray(cover, dims=("time", "y", "x"))
+    out, half_width = cube.tec.regularize(
+        mask, freq="5D", start="2023-01-10", end="2023-08-20", return_uncertainty=True
+    )
+    assert np.unique(np.diff(out.time.values)).tolist() == [5 * 86_400 * 10**9]
+    assert out.time.values[0] == np.datetime64("2023-01-10")
+    assert (out.dims, out.dtype, out.attrs) == (cube.dims, cube.dtype, cube.attrs)
+    assert set(out.coords) == {"time", "y"}
+    since = (out.time.values - start) / np.timedelta64(1, "D")
+    truth = course(since)[:, None, None, None] * place
+    assert np.abs(out - truth).mean() < 60
+    assert float((np.abs(out - truth) <= half_width).mean()) > 0.8
+    # Places that begin on other days get the same dates.
+    later = cube.isel(time=slice(3, None)).tec.regularize(
+        mask.isel(time=slice(3, None)), start="2023-01-10", end="2023-08-20"
+    )
+    np.testing.assert_array_equal(later.time, out.time)
+
+
+def test_a_regular_series_is_lazy_and_the_same_of_a_dataset(scene):
+    days = np.datetime64("2023-05-01", "ns") + np.array([0, 9, 17, 40]) * np.timedelta64(1, "D")
+    ds = scene.assign_coords(time=days)
+    out = ds.tec.regularize(dilate=2, freq="10D")
+    assert "scl" not in out
+    assert out.sizes["time"] == 5
+    assert not (out.reflectance == 0).all(("time", "band")).any()
+    lazy = ds.chunk(time=-1, band=-1, y=64, x=64).tec.regularize(dilate=2, freq="10D")
+    assert lazy.reflectance.chunks is not None
+    xr.testing.assert_equal(lazy.compute().reflectance, out.reflectance)
+    apart = ds.reflectance.to_dataset("band").assign(scl=ds.scl)
+    bands = apart.tec.regularize(dilate=2, freq="10D", method="linear", return_uncertainty=True)
+    assert [sorted(map(str, part.data_vars)) for part in bands] == [["B04", "B08"]] * 2
+    assert all(part.sizes["time"] == 5 for part in bands)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"freq": "every week"}, "freq='every week'"),
+        ({"start": "2030-01-01"}, "give no date between"),
+        ({"method": "nearest"}, "must be one of"),
+    ],
+)
+def test_a_regular_series_that_cannot_be_says_why(arguments, message):
+    with pytest.raises(TecError, match=message):
+        series(1, 2, 3).tec.regularize(hidden(False, True, False), **arguments)
+
+
+def test_a_regular_series_needs_times():
+    undated = series(1, 2, 3).drop_vars("time")
+    with pytest.raises(UnsupportedArrayError, match="needs datetime64 times"):
+        undated.tec.regularize(np.zeros((3, 1, 1), bool))
+
+
+def test_smoothing_changes_clear_pixels_and_lessens_their_noise():
+    rng = np.random.default_rng(1)
+    course = 2000 + 10 * np.arange(30)[:, None, None, None] * np.ones((1, 2, 12, 12))
+    noisy = (course + rng.normal(0, 150, course.shape)).astype("float32")
+    stamps = np.datetime64("2023-03-01", "ns") + np.arange(30) * np.timedelta64(5, "D")
+    cube = xr.DataArray(noisy, {"time": stamps}, ("time", "band", "y", "x"))
+    mask = np.broadcast_to((np.arange(30) % 7 == 3)[:, None, None], (30, 12, 12))
+    plain, smooth = (inpaint_clouds(cube, mask, smooth=s, method="linear") for s in (False, True))
+    assert (smooth.time == cube.time).all()
+    assert float(((smooth - course) ** 2).mean()) < 0.5 * float(((plain - course) ** 2).mean())
+
+
 class Published:
     """Stands in for a FamilyModel: hidden pixels become what was seen before, plus one."""
 
     def inpaint(self, cube, cloudy, bands):
-        assert bands == ("B02", "B03")
+        assert bands in (("B02", "B03"), None)
         out = cube.copy()
         for date in range(1, len(cube)):
             out[date] = np.where(cloudy[date], out[date - 1] + 1, cube[date])

@@ -19,6 +19,7 @@ from tec_zarr.cubes.encoding import drop_encoding, encoding
 from tec_zarr.cubes.simulate import simulate, weigh
 from tec_zarr.inpaint.clouds import inpaint_clouds
 from tec_zarr.inpaint.masks import DILATE, Mask
+from tec_zarr.inpaint.regular import regularize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +86,7 @@ class _TecAccessor:
         scl: xr.DataArray | None = None,
         method: str = "regression",
         dilate: int = DILATE,
+        smooth: bool = False,
         return_uncertainty: bool = False,
         model: str | FamilyModel | None = None,
         progress: bool = False,
@@ -92,7 +94,26 @@ class _TecAccessor:
         """Fill masked pixels from clear ones: `tec_zarr.inpaint_clouds`."""
         return inpaint_clouds(
             self._obj, mask, scl=scl, method=method, dilate=dilate, model=model,
-            return_uncertainty=return_uncertainty, progress=progress,
+            smooth=smooth, return_uncertainty=return_uncertainty, progress=progress,
+        )  # fmt: skip
+
+    def regularize(
+        self,
+        mask: Mask | None = None,
+        *,
+        freq: str = "5D",
+        start: Any = None,
+        end: Any = None,
+        scl: xr.DataArray | None = None,
+        method: str = "regression",
+        dilate: int = DILATE,
+        return_uncertainty: bool = False,
+        model: str | FamilyModel | None = None,
+    ) -> Any:
+        """Series without gaps at equal steps of time: `tec_zarr.regularize`."""
+        return regularize(
+            self._obj, mask, freq=freq, start=start, end=end, scl=scl, method=method,
+            dilate=dilate, return_uncertainty=return_uncertainty, model=model,
         )  # fmt: skip
 
 

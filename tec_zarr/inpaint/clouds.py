@@ -13,7 +13,6 @@ cube.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -22,14 +21,23 @@ import numpy as np
 import xarray as xr
 
 from tec_zarr.cubes.dims import BAND, TIME, X, XrObject, Y, find_dim, reflectance_names, word
-from tec_zarr.cubes.nodata import fits, nodata_values
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.inpaint import pixelwise, tiles
+from tec_zarr.inpaint.blocks import (
+    Axes,
+    NothingClearWarning,
+    canonical,
+    half_widths_like,
+    merged,
+    nodata_of,
+    times_of,
+    warn_of_nothing,
+)
 from tec_zarr.inpaint.masks import DILATE, Given, Mask, resolve_mask
 from tec_zarr.inpaint.pixelwise import How, fill_pixels
-from tec_zarr.inpaint.samples import COVERAGE, Times
+from tec_zarr.inpaint.samples import Times
+from tec_zarr.inpaint.smoothing import smooth_series
 from tec_zarr.inpaint.tiles import HALO, fill_tiles
-from tec_zarr.sentinel2 import NODATA
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -44,12 +52,6 @@ METHODS = (*(name for name in tiles.METHODS if name != tiles.PUBLISHED), *pixelw
 SEAM = 16
 """Pixels on both sides of a border of Dask chunks over which their estimates are blended."""
 
-_Axes = tuple[int, int | None, int | None, int | None]
-
-
-class NothingClearWarning(UserWarning):
-    """Masked pixels stay nodata, because no clear date or pixel is in reach."""
-
 
 @overload
 def inpaint_clouds(
@@ -59,6 +61,7 @@ def inpaint_clouds(
     scl: xr.DataArray | None = ...,
     method: str = ...,
     dilate: int = ...,
+    smooth: bool = ...,
     return_uncertainty: Literal[False] = ...,
     model: str | FamilyModel | None = ...,
     progress: bool = ...,
@@ -71,6 +74,7 @@ def inpaint_clouds(
     scl: xr.DataArray | None = ...,
     method: str = ...,
     dilate: int = ...,
+    smooth: bool = ...,
     return_uncertainty: bool,
     model: str | FamilyModel | None = ...,
     progress: bool = ...,
@@ -82,6 +86,7 @@ def inpaint_clouds(
     scl: xr.DataArray | None = None,
     method: str = "regression",
     dilate: int = DILATE,
+    smooth: bool = False,
     return_uncertainty: bool = False,
     model: str | FamilyModel | None = None,
     progress: bool = False,
@@ -111,6 +116,9 @@ def inpaint_clouds(
         published TerraCodec TT given as ``model``.
     dilate : int
         Pixels by which the mask from ``scl`` grows.
+    smooth : bool
+        Smooth the filled series over time (see :mod:`tec_zarr.inpaint.smoothing`). **Then pixels
+        outside the mask change too.** `tec_zarr.regularize` does it at equal steps of time.
     return_uncertainty : bool
         Also return the half width of the interval that holds the truth in nine of ten cases.
     model : str or FamilyModel, optional
@@ -124,13 +132,14 @@ def inpaint_clouds(
     -------
     DataArray or Dataset
         The filled data, with dimensions, dtype, coordinates, attributes and encoding of ``obj``.
-        Pixels outside the mask keep their exact values, nodata included. Pixels inside the mask
-        depend only on values outside it. If no clear data are in reach they are nodata: NaN in
-        floats, else the value that the array declares (``_FillValue``, ``nodata``, ...) or 0. Dask
-        arrays stay lazy.
+        Without ``smooth``, pixels outside the mask keep their exact values, nodata included. Pixels
+        inside the mask depend only on values outside it. If no clear data are in reach they are
+        nodata: NaN in floats, else the value that the array declares (``_FillValue``, ``nodata``,
+        ...) or 0. Dask arrays stay lazy.
     DataArray or Dataset
         Only with ``return_uncertainty``: the half widths, float32 in units of ``obj``. They are 0
-        outside the mask, and NaN where there is no estimate or no clear data to calibrate with.
+        outside the mask (without ``smooth``), and NaN where there is no estimate or no clear data
+        to calibrate with.
 
     Raises
     ------
@@ -152,6 +161,26 @@ def inpaint_clouds(
     their neighbours (at most the size of the smallest chunk). They are blended over 16 pixels on
     both sides of their borders.
     """
+    return fill(
+        obj, mask, scl=scl, method=method, dilate=dilate, model=model, progress=progress,
+        uncertain=return_uncertainty, smooth=smooth, dates=None,
+    )  # fmt: skip
+
+
+def fill(
+    obj: Any,
+    mask: Mask | None,
+    *,
+    scl: xr.DataArray | None,
+    method: str,
+    dilate: int,
+    model: str | FamilyModel | None,
+    progress: bool,
+    uncertain: bool,
+    smooth: bool,
+    dates: np.ndarray | None,
+) -> Any:
+    """Fill, and smooth if wanted, at other ``dates`` if given: see `inpaint_clouds`."""
     if method == tiles.PUBLISHED and model is None:
         raise TecError(
             f"method={method!r} fills with a published model: pass model=, its name and lambda "
@@ -161,14 +190,14 @@ def inpaint_clouds(
         raise TecError(f"method is {method!r}, it must be one of {', '.join(METHODS)}")
     if model is not None and method != tiles.PUBLISHED:
         raise TecError(f"model={model!r} goes with method='tec-tt', not with {method!r}")
-    how = How(method, model, return_uncertainty, progress)
+    how = How(method, model, uncertain, progress, smooth, dates)
     given = mask(obj) if callable(mask) else mask
     if given is None and mask is not None:
         raise UnsupportedArrayError("the function given as mask= returned None, not a mask")
     if isinstance(obj, xr.Dataset):
         return _inpaint_dataset(obj, given, scl, dilate, how)
     filled, half_width = _inpaint(obj, resolve_mask(obj, given, scl, dilate), how)
-    return (filled, half_width) if return_uncertainty else filled
+    return (filled, half_width) if uncertain else filled
 
 
 def _inpaint_dataset(
@@ -197,9 +226,18 @@ def _inpaint_dataset(
             stacked = stacked.chunk(band=-1)
         done, half_width = _inpaint(stacked, resolve_mask(stacked, mask, scl, dilate), how)
         for n, name in enumerate(group):
-            filled[name] = ds[name].copy(data=done.data[n])
-            wide[name] = None if half_width is None else _like(ds[name], half_width.data[n])
-    out = ds.assign(filled)
+            own = done.isel(band=n, drop=True).rename(name)
+            own.attrs, own.encoding = ds[name].attrs, {**ds[name].encoding}
+            filled[name] = own if how.smooth else ds[name].copy(data=done.data[n])
+            wide[name] = (
+                half_width
+                if half_width is None
+                else half_widths_like(filled[name], half_width.data[n])
+            )
+    if how.dates is None:
+        out = ds.assign(filled)
+    else:
+        out = ds.drop_dims(cast(str, find_dim(ds[names[0]], TIME))).assign(filled)
     return (out, xr.Dataset({n: wide[n] for n in names})) if how.uncertain else out
 
 
@@ -209,7 +247,7 @@ def _alike(ds: xr.Dataset, names: Sequence[Any]) -> list[list[Any]]:
     for name in names:
         da = ds[name]
         alone = find_dim(da, BAND) is not None
-        key = name if alone else (da.dims, da.shape, da.dtype, da.chunks, _nodata_of(da))
+        key = name if alone else (da.dims, da.shape, da.dtype, da.chunks, nodata_of(da))
         groups.setdefault(str(key), []).append(name)
     return list(groups.values())
 
@@ -233,14 +271,14 @@ def _inpaint(
                 f"along {dim!r}; filling needs all of them: {name} = {name}.chunk({{{dim!r}: -1}})"
             )
     _, *others = (None if d is None else da.dims.index(d) for d in order)
-    axes = cast(_Axes, (da.dims.index(time), *others))
+    axes = cast(Axes, (da.dims.index(time), *others))
     labels = [str(v)[:10] for v in da[time].values]
     wide = np.dtype("f4") if da.dtype in (np.uint8, np.uint16, np.int16, np.float32) else "f8"
     estimate = partial(
-        _estimate, how=how, axes=axes, times=_times(da, time), nodata=_nodata_of(da),
+        _estimate, how=how, axes=axes, times=times_of(da, time), nodata=nodata_of(da),
         labels=labels, dtype=np.dtype(wide), bands=_bands(da),
     )  # fmt: skip
-    merge = partial(_merge, nodata=_nodata_of(da))
+    merge = partial(merged, nodata=nodata_of(da))
     if da.chunks is None:
         hidden: Any = np.broadcast_to(covered.values, da.shape)
         found: Any = estimate(da.values, hidden)
@@ -267,8 +305,10 @@ def _inpaint(
             found = _meet_neighbours(found, axis, meet[axis])
         found = overlap.trim_internal(found, {0: 0, **meet}, boundary="none")
         data = dask.array.map_blocks(merge, da.data, hidden, found[0], dtype=da.dtype)
-    half_width = _like(da, found[1].astype("f4")) if how.uncertain else None
-    return da.copy(data=data), half_width
+    filled = da.copy(data=data)
+    if how.smooth:
+        return smooth_series(filled, covered, how.dates, how.uncertain)
+    return filled, half_widths_like(da, found[1].astype("f4")) if how.uncertain else None
 
 
 def _meet_neighbours(found: Any, axis: int, reach: int) -> Any:
@@ -327,38 +367,9 @@ def _blend(
     return out
 
 
-def _like(da: xr.DataArray, half_width: Any) -> xr.DataArray:
-    out = da.copy(data=half_width).drop_attrs()
-    out.encoding = {k: v for k, v in da.encoding.items() if k == "grid_mapping"}
-    out.attrs = {"long_name": f"half width of the {COVERAGE:.0%} interval"}
-    return out
-
-
 def _bands(da: xr.DataArray) -> tuple[str, ...] | None:
     dim = find_dim(da, BAND)
     return tuple(word(b) for b in da[dim].values) if dim is not None and dim in da.coords else None
-
-
-def _times(da: xr.DataArray, time: str) -> Times:
-    """Days since the first date, or the positions of the dates if time is not datetime64."""
-    if time in da.coords and da[time].dtype.kind == "M":
-        values = da[time].values
-        if np.isnat(values).any():
-            raise UnsupportedArrayError(
-                f"date {int(np.isnat(values).argmax())} is NaT, which has no place between others: "
-                f"leave it out, cube = cube.isel({time}=cube[{time!r}].notnull()), in cube and mask"
-            )
-        days = (values - values.min()) / np.timedelta64(1, "D")
-        if np.all(np.diff(days) > 0):
-            return Times(days, dated=True)
-        dates, counts = np.unique(values, return_counts=True)
-        if counts.max() > 1:
-            raise UnsupportedArrayError(
-                f"{counts.max()} dates are {dates[counts.argmax()]}: merge them, or keep the first "
-                f"of equal dates, cube = cube.drop_duplicates({time!r}), in cube and mask"
-            )
-        raise UnsupportedArrayError(f"the dates do not rise: cube = cube.sortby({time!r})")
-    return Times(np.arange(da.sizes[time], dtype=np.float64), dated=False)
 
 
 # ---- blocks as NumPy arrays
@@ -369,7 +380,7 @@ def _estimate(
     hidden: np.ndarray,
     *,
     how: How,
-    axes: _Axes,
+    axes: Axes,
     times: Times,
     nodata: tuple[float, ...],
     labels: Sequence[str],
@@ -390,7 +401,7 @@ def _estimate(
     clear = ~hidden & ~missing
     pages = np.moveaxis(found, [a + 1 for a in axes if a is not None and a >= 0], _ranks(axes))
     if how.method in tiles.METHODS:
-        cube, open_, cover = (_canonical(v, axes) for v in (values, clear, hidden))
+        cube, open_, cover = (canonical(v, axes) for v in (values, clear, hidden))
         fill_tiles(cube, open_, cover, pages if axes[1] is not None else pages[:, :, None],
                     times, how, bands)  # fmt: skip
     else:
@@ -399,56 +410,9 @@ def _estimate(
                     how)  # fmt: skip
     if how.uncertain:
         found[1][~hidden] = 0
-    _warn_of_nothing(np.moveaxis(hidden, axes[0], 0), np.moveaxis(found[0], axes[0], 0), labels)
+    warn_of_nothing(np.moveaxis(hidden, axes[0], 0), np.moveaxis(found[0], axes[0], 0), labels)
     return found
 
 
-def _nodata_of(da: xr.DataArray) -> tuple[float, ...]:
-    """Nodata values besides NaN; integers that declare none have 0."""
-    found = tuple(v for v in nodata_values(da) if fits(v, da.dtype))
-    return found or ((float(NODATA),) if da.dtype.kind in "iu" else ())
-
-
-def _ranks(axes: _Axes) -> list[int]:
+def _ranks(axes: Axes) -> list[int]:
     return list(range(1, 1 + sum(a is not None for a in axes)))
-
-
-def _canonical(values: np.ndarray, axes: _Axes) -> np.ndarray:
-    """View of an array as (T, C, H, W)."""
-    there = [a for a in axes if a is not None]
-    turned = np.moveaxis(values, there, range(len(there)))
-    return turned if axes[1] is not None else turned[:, None]
-
-
-def _merge(
-    values: np.ndarray, hidden: np.ndarray, estimate: np.ndarray, *, nodata: tuple[float, ...]
-) -> np.ndarray:
-    """Copy of ``values`` with the hidden ones replaced by their estimates.
-
-    In integers, the first value of ``nodata`` replaces samples without an estimate.
-    """
-    out = np.array(values)
-    chosen = estimate[hidden]
-    if out.dtype.kind in "iu":
-        limits = np.iinfo(out.dtype)
-        whole = np.rint(chosen).clip(limits.min, limits.max)
-        for value in nodata:  # an estimate that equals a nodata value moves by 1
-            whole[whole == value] = value + (1 if value < limits.max else -1)
-        chosen = np.where(np.isnan(chosen), nodata[0], whole)
-    out[hidden] = chosen.astype(out.dtype)
-    return out
-
-
-def _warn_of_nothing(hidden: np.ndarray, found: np.ndarray, labels: Sequence[str]) -> None:
-    names = [
-        label
-        for label, cover, estimate in zip(labels, hidden, found, strict=True)
-        if cover.any() and np.isnan(estimate[cover]).all()
-    ]
-    if names:
-        dates = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        warnings.warn(
-            f"nothing clear is in reach of what is masked on {dates}: it stays nodata",
-            NothingClearWarning,
-            stacklevel=2,
-        )

@@ -23,6 +23,8 @@ class How:
     model: Any
     uncertain: bool
     progress: bool
+    smooth: bool
+    dates: Any
 
 
 def fill_pixels(

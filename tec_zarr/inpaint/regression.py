@@ -58,7 +58,7 @@ OWN_FIT = 0.06
 """Least share of the pixels for which a set of clear references gets its own regression."""
 REACHES = (2.5, 10.0)
 """Standard deviations (pixels) of the Gaussian windows that continue residuals."""
-FEW = 6.0
+FEW = 5.0
 """Intervals are wider by this over the root of the number of pixels they are calibrated on.
 
 Errors of neighbours are alike, so that few pixels say little of errors elsewhere. Measured on
