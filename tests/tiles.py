@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from safetensors.numpy import load
 
 from tec_zarr.models.registry import find_model
 from tec_zarr.models.weights import released_weights
@@ -15,6 +14,9 @@ def weights_bytes():
 
 
 def tensors():
+    """The tensors of the newest weights file."""
+    from safetensors.numpy import load  # comes with torch
+
     return load(weights_bytes())
 
 
