@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent))  # tests/toy.py
 
 import toy
+import zarr
 
 from tec_zarr.codec import second_generation
 
@@ -29,6 +31,14 @@ NEEDS_TORCH = "needs torch, which is not installed"
 def _forget_decoded_chunks():
     """Each test starts as a new process would: no chunk has been decoded yet."""
     second_generation.forget_decoded()
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_zarr():
+    """No test, and nothing that it calls, leaves Zarr's settings changed for the next one."""
+    before = copy.deepcopy(zarr.config.config)
+    yield
+    assert zarr.config.config == before
 
 
 @pytest.hookimpl(wrapper=True)

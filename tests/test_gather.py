@@ -155,8 +155,7 @@ def test_a_chunk_that_fails_fails_alone(use):
     assert found == [encode_chunk(c, spec) for c in chunks]
 
 
-def test_zarr_needs_no_setting_for_it(use, monkeypatch):
-    monkeypatch.setattr(batching, "WAIT_SECONDS", 1.0)  # a busy machine starts threads slowly
+def test_zarr_needs_no_setting_for_it(use):
     model = use(Device())
     array = zarr.create_array(
         {}, shape=(4, 12, 64, 64), chunks=(2, 12, 16, 16), shards=(4, 12, 64, 64), dtype="uint16",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import zarr
 from distributed import Worker, WorkerPlugin
@@ -57,10 +59,12 @@ class WarmUp(WorkerPlugin):
 
     def __init__(self, models: Sequence[tuple[str, str]]) -> None:
         self.models = tuple(models)
+        self._paused: list[Any] | None = None
 
     def setup(self, worker: Worker) -> None:
         """Load the models, change the settings, and remember the old ones."""
-        _set_malloc(_KEPT)
+        models = [get_model(name, weights) for name, weights in self.models]
+        _process.enter()
         callbacks = worker.periodic_callbacks
         self._paused = [callbacks[name] for name in _PROFILER if name in callbacks]
         for callback in self._paused:
@@ -68,9 +72,6 @@ class WarmUp(WorkerPlugin):
         self._tick = callbacks.get(_TICK)
         if self._tick is not None:
             self._tick_ms, self._tick.callback_time = self._tick.callback_time, _TICK_MS
-        models = [get_model(name, weights) for name, weights in self.models]
-        self._torch_threads = set_torch_threads(1)
-        self._concurrency = zarr.config.get("async.concurrency")
         # On a GPU, tec_zarr.codec.batching encodes several chunks of a task together. Zarr must
         # hand over that many at once.
         batched = any(map(on_device, models))
@@ -78,13 +79,43 @@ class WarmUp(WorkerPlugin):
 
     def teardown(self, worker: Worker) -> None:
         """Restore the old settings for the next user of the worker."""
-        _set_malloc(_DASK)
+        if self._paused is None:
+            return  # a model could not be loaded: `setup` has changed nothing
         for callback in self._paused:
             callback.start()
         if self._tick is not None:
             self._tick.callback_time = self._tick_ms
-        set_torch_threads(self._torch_threads)
-        zarr.config.set({"async.concurrency": self._concurrency})
+        _process.leave()
+
+
+class _Process:
+    """Settings of the process. Several workers of one process share them.
+
+    The first worker remembers the old settings, and the last one restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._workers = 0
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._workers:
+                _set_malloc(_KEPT)
+                self._torch_threads = set_torch_threads(1)
+                self._concurrency = zarr.config.get("async.concurrency")
+            self._workers += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._workers -= 1
+            if not self._workers:
+                _set_malloc(_DASK)
+                set_torch_threads(self._torch_threads)
+                zarr.config.set({"async.concurrency": self._concurrency})
+
+
+_process = _Process()
 
 
 def _set_malloc(parameters: Mapping[int, int]) -> None:
