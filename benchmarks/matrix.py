@@ -118,7 +118,7 @@ def environment(row: Row, quick: bool = False) -> str | None:
         elif quick:
             packages = [*requirements("eopf"), *tools]
         else:
-            packages = requirements("test", *(["zarrs"] if row.python != "3.11" else []))
+            packages = [*requirements("test"), *(["zarrs"] if row.python != "3.11" else [])]
         subprocess.run([*pip, *packages], check=True)
         subprocess.run([*pip, "--no-deps", "--editable", str(ROOT)], check=True)
         (folder / "ready").touch()
