@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: bench demo test test-matrix test-quick lint wheel-check wheels readers readers-test
+.PHONY: bench demo docs test test-matrix test-quick lint wheel-check wheels readers readers-test
 .PHONY: readers-test-js
 .PHONY: readers-test-gdal conformance-kit conformance golden clean
 
@@ -24,6 +24,11 @@ test-matrix: $(VENV)/.test
 QUICK_PYTHON ?= 3.13
 test-quick: $(VENV)/.test
 	$(BIN)/python benchmarks/matrix.py --quick $(QUICK_PYTHON)
+
+# The documentation site, into build/site; a warning or a link that leads nowhere fails. No torch.
+# To look at it: python -m http.server --directory build/site
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file docs/site/mkdocs.yml
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -124,6 +129,11 @@ $(VENV)/.demo: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.torch pyproject.toml
