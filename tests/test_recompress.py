@@ -62,9 +62,9 @@ def make_archive(dates: int = DATES) -> xr.Dataset:
     return xr.decode_cf(ds, decode_times=False)
 
 
-def write_archive(path, zarr_format: int = 2) -> None:
+def write_archive(path, zarr_format: int = 2, ds: xr.Dataset | None = None) -> None:
     """The archive as users have it: blosc, chunks of one date."""
-    ds = make_archive()
+    ds = make_archive() if ds is None else ds
     blosc = (
         {"compressors": numcodecs.Blosc("zstd", 3)}
         if zarr_format == 2

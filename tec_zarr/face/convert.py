@@ -125,6 +125,8 @@ def recompress_command(arguments: argparse.Namespace) -> int:
     settings = chunk_options(arguments) | {
         "zarr_format": arguments.zarr_format, "variables": arguments.variables,
     }  # fmt: skip
+    if arguments.dry_run and arguments.append:
+        raise UnsupportedArrayError("--dry-run estimates a whole target: leave out --append")
     if arguments.dry_run:
         guess = estimate(arguments.source, **settings)
         hours = guess.core_seconds / 3600
@@ -169,13 +171,17 @@ def recompress_command(arguments: argparse.Namespace) -> int:
         try:
             report = recompress(
                 arguments.source, arguments.target, client=client, gpu=arguments.gpu,
-                retries=arguments.retries, verify=arguments.verify, **settings,
+                retries=arguments.retries, verify=arguments.verify, append=arguments.append,
+                **settings,
             )  # fmt: skip
         except KeyboardInterrupt:
             print("tec-zarr: repeat the command to continue", file=sys.stderr)
             raise
     if arguments.report:
         arguments.report.write_text(json.dumps(report.to_json(), indent=1))
+    if arguments.append and not report.regions:
+        print(f"{arguments.target} has all dates of {arguments.source}")
+        return 0
     print(
         f"{report.finished} of {report.regions} regions ({report.resumed} from earlier runs), "
         f"{size(report.raw_bytes)} to {size(report.stored_bytes)}, ratio {report.ratio:.1f}, "

@@ -99,7 +99,12 @@ class Manifest:
         return config
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Begin a recompression. From then on only the same plan can fill the target."""
+        """Begin a recompression. From then on only the same plan can fill the target.
+
+        Records of another recompression are deleted.
+        """
+        for key in list_keys(self.store, _DONE):
+            sync(self.store.delete(key))
         write(self.store, _CONFIG, sealed(config))
 
     def mark(self, done: Done) -> None:

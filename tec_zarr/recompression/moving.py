@@ -91,7 +91,7 @@ def move(
             count += _move_frames(source, target, _absent(source, target), progress)
             continue
         plan = ArrayPlan(0, path, source, target, new, region_of_copy(source, new), None)
-        for number in range(plan.regions):
+        for number in plan.numbers:
             region = plan.region_slices(number)
             target[region] = np.asarray(source[region])
             progress()

@@ -14,7 +14,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,9 +25,19 @@ from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore, StorePath
 
 from tec_zarr.codec.spec import ChunkSpec
+from tec_zarr.cubes.dims import TIME, find_dim
 from tec_zarr.cubes.nodata import number as _number
 from tec_zarr.cubes.times import Finer, finer
 from tec_zarr.errors import RecompressError
+from tec_zarr.recompression.appending import (
+    HAD,
+    SOURCES_READ,
+    Published,
+    check_dates,
+    kept_storage,
+    published_in,
+    with_kept_attributes,
+)
 from tec_zarr.recompression.arrays import (
     COPY_BYTES,
     DIMENSIONS,
@@ -37,17 +47,20 @@ from tec_zarr.recompression.arrays import (
     region_of,
     tec_storage,
 )
-from tec_zarr.recompression.manifest import FOLDER
+from tec_zarr.recompression.manifest import FOLDER, Done
 from tec_zarr.recompression.settings import Settings
 from tec_zarr.stores.chunks import tec_spec
-from tec_zarr.stores.objects import is_metadata, list_keys, list_nodes, publication_order, read
+from tec_zarr.stores.objects import (
+    is_metadata,
+    list_keys,
+    list_nodes,
+    publication_order,
+    read,
+    write,
+)
 
 PROVENANCE = "tec_zarr"
 """Attribute of the target's root that describes its source and its plan."""
-
-SOURCES_READ = "sources_read"
-"""Key in `PROVENANCE`: a list of (array number, region number, CRC32 of the source's samples)."""
-
 
 @dataclass(frozen=True)
 class ArrayPlan:
@@ -68,6 +81,12 @@ class ArrayPlan:
         TEC settings; None if the array is copied without loss.
     finer : Finer or None
         Converts the stored times of a coordinate to microseconds, if their unit is coarser.
+    time : int or None
+        Axis of the dates. Regions are numbered date by date, so that more dates leave the numbers
+        of all others as they are.
+    had : int or None
+        Number of dates that the target has already: regions that hold only these are not made, nor
+        is an array without dates. None if the target has nothing.
     """
 
     index: int
@@ -78,6 +97,8 @@ class ArrayPlan:
     region: tuple[int, ...]
     spec: ChunkSpec | None
     finer: Finer | None = None
+    time: int | None = None
+    had: int | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -85,14 +106,27 @@ class ArrayPlan:
         return _counts(self.source.shape, self.region)
 
     @property
+    def numbers(self) -> range:
+        """Numbers of the regions to make."""
+        total = math.prod(self.counts)
+        if self.had is None:
+            return range(total)
+        if self.time is None or self.had == self.source.shape[self.time]:
+            return range(total, total)
+        before = self.had // self.region[self.time]
+        return range(before * (total // self.counts[self.time]), total)
+
+    @property
     def regions(self) -> int:
-        """Number of regions."""
-        return math.prod(self.counts)
+        """Number of regions to make."""
+        return len(self.numbers)
 
     def region_slices(self, number: int) -> tuple[slice, ...]:
         """Return the slices of region ``number`` in the array."""
-        at = [int(i) for i in np.unravel_index(number, self.counts)]
-        return box(at, self.region, self.source.shape)
+        axes = sorted(range(len(self.counts)), key=lambda axis: axis != self.time)
+        found = np.unravel_index(number, [self.counts[axis] for axis in axes])
+        at = dict(zip(axes, map(int, found), strict=True))
+        return box([at[axis] for axis in range(len(at))], self.region, self.source.shape)
 
     def chunk_slices(self, region: tuple[slice, ...]) -> list[tuple[slice, ...]]:
         """Return the slices of all target chunks (not shards) in a region."""
@@ -134,25 +168,40 @@ class Plan:
     consolidated : bool
         Whether the target gets consolidated metadata.
     config : dict
-        Identifies this plan: ``config_sha256``, ``source_sha256``, and the main settings.
+        Identifies this plan: ``config_sha256``, ``source_sha256``, and the settings.
+    published : Published or None
+        The target that dates are appended to.
     """
 
     arrays: tuple[ArrayPlan, ...]
     template: MemoryStore
     consolidated: bool
     config: dict[str, Any]
+    published: Published | None = None
 
     @property
     def regions(self) -> int:
-        """Number of regions of all arrays."""
+        """Number of regions to make, of all arrays."""
         return sum(array.regions for array in self.arrays)
 
-    def metadata(self, sources_read: Sequence[Sequence[int]]) -> dict[str, bytes]:
+    def known(self, finished: Mapping[tuple[int, int], Done]) -> dict[tuple[int, int], Done]:
+        """Return those finished regions that are regions of this plan, whole.
+
+        The last dates of a source that has grown since are in longer regions.
+        """
+        return {
+            (index, number): done
+            for (index, number), done in finished.items()
+            if index < len(self.arrays) and number in self.arrays[index].numbers
+            and done.samples == _samples(self.arrays[index].region_slices(number))
+        }  # fmt: skip
+
+    def metadata(self, sources_read: Sequence[Sequence[Any]]) -> dict[str, bytes]:
         """Return keys and bytes of the target's metadata, in the order to write them.
 
         Parameters
         ----------
-        sources_read : sequence of (array, region, CRC32)
+        sources_read : sequence of (path, slices, CRC32)
             Checksums of some regions of the source. A later run compares them with the source, to
             see whether it has changed.
         """
@@ -164,49 +213,76 @@ class Plan:
         return documents(self.template)
 
 
-def make_plan(source: zarr.Group | zarr.Array, target: Store, settings: Settings) -> Plan:
+def make_plan(
+    source: zarr.Group | zarr.Array, target: Store, settings: Settings, append: bool = False
+) -> Plan:
     """Decide codec, chunks, shards and regions of every array.
+
+    With ``append``, a target that can be read keeps all these, and gets more dates.
 
     Raises
     ------
     UnsupportedArrayError
         TEC cannot encode the reflectance as it is, or there is no reflectance.
     RecompressError
-        The source is encoded with TEC already.
+        The source is encoded with TEC already; or it is not that of the target with more dates.
     """
     template = MemoryStore()
     nodes = list_nodes(source)
     sources = {path: node for path, node in nodes.items() if isinstance(node, zarr.Array)}
+    before = provenance(target) if append else None
+    published = None
+    if before is not None:
+        published = published_in(target, before, nodes, settings)
+        settings = replace(settings, zarr_format=published.zarr_format)
     for path, node in nodes.items():
         if isinstance(node, zarr.Group):
+            attributes = {**(published.nodes[path].attrs if published else {}), **node.attrs}
             zarr.create_group(
-                template, path=path, zarr_format=settings.zarr_format, attributes=dict(node.attrs)
+                template, path=path, zarr_format=settings.zarr_format, attributes=attributes
             )
-    chosen = reflectance_array(sources, settings)
+    chosen = published.coded if published else reflectance_array(sources, settings)
     arrays = []
     for index, (path, array) in enumerate(sources.items()):
         described = describe_array(path, array, sources, settings)
+        kept = published.arrays[path] if published else None
         storage = (
-            tec_storage(path, described, array, settings)
+            kept_storage(kept)
+            if kept is not None
+            else tec_storage(path, described, array, settings)
             if path in chosen
             else copy_storage(array, settings.zarr_format)
         )
         times = None if path in chosen else _finer_times(array)
         made = create_array(template, path, array, settings.zarr_format, storage, times)
+        found = find_dim(described, TIME)
+        time = None if found is None else described.dims.index(found)
+        had, region = None, None
+        if published and kept is not None:
+            made = with_kept_attributes(made, kept)
+            had = check_dates(published, path, (array, made), times, time, str(found))
+            region = published.region(path)
+        if region is None and path in chosen:
+            region = region_of(array, described, made)
         arrays.append(
             ArrayPlan(
                 index, path, array, elsewhere(made, target, path), made,
-                region_of(array, described, made)
-                if path in chosen
-                else region_of_copy(array, made),
-                tec_spec(made), times,
+                region or region_of_copy(array, made), tec_spec(made), times, time, had,
             )
         )  # fmt: skip
-    config = _config(source, arrays, documents(template), settings)
+    groups = [] if published else [p for p, n in nodes.items() if isinstance(n, zarr.Group)]
+    config = _config(source, arrays, _documents_of(template, groups), settings)
     consolidated = isinstance(source, zarr.Group) and (
         settings.zarr_format == 2 or source.metadata.consolidated_metadata is not None
     )
-    return Plan(tuple(arrays), template, consolidated, config)
+    if published:
+        # What was added to the target since, such as embedded weights, stays in its metadata.
+        for key, document in published.others(documents(template)).items():
+            write(template, key, document)
+        config |= {HAD: {array.path: {"dates": array.had, "region": array.region}
+                         for array in arrays if array.time is not None}}  # fmt: skip
+        consolidated |= published.consolidated
+    return Plan(tuple(arrays), template, consolidated, config, published)
 
 
 def provenance(target: Store) -> dict[str, Any] | None:
@@ -350,6 +426,10 @@ def _root(store: Store, zarr_format: Literal[2, 3]) -> zarr.Group | zarr.Array:
     return zarr.open(store, mode="r+", zarr_format=zarr_format)
 
 
+def _documents_of(store: MemoryStore, paths: Sequence[str]) -> dict[str, bytes]:
+    return {k: d for k, d in documents(store).items() if k.rpartition("/")[0] in paths}
+
+
 def documents(store: MemoryStore) -> dict[str, bytes]:
     """Return key and bytes of all metadata documents, in the order to write them."""
     keys = sorted(filter(is_metadata, list_keys(store, "")), key=publication_order)
@@ -359,28 +439,38 @@ def documents(store: MemoryStore) -> dict[str, bytes]:
 def _config(
     source: zarr.Group | zarr.Array,
     arrays: Sequence[ArrayPlan],
-    metadata: Mapping[str, bytes],
+    groups: Mapping[str, bytes],
     settings: Settings,
 ) -> dict[str, Any]:
     layout = {
         "tec_zarr": importlib.metadata.version("tec_zarr"),
-        "metadata": {key: json.loads(data) for key, data in metadata.items()},
+        "groups": {key: json.loads(data) for key, data in groups.items()},
+        "arrays": [_fingerprint(array.path, array.template, array.time) for array in arrays],
         "regions": {array.path: array.region for array in arrays},
     }
     return {
         "source": str(source.store_path),
-        "source_sha256": _sha256([_fingerprint(array) for array in arrays]),
+        "source_sha256": _sha256([_fingerprint(a.path, a.source, a.time) for a in arrays]),
         "config_sha256": _sha256(layout),
         "tec_zarr": importlib.metadata.version("tec_zarr"),
-        **settings.to_config(),
+        **settings.recorded(),
+        "dates": {a.path: a.source.shape[a.time] for a in arrays if a.time is not None},
         "regions": sum(array.regions for array in arrays),
     }
 
 
-def _fingerprint(array: ArrayPlan) -> list[Any]:
-    """Return path and metadata of a source array, attributes included."""
-    documents = array.source.metadata.to_buffer_dict(default_buffer_prototype())
-    return [array.path, {key: value.to_bytes().decode() for key, value in documents.items()}]
+def _fingerprint(path: str, array: zarr.Array, time: int | None) -> list[Any]:
+    """Return path and metadata of an array, attributes included, but for its number of dates."""
+    documents = array.metadata.to_buffer_dict(default_buffer_prototype())
+    found = {key: json.loads(value.to_bytes()) for key, value in documents.items()}
+    for document in found.values():
+        if time is not None and "shape" in document:
+            document["shape"][time] = None
+    return [path, found]
+
+
+def _samples(region: Sequence[slice]) -> int:
+    return math.prod(s.stop - s.start for s in region)
 
 
 def _sha256(item: object) -> str:

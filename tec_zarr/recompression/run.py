@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -18,10 +19,11 @@ from zarr.storage import LocalStore, MemoryStore
 from tec_zarr.codec.options import takes_options
 from tec_zarr.errors import RecompressError, UnsupportedArrayError
 from tec_zarr.models.registry import get_model
+from tec_zarr.recompression.appending import HAD, SOURCES_READ
 from tec_zarr.recompression.engines import failure_of, run_cluster, run_threads
 from tec_zarr.recompression.lock import Lock
 from tec_zarr.recompression.manifest import FOLDER, Done, Manifest
-from tec_zarr.recompression.plan import SOURCES_READ, ArrayPlan, Plan, make_plan, provenance
+from tec_zarr.recompression.plan import ArrayPlan, Plan, make_plan, provenance
 from tec_zarr.recompression.progress import Failure, Observer, RecompressReport, Tally
 from tec_zarr.recompression.region import Job, crc_of, read_block
 from tec_zarr.recompression.settings import Settings
@@ -31,6 +33,9 @@ from tec_zarr.stores.objects import list_keys, open_source, open_target, sync, w
 
 if TYPE_CHECKING:
     from distributed import Client
+
+_NOT_COMPARED = ("source", "regions", HAD)
+"""Keys of a plan's configuration that may differ between the runs of one recompression."""
 
 _CHECKED_AGAIN = 4
 """How many finished regions a repeated run reads again, to see whether the source has changed."""
@@ -47,6 +52,7 @@ def recompress(
     retries: int = 2,
     verify: Verify = "sample",
     progress: bool = True,
+    append: bool = False,
     source_options: Mapping[str, Any] | None = None,
     target_options: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -61,7 +67,8 @@ def recompress(
     source : path, URL, zarr Store, Group or Array
         Zarr format 2 or 3, any codec.
     target : path, URL or zarr Store
-        Empty, or an incomplete target of an earlier call with the same arguments.
+        Empty, or an incomplete target of an earlier call with the same arguments. With ``append``
+        also a finished one.
     client : distributed.Client, optional
         Cluster to run on. Default: threads of this process.
     gpu : bool
@@ -78,6 +85,10 @@ def recompress(
         else may have become nodata, a ``max_error`` must hold, and the PSNR must reach 20 dB.
     progress : bool
         Show a bar on a terminal.
+    append : bool
+        Append to a finished target the dates that it lacks. The source must be the one that the
+        target was made of, with later dates at its end. The target keeps its settings; those that
+        are given must be the same. Without a target, all dates are copied.
     source_options, target_options : mapping, optional
         Options of the fsspec filesystem of a URL.
     zarr_format, chunks, shards, variables
@@ -94,7 +105,8 @@ def recompress(
     ------
     RecompressError
         The run could not begin: the source cannot be read, the target cannot be written or was
-        begun with other arguments, or no worker has a GPU.
+        begun with other arguments, or no worker has a GPU. With ``append``: the source differs from
+        that of the target in more than later dates.
     UnsupportedArrayError
         TEC cannot encode the data as they are, or an argument is out of its range.
 
@@ -107,13 +119,13 @@ def recompress(
     _check_arguments(verify, retries)
     workers = _check_cluster(client, gpu, target)
     store = open_target(target, target_options)
-    plan = make_plan(open_source(source, source_options), store, wanted)
+    planned = partial(make_plan, open_source(source, source_options), store, wanted, append)
     manifest = Manifest(store)
-    with _locked(manifest, plan) as lock:
+    with _locked(manifest, planned) as (plan, lock):
         if lock is None:
             return Tally(plan).report(True, plan.regions, time.monotonic() - began)
-        finished = manifest.finished()
-        _check_source(plan, _some(finished))
+        finished = plan.known(manifest.finished())
+        _check_source(plan, _some(plan, finished))
         if client is not None:
             _check_shared(client, manifest)
         resumed = len(finished)
@@ -124,7 +136,7 @@ def recompress(
             pending = (
                 Job(array, number, verify)
                 for array in plan.arrays
-                for number in range(array.regions)
+                for number in array.numbers
                 if (array.index, number) not in finished
             )
             with Observer(tally, len(finished), workers, progress, lock.lost) as observer:
@@ -145,7 +157,7 @@ def recompress(
                 break
             for array, number in moved:
                 manifest.forget(array, number)
-            finished = manifest.finished()
+            finished = plan.known(manifest.finished())
             failures = [*tally.failures, *(_moved(plan.arrays[i], number) for i, number in moved)]
             tally = Tally(plan, finished.values(), failures)
             if any(failure.fatal for failure in failures):
@@ -189,20 +201,24 @@ def _check_cluster(client: Client | None, gpu: bool, target: Any) -> int:
 
 
 @contextlib.contextmanager
-def _locked(manifest: Manifest, plan: Plan) -> Iterator[Lock | None]:
-    """Lock the target and begin, or continue. Yields None if the whole target is finished."""
-    store = manifest.store
+def _locked(
+    manifest: Manifest, planned: Callable[[], Plan]
+) -> Iterator[tuple[Plan, Lock | None]]:
+    """Lock the target and begin, or continue. Yields no lock if the whole target is finished."""
+    store, plan = manifest.store, planned()
     with contextlib.ExitStack() as stack:
         try:
             complete, lock = _is_complete(manifest, plan), None
             if not complete:
                 lock = stack.enter_context(Lock(store).held())
-                complete = _is_complete(manifest, plan)  # The last holder may have finished it.
+                # The last holder may have finished it.
+                plan = planned() if plan.published else plan
+                complete = _is_complete(manifest, plan)
             if complete:
                 if list_keys(store, f"{FOLDER}/"):  # Workers that outlived their run wrote these.
                     manifest.remove()
                 lock = None
-            elif manifest.read_config() is None:
+            elif _differing(manifest.read_config() or {}, plan):
                 manifest.write_config(plan.config)
         except RecompressError:
             raise
@@ -211,22 +227,31 @@ def _locked(manifest: Manifest, plan: Plan) -> Iterator[Lock | None]:
                 f"the target {store} cannot be written ({type(error).__name__}: {error}); it must "
                 "be a store of files or objects, with room and with permission to write"
             ) from error
-        yield lock
+        yield plan, lock
+
+
+def _differing(begun: Mapping[str, Any], plan: Plan) -> list[str]:
+    ignored = (*_NOT_COMPARED, "dates") if plan.published else _NOT_COMPARED
+    return [k for k in plan.config if k not in ignored and begun.get(k) != plan.config[k]]
 
 
 def _is_complete(manifest: Manifest, plan: Plan) -> bool:
     """Return whether a target is finished. Refuses one that another plan began."""
     store = manifest.store
     begun = manifest.read_config()
+    if plan.published:
+        _check_source(plan, plan.published.sources_read)
+        return not plan.regions
     before = begun if begun is not None else provenance(store)
     if before is None:
         return False
-    changed = [k for k in plan.config if k != "source" and before.get(k) != plan.config[k]]
+    changed = _differing(before, plan)
     if changed:
         what = "; ".join(f"{k} was {before.get(k)}, is {plan.config[k]}" for k in changed)
         raise RecompressError(
             f"the target {store} was begun with another configuration or source ({what}): repeat "
-            "the call with the arguments of the first one, or choose another target"
+            "the call with the arguments of the first one, or choose another target. A finished "
+            "target gets the dates that its source has more with append=True (--append)"
         )
     if begun is None:
         # If the target has no checksums of the source, there is nothing to compare.
@@ -252,7 +277,7 @@ def _recorded(plan: Plan, manifest: Manifest) -> dict[tuple[int, int], Done]:
 
     Workers without shared storage may have written them elsewhere.
     """
-    seen = manifest.finished()
+    seen = plan.known(manifest.finished())
     if len(seen) < plan.regions:
         raise RecompressError(
             f"all {plan.regions} regions are finished, but only {len(seen)} of them can be seen in "
@@ -262,18 +287,26 @@ def _recorded(plan: Plan, manifest: Manifest) -> dict[tuple[int, int], Done]:
     return seen
 
 
-def _some(finished: Mapping[tuple[int, int], Done]) -> list[tuple[int, int, int]]:
-    """Return (array, region, CRC32 of the source) of a few finished regions, spread over all."""
-    known = sorted(finished)
-    picked = known[:: -(-len(known) // _CHECKED_AGAIN) or 1]
-    return [(*key, finished[key].source_crc32) for key in picked]
-
-
-def _check_source(plan: Plan, sources_read: Iterable[Sequence[int]]) -> None:
-    """Read some regions of the source again, and raise an error if their checksums differ."""
-    for index, number, crc in sources_read:
+def _some(plan: Plan, finished: Mapping[tuple[int, int], Done]) -> list[list[Any]]:
+    """Return (path, slices, CRC32 of the source) of a few finished regions, spread over all."""
+    found = []
+    for index, number in _spread(sorted(finished)):
         array = plan.arrays[index]
-        region = array.region_slices(number)
+        slices = [[s.start, s.stop] for s in array.region_slices(number)]
+        found.append([array.path, slices, finished[index, number].source_crc32])
+    return found
+
+
+def _spread(items: Sequence[Any]) -> Sequence[Any]:
+    return items[:: -(-len(items) // _CHECKED_AGAIN) or 1]
+
+
+def _check_source(plan: Plan, sources_read: Iterable[Sequence[Any]]) -> None:
+    """Read some regions of the source again, and raise an error if their checksums differ."""
+    arrays = {array.path: array for array in plan.arrays}
+    for path, slices, crc in sources_read:
+        array = arrays[path]
+        region = tuple(slice(*pair) for pair in slices)
         if crc_of(read_block(array, region)) != crc:
             raise RecompressError(
                 f"the source has changed since this target was begun: {array.path or '/'} "
@@ -292,7 +325,9 @@ def _publish(
             if key.endswith(".partial"):
                 sync(store.delete(key))
     try:
-        for key, document in plan.metadata(_some(finished)).items():
+        before = plan.published.sources_read if plan.published else []
+        read_from = _spread([*before, *_some(plan, finished)])
+        for key, document in plan.metadata(read_from).items():
             write(store, key, document)
         manifest.remove()
     except Exception as error:  # Each filesystem raises its own exceptions.

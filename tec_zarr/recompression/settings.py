@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import UnsupportedArrayError
@@ -45,3 +46,13 @@ class Settings(ChunkSpec):
             raise UnsupportedArrayError(f"zarr_format is {self.zarr_format}, it must be 2 or 3")
         if isinstance(self.variables, str):
             object.__setattr__(self, "variables", (self.variables,))
+
+    def recorded(self) -> dict[str, Any]:
+        """Return all settings as JSON holds them."""
+        layout = {
+            "zarr_format": self.zarr_format,
+            "chunks": None if self.chunks is None else dict(self.chunks),
+            "shards": self.shards,
+            "variables": None if self.variables is None else list(self.variables),
+        }
+        return {**self.to_config(), **json.loads(json.dumps(layout, default=int))}

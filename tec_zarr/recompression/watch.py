@@ -24,7 +24,7 @@ _SAYS = (
 )  # fmt: skip
 """Names that filesystems give to the fields that change when an object is written again."""
 
-State = Sequence[Sequence[int] | None]
+State = Sequence[Mapping[int, int] | None]
 """A hash for each region of each array; None for an array whose store cannot be listed."""
 
 
@@ -43,22 +43,22 @@ def changed(before: State, after: State) -> list[tuple[int, int]]:
         (index, number)
         for index, (then, now) in enumerate(zip(before, after, strict=True))
         if then is not None and now is not None
-        for number, (old, new) in enumerate(zip(then, now, strict=True))
-        if old != new
+        for number in then
+        if then[number] != now[number]
     ]
 
 
-def _regions(array: ArrayPlan) -> list[int] | None:
+def _regions(array: ArrayPlan) -> dict[int, int] | None:
     """Return a hash for each region of an array; None if its store cannot be listed."""
     with contextlib.suppress(Exception):  # Each filesystem raises its own exceptions.
         listed = dict(_listing(array.source))
         # A listing without even metadata means that the store cannot be listed, or that the source
         # was deleted. `read_block` looks for a deleted source.
         if listed:
-            return [
-                hash(tuple(map(listed.get, array.source_keys(array.region_slices(number)))))
-                for number in range(array.regions)
-            ]
+            return {
+                number: hash(tuple(map(listed.get, array.source_keys(array.region_slices(number)))))
+                for number in array.numbers
+            }
     return None
 
 

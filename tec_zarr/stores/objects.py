@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,16 @@ def list_nodes(source: zarr.Group | zarr.Array) -> dict[str, zarr.Group | zarr.A
     if source.metadata.consolidated_metadata is not None:
         with contextlib.suppress(Exception):  # Each filesystem raises its own exceptions.
             own = zarr.open_group(source.store_path, mode="r", use_consolidated=False)
-            nodes = sorted(own.members(max_depth=None))
+            nodes = _members(own)
     if not nodes:
-        own, nodes = source, sorted(source.members(max_depth=None))
+        own, nodes = source, _members(source)
     return {"": own, **dict(nodes)}
+
+
+def _members(group: zarr.Group) -> list[tuple[str, zarr.Group | zarr.Array]]:
+    with warnings.catch_warnings():  # Of the record of a recompression.
+        warnings.filterwarnings("ignore", "Object at .* is not recognized as a component")
+        return sorted(group.members(max_depth=None))
 
 
 def open_target(target: Any, options: Mapping[str, Any] | None) -> Store:
