@@ -9,9 +9,19 @@ from __future__ import annotations
 import struct
 import zlib
 
+PAGE = "docs/errors.md"
+"""The page that explains every class below, with its cure, under an anchor of its name."""
+
 
 class TecError(ValueError):
-    """Base of all tec_zarr errors. Messages say what is wrong, where, and what to do."""
+    """Base of all tec_zarr errors. Messages say what is wrong, where, and what to do.
+
+    A note, which tracebacks and the command line show, names the class's place on `PAGE`.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.add_note(f"See {PAGE}#{type(self).__name__.lower()}")
 
 
 class UnsupportedArrayError(TecError):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import pickle
+import pkgutil
 import re
 import shlex
+import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray as xr
 
 import tec_zarr
 from tec_zarr.cubes import synthetic
-from tec_zarr.face.cli import _parser
+from tec_zarr.errors import ChecksumError, TecError
+from tec_zarr.face.cli import _parser, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -39,7 +46,7 @@ def test_blocks_of_python_run(page, ds, tmp_path, monkeypatch, capsys):
     """In the order of the page, with a cube ``ds`` in memory and in ``cube.zarr``."""
     monkeypatch.chdir(tmp_path)
     ds.tec.to_zarr("cube.zarr")
-    names = {"ds": ds, "cube": ds.reflectance, "mask": ds.scl > 7, "np": None}
+    names = {"ds": ds, "cube": ds.reflectance, "mask": ds.scl > 7, "np": np}
     names |= {"tec_zarr": tec_zarr, "synthetic": synthetic, "xr": xr}
     limit = tec_zarr.config.MAX_CHUNK_SAMPLES
     try:
@@ -58,3 +65,29 @@ def test_commands_are_as_the_command_line_takes_them(page):
         words = shlex.split(line, comments=True)
         if words[:1] == ["tec-zarr"] and words[1:] != ["--version"]:
             _parser().parse_args(words[1:])
+
+
+def _classes(kind):
+    found = [x for x in kind.__subclasses__() if x.__module__.startswith("tec_zarr")]
+    return found + [y for x in found for y in _classes(x)]
+
+
+def test_every_error_and_warning_is_explained_on_their_page():
+    for module in pkgutil.walk_packages(tec_zarr.__path__, "tec_zarr."):
+        with contextlib.suppress(ImportError, TecError):  # torch, CompressAI, where there is none
+            importlib.import_module(module.name)
+    page = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    sections = dict(re.findall(r"^## (\w+)\n\n(.+?)(?=\n## |\Z)", page, re.M | re.S))
+    known = {kind.__name__ for kind in [TecError, *_classes(TecError), *_classes(UserWarning)]}
+    assert set(sections) == known
+    assert len(known) > 15
+    assert [name for name, text in sections.items() if len(text) < 60] == []
+
+
+def test_an_error_names_its_place_on_the_page(tmp_path, capsys):
+    error = pickle.loads(pickle.dumps(ChecksumError("bytes differ")))
+    assert str(error) == "bytes differ"
+    shown = "".join(traceback.format_exception_only(error))
+    assert shown.count("docs/errors.md#checksumerror") == 1
+    assert main(["info", str(tmp_path / "nothing.zarr")]) == 1
+    assert "docs/errors.md#" in capsys.readouterr().err

@@ -515,6 +515,19 @@ def test_stacked_bands_are_one_array_and_variables_again():
     assert back.nbart_red.encoding["_FillValue"] == -999
 
 
+@pytest.mark.parametrize("order", [["B08", "B04", "B02"], ["B04"], ["B08", "B02"]])
+def test_bands_that_were_picked_or_turned_become_the_variables_that_they_were(order):
+    ds = separate()
+    back = tec_zarr.unstack_bands(tec_zarr.stack_bands(ds).sel(band=order))
+    names = {"B02": "nbart_blue", "B04": "nbart_red", "B08": "nbart_nir"}
+    assert set(back.data_vars) == {*(names[b] for b in order), "oa_fmask"}
+    for band in order:
+        np.testing.assert_array_equal(back[names[band]], ds[names[band]])
+    strange = tec_zarr.stack_bands(ds).assign_coords(band=["B02", "B03", "B08"])
+    with pytest.raises(UnsupportedArrayError, match="those that were stacked B02, B04, B08"):
+        tec_zarr.unstack_bands(strange)
+
+
 def test_only_bands_of_one_grid_and_nodata_are_stacked():
     ds = separate()
     ds.nbart_nir.attrs["no_data"] = -1

@@ -23,6 +23,20 @@ class TEC(ChunkSpec, Codec):
     the array's fill value if that is not 0, because format 2 does not tell a codec the value that
     it pads edge chunks with.
 
+    Chunks are (time, band, y, x), (band, y, x), (time, y, x) of one band, or (y, x), of dtype
+    uint16, int16 (DN), float32 or float64 (reflectance).
+
+    Raises
+    ------
+    UnsupportedArrayError
+        An argument is out of its range, or a chunk has another dtype or shape.
+    FormatError, ChecksumError, VersionError
+        Bytes to decode are damaged, or a newer version wrote them. No pixels are returned.
+    UnknownModelError, WeightsMismatchError
+        The model or its weights are not installed.
+    LimitError
+        A chunk is larger than :mod:`tec_zarr.config` allows.
+
     Examples
     --------
     >>> import numpy as np, tec_zarr

@@ -62,6 +62,9 @@ def _bounds(max_error: Any) -> NamedBounds | tuple[float, ...] | float:
 class ChunkSpec:
     """The settings with which chunks are encoded. Decoding does not use them.
 
+    Chunks are (time, band, y, x), (band, y, x), (time, y, x) of one band, or (y, x), of dtype
+    uint16, int16, float32 or float64.
+
     Each option is declared here and nowhere else (`tec_zarr.codec.options` says who reads it).
 
     Parameters

@@ -33,6 +33,20 @@ class TECCodec(ChunkSpec, ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
     Takes the arguments of :class:`tec_zarr.codec.spec.ChunkSpec`. Use it as the ``serializer`` of
     a Zarr v3 array, with ``compressors=None``, because frames are compressed and have checksums.
 
+    Chunks are (time, band, y, x), (band, y, x), (time, y, x) of one band, or (y, x), of dtype
+    uint16, int16 (DN), float32 or float64 (reflectance).
+
+    Raises
+    ------
+    UnsupportedArrayError
+        An argument is out of its range, or a chunk has another dtype or shape.
+    FormatError, ChecksumError, VersionError
+        Bytes to decode are damaged, or a newer version wrote them. No pixels are returned.
+    UnknownModelError, WeightsMismatchError
+        The model or its weights are not installed.
+    LimitError
+        A chunk is larger than :mod:`tec_zarr.config` allows.
+
     Notes
     -----
     ``_encode_sync`` and ``_decode_sync`` are left out on purpose: with them Zarr's fused pipeline

@@ -30,7 +30,8 @@ def report(
     Parameters
     ----------
     decoded, original : DataArray or Dataset
-        Cubes of the same dates, bands and pixels; integers are DN, floats reflectance or DN.
+        Cubes (time, band, y, x) of the same dates, bands and pixels, dimensions in any order;
+        integers are DN, floats reflectance or DN.
     html : str or Path, optional
         Also write an HTML page to this file, with pictures, error maps and other codecs
         (`tec_zarr.compare.page.page`).
@@ -61,10 +62,22 @@ def report(
 def preview(obj: xr.DataArray | xr.Dataset, time: int = 0) -> xr.DataArray:
     """Return a true-colour picture of one date, stretched to its 2nd and 98th percentile.
 
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        A cube with the bands B02, B03 and B04, in DN or reflectance.
+    time : int
+        Number of the date, from 0.
+
     Returns
     -------
     DataArray
         (y, x, rgb) uint8, nodata black. ``.plot.imshow()`` shows it.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        A band is missing, or a Dataset has several cubes.
     """
     cube = single_cube(obj)
     names = labels_of(cube)

@@ -199,12 +199,12 @@ def drop_encoding(obj: XrTree) -> XrTree:
     Parameters
     ----------
     obj : DataArray, Dataset or DataTree
-        For instance from ``xarray.open_zarr``.
+        Any dimensions and dtype, for instance from ``xarray.open_zarr``.
 
     Returns
     -------
     DataArray, Dataset or DataTree
-        A shallow copy.
+        A shallow copy: the same values, in DN or reflectance as they were.
     """
     if isinstance(obj, xr.DataTree):
         return obj.map_over_datasets(drop_encoding)
@@ -218,6 +218,16 @@ def drop_encoding(obj: XrTree) -> XrTree:
 
 def decode(obj: XrTree) -> XrTree:
     """Old name of `drop_encoding`, which decodes nothing.
+
+    Parameters
+    ----------
+    obj : DataArray, Dataset or DataTree
+        Any dimensions and dtype.
+
+    Returns
+    -------
+    DataArray, Dataset or DataTree
+        A shallow copy: the same values, in DN or reflectance as they were.
 
     Warns
     -----

@@ -26,15 +26,21 @@ def simulate(obj: XrObject, **options: Any) -> XrObject:
     Parameters
     ----------
     obj : DataArray or Dataset
-        Cube, dimensions in any order. Variables that are not reflectance stay as they are.
+        Cube with time, band, y and x in any order, or without time or band: uint16 or int16 DN, or
+        float32 or float64 reflectance. Variables that are not reflectance stay as they are.
     **options
         As in `tec_zarr.encoding`. `weigh` returns the number of bytes.
 
     Returns
     -------
     DataArray or Dataset
-        The values that a reader of the store will get, with the dimensions, dtype, coordinates and
-        attributes of ``obj``. Reflectance is always lazy.
+        The values that a reader of the store will get, with the dimensions, dtype, units,
+        coordinates and attributes of ``obj``. Reflectance is always lazy.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        TEC cannot encode the data, or an option is out of its range.
     """
     if isinstance(obj, xr.DataArray):
         return _simulated(obj, options)
@@ -47,7 +53,23 @@ def simulate(obj: XrObject, **options: Any) -> XrObject:
 def weigh(obj: xr.DataArray | xr.Dataset, **options: Any) -> int:
     """Return the bytes that the TEC chunks of ``obj`` will take. Encodes all, writes nothing.
 
-    Parameters are those of `simulate`. Metadata and lossless variables are not counted.
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        Dimensions time, band, y and x in any order, or without time or band: uint16 or int16 DN, or
+        float32 or float64 reflectance.
+    **options
+        As in `tec_zarr.encoding`.
+
+    Returns
+    -------
+    int
+        Bytes. Metadata and lossless variables are not counted.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        TEC cannot encode the data, or an option is out of its range.
     """
     if isinstance(obj, xr.DataArray):
         arrays = [obj]

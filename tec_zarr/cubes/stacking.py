@@ -203,16 +203,53 @@ def made_of(da: xr.DataArray) -> list[str]:
     return list(json.loads(da.attrs[STACKED])) if STACKED in da.attrs else []
 
 
+def _places(
+    da: xr.DataArray, own: Mapping[str, Mapping[str, Any]], common: Mapping[str, Any]
+) -> dict[str, int]:
+    """Return the original variables of a stacked array, and where their bands are in it now."""
+    layer = da.isel(band=0, drop=True)
+    bands = variable_bands({n: layer.assign_attrs({**common, **a}) for n, a in own.items()})
+    labels = [str(b) for b in da["band"].values] if "band" in da.coords else list(bands.values())
+    places = {n: labels.index(bands[n]) for n in own if bands.get(n) in labels}
+    if not len(places) == len(labels) == da.sizes["band"]:
+        raise UnsupportedArrayError(
+            f"the bands of {da.name!r} are {', '.join(labels)}, those that were stacked "
+            f"{', '.join(map(str, bands.values()))}: give the coordinate 'band' the names of the "
+            "latter, or remove the attribute 'tec_stacked'"
+        )
+    return places
+
+
 def unstack_bands(ds: xr.Dataset) -> xr.Dataset:
-    """Undo `stack_bands`: return the original variables with their names and attributes."""
-    for name in [str(n) for n, da in ds.data_vars.items() if STACKED in da.attrs]:
+    """Undo `stack_bands`: a variable for each band again.
+
+    Parameters
+    ----------
+    ds : Dataset
+        Shape of ``reflectance``: (..., band, y, x) as `stack_bands` made it, or some of its bands
+        in any order. DN or reflectance, of any dtype. Lazy data stay lazy. Other datasets are
+        returned as they are.
+
+    Returns
+    -------
+    Dataset
+        The original variables (..., y, x) with their names, attributes, dtype and units. Bands
+        that were left out since are not there.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        The coordinate ``band`` does not name the bands that were stacked.
+    """
+    stacks = {str(n): da for n, da in ds.data_vars.items() if STACKED in da.attrs}
+    for name in [n for n, da in stacks.items() if "band" in da.dims]:
         da = ds[name]
         own = json.loads(da.attrs[STACKED])
         common = {k: v for k, v in da.attrs.items() if k not in (STACKED, SELECTED)}
         parts = {}
-        for i, (variable, attrs) in enumerate(own.items()):
+        for variable, i in _places(da, own, common).items():
             part = da.isel(band=i, drop=True)
-            part.attrs, part.encoding = {**common, **attrs}, dict(da.encoding)
+            part.attrs, part.encoding = {**common, **own[variable]}, dict(da.encoding)
             for key in ("chunks", "preferred_chunks", "shards", "original_shape"):
                 part.encoding.pop(key, None)
             parts[variable] = part

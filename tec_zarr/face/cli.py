@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("tec-zarr: interrupted", file=sys.stderr)
         return 128 + (error.args[0] if isinstance(error, Interrupted) else signal.SIGINT)
     except (TecError, OSError) as error:  # OSError: a file may disappear while the command runs
-        print(f"tec-zarr: {error}", file=sys.stderr)
+        notes = getattr(error, "__notes__", [])
+        print(f"tec-zarr: {error}", *notes, sep="\n", file=sys.stderr)
         return 1
 
 

@@ -108,8 +108,28 @@ def harmonize(obj: xr.DataArray | xr.Dataset, *, items: Iterable[Any] | None = N
               offset: int | Sequence[int] | None = None) -> xr.Dataset:  # fmt: skip
     """Subtract the +1000 DN of baseline 04.00 and later from the dates that carry it.
 
-    Parameters, errors and result are those of `prepare`, but the chunks stay as they are. Dates
-    from which the offset was removed before are not changed.
+    Dates from which the offset was removed before are not changed.
+
+    Parameters
+    ----------
+    obj : DataArray or Dataset
+        Of stackstac or odc-stac, or a canonical cube: (time, band, y, x), or variables
+        (time, y, x).
+    items, offset
+        As in `prepare`.
+
+    Returns
+    -------
+    Dataset
+        As of `prepare`, uint16 DN, with the chunks of ``obj``; in memory if ``obj`` is.
+
+    Raises
+    ------
+    OffsetError
+        Baseline, flag, ``raster:bands`` and pixels contradict one another, or none of them tells
+        whether the offset is there.
+    UnsupportedArrayError
+        There are no Sentinel-2 bands, or they are on several grids.
     """
     ds = prepare(obj, items=items, offset=offset)
     chunks = obj.chunksizes

@@ -65,12 +65,25 @@ def from_stac(
     ----------
     out : str or Path
         Path of a new Zarr store, or, with ``append_dates``, of a store of an earlier call.
-    bbox, datetime, catalog, collection
-        As in `search`.
-    bands, resolution, crs, loader
-        As in `load`.
-    offset
-        As in `prepare`.
+    bbox : sequence of float
+        West, south, east, north in degrees.
+    datetime : str
+        A period, such as ``"2023-06"`` or ``"2023-06-01/2023-08-31"``.
+    catalog : str or Path
+        URL of a STAC API, or path of a ``catalog.json`` or a ``collection.json``.
+    collection : str
+        Collection of a STAC API. Not used for a catalogue on disk.
+    bands : sequence of str, optional
+        Bands in any spelling. Default: all that every item has.
+    resolution : float
+        Side of a pixel in metres.
+    crs : str or int, optional
+        Such as ``"EPSG:32632"``. Default: that of most items.
+    loader : {"odc-stac", "stackstac"}
+        Library that reads the items.
+    offset : int, optional
+        DN that were added to all pixels, 0 or 1000. Default: what metadata and pixels say, as in
+        `prepare`.
     append_dates : bool
         Whether to append later dates to an existing store. The options that follow are then those
         of the store.
@@ -79,7 +92,17 @@ def from_stac(
     Returns
     -------
     Dataset
-        The opened store.
+        The opened store: ``reflectance`` (time, band, y, x) uint16 DN, 0 = nodata, and ``scl``
+        (time, y, x) uint8 if the items have it. Lazy.
+
+    Raises
+    ------
+    TecError
+        The search finds no items, or a package of ``tec_zarr[stac]`` is missing.
+    OffsetError
+        It cannot be told whether the pixels hold the +1000 DN of baseline 04.00.
+    UnsupportedArrayError
+        An option is out of its range, or the dates cannot be appended to the store.
     """
     items = search(catalog, bbox=bbox, datetime=datetime, collection=collection)
     loaded = load(items, bbox=bbox, bands=bands, resolution=resolution, crs=crs, loader=loader)
