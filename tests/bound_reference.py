@@ -123,19 +123,24 @@ class Comb:
     """How often each value of a plane was seen, and residuals that are coded by it."""
 
     def __init__(self, largest):
-        self.counts, self.largest, self.since = np.full(largest + 1, 4, np.int64), largest, 0
+        self.counts, self.largest = np.zeros(largest + 1, np.int64), largest
         self.settle()
 
     def settle(self):
         halves = 0
-        while self.counts.max() >> halves > 4095:
+        while self.counts.max() >> halves > 16383:
             halves += 1
-        if halves:
-            self.counts = (self.counts >> halves) + 1
-        self.sums, self.since = np.append(0, np.cumsum(self.counts)), 0
+        self.counts >>= halves
+        numbers = self.counts.copy()
+        for first in range(0, self.largest + 1, 64):
+            block = self.counts[first : first + 64]
+            for odd in (0, 1):
+                share = 32 * (2 * block[odd::2].sum() + 16) // (block.sum() + 16)
+                numbers[first + odd : first + 64 : 2] += share + 1
+        self.sums, self.since = np.append(0, np.cumsum(numbers)), 0
 
     def seen(self, value):
-        self.counts[value] += 4
+        self.counts[value] += 16
         self.since += 1
 
     def counted(self, low, high):

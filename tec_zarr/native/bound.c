@@ -286,7 +286,8 @@ static int code_plane(Job *job, int64_t date, int position) {
     }
     limits_of(c, &task.low, &task.high);
     if (task.low > task.high) return TEC_DAMAGED;
-    int slack = (int)tec_code_bits(c, b->grid.kind == BILINEAR && b->grid.factor == 2 ? 5 : 0, 4);
+    int doubled = b->grid.kind == BILINEAR && b->grid.factor == 2;
+    int slack = (int)tec_code_bits(c, !doubled ? 0 : bounds ? 5 : 8, 4);
     task.skipped = skipped ? job->skipped : 0;
     task.bound = (uint32_t)(bound + (bound * slack + SLACKS / 2) / SLACKS);
     task.bounds = bounds ? job->limits : 0;
@@ -295,6 +296,7 @@ static int code_plane(Job *job, int64_t date, int position) {
         job->limits[i] = wider > INT32_MAX ? INT32_MAX : (int32_t)wider;
     }
     task.decoded = job->values;
+    task.blended = doubled && !bounds ? (uint32_t)bound : 0;
     if (task.low == task.high)
         for (int64_t i = 0; i < values; i++) job->values[i] = (int32_t)task.low;
     else status = tec_plane_code(c, &job->learnt, &task);

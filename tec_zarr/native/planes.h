@@ -60,6 +60,7 @@ typedef struct {
     const int32_t *bounds;   /* (height, width), or null */
     int64_t low, high;
     const int32_t *wanted;   /* encoder: (height, width) */
+    uint32_t blended;        /* encoder: the bound of samples that are blended of four values, or 0 */
     int32_t *decoded;        /* (height, width) */
 } Task;
 

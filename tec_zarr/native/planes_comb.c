@@ -10,19 +10,38 @@
 
 #include <stdlib.h>
 
-#define FIRST_COUNTED 4
-#define MOST_COUNTED 4095
+#define MOST_COUNTED 16383
 #define ENOUGH 256 /* samples after which `sums` are made anew */
+#define BLOCK 64   /* values whose even and odd ones are told apart */
+#define PRIOR 32   /* what values never seen count in the mean */
+#define UNSEEN 16  /* of a block: counts that say nothing of even or odd */
 #define WINDOW 16  /* values on each side that a value is compared with */
 #define WIDEST 64  /* range of magnitudes in which values are told apart */
 
+/* A value never seen counts as much as a part of what was seen in its block, of even or of odd values. */
+static void add_up(Comb *comb) {
+    size_t count = (size_t)comb->range + 1;
+    uint32_t sum = 0;
+    for (size_t first = 0; first < count; first += BLOCK) {
+        size_t end = first + BLOCK < count ? first + BLOCK : count;
+        uint32_t seen[2] = {0, 0}, prior[2];
+        for (size_t i = first; i < end; i++) seen[i & 1] += comb->counts[i];
+        for (int odd = 0; odd < 2; odd++)
+            prior[odd] = PRIOR * (2 * seen[odd] + UNSEEN) / (seen[0] + seen[1] + UNSEEN) + 1;
+        for (size_t i = first; i < end; i++) {
+            comb->sums[i] = sum;
+            sum += comb->counts[i] + prior[i & 1];
+        }
+    }
+    comb->sums[count] = sum;
+}
+
 int tec_comb_begin(Comb *comb, int64_t range) {
     size_t count = (size_t)range + 1;
-    *comb = (Comb){malloc((2 * count + 1) * sizeof *comb->counts), 0, range, 0};
+    *comb = (Comb){calloc(2 * count + 1, sizeof *comb->counts), 0, range, 0};
     if (!comb->counts) return TEC_NO_MEMORY;
     comb->sums = comb->counts + count;
-    for (size_t i = 0; i < count; i++) comb->counts[i] = FIRST_COUNTED;
-    for (size_t i = 0; i <= count; i++) comb->sums[i] = (uint32_t)(FIRST_COUNTED * i);
+    add_up(comb);
     return TEC_OK;
 }
 
@@ -35,16 +54,12 @@ FASTEST void tec_comb_settle(Comb *comb) {
     if (comb->since < ENOUGH) return;
     comb->since = 0;
     size_t count = (size_t)comb->range + 1;
-    uint32_t most = 0, halves = 0, sum = 0;
+    uint32_t most = 0, halves = 0;
     for (size_t i = 0; i < count; i++) most = comb->counts[i] > most ? comb->counts[i] : most;
     while (most >> halves > MOST_COUNTED) halves++;
     if (halves)
-        for (size_t i = 0; i < count; i++) comb->counts[i] = (comb->counts[i] >> halves) + 1;
-    for (size_t i = 0; i < count; i++) {
-        comb->sums[i] = sum;
-        sum += comb->counts[i];
-    }
-    comb->sums[count] = sum;
+        for (size_t i = 0; i < count; i++) comb->counts[i] >>= halves;
+    add_up(comb);
 }
 
 /* What was counted of the values low .. high, as far as there are such values. */

@@ -7,7 +7,7 @@
 #define COMB_RANGE 16383 /* at most */
 
 typedef struct {
-    uint32_t *counts, *sums; /* of each value, four for each time; of all values below it */
+    uint32_t *counts, *sums; /* of each value, 16 for each time; of all values below it, with priors */
     int64_t range;           /* values are 0 .. range */
     int since;               /* samples that `sums` do not know yet */
 } Comb;
@@ -16,7 +16,7 @@ int tec_comb_begin(Comb *comb, int64_t range);
 void tec_comb_end(Comb *comb);
 
 static inline void tec_comb_count(Comb *comb, int64_t value) {
-    comb->counts[value] += 4;
+    comb->counts[value] += 16;
     comb->since++;
 }
 
