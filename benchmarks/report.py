@@ -753,7 +753,7 @@ SHOCKS = """\
 ## When something is in one band alone, or in one pixel
 
 Bits go where the energy is. Measured once by hand, on training cubes (low sun, classes and \
-speckle, with the weights before `bebb0fc4`):
+speckle, with earlier weights):
 
 - **Point targets.** A model flattens a single bright pixel in one band. The embedded models \
 therefore list exactly what misses by more than 7 times the RMS error of the chunk, and of the \

@@ -25,7 +25,7 @@ def read_piece(pieces, number, known, bands, shape, weights):
         bits = tile.Bits(rest)
         date.layout = tile.Layout(bits, bands, source)
         date.means = tile.read_means(bits, bands, step)
-        date.bases = tile.read_bases(bits, date.layout)
+        date.bases = tile.read_bases(bits, date.layout, weights)
         rest = rest[-(-bits.at // 8) :]
     else:
         numbers = [number - bits.s(2) for _ in range(count)]
@@ -35,13 +35,15 @@ def read_piece(pieces, number, known, bands, shape, weights):
         first = known[numbers[0]]
         date.layout, date.map = first.layout, first.map
         there = [date.layout.there(c) for c in range(5)]
-        weight = {}
-        for n in range(count):
-            for c in range(5):
-                now = 8
-                for b in there[c]:
-                    now += bits.s(1)
+        weight, start = {}, [8] * count
+        for c in range(5):
+            shared = there[c] and bits.u(1)
+            for n in range(count if there[c] else 0):
+                now = start[n]
+                for i, b in enumerate(there[c]):
+                    now += 0 if shared and i else bits.s(1)
                     weight[n, c, b] = now
+                start[n] = weight[n, c, there[c][0]]
         d = tile.digits_of_means(step)
         change = np.cumsum([bits.s(max(6 - d, 0)) for _ in range(bands)])
         date.means = ((first.means >> d) + change) << d
@@ -60,15 +62,21 @@ def read_piece(pieces, number, known, bands, shape, weights):
             else:
                 date.bases.append(tile.read_basis(bits, date.layout, c, vectors))
         rest = section[1:][-(-bits.at // 8) :]
-    coded = tile.read_values(rest, date.layout, date.bases, quality, weights)
-    date.checksum = tile.checksum(np.array(coded[1]))
-    date.whole = tile.band_coefficients(date.layout, date.bases, coded, step, weights)
+    hints, guess = None, {}
     if count:
-        for b, own in date.whole.items():
-            for u, v in np.ndindex(*own.shape[:2]):
+        for b, level in enumerate(date.layout.level):
+            side, blocks = 16 >> level, (date.layout.rows, date.layout.cols)
+            guess[b] = np.zeros((side, side, *blocks), np.int64)
+            for u, v in np.ndindex(*guess[b].shape[:2]):
                 c = tile.class_of(u, v)
                 sums = sum(weight[n, c, b] * known[m].whole[b][u, v] for n, m in enumerate(numbers))
-                own[u, v] = np.clip(own[u, v] + ((sums + 8) >> 4), -(2**27), 2**27)
+                guess[b][u, v] = np.clip((sums + 8) >> 4, -(2**27), 2**27)
+        hints = tile.hints_of(date.layout, guess, step, weights)
+    coded = tile.read_values(rest, date.layout, date.bases, quality, weights, hints)
+    date.checksum = tile.checksum(np.array(coded[1]))
+    date.whole = tile.band_coefficients(date.layout, date.bases, coded, step, weights)
+    for b, prediction in guess.items():
+        date.whole[b] = np.clip(date.whole[b] + prediction, -(2**27), 2**27)
     known[number] = date
 
 

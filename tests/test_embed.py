@@ -265,6 +265,9 @@ def test_the_size_limit_is_read_at_every_call(hostile, monkeypatch):
         lambda t: t["gain.16"].__setitem__((3, 2), 1 << 30),
         lambda t: t["dct_back.16"].__setitem__((3, 2), 1 << 20),
         lambda t: t["overlap.16"].__setitem__((9, 9), np.nan),
+        lambda t: t["usual_bases"].__setitem__((0, 0), -(2**31)),
+        lambda t: t["usual_bases"].__setitem__((14, 1), 1 << 23),
+        lambda t: t["usual_bases"].__setitem__((120 - 9, 12), 1 << 20),
     ],
 )
 def test_embedded_weights_are_checked_before_anything_computes_with_them(name, change):

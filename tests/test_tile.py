@@ -97,6 +97,22 @@ def test_a_decoder_written_from_the_page_gives_the_same(model, kind, factor, qua
     assert tile_reference.checksum(values) == encoded.latents_crc[0]
 
 
+@pytest.mark.parametrize("bands", [11, 12, 13])
+def test_common_sets_of_bands_begin_with_a_usual_basis(model, bands):
+    """Its rows are in the order of the layout, here with bands of two levels."""
+    scene = synthetic.cube(dates=1, size=48).values.astype(np.int32)
+    scene[:, 4:7] = scene[:, 4:7, ::2, ::2].repeat(2, 2).repeat(2, 3)
+    scene = np.concatenate([scene, scene[:, :1] // 7], axis=1)[:, 13 - bands :]
+    encoded = model.encode(scene.astype(np.float32), 3.0)
+    back, _ = decoded(model, encoded.sections, scene.shape, 3.0)
+    image, _ = tile_reference.decode(encoded.sections[0], bands, (48, 48), 3.0, tensors())
+    np.testing.assert_array_equal(image, back[0])
+    bits = tile_reference.Bits(encoded.sections[0])
+    tile_reference.Layout(bits, bands, (48, 48))
+    tile_reference.read_means(bits, bands, tile_reference.step_of(3 * 4096))
+    assert bits.u(2)  # the number of a usual basis
+
+
 def test_a_decoder_written_from_the_page_skips_planes_of_zeros(model):
     rng, shape = np.random.default_rng(7), (130, 135)
     cube = texture(rng, (1, 3, *shape))

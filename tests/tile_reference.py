@@ -228,10 +228,16 @@ def read_basis(bits, layout, c, before):
     angles = []
     follows = before is not None and len(before) == count
     finer = ((layout.rows * layout.cols).bit_length() - 9) >> 1
+    base = (5, 6, 7, 7, 8)[c] + finer
     for j in range(min(components, count - 1)):
         for i in range(j + 1, count):
-            n = min(max(math.ceil(spreads[j] / 4) + 6 + finer, 3), 15)
-            number = bits.s(max(n - 5, 0)) if follows else bits.u(n) - 2 ** (n - 1)
+            n = min(max(math.ceil(spreads[j] / 4) + base, 3), 15)
+            if follows:
+                spread = spreads[i] if i < components else spreads[-1] - 4
+                less, most = (3, n - 5) if c else (2, n - 4)
+                number = bits.s(max(min(math.ceil(spread / 4) + base - less, most), 0))
+            else:
+                number = bits.u(n) - 2 ** (n - 1)
             angles.append((j, i, min(max(number, -(2**n)), 2**n) << (15 - n)))
     turned = np.eye(count, dtype=np.int64) << 30
     for j, i, a in reversed(angles):
@@ -243,9 +249,17 @@ def read_basis(bits, layout, c, before):
     return rounded(before @ turned, 24) if follows else turned, spreads
 
 
-def read_bases(bits, layout):
+USUAL = (13, 12, 11, 11, 10, 9, 9, 6, 6)
+
+
+def read_bases(bits, layout, weights):
     """(vectors, spreads) of the five classes; (None, []) of a class without bands."""
-    bases, before = [], None
+    bases, before, there = [], None, [i for i, n in enumerate(USUAL) if n == layout.bands]
+    number = bits.u(2) if there else 0
+    if number:
+        at, n = there[number - 1], layout.bands
+        usual = weights["usual_bases"].reshape(-1, 13, 13)[at, :n, :n].astype(np.int64)
+        before = usual[layout.there(0)]
     for c in range(5):
         basis = (None, [])
         if layout.there(c):
@@ -255,7 +269,18 @@ def read_bases(bits, layout):
     return bases
 
 
-def read_values(data, layout, bases, quality, weights):
+def hints_of(layout, guess, step256, weights):
+    """What the network sees of a prediction: (u, v) to the sum over bands, in half steps."""
+    out = {}
+    for b, whole in guess.items():
+        for u, v in np.ndindex(*whole.shape[:2]):
+            r = 2**39 // factor_of(layout, b, u, v, step256, weights)
+            part = np.minimum((np.abs(whole[u, v]) * r) >> 26, 65536)
+            out[u, v] = out.get((u, v), 0) + part
+    return {at: np.minimum(sums >> 4, 4095) for at, sums in out.items()}
+
+
+def read_values(data, layout, bases, quality, weights, hints=None):
     """(class, u, v, component), values and table numbers of each plane; quality in 1/4096."""
     rows, cols, coder = layout.rows, layout.cols, Coder(data)
     coarse = any(layout.level)
@@ -285,7 +310,7 @@ def read_values(data, layout, bases, quality, weights):
         if c != previous:
             earlier = earlier + (same if previous >= 0 else 0)  # noqa: F821
             same, previous = none.copy(), c
-        total = none.copy()
+        total, hint = none.copy(), none if hints is None else hints[u, v]
         for k, spread in enumerate(bases[c][1]):
 
             def at(uu, vv, kk):
@@ -296,19 +321,25 @@ def read_values(data, layout, bases, quality, weights):
                 at(u - 1, v, k), at(u, v - 1, k), at(u - 1, v - 1, k),
                 at(u - 2, v, k) + at(u, v - 2, k), near(below), at(u, v, k - 1), at(u, v, k - 2),
                 total, near(at(u, v, k - 1)), near(total), earlier, near(earlier), same, near(same),
-                none, none,
+                hint, near(hint),
             ]  # fmt: skip
-            fixed = [
-                min(max(spread + 32, 0), 127), 8 * u, 8 * v, 16 * min(k, 7), 64 if coarse else 0,
-                min((quality - 4096 + 128) >> 8, 127), 0, 0,
-            ]  # fmt: skip
-            plane, numbers = none.copy(), none.copy()
             n = sum(np.count_nonzero(at(*f, k)) for f in ((u - 1, v), (u, v - 1)))
+            others = 2 * np.count_nonzero(at(u, v, k - 1))
+            density = [
+                math.floor(10 * math.log2(1 + count * 4095 // (2 * rows * cols)) + 0.5)
+                for count in (n, others)
+            ]
+            fixed = [
+                min(max(spread + 32, 0), 127), 8 * u, 8 * v, 16 * min(k, 7),
+                (64 if coarse else 0) + (0 if hints is None else 32),
+                min((quality - 4096 + 128) >> 8, 127), *density,
+            ]  # fmt: skip
+            plane, numbers, symbols = none.copy(), none.copy(), none.copy()
             z = ZEROS[min(int(256 * n // (rows * cols)).bit_length(), 9)]
             skipped = rows * cols >= 64 and (u, v) != (0, 0) and coder.bit(z)
             for r in range(0 if skipped else rows):
                 for q in range(cols):
-                    a = np.pad(np.abs(plane), 2)[r : r + 5, q : q + 5]
+                    a = np.pad(np.abs(symbols), 2)[r : r + 5, q : q + 5]
                     scan = [2 * (a[1, 2] + a[2, 1]) + a[1, 1] + a[1, 3], a[1, 2], a[2, 1],
                             a[0, 2] + a[2, 0]]  # fmt: skip
                     sums = [*scan, *(s[r, q] for s in still)]
@@ -317,6 +348,7 @@ def read_values(data, layout, bases, quality, weights):
                     low = 0 if index < 32 else (index - 28) // 4
                     value = coder.symbol(starts[index if index < 32 else 28 + (index - 28) % 4])
                     value = (value << low) + coder.bits(low)
+                    symbols[r, q] = value
                     if (u, v) == (0, 0):
                         left = int(plane[r, q - 1]) if q else None
                         top = int(plane[r - 1, q]) if r else None
@@ -329,13 +361,22 @@ def read_values(data, layout, bases, quality, weights):
                             m[0] * left + m[1] * top + m[2] * corner + m[3] * right + 128
                         ) >> 8
                     plane[r, q], numbers[r, q] = value, index
-            magnitude[u, v, k] = np.abs(plane)
-            total = total + np.abs(plane)
+            magnitude[u, v, k] = np.abs(symbols)
+            total = total + np.abs(symbols)
             values.append(plane)
             indexes.append(numbers)
             places.append((c, u, v, k))
         same = same + total
     return places, values, indexes
+
+
+def factor_of(layout, b, u, v, step256, weights):
+    """2^14 times the 1/64 DN of a 1/64 step of a coefficient of a band."""
+    kind = ("repeated", "bilinear")[layout.grid[b][0]] if layout.level[b] else ""
+    name = f"gain.8.{kind}" if kind else "gain.16"
+    gain = weights[name][cells_of(layout).get(b, (1,))[0] - 1].astype(object)
+    g = gain[u] * gain[v]
+    return int(((step256 << 39) + g) // (2 * g))
 
 
 def band_coefficients(layout, bases, coded, step256, weights):
@@ -352,11 +393,7 @@ def band_coefficients(layout, bases, coded, step256, weights):
         for row, b in enumerate(layout.there(c)):
             mixed[b, u, v] = mixed.get((b, u, v), 0) + rounded(bases[c][0], 12)[row, k] * r
     for (b, u, v), s in mixed.items():
-        kind = ("repeated", "bilinear")[layout.grid[b][0]] if layout.level[b] else ""
-        name = f"gain.8.{kind}" if kind else "gain.16"
-        gain = weights[name][cells_of(layout).get(b, (1,))[0] - 1].astype(object)
-        g = gain[u] * gain[v]
-        f = int(((step256 << 39) + g) // (2 * g))
+        f = factor_of(layout, b, u, v, step256, weights)
         s = np.clip(rounded(s, 12), -(2**26), 2**26)
         whole[b][u, v] = np.clip(rounded(s * f, 14), -(2**27), 2**27)
     return whole
@@ -427,7 +464,7 @@ def decode(section, bands, shape, quality, weights):
     step256, bits = step_of(quality), Bits(section)
     layout = Layout(bits, bands, shape)
     means = read_means(bits, bands, step256)
-    bases = read_bases(bits, layout)
+    bases = read_bases(bits, layout, weights)
     coded = read_values(section[-(-bits.at // 8) :], layout, bases, quality, weights)
     whole = band_coefficients(layout, bases, coded, step256, weights)
     values = np.array(coded[1]).reshape(-1, layout.rows, layout.cols)

@@ -151,6 +151,8 @@ int tec_planes(int size, const int32_t *components, int32_t *planes);
  *
  * size: of a block, 8 or 16. components (5): how many each class has; spreads (5, 31): their log2 of
  * standard deviation over step, in quarters. kind, fineness: 0 .. 127, which the network sees.
+ * hints (size^2, rows, cols): magnitudes of what the date was predicted to be, at most MOST_SUM, for
+ * each (u, v); null for a date that was not predicted.
  * wanted (planes, rows, cols): finite coefficients in steps, to encode. weight: what a squared step
  * of error is worth, in 1/256 bit.
  * values (planes, rows, cols): the result of encoding and of decoding; collecting reads it.
@@ -161,7 +163,7 @@ int tec_planes(int size, const int32_t *components, int32_t *planes);
  * Returns the length of the stream (0), TEC_OK (1), the number of values (2), or a negative status. */
 int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
                  const int32_t *components, const int32_t *spreads, int kind, int fineness,
-                 const double *wanted, double weight, int32_t *values,
+                 const int16_t *hints, const double *wanted, double weight, int32_t *values,
                  uint8_t *indexes, uint8_t *bytes, int64_t length, uint8_t *features,
                  int32_t *symbols, int64_t most_rows);
 

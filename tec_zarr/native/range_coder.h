@@ -38,8 +38,16 @@ static inline void shift_low(Encoder *e) {
     e->low = (e->low & 0x00ffffffu) << 8;
 }
 
-/* Return the number of bytes written, or -1 if they do not fit. */
+/* Return the number of bytes written, or -1 if they do not fit. Of all codes of the last range, the one
+ * with most zeros at its end is taken. */
 static inline int64_t end_encoding(Encoder *e, const uint8_t *bytes) {
+    for (int zeros = 32; zeros; zeros--) {
+        uint64_t unit = (uint64_t)1 << zeros, code = (e->low + unit - 1) / unit * unit;
+        if (code - e->low < e->range) {
+            e->low = code;
+            break;
+        }
+    }
     for (int i = 0; i < 5; i++) shift_low(e);
     while (e->at > bytes && !e->at[-1]) e->at--;
     return e->full ? -1 : e->at - bytes;

@@ -14,30 +14,29 @@ int tec_piece_quality(int quality, int head) {
 
 /* ---- prediction */
 
-/* out = the whole numbers nearest to out (0 if it is not alive) plus the weighted sum in 1/16. */
-FASTEST static void add_weighted(const int32_t *const *known, const double *weight, int count, int alive,
-                                 int length, int32_t *out) {
+/* out = the whole numbers nearest to the weighted sum in 1/16. */
+FASTEST static void add_weighted(const int32_t *const *known, const double *weight, int count, int length,
+                                 int32_t *out) {
     const double most = 1 << 27;
     int i = 0;
     for (; i + LANES <= length; i += LANES) {
         Lanes sum = all(0.5);
         for (int k = 0; k < count; k++) sum += weight[k] * load_whole(known[k] + i);
-        sum = nearest(sum * (1.0 / (1 << WEIGHT_BITS)));
-        if (alive) sum += load_whole(out + i);
-        store_whole(out + i, clip(sum, most));
+        store_whole(out + i, clip(nearest(sum * (1.0 / (1 << WEIGHT_BITS))), most));
     }
     for (; i < length; i++) {
         int64_t sum = 1 << (WEIGHT_BITS - 1);
         for (int k = 0; k < count; k++) sum += (int64_t)weight[k] * known[k][i];
-        sum = (sum >> WEIGHT_BITS) + (alive ? out[i] : 0);
+        sum >>= WEIGHT_BITS;
         out[i] = (int32_t)(sum > 1 << 27 ? 1 << 27 : sum < -(1 << 27) ? -(1 << 27) : sum);
     }
 }
 
-void tec_predict(const TecModel *m, const Layout *l, const References *references,
-                 const Coefficients *const *known, Coefficients *c) {
+int tec_predict(const TecModel *m, const Layout *l, const References *references,
+                const Coefficients *const *known, Coefficients *guess) {
     int64_t blocks = (int64_t)l->rows * l->cols;
-    for (int f = 0; f < FREQUENCIES; f++) {
+    int status = tec_coefficients(l, guess);
+    for (int f = 0; f < FREQUENCIES && !status; f++) {
         Frequency at = m->frequencies[f];
         int64_t first = (at.u * MOST_SIZE + at.v) * (int64_t)l->rows;
         for (int r = 0; r < l->rows; r++) {
@@ -54,7 +53,32 @@ void tec_predict(const TecModel *m, const Layout *l, const References *reference
                     rows[k] = known[from[k]]->of[band] + place;
                     weight[k] = references->weight[from[k]][at.class][i];
                 }
-                add_weighted(rows, weight, count, c->alive[first + r], l->cols, c->of[band] + place);
+                add_weighted(rows, weight, count, l->cols, guess->of[band] + place);
+            }
+            guess->alive[first + r] = 1;
+        }
+    }
+    return status;
+}
+
+void tec_add(const TecModel *m, const Layout *l, const Coefficients *guess, Coefficients *c) {
+    const int32_t most = 1 << 27;
+    for (int f = 0; f < FREQUENCIES; f++) {
+        Frequency at = m->frequencies[f];
+        int64_t first = (at.u * MOST_SIZE + at.v) * (int64_t)l->rows;
+        for (int r = 0; r < l->rows; r++) {
+            if (!guess->alive[first + r]) continue;
+            for (int i = 0; i < tec_bands_of(l, at.class); i++) {
+                int band = l->order[i], size = MOST_SIZE >> l->level[band];
+                int64_t place = ((at.u * size + at.v) * (int64_t)l->rows + r) * l->cols;
+                const int32_t *from = guess->of[band] + place;
+                int32_t *to = c->of[band] + place;
+                if (!c->alive[first + r]) memcpy(to, from, sizeof *to * (size_t)l->cols);
+                else
+                    for (int j = 0; j < l->cols; j++) {
+                        int32_t sum = to[j] + from[j]; /* of two numbers up to 2^27 */
+                        to[j] = sum > most ? most : sum < -most ? -most : sum;
+                    }
             }
             c->alive[first + r] = 1;
         }
@@ -63,14 +87,26 @@ void tec_predict(const TecModel *m, const Layout *l, const References *reference
 
 /* ---- the header of a predicted piece */
 
+/* The weight that is expected of the first band of a class. */
+static int expected_weight(const References *references, int k, int class) {
+    return class ? references->weight[k][class - 1][0] : FIRST_WEIGHT;
+}
+
+void tec_write_weights(BitWriter *bits, int class, int bands, const References *references) {
+    tec_put(bits, references->shared[class], 1);
+    for (int k = 0; k < references->count; k++) {
+        int before = expected_weight(references, k, class);
+        for (int i = 0; i < (references->shared[class] ? 1 : bands); i++) {
+            tec_put_signed(bits, references->weight[k][class][i] - before, 1);
+            before = references->weight[k][class][i];
+        }
+    }
+}
+
 void tec_write_references(BitWriter *bits, const Layout *l, const References *references, int number) {
     for (int k = 0; k < references->count; k++) tec_put_signed(bits, (int64_t)number - references->number[k], 2);
-    for (int k = 0; k < references->count; k++)
-        for (int class = 0; class < CLASSES; class++)
-            for (int i = 0, before = FIRST_WEIGHT; i < tec_bands_of(l, class); i++) {
-                tec_put_signed(bits, references->weight[k][class][i] - before, 1);
-                before = references->weight[k][class][i];
-            }
+    for (int class = 0; class < CLASSES; class++)
+        if (tec_bands_of(l, class)) tec_write_weights(bits, class, tec_bands_of(l, class), references);
 }
 
 /* Read which pieces are referred to. */
@@ -84,15 +120,17 @@ static int read_numbers(BitReader *bits, int number, int count, References *refe
 }
 
 static int read_weights(BitReader *bits, const Layout *l, References *references) {
-    for (int k = 0; k < references->count; k++)
-        for (int class = 0; class < CLASSES; class++) {
-            int64_t weight = FIRST_WEIGHT;
-            for (int i = 0; i < tec_bands_of(l, class); i++) {
-                weight += tec_get_signed(bits, 1);
+    for (int class = 0; class < CLASSES; class++) {
+        int bands = tec_bands_of(l, class), shared = bands ? (int)tec_get(bits, 1) : 0;
+        for (int k = 0; k < references->count; k++) {
+            int64_t weight = expected_weight(references, k, class);
+            for (int i = 0; i < bands; i++) {
+                if (!shared || !i) weight += tec_get_signed(bits, 1);
                 if (weight < -MOST_WEIGHT || weight > MOST_WEIGHT) return TEC_DAMAGED;
                 references->weight[k][class][i] = (int8_t)weight;
             }
         }
+    }
     return bits->short_of ? TEC_DAMAGED : TEC_OK;
 }
 
@@ -168,7 +206,7 @@ static int read_rest(BitReader *bits, int64_t step, const Spectrum *first, Refer
         if (!bands) basis->bands = basis->components = 0;
         else if (tec_get(bits, 1)) status = read_kept_basis(bits, &first->bases[class], class, basis);
         else
-            status = tec_read_basis(bits, bands, class, tec_angle_base(&s->layout), &first->bases[class], basis);
+            status = tec_read_basis(bits, bands, class, tec_angle_base(&s->layout, class), &first->bases[class], basis);
     }
     return status ? status : bits->short_of ? TEC_DAMAGED : TEC_OK;
 }
@@ -223,12 +261,15 @@ static int decode_piece(Series *s, int number, uint32_t *checksum) {
     *date = (TecDate){.map = first->map, .map_length = first->map_length, .height = s->height, .width = s->width};
     date->spectrum.layout = first->spectrum.layout;
     BitReader *bits = &s->readers[number];
+    Coefficients guess = {.block = 0};
     int status = read_rest(bits, tec_step(quality), &first->spectrum, references, &date->spectrum);
     int64_t after = (bits->at + 7) / 8;
+    if (!status) status = tec_predict(s->m, &date->spectrum.layout, references, known, &guess);
     if (!status)
-        status = tec_decode_values(s->m, &date->spectrum, quality, bits->bytes + after,
+        status = tec_decode_values(s->m, &date->spectrum, quality, &guess, bits->bytes + after,
                                    piece->length - 1 - after, &date->coefficients, checksum);
-    if (!status) tec_predict(s->m, &date->spectrum.layout, references, known, &date->coefficients);
+    if (!status) tec_add(s->m, &date->spectrum.layout, &guess, &date->coefficients);
+    free(guess.block);
     return status;
 }
 

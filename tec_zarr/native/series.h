@@ -18,6 +18,7 @@
 typedef struct {
     int count, finer;
     int32_t number[MOST_REFERENCES];
+    uint8_t shared[CLASSES]; /* whether all bands have the weight of the first one */
     int8_t weight[MOST_REFERENCES][CLASSES][MOST_BANDS]; /* of bands in the order of the layout */
 } References;
 
@@ -38,11 +39,13 @@ int tec_series_decode(const TecModel *model, const TecPiece *pieces, int count, 
 
 /* The quality of a piece of which its section's first byte is `head`. */
 int tec_piece_quality(int quality, int head);
-/* Add the prediction of a piece to its coefficients. */
-void tec_predict(const TecModel *model, const Layout *layout, const References *references,
-                 const Coefficients *const *known, Coefficients *coefficients);
+/* Make the prediction of a piece; and add it to the coefficients of its difference. */
+int tec_predict(const TecModel *model, const Layout *layout, const References *references,
+                const Coefficients *const *known, Coefficients *guess);
+void tec_add(const TecModel *model, const Layout *layout, const Coefficients *guess, Coefficients *coefficients);
 
 /* Write the parts of the header of a predicted piece; `first` is the spectrum of its first reference. */
+void tec_write_weights(BitWriter *bits, int class, int bands, const References *references);
 void tec_write_references(BitWriter *bits, const Layout *layout, const References *references, int number);
 void tec_write_changed_means(BitWriter *bits, int bands, int64_t step, const double *wanted,
                              const int32_t *first, int32_t *means);
@@ -71,12 +74,12 @@ void tec_sample_end(Sample *sample);
 void tec_gram(const Sample *one, const Sample *other, Gram *gram);
 /* Estimate the bits of a piece with this gram, at a step in DN. */
 double tec_bits_of(const Sample *sample, const Gram *gram, double step);
-/* Find weights of `count` references, in 1/16, from the grams of target and references [count], and of
+/* Find weights of `count` references, in 1/16, for a step in DN, from the grams of target and references [count], and of
  * the references with one another [count][count], of which [j][i] is [i][j]; make the gram of what is
  * left. */
 void tec_fit_weights(const Sample *sample, const Gram *own, const Gram *const *cross,
-                     const Gram *const (*between)[MOST_REFERENCES], int count, References *references,
-                     Gram *left);
+                     const Gram *const (*between)[MOST_REFERENCES], int count, double step,
+                     References *references, Gram *left);
 /* Choose an order of coding for dates with these estimated bits: alone (dates), and given one other
  * date (dates, dates), which is infinite where a date may not refer to the other. Find how much finer
  * to code each. */

@@ -91,25 +91,27 @@ static double log2_of(double x) {
     return whole + 2 * t * sum / 0.6931471805599453;
 }
 
-/* Each class has one Gaussian distribution, with the covariance of the bands there. */
-double tec_bits_of(const Sample *s, const Gram *gram, double step) {
-    double bits = 0, distortion = step * step / 6;
-    for (int class = 0; class < CLASSES; class++) {
-        int n = s->bands[class];
-        double lower[MOST_BANDS][MOST_BANDS], logs = 0; /* Cholesky's factor of 1 + covariance / distortion */
-        for (int a = 0; a < n; a++)
-            for (int b = 0; b <= a; b++) {
-                double sum = gram->of[class][a][b] / (s->count[class] * distortion) + (a == b);
-                for (int k = 0; k < b; k++) sum -= lower[a][k] * lower[b][k];
-                if (a != b) lower[a][b] = sum / lower[b][b];
-                else {
-                    if (sum < 1) sum = 1; /* it cannot be less but for rounding */
-                    lower[a][a] = __builtin_sqrt(sum);
-                    logs += log2_of(sum) / 2;
-                }
+/* A class has one Gaussian distribution, with the covariance of the bands there. */
+static double bits_of_class(const Sample *s, int class, const Gram *gram, double step) {
+    double lower[MOST_BANDS][MOST_BANDS], logs = 0; /* Cholesky's factor of 1 + covariance / distortion */
+    double distortion = step * step / 6;
+    for (int a = 0; a < s->bands[class]; a++)
+        for (int b = 0; b <= a; b++) {
+            double sum = gram->of[class][a][b] / (s->count[class] * distortion) + (a == b);
+            for (int k = 0; k < b; k++) sum -= lower[a][k] * lower[b][k];
+            if (a != b) lower[a][b] = sum / lower[b][b];
+            else {
+                if (sum < 1) sum = 1; /* it cannot be less but for rounding */
+                lower[a][a] = __builtin_sqrt(sum);
+                logs += log2_of(sum) / 2;
             }
-        bits += logs * s->count[class] * s->share[class];
-    }
+        }
+    return logs * s->count[class] * s->share[class];
+}
+
+double tec_bits_of(const Sample *s, const Gram *gram, double step) {
+    double bits = 0;
+    for (int class = 0; class < CLASSES; class++) bits += bits_of_class(s, class, gram, step);
     return bits;
 }
 
@@ -129,41 +131,75 @@ static void solve(double matrix[MOST_REFERENCES][MOST_REFERENCES], double *right
     }
 }
 
+/* Sums of products, as tec_fit_weights takes them. */
+typedef struct {
+    const Gram *own, *const *cross, *const (*between)[MOST_REFERENCES];
+    int count;
+} Products;
+
+/* The weights of a band, or of all bands together, in 1/16. Bands count in proportion to what an error
+ * of theirs costs: with less energy, more. */
+static void fit_bands(const Products *p, int class, int from, int to, double noise, int8_t *found) {
+    double matrix[MOST_REFERENCES][MOST_REFERENCES] = {{0}}, right[MOST_REFERENCES] = {0}, energy = 0;
+    for (int i = from; i < to; i++) {
+        double part = 1 / (p->own->of[class][i][i] + noise);
+        for (int k = 0; k < p->count; k++) {
+            right[k] += part * p->cross[k]->of[class][i][i];
+            for (int j = 0; j < p->count; j++) matrix[k][j] += part * p->between[k][j]->of[class][i][i];
+        }
+    }
+    for (int k = 0; k < p->count; k++) energy += matrix[k][k];
+    for (int k = 0; k < p->count; k++) matrix[k][k] += RIDGE * energy / p->count + 1e-9;
+    solve(matrix, right, p->count);
+    for (int k = 0; k < p->count; k++) {
+        double x = right[k] * (1 << WEIGHT_BITS);
+        x = x > MOST_WEIGHT ? MOST_WEIGHT : x < -MOST_WEIGHT ? -MOST_WEIGHT : x;
+        found[k] = (int8_t)(x < 0 ? x - 0.5 : x + 0.5);
+    }
+}
+
+/* What the weights of a class leave over. */
+static void take_left(const Products *p, int class, int bands, const References *references, Gram *left) {
+    const double unit = 1.0 / (1 << WEIGHT_BITS);
+    for (int a = 0; a < bands; a++)
+        for (int b = 0; b < bands; b++) {
+            double sum = p->own->of[class][a][b];
+            for (int k = 0; k < p->count; k++) {
+                double of_a = unit * references->weight[k][class][a], of_b = unit * references->weight[k][class][b];
+                sum -= of_b * p->cross[k]->of[class][a][b] + of_a * p->cross[k]->of[class][b][a];
+                for (int j = 0; j < p->count; j++)
+                    sum += of_a * unit * references->weight[j][class][b] *
+                           (k <= j ? p->between[k][j]->of[class][a][b] : p->between[k][j]->of[class][b][a]);
+            }
+            left->of[class][a][b] = sum;
+        }
+}
+
 void tec_fit_weights(const Sample *s, const Gram *own, const Gram *const *cross,
-                     const Gram *const (*between)[MOST_REFERENCES], int count, References *references,
-                     Gram *left) {
+                     const Gram *const (*between)[MOST_REFERENCES], int count, double step,
+                     References *references, Gram *left) {
+    const Products p = {own, cross, between, count};
     references->count = count;
     for (int class = 0; class < CLASSES; class++) {
-        int n = s->bands[class];
-        double weight[MOST_REFERENCES][MOST_BANDS];
-        for (int i = 0; i < n; i++) {
-            double matrix[MOST_REFERENCES][MOST_REFERENCES], right[MOST_REFERENCES], energy = 0;
-            for (int k = 0; k < count; k++) {
-                right[k] = cross[k]->of[class][i][i];
-                for (int j = 0; j < count; j++) matrix[k][j] = between[k][j]->of[class][i][i];
-                energy += matrix[k][k];
+        int bands = s->bands[class];
+        double noise = s->count[class] * step * step / 6 + 1e-9, fewest = 0;
+        References best = *references;
+        for (int shared = 0; shared < 2 && bands; shared++) {
+            uint8_t room[1024];
+            BitWriter header = {room, 8 * sizeof room, 0, 0};
+            references->shared[class] = (uint8_t)shared;
+            int8_t found[MOST_REFERENCES] = {0};
+            for (int i = 0; i < bands; i++) {
+                if (!shared || !i) fit_bands(&p, class, i, shared ? bands : i + 1, noise, found);
+                for (int k = 0; k < count; k++) references->weight[k][class][i] = found[k];
             }
-            for (int k = 0; k < count; k++) matrix[k][k] += RIDGE * energy / count + 1;
-            solve(matrix, right, count);
-            for (int k = 0; k < count; k++) {
-                double x = right[k] * (1 << WEIGHT_BITS);
-                x = x > MOST_WEIGHT ? MOST_WEIGHT : x < -MOST_WEIGHT ? -MOST_WEIGHT : x;
-                int whole = (int)(x < 0 ? x - 0.5 : x + 0.5);
-                references->weight[k][class][i] = (int8_t)whole;
-                weight[k][i] = (double)whole / (1 << WEIGHT_BITS);
-            }
+            take_left(&p, class, bands, references, left);
+            tec_write_weights(&header, class, bands, references);
+            double size = (double)header.at + bits_of_class(s, class, left, step);
+            if (!shared || size < fewest) best = *references, fewest = size;
         }
-        for (int a = 0; a < n; a++)
-            for (int b = 0; b < n; b++) {
-                double sum = own->of[class][a][b];
-                for (int k = 0; k < count; k++) {
-                    sum -= weight[k][b] * cross[k]->of[class][a][b] + weight[k][a] * cross[k]->of[class][b][a];
-                    for (int j = 0; j < count; j++)
-                        sum += weight[k][a] * weight[j][b] *
-                               (k <= j ? between[k][j]->of[class][a][b] : between[k][j]->of[class][b][a]);
-                }
-                left->of[class][a][b] = sum;
-            }
+        *references = best;
+        if (!best.shared[class]) take_left(&p, class, bands, references, left);
     }
 }
 

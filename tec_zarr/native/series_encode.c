@@ -36,6 +36,7 @@ typedef struct {
     int64_t capacity, used;
     int64_t *starts, *lengths;
     uint32_t *checksums;
+    Collected *collected; /* of predicted pieces, or null */
 } Job;
 
 static int64_t samples_of(const Layout *l) { return (int64_t)l->height * l->width * l->bands; }
@@ -76,7 +77,7 @@ static int estimate(Job *job, double step) {
                 const Gram *between[1][MOST_REFERENCES] = {{&job->grams[other]}}, *one = cross;
                 References references;
                 tec_gram(&job->samples[date], &job->samples[other], cross);
-                tec_fit_weights(&job->samples[date], &job->grams[date], &one, between, 1, &references, left);
+                tec_fit_weights(&job->samples[date], &job->grams[date], &one, between, 1, step, &references, left);
                 job->given[(int64_t)date * job->dates + other] = tec_bits_of(&job->samples[date], left, step);
             }
         }
@@ -142,7 +143,7 @@ static int choose(Job *job, int layer, int date, double step, References *best) 
                 }
             }
             References trial = {.finer = best->finer};
-            tec_fit_weights(target, &job->grams[date], to, between, n + 1, &trial, left);
+            tec_fit_weights(target, &job->grams[date], to, between, n + 1, step, &trial, left);
             for (int k = 0; k <= n; k++) trial.number[k] = candidates[chosen[k]];
             double size = tec_bits_of(target, left, step) + header_bits(job, &trial, number);
             if (size < bits) bits = size, found = trial, winner = i;
@@ -206,7 +207,7 @@ static int write_basis(BitWriter *bits, double covariance[MOST_BANDS][MOST_BANDS
     uint8_t room[4096];
     BitWriter trial = {room, 8 * sizeof room, 0, 0};
     memcpy(copy, covariance, sizeof copy);
-    int status = tec_write_basis(&trial, copy, bands, step, class, tec_angle_base(l), first, basis);
+    int status = tec_write_basis(&trial, copy, bands, step, class, tec_angle_base(l, class), first, basis);
     if (status) return status;
     double rest = variances(covariance, basis, step, basis->components, turned);
     double cost = (double)trial.at + worth_of(turned, basis->components, rest, values);
@@ -222,15 +223,11 @@ static int write_basis(BitWriter *bits, double covariance[MOST_BANDS][MOST_BANDS
 }
 
 /* Take the prediction off what is wanted. */
-static int subtract(const Job *job, const References *references, const Coefficients *const *known) {
+static void subtract(const Job *job, const Coefficients *guess) {
     const Layout *l = job->layout;
-    Coefficients guess = {.block = 0};
-    int status = tec_coefficients(l, &guess);
-    if (status) return status;
-    tec_predict(job->m, l, references, known, &guess);
     for (int f = 0; f < FREQUENCIES; f++) {
         Frequency at = job->m->frequencies[f];
-        const uint8_t *alive = guess.alive + (at.u * MOST_SIZE + at.v) * l->rows;
+        const uint8_t *alive = guess->alive + (at.u * MOST_SIZE + at.v) * l->rows;
         for (int i = 0; i < tec_bands_of(l, at.class); i++) {
             int band = l->order[i], size = MOST_SIZE >> l->level[band];
             double unit = tec_gain(job->m, l, band, at.u, at.v) / 4294967296.0 / 64;
@@ -238,12 +235,10 @@ static int subtract(const Job *job, const References *references, const Coeffici
             for (int r = 0; r < l->rows; r++)
                 for (int c = 0; c < l->cols && alive[r]; c++) {
                     int64_t p = plane + (int64_t)r * l->cols + c;
-                    job->wanted.of[band][p] -= unit * guess.of[band][p];
+                    job->wanted.of[band][p] -= unit * guess->of[band][p];
                 }
         }
     }
-    free(guess.block);
-    return TEC_OK;
 }
 
 static int64_t encode_predicted(Job *job, int number, int quality, const References *references) {
@@ -259,7 +254,9 @@ static int64_t encode_predicted(Job *job, int number, int quality, const Referen
     tec_write_references(&bits, job->layout, references, number);
     tec_write_changed_means(&bits, job->layout->bands, step, job->means, first->means, s->means);
     int64_t status = tec_analyse_planes(job->m, job->layout, job->planes, s->means, &job->wanted);
-    if (!status) status = subtract(job, references, known);
+    Coefficients guess = {.block = 0};
+    if (!status) status = tec_predict(job->m, job->layout, references, known, &guess);
+    if (!status) subtract(job, &guess);
     double *components = job->components;
     for (int class = 0; class < CLASSES && !status; class++) {
         Basis *basis = &s->bases[class];
@@ -271,14 +268,16 @@ static int64_t encode_predicted(Job *job, int number, int quality, const Referen
         status = write_basis(&bits, covariance, (double)step / 256, class, job->layout, values, &first->bases[class], basis);
         components = tec_components(job->m, job->layout, job->wanted.of, class, basis, (double)step / 256, components);
     }
-    if (status) return status;
-    if (bits.full) return TEC_TOO_SMALL;
-    int64_t header = (bits.at + 7) / 8;
-    status = tec_encode_values(job->m, s, quality, job->components, section + header, room - header,
-                               &piece->coefficients, &job->checksums[number]);
-    if (status < 0) return status;
-    tec_predict(job->m, job->layout, references, known, &piece->coefficients);
-    return status + header;
+    if (!status && bits.full) status = TEC_TOO_SMALL;
+    if (!status) {
+        int64_t header = (bits.at + 7) / 8;
+        status = tec_encode_values(job->m, s, quality, &guess, job->components, job->collected, section + header, room - header,
+                                   &piece->coefficients, &job->checksums[number]);
+        if (status >= 0) status += header;
+    }
+    if (status >= 0) tec_add(job->m, job->layout, &guess, &piece->coefficients);
+    free(guess.block);
+    return status;
 }
 
 static int encode_piece(Job *job, int layer, int date) {
@@ -326,10 +325,10 @@ static int encode_all(Job *job) {
     return status;
 }
 
-int64_t tec_series_encode(const TecModel *m, const int32_t *dn, const uint8_t *known, const TecGrid *grids,
-                          int dates, int bands, int height, int width, int run, int layers,
-                          const int32_t *qualities, uint8_t *out, int64_t capacity, int64_t *starts,
-                          int64_t *lengths, uint32_t *checksums) {
+static int64_t encode(const TecModel *m, const int32_t *dn, const uint8_t *known, const TecGrid *grids,
+                      int dates, int bands, int height, int width, int run, int layers,
+                      const int32_t *qualities, uint8_t *out, int64_t capacity, int64_t *starts,
+                      int64_t *lengths, uint32_t *checksums, Collected *collected) {
     if (dates < 1 || run < 1 || layers < 1 || capacity < 0) return TEC_BAD_ARGUMENT;
     for (int i = 0; i < layers; i++)
         if (!tec_is_tile(bands, height, width, qualities[i])) return TEC_BAD_ARGUMENT;
@@ -338,7 +337,7 @@ int64_t tec_series_encode(const TecModel *m, const int32_t *dn, const uint8_t *k
     if (status) return status;
     Job job = {.m = m, .layout = &layout, .dn = dn, .known = known, .dates = dates, .run = run, .layers = layers,
                .qualities = qualities, .out = out, .capacity = capacity, .starts = starts, .lengths = lengths,
-               .checksums = checksums};
+               .checksums = checksums, .collected = collected};
     status = encode_all(&job);
     for (int i = 0; job.samples && i < dates; i++) tec_sample_end(&job.samples[i]);
     for (int i = 0; job.pieces && i < dates * layers; i++) {
@@ -348,4 +347,30 @@ int64_t tec_series_encode(const TecModel *m, const int32_t *dn, const uint8_t *k
     free(job.planes), free(job.components), free(job.samples), free(job.grams), free(job.alone), free(job.given);
     free(job.order), free(job.finer), free(job.pieces), free(job.wanted.block);
     return status ? status : job.used;
+}
+
+int64_t tec_series_encode(const TecModel *m, const int32_t *dn, const uint8_t *known, const TecGrid *grids,
+                          int dates, int bands, int height, int width, int run, int layers,
+                          const int32_t *qualities, uint8_t *out, int64_t capacity, int64_t *starts,
+                          int64_t *lengths, uint32_t *checksums) {
+    return encode(m, dn, known, grids, dates, bands, height, width, run, layers, qualities, out, capacity, starts,
+                  lengths, checksums, 0);
+}
+
+int64_t tec_series_collect(const TecModel *m, const int32_t *dn, const TecGrid *grids, int dates, int bands,
+                           int height, int width, int32_t quality, uint8_t *features, int32_t *symbols,
+                           int64_t most) {
+    if (dates < 1) return TEC_BAD_ARGUMENT;
+    uint64_t n = (uint64_t)dates;
+    int64_t capacity = dates * (1 + tec_tile_capacity(bands, height, width));
+    Collected collected = {features, symbols, 0, most};
+    uint8_t *out = tec_room((uint64_t)capacity, 1);
+    int64_t *places = tec_room(2 * n, sizeof *places);
+    uint32_t *checksums = tec_room(n, sizeof *checksums);
+    int64_t status = TEC_NO_MEMORY;
+    if (out && places && checksums)
+        status = encode(m, dn, 0, grids, dates, bands, height, width, dates, 1, &quality, out, capacity, places,
+                        places + dates, checksums, &collected);
+    free(out), free(places), free(checksums);
+    return status < 0 ? status : collected.count;
 }

@@ -93,24 +93,25 @@ int tec_decode_pixels(const TecModel *m, const Spectrum *s, const Coefficients *
     return status;
 }
 
-int tec_decode_values(const TecModel *m, const Spectrum *s, int quality, const uint8_t *bytes,
-                      int64_t length, Coefficients *out, uint32_t *checksum) {
+int tec_decode_values(const TecModel *m, const Spectrum *s, int quality, const Coefficients *guess,
+                      const uint8_t *bytes, int64_t length, Coefficients *out, uint32_t *checksum) {
     int32_t components[CLASSES], spreads[CLASSES * MOST_BANDS];
     int kind, fineness, planes = tec_value_planes(m, s);
-    tec_walk_inputs(s, quality, components, spreads, &kind, &fineness);
+    tec_walk_inputs(s, quality, !!guess, components, spreads, &kind, &fineness);
     int64_t count = (int64_t)planes * s->layout.rows * s->layout.cols;
     int32_t *values = tec_zeros((uint64_t)count, sizeof *values);
     uint8_t *indexes = tec_zeros((uint64_t)count, 1);
-    int status = values && indexes ? TEC_OK : TEC_NO_MEMORY;
+    int16_t *hints = guess ? tec_hints(m, &s->layout, tec_step(quality), guess) : 0;
+    int status = values && indexes && (hints || !guess) ? TEC_OK : TEC_NO_MEMORY;
     if (!status)
         status = (int)tec_walk(DECODE, &m->context, MOST_SIZE, s->layout.rows, s->layout.cols, components,
-                               spreads, kind, fineness, 0, 0, values, indexes, (uint8_t *)bytes, length,
+                               spreads, kind, fineness, hints, 0, 0, values, indexes, (uint8_t *)bytes, length,
                                0, 0, 0);
     if (!status) {
         *checksum = tec_checksum(values, count);
         status = tec_mix_values(m, s, tec_step(quality), values, indexes, out);
     }
-    free(values), free(indexes);
+    free(values), free(indexes), free(hints);
     return status;
 }
 
@@ -130,9 +131,9 @@ int tec_decode_date(const TecModel *m, const uint8_t *section, int64_t length, i
         date->map = section, date->map_length = length;
         section += after, length -= after;
     }
-    int status = tec_read_header(section, length, bands, tall, wide, tec_step(quality), &date->spectrum, &after);
+    int status = tec_read_header(m, section, length, bands, tall, wide, tec_step(quality), &date->spectrum, &after);
     if (status) return status;
-    return tec_decode_values(m, &date->spectrum, quality, section + after, length - after,
+    return tec_decode_values(m, &date->spectrum, quality, 0, section + after, length - after,
                              &date->coefficients, checksum);
 }
 

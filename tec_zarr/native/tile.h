@@ -28,6 +28,8 @@ enum { ENCODE = 0, DECODE = 1, COLLECT = 2 };
 #define BASIS_BITS 12
 #define FULL_BITS 24
 #define SPREAD_HIGH 72
+#define USUAL_BASES 9  /* of common sets of bands */
+#define USUAL_BANDS 13 /* the most of such a set */
 #define UNITS 64 /* of decoded planes in a DN */
 #define FIRST_QUALITY 4096
 #define LAST_QUALITY 32768
@@ -41,6 +43,7 @@ struct TecModel {
     Frequency frequencies[FREQUENCIES]; /* in the order in which they are coded */
     int first[CLASSES + 1];             /* where the frequencies of each class begin */
     uint8_t towards_zero[INDEXES][2];
+    int32_t usual[USUAL_BASES][USUAL_BANDS][USUAL_BANDS]; /* [basis][band][vector], in 1/2^24 */
     /* At level 0; at level 1 of repeated, of bilinear grids: by factor of the cells, in 1/2^16. */
     int32_t gains[3][GAIN_FACTORS][MOST_SIZE];
     /* Of level 0 and 1, whole numbers in 1/2^14; [u][i]: what frequency u adds to sample i. */
@@ -134,8 +137,12 @@ int tec_layout(int bands, int height, int width, const TecGrid *grids, Layout *l
 /* The bands of the layout whose planes have frequencies of a class are the first of its order. */
 int tec_bands_of(const Layout *layout, int class);
 /* Read a header; *after is where it ends. */
-int tec_read_header(const uint8_t *section, int64_t length, int bands, int height, int width,
-                    int64_t step, Spectrum *spectrum, int64_t *after);
+int tec_read_header(const TecModel *model, const uint8_t *section, int64_t length, int bands, int height,
+                    int width, int64_t step, Spectrum *spectrum, int64_t *after);
+extern const uint8_t tec_bands_of_usual[USUAL_BASES];
+/* How many usual bases have so many bands; and take one of these, from 1, or none (0). */
+int tec_usual_bases(int bands);
+void tec_usual_basis(const TecModel *model, const Layout *layout, int number, Basis *basis);
 /* Bits that are not there are 0. */
 uint32_t tec_get(BitReader *bits, int count);
 void tec_put(BitWriter *bits, uint32_t value, int count);
@@ -145,10 +152,13 @@ void tec_write_layout(BitWriter *bits, const Layout *layout);
 void tec_write_means(BitWriter *bits, int bands, int64_t step, const double *wanted, int32_t *means);
 int tec_silent(int class);
 int tec_first_spread(int class);
-/* Bits of the angles of a column with spread 0. A larger tile, which codes more values in a basis, has
- * finer angles. */
-int tec_angle_base(const Layout *layout);
+/* Bits of the angles of a column with spread 0. The more values a basis codes, the finer are its angles:
+ * in a larger tile, and in a class of more frequencies. */
+int tec_angle_base(const Layout *layout, int class);
 int tec_angle_bits(int spread, int base);
+/* The argument of tec_get_signed for the angle of row i in a column of `size` bits, in a basis that
+ * follows another. A component of little energy has small angles. */
+int tec_angle_rice(const Basis *basis, int class, int i, int size, int base);
 /* Make the vectors of a basis from its angles, in units of pi / 2^15. */
 void tec_make_vectors(const int32_t *angles, const Basis *before, Basis *basis);
 int64_t tec_get_signed(BitReader *bits, int rice);
@@ -161,7 +171,7 @@ int tec_mean_digits(int64_t step);
 /* How many planes of values the spectrum has. */
 int tec_value_planes(const TecModel *model, const Spectrum *spectrum);
 /* Inputs of the walk that are the same for a whole tile. */
-void tec_walk_inputs(const Spectrum *spectrum, int quality, int32_t components[CLASSES],
+void tec_walk_inputs(const Spectrum *spectrum, int quality, int predicted, int32_t components[CLASSES],
                      int32_t spreads[CLASSES * MOST_BANDS], int *kind, int *fineness);
 /* Make room for coefficients, all of them zero. */
 int tec_coefficients(const Layout *layout, Coefficients *out);
@@ -171,6 +181,8 @@ int tec_mix_values(const TecModel *model, const Spectrum *spectrum, int64_t step
 /* 2^14 times the DN that a step of coefficient (u, v) of a band stands for. */
 double tec_gain(const TecModel *model, const Layout *layout, int band, int u, int v); /* in 1/2^32 */
 double tec_factor(const TecModel *model, const Layout *layout, int band, int u, int v, int64_t step);
+/* Make what the walk sees of a prediction: (FREQUENCIES, blocks). Free it; null without memory. */
+int16_t *tec_hints(const TecModel *model, const Layout *layout, int64_t step, const Coefficients *guess);
 
 /* ---- lapped.c */
 
@@ -211,8 +223,9 @@ uint32_t tec_checksum(const int32_t *values, int64_t count);
 int tec_is_tile(int bands, int height, int width, int quality);
 int tec_decode_pixels(const TecModel *model, const Spectrum *spectrum, const Coefficients *coefficients,
                       int32_t *dn);
-/* Decode the coefficients behind a header. */
-int tec_decode_values(const TecModel *model, const Spectrum *spectrum, int quality, const uint8_t *bytes,
+/* Decode the coefficients behind a header; `guess` is their prediction, or null. */
+int tec_decode_values(const TecModel *model, const Spectrum *spectrum, int quality,
+                      const Coefficients *guess, const uint8_t *bytes,
                       int64_t length, Coefficients *out, uint32_t *checksum);
 /* Decode a section of tec-s2, which must live as long as the date if it begins with a map. */
 int tec_decode_date(const TecModel *model, const uint8_t *section, int64_t length, int bands, int height,
@@ -221,6 +234,13 @@ int tec_date_pixels(const TecModel *model, const TecDate *date, int32_t *dn);
 void tec_date_end(TecDate *date);
 
 /* ---- tile_encode.c */
+
+/* What the context network sees of values: `count` of them, or as many as there is room for. */
+typedef struct {
+    uint8_t *features; /* (most, INPUTS) */
+    int32_t *symbols;
+    int64_t count, most;
+} Collected;
 
 int tec_wanted(const Layout *layout, Wanted *wanted);
 /* Planes of all bands, each of the size of level 0, and their means. */
@@ -231,7 +251,7 @@ int tec_analyse_planes(const TecModel *model, const Layout *layout, const double
 int64_t tec_component_places(const TecModel *model, const Layout *layout);
 /* Code components, and decode them to coefficients if `decoded` is not null. Returns the length. */
 int64_t tec_encode_values(const TecModel *model, const Spectrum *spectrum, int quality,
-                          const double *components, uint8_t *bytes, int64_t capacity,
+                          const Coefficients *guess, const double *components, Collected *collected, uint8_t *bytes, int64_t capacity,
                           Coefficients *decoded, uint32_t *checksum);
 /* Encode planes to a section of tec-s2; decode it if `decoded` is not null. Returns its length. */
 int64_t tec_encode_plain(const TecModel *model, const Layout *layout, const double *planes,

@@ -168,7 +168,7 @@ int tec_write_basis(BitWriter *bits, double covariance[MOST_BANDS][MOST_BANDS], 
             int32_t half = 1 << size, most = half / 2 - 1;
             int32_t code = angle_of(work[i][j], work[j][j] > 0 ? work[j][j] : 0, half);
             if (code > most) code = most;
-            if (follows) tec_put_signed(bits, code, size > 5 ? size - 5 : 0);
+            if (follows) tec_put_signed(bits, code, tec_angle_rice(basis, class, i, size, angle_base));
             else tec_put(bits, (uint32_t)(code + half / 2), size);
             angles[at] = code * (1 << (15 - size));
             int64_t sine, cosine;

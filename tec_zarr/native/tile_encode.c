@@ -64,11 +64,29 @@ int64_t tec_component_places(const TecModel *m, const Layout *l) {
     return count;
 }
 
+/* The usual basis from which the basis of class 0 takes the fewest bits, or 0. */
+static int choose_usual(const TecModel *m, const Layout *l, double covariance[MOST_BANDS][MOST_BANDS], double step) {
+    int64_t fewest = 0;
+    int best = 0;
+    for (int number = 0; number <= tec_usual_bases(l->bands); number++) {
+        uint8_t room[4096];
+        double copy[MOST_BANDS][MOST_BANDS];
+        BitWriter trial = {room, 8 * sizeof room, 0, 0};
+        Basis usual, basis;
+        memcpy(copy, covariance, sizeof copy);
+        tec_usual_basis(m, l, number, &usual);
+        tec_write_basis(&trial, copy, l->bands, step, 0, tec_angle_base(l, 0), &usual, &basis);
+        if (!number || trial.at < fewest) best = number, fewest = trial.at;
+    }
+    return best;
+}
+
 /* Write the bases, and make the components of all classes, in steps. */
 static int choose_bases(const TecModel *m, int64_t step, const Wanted *wanted, BitWriter *bits,
                         Spectrum *s, double *components) {
     double covariance[MOST_BANDS][MOST_BANDS], dn_step = (double)step / 256;
-    const Basis none = {0}, *before = &none;
+    Basis usual = {0};
+    const Basis *before = &usual;
     int status = TEC_OK;
     for (int class = 0; class < CLASSES && !status; class++) {
         Basis *basis = &s->bases[class];
@@ -76,7 +94,12 @@ static int choose_bases(const TecModel *m, int64_t step, const Wanted *wanted, B
         basis->bands = basis->components = 0;
         if (bands) {
             tec_covariance(m, &s->layout, wanted->of, class, covariance);
-            status = tec_write_basis(bits, covariance, bands, dn_step, class, tec_angle_base(&s->layout),
+            if (!class && tec_usual_bases(bands)) {
+                int number = choose_usual(m, &s->layout, covariance, dn_step);
+                tec_put(bits, (uint32_t)number, 2);
+                tec_usual_basis(m, &s->layout, number, &usual);
+            }
+            status = tec_write_basis(bits, covariance, bands, dn_step, class, tec_angle_base(&s->layout, class),
                                      before, basis);
             components = tec_components(m, &s->layout, wanted->of, class, basis, dn_step, components);
         }
@@ -85,24 +108,32 @@ static int choose_bases(const TecModel *m, int64_t step, const Wanted *wanted, B
     return status;
 }
 
-int64_t tec_encode_values(const TecModel *m, const Spectrum *s, int quality, const double *components,
+int64_t tec_encode_values(const TecModel *m, const Spectrum *s, int quality, const Coefficients *guess,
+                          const double *components, Collected *collected,
                           uint8_t *bytes, int64_t capacity, Coefficients *decoded, uint32_t *checksum) {
     int32_t counts[CLASSES], spreads[CLASSES * MOST_BANDS];
     int kind, fineness, planes = tec_value_planes(m, s);
     int64_t count = (int64_t)planes * s->layout.rows * s->layout.cols, status = TEC_NO_MEMORY;
-    tec_walk_inputs(s, quality, counts, spreads, &kind, &fineness);
+    tec_walk_inputs(s, quality, !!guess, counts, spreads, &kind, &fineness);
     int32_t *values = tec_zeros((uint64_t)count, sizeof *values);
     uint8_t *indexes = tec_zeros((uint64_t)count, 1);
-    if (values && indexes)
+    int16_t *hints = guess ? tec_hints(m, &s->layout, tec_step(quality), guess) : 0;
+    if (values && indexes && (hints || !guess))
         status = tec_walk(ENCODE, &m->context, MOST_SIZE, s->layout.rows, s->layout.cols, counts, spreads,
-                          kind, fineness, components, 256 * BITS_OF_ERROR, values, indexes, bytes,
+                          kind, fineness, hints, components, 256 * BITS_OF_ERROR, values, indexes, bytes,
                           capacity, 0, 0, 0);
+    if (status >= 0 && collected) {
+        int64_t at = collected->count;
+        collected->count += tec_walk(COLLECT, &m->context, MOST_SIZE, s->layout.rows, s->layout.cols, counts, spreads,
+                                     kind, fineness, hints, 0, 0, values, 0, 0, 0,
+                                     collected->features + at * INPUTS, collected->symbols + at, collected->most - at);
+    }
     if (status >= 0) *checksum = tec_checksum(values, count);
     if (status >= 0 && decoded) {
         int mixed = tec_mix_values(m, s, tec_step(quality), values, indexes, decoded);
         if (mixed) status = mixed;
     }
-    free(values), free(indexes);
+    free(values), free(indexes), free(hints);
     return status;
 }
 
@@ -123,7 +154,7 @@ int64_t tec_encode_plain(const TecModel *m, const Layout *layout, const double *
     free(wanted.block);
     if (!status) {
         int64_t header = (bits.at + 7) / 8;
-        status = tec_encode_values(m, s, quality, components, section + header, capacity - header,
+        status = tec_encode_values(m, s, quality, 0, components, 0, section + header, capacity - header,
                                    decoded, checksum);
         if (status >= 0) status += header;
     }
@@ -175,7 +206,7 @@ int64_t tec_tile_collect(const TecModel *m, const int32_t *dn, const TecGrid *gr
         int kind, fineness, count = tec_value_planes(m, &s);
         int64_t room = tec_tile_capacity(bands, l->height, l->width);
         uint8_t *bytes = tec_room((uint64_t)room, 1);
-        tec_walk_inputs(&s, quality, counts, spreads, &kind, &fineness);
+        tec_walk_inputs(&s, quality, 0, counts, spreads, &kind, &fineness);
         memset(values, 0, sizeof *values * (size_t)(count * blocks));
         for (int64_t i = 0; i < count * blocks && rounded; i++) {
             double size = components[i] < 0 ? -components[i] : components[i];
@@ -184,10 +215,10 @@ int64_t tec_tile_collect(const TecModel *m, const int32_t *dn, const TecGrid *gr
         if (!bytes) status = TEC_NO_MEMORY;
         else if (!rounded)
             status = tec_walk(ENCODE, &m->context, MOST_SIZE, l->rows, l->cols, counts, spreads, kind, fineness,
-                              components, 256 * BITS_OF_ERROR, values, 0, bytes, room, 0, 0, 0);
+                              0, components, 256 * BITS_OF_ERROR, values, 0, bytes, room, 0, 0, 0);
         if (status >= 0)
             status = tec_walk(COLLECT, &m->context, MOST_SIZE, l->rows, l->cols, counts, spreads, kind, fineness,
-                              0, 0, values, 0, 0, 0, features, symbols, count * blocks);
+                              0, 0, 0, values, 0, 0, 0, features, symbols, count * blocks);
         free(bytes);
         sizes[0] = count, sizes[1] = l->rows, sizes[2] = l->cols, sizes[3] = counts[0];
     }

@@ -218,11 +218,21 @@ void tec_write_means(BitWriter *bits, int bands, int64_t step, const double *wan
 int tec_silent(int class) { return class ? -12 : -16; }
 int tec_first_spread(int class) { return class ? 20 : SPREAD_HIGH; }
 
-int tec_angle_base(const Layout *l) { return 6 + ((digits_of(l->rows * l->cols) - 9) >> 1); }
+int tec_angle_base(const Layout *l, int class) {
+    static const int of_class[CLASSES] = {5, 6, 7, 7, 8};
+    return of_class[class] + ((digits_of(l->rows * l->cols) - 9) >> 1);
+}
 
 int tec_angle_bits(int spread, int base) {
     int bits = ((spread + 3) >> 2) + base;
     return bits < 3 ? 3 : bits > 15 ? 15 : bits;
+}
+
+int tec_angle_rice(const Basis *basis, int class, int i, int size, int base) {
+    int known = i < basis->components ? basis->spreads[i] : basis->spreads[basis->components - 1] - 4;
+    int bits = ((known + 3) >> 2) + base - (class ? 3 : 2), most = size - (class ? 5 : 4);
+    if (bits > most) bits = most;
+    return bits < 0 ? 0 : bits;
 }
 
 /* Turn rows j and i of a matrix in 1/2^30 by an angle. */
@@ -276,7 +286,7 @@ int tec_read_basis(BitReader *bits, int bands, int class, int angle_base, const 
         int size = tec_angle_bits(basis->spreads[j], angle_base);
         for (int i = j + 1; i < bands; i++) {
             int64_t number, most = (int64_t)1 << size;
-            if (follows) number = tec_get_signed(bits, size > 5 ? size - 5 : 0);
+            if (follows) number = tec_get_signed(bits, tec_angle_rice(basis, class, i, size, angle_base));
             else number = (int64_t)tec_get(bits, size) - most / 2;
             number = number > most ? most : number < -most ? -most : number;
             angles[at++] = (int32_t)(number * ((int64_t)1 << (15 - size)));
@@ -287,16 +297,40 @@ int tec_read_basis(BitReader *bits, int bands, int class, int angle_base, const 
     return TEC_OK;
 }
 
-int tec_read_header(const uint8_t *section, int64_t length, int bands, int height, int width,
-                    int64_t step, Spectrum *s, int64_t *after) {
+const uint8_t tec_bands_of_usual[USUAL_BASES] = {13, 12, 11, 11, 10, 9, 9, 6, 6};
+
+int tec_usual_bases(int bands) {
+    int count = 0;
+    for (int i = 0; i < USUAL_BASES; i++) count += tec_bands_of_usual[i] == bands;
+    return count;
+}
+
+void tec_usual_basis(const TecModel *m, const Layout *l, int number, Basis *basis) {
+    int at = -1;
+    basis->bands = number ? l->bands : 0;
+    for (int i = 0; i < number; i++)
+        do at++;
+        while (tec_bands_of_usual[at] != l->bands);
+    for (int i = 0; i < basis->bands; i++)
+        for (int k = 0; k < basis->bands; k++) basis->full[i][k] = m->usual[at][l->order[i]][k];
+}
+
+int tec_read_header(const TecModel *m, const uint8_t *section, int64_t length, int bands, int height,
+                    int width, int64_t step, Spectrum *s, int64_t *after) {
     BitReader bits = {section, 8 * length, 0, 0};
-    const Basis none = {0}, *before = &none;
+    Basis usual = {0};
+    const Basis *before = &usual;
     int status = read_layout(&bits, bands, height, width, &s->layout);
     if (!status) status = read_means(&bits, bands, step, s->means);
+    if (!status && tec_usual_bases(bands)) {
+        int number = (int)tec_get(&bits, 2);
+        if (number > tec_usual_bases(bands)) return TEC_DAMAGED;
+        tec_usual_basis(m, &s->layout, number, &usual);
+    }
     for (int class = 0; class < CLASSES && !status && !bits.short_of; class++) {
         int count = tec_bands_of(&s->layout, class);
         if (count)
-            status = tec_read_basis(&bits, count, class, tec_angle_base(&s->layout), before, &s->bases[class]);
+            status = tec_read_basis(&bits, count, class, tec_angle_base(&s->layout, class), before, &s->bases[class]);
         else s->bases[class].bands = s->bases[class].components = 0;
         before = &s->bases[class];
     }

@@ -21,7 +21,7 @@ int tec_value_planes(const TecModel *m, const Spectrum *s) {
     return count;
 }
 
-void tec_walk_inputs(const Spectrum *s, int quality, int32_t components[CLASSES],
+void tec_walk_inputs(const Spectrum *s, int quality, int predicted, int32_t components[CLASSES],
                      int32_t spreads[CLASSES * MOST_BANDS], int *kind, int *fineness) {
     for (int class = 0; class < CLASSES; class++) {
         const Basis *basis = &s->bases[class];
@@ -29,7 +29,7 @@ void tec_walk_inputs(const Spectrum *s, int quality, int32_t components[CLASSES]
         for (int k = 0; k < MOST_BANDS; k++)
             spreads[class * MOST_BANDS + k] = k < basis->components ? basis->spreads[k] : 0;
     }
-    *kind = s->layout.fine < s->layout.bands ? 64 : 0;
+    *kind = (s->layout.fine < s->layout.bands ? 64 : 0) + (predicted ? 32 : 0);
     int fine = (quality - FIRST_QUALITY + 128) >> 8;
     *fineness = fine > 127 ? 127 : fine;
 }
@@ -47,6 +47,40 @@ double tec_gain(const TecModel *m, const Layout *l, int band, int u, int v) {
 double tec_factor(const TecModel *m, const Layout *l, int band, int u, int v, int64_t step) {
     int64_t product = gain_of(m, l, band, u, v);
     return (double)((((uint64_t)step << 39) + (uint64_t)product) / (2 * (uint64_t)product));
+}
+
+/* sums += the magnitudes of coefficients, times a factor, in 1/32 step. */
+FASTEST static void add_magnitudes(const int32_t *coefficients, double factor, int count, int32_t *sums) {
+    for (int i = 0; i < count; i++) {
+        double size = coefficients[i] < 0 ? -(double)coefficients[i] : (double)coefficients[i];
+        double part = size * factor * (1.0 / (1 << 26));
+        sums[i] += (int32_t)(part > 65536 ? 65536 : part);
+    }
+}
+
+int16_t *tec_hints(const TecModel *m, const Layout *l, int64_t step, const Coefficients *guess) {
+    int64_t blocks = (int64_t)l->rows * l->cols;
+    int16_t *out = tec_zeros((uint64_t)FREQUENCIES * (uint64_t)blocks, sizeof *out);
+    int32_t *sums = tec_room((uint64_t)l->cols, sizeof *sums);
+    for (int f = 0; f < FREQUENCIES && out && sums; f++) {
+        Frequency at = m->frequencies[f];
+        int64_t first = at.u * MOST_SIZE + at.v;
+        for (int r = 0; r < l->rows; r++) {
+            if (!guess->alive[first * l->rows + r]) continue;
+            memset(sums, 0, sizeof *sums * (size_t)l->cols);
+            for (int i = 0; i < tec_bands_of(l, at.class); i++) {
+                int band = l->order[i], size = MOST_SIZE >> l->level[band];
+                int64_t inverse = ((int64_t)1 << 39) / (int64_t)tec_factor(m, l, band, at.u, at.v, step);
+                add_magnitudes(guess->of[band] + (at.u * size + at.v) * blocks + (int64_t)r * l->cols,
+                               (double)inverse, l->cols, sums);
+            }
+            int16_t *row = out + first * blocks + (int64_t)r * l->cols;
+            for (int c = 0; c < l->cols; c++) row[c] = (int16_t)(sums[c] >> 4 < MOST_SUM ? sums[c] >> 4 : MOST_SUM);
+        }
+    }
+    if (!sums) free(out), out = 0;
+    free(sums);
+    return out;
 }
 
 /* Values of a component in 1/64 step, nearer to zero by what the model says, which is more for 1

@@ -17,7 +17,7 @@ static const int dtype_sizes[DTYPES] = {8, 4, 2, 1, 1};
 
 enum {
     CONTEXT_FIRST, CONTEXT_FIRST_BIAS, CONTEXT_SECOND, CONTEXT_SECOND_BIAS, CONTEXT_LAST,
-    CONTEXT_LAST_BIAS, CONTEXT_MEAN, FREQUENCY_TABLES, TOWARDS_ZERO,
+    CONTEXT_LAST_BIAS, CONTEXT_MEAN, FREQUENCY_TABLES, TOWARDS_ZERO, USUAL,
     OVERLAP, DCT = OVERLAP + 2, OVERLAP_BACK = DCT + 2, DCT_BACK = OVERLAP_BACK + 2, GAINS = DCT_BACK + 2,
     TENSORS = GAINS + 3,
 };
@@ -35,6 +35,7 @@ static const struct {
     [CONTEXT_MEAN] = {"context.mean", I16, 4, MOST_BANDS},
     [FREQUENCY_TABLES] = {"frequencies", I32, TABLES, SYMBOLS},
     [TOWARDS_ZERO] = {"towards_zero", U8, INDEXES, 2},
+    [USUAL] = {"usual_bases", I32, USUAL_BASES * USUAL_BANDS, USUAL_BANDS},
     [OVERLAP] = {"overlap.16", F64, 16, 16},
     [OVERLAP + 1] = {"overlap.8", F64, 8, 8},
     [DCT] = {"dct.16", F64, 16, 16},
@@ -289,6 +290,24 @@ static int lay_out_transforms(TecModel *m, const uint8_t *const *data) {
     return 1;
 }
 
+/* The usual bases: rotations, of as many bands as each has, and zeros. */
+static int lay_out_bases(TecModel *m, const uint8_t *const *data) {
+    for (int i = 0; i < USUAL_BASES * USUAL_BANDS * USUAL_BANDS; i++) {
+        int32_t entry = whole_at(data, USUAL, i);
+        if (size_of(entry) > 1 << FULL_BITS) return 0;
+        m->usual[i / (USUAL_BANDS * USUAL_BANDS)][i / USUAL_BANDS % USUAL_BANDS][i % USUAL_BANDS] = entry;
+    }
+    for (int number = 0; number < USUAL_BASES; number++)
+        for (int j = 0; j < USUAL_BANDS; j++)
+            for (int k = 0; k <= j; k++) {
+                int bands = tec_bands_of_usual[number];
+                int64_t sum = j == k && j < bands ? -((int64_t)1 << (2 * FULL_BITS)) : 0;
+                for (int i = 0; i < USUAL_BANDS; i++) sum += (int64_t)m->usual[number][i][j] * m->usual[number][i][k];
+                if (size_of(sum) > (int64_t)1 << (FULL_BITS + 8)) return 0;
+            }
+    return 1;
+}
+
 static void order_frequencies(TecModel *m) {
     const int32_t one[CLASSES] = {1, 1, 1, 1, 1};
     int32_t planes[FREQUENCIES * 4];
@@ -309,7 +328,7 @@ int tec_model_open(const uint8_t *file, int64_t length, TecModel **model) {
     TecModel *m = calloc(1, sizeof *m);
     if (!m) return TEC_NO_MEMORY;
     order_frequencies(m);
-    if (!lay_out_context(m, data) || !lay_out_transforms(m, data)) {
+    if (!lay_out_context(m, data) || !lay_out_transforms(m, data) || !lay_out_bases(m, data)) {
         free(m);
         return TEC_DAMAGED;
     }

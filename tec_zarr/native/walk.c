@@ -149,20 +149,18 @@ static int32_t mean_of(const Context *context, int k, const int32_t *at, int r, 
     return mean;
 }
 
-/* The nearest whole number to y, or the next one towards zero where this saves more bits than its
- * error is worth. */
+/* The nearest whole number to y, or the next one towards what is expected where this saves more bits
+ * than its error is worth. */
 static inline int32_t chosen(const Context *context, double weight, int index, double y, int32_t mean) {
     double size = y < 0 ? -y : y;
     int32_t near = size < MOST_VALUE ? (int32_t)(size + 0.5) : MOST_VALUE;
-    if (!near) return 0;
-    int32_t value = y < 0 ? -near : near, less = y < 0 ? 1 - near : near - 1;
-    if (weight > 0) {
-        double a = size - near, b = size - (near - 1);
-        double cost = symbol_cost(context, index, value - mean) + weight * a * a;
-        double cost_of_less = symbol_cost(context, index, less - mean) + weight * b * b;
-        if (cost_of_less < cost) return less;
-    }
-    return value;
+    int32_t value = y < 0 ? -near : near;
+    if (value == mean || !(weight > 0)) return value;
+    int32_t next = value > mean ? value - 1 : value + 1;
+    double a = y - value, b = y - next;
+    double cost = symbol_cost(context, index, value - mean) + weight * a * a;
+    double cost_of_next = symbol_cost(context, index, next - mean) + weight * b * b;
+    return cost_of_next < cost ? next : value;
 }
 
 static void collect(Walk *w, int c, int32_t symbol) {
@@ -176,7 +174,7 @@ static void collect(Walk *w, int c, int32_t symbol) {
     w->collected++;
 }
 
-/* A row of a plane. Most values of a sparse row are zero: then the network sees the row before it is
+/* A row of a plane. Most symbols of a sparse row are zero: then the network sees the row before it is
  * coded, and again only those blocks whose left neighbours turn out not to be zero. */
 typedef struct {
     int number, flat, k, sparse; /* flat: of frequency (0, 0) */
@@ -186,7 +184,7 @@ typedef struct {
     const double *wanted;
 } Row;
 
-/* Walk over a row in a mode; return how many values are not zero, or TEC_DAMAGED. */
+/* Walk over a row in a mode; return how many symbols are not zero, or TEC_DAMAGED. */
 static inline int walk_row(Walk *w, const Row *row, const int mode) {
     const Net *net = &w->net;
     const Context *context = w->context;
@@ -214,10 +212,11 @@ static inline int walk_row(Walk *w, const Row *row, const int mode) {
             collect(w, c, value - mean);
         } else value = chosen(context, w->weight, indexes[c], row->wanted[c], mean);
         left2 = left, left = 0;
-        if (!value) continue;
-        int32_t size = value < 0 ? -value : value;
+        int32_t symbol = value - mean, size = symbol < 0 ? -symbol : symbol;
+        values[c] = value;
+        if (!size) continue;
         left = size < MOST_SUM ? size : MOST_SUM;
-        values[c] = value, sums[c] = (int16_t)left, row->logs[c] = net->log[left];
+        sums[c] = (int16_t)left, row->logs[c] = net->log[left];
         count++;
     }
     if (mode == DECODE) w->decoder = decoder;
@@ -310,6 +309,24 @@ static void grow(const Shape *s, Running *to, const Sums *more) {
     to->dirty = 1;
 }
 
+/* Take the hints of a frequency. */
+static void take_hints(const Shape *s, const Net *net, const int16_t *hints, Sums *to) {
+    to->count = 0;
+    for (int r = 0; r < s->rows; r++, hints += s->cols) {
+        int16_t *row = to->sum + s->start + (size_t)r * s->pitch;
+        memcpy(row, hints, sizeof *row * (size_t)s->cols);
+        for (int c = 0; c < s->cols; c++) to->count += row[c] != 0;
+    }
+    if (!to->count) return;
+    add_around(s, to->sum, to->near);
+    take_both_logs(s, net, to);
+}
+
+/* How many values of a plane are not zero, as the network sees it. */
+static uint8_t density(const Walk *w, int count) {
+    return w->net.log[(int64_t)count * MOST_SUM / ((int64_t)w->shape.rows * w->shape.cols * 2)];
+}
+
 static void empty(const Shape *s, Running *of) {
     if (!of->sum.count) return;
     memset(of->sum.sum, 0, BYTES_OF_VALUE * s->plane);
@@ -318,7 +335,7 @@ static void empty(const Shape *s, Running *of) {
 
 int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
                  const int32_t *components, const int32_t *spreads, int kind, int fineness,
-                 const double *wanted, double weight, int32_t *values,
+                 const int16_t *hints, const double *wanted, double weight, int32_t *values,
                  uint8_t *indexes, uint8_t *bytes, int64_t length, uint8_t *features,
                  int32_t *symbols, int64_t most_rows) {
     if ((size != 8 && size != 16) || rows < 1 || cols < 1 || rows > 4096 || cols > 4096)
@@ -332,8 +349,8 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
     size_t plane = ((size_t)(rows + MARGIN + 1) * pitch + SPARE + 15) / 16 * 16;
     Shape shape = {rows, cols, pitch, plane, (size_t)MARGIN * pitch + MARGIN};
     size_t blocks = (size_t)rows * cols, table = (size_t)size * size * most;
-    /* zeros, three running sums, logarithms of two planes; and the planes that are not zero */
-    size_t count = (size_t)tec_planes(size, components, NULL) + 6;
+    /* zeros, hints, three running sums, logarithms of two planes; and the planes that are not zero */
+    size_t count = (size_t)tec_planes(size, components, NULL) + 7;
     size_t row = (size_t)cols + 16, row_bytes = row * (STILL_INPUTS + SCAN_INPUTS + 3);
     if (count > (SIZE_MAX - row_bytes - blocks) / (BYTES_OF_VALUE * plane)) return TEC_NO_MEMORY;
     uint8_t *room = malloc(count * BYTES_OF_VALUE * plane + row_bytes + blocks);
@@ -341,11 +358,11 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
     Walk *w = malloc(sizeof *w);
     int64_t status = TEC_NO_MEMORY;
     if (!room || !at_place || !w) goto done;
-    memset(room, 0, 6 * BYTES_OF_VALUE * plane);
+    memset(room, 0, 7 * BYTES_OF_VALUE * plane);
     uint8_t *free_room = room;
 #define NEXT_SUMS() (free_room += BYTES_OF_VALUE * plane, sums_at(free_room - BYTES_OF_VALUE * plane, &shape))
     const Sums zero = NEXT_SUMS();
-    Sums two = NEXT_SUMS();
+    Sums two = NEXT_SUMS(), hint = NEXT_SUMS();
     Running total = {NEXT_SUMS(), 0}, same = {NEXT_SUMS(), 0}, before = {NEXT_SUMS(), 0};
     for (size_t i = 0; i < table; i++) at_place[i] = zero;
     tec_net(&w->net, context);
@@ -366,6 +383,8 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
         empty(&shape, &same);
         for (int f = 0; f < frequencies && components[class]; f++) {
             int u = us[f], v = vs[f];
+            int hinted = !hints;
+            hint.count = 0;
             refresh(w, &same);
             empty(&shape, &total);
             for (int k = 0; k < components[class]; k++, number++) {
@@ -384,6 +403,7 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
                     encode_bit(&w->encoder, chance, 1);
                     continue;
                 }
+                if (!hinted) take_hints(&shape, &w->net, hints + (u * size + v) * blocks, &hint), hinted = 1;
                 int spread = spreads[class * MOST_BANDS + k] + 32;
                 w->fixed[0] = (uint8_t)(spread < 0 ? 0 : spread > 127 ? 127 : spread);
                 w->fixed[1] = (uint8_t)(u * 128 / size);
@@ -391,7 +411,7 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
                 w->fixed[3] = (uint8_t)(16 * (k < 7 ? k : 7));
                 w->fixed[4] = (uint8_t)kind;
                 w->fixed[5] = (uint8_t)fineness;
-                w->fixed[6] = w->fixed[7] = 0;
+                w->fixed[6] = density(w, lower), w->fixed[7] = density(w, 2 * one->count);
                 tec_net_plane(&w->net, w->fixed);
                 refresh(w, &total);
                 const uint8_t *still[STILL_INPUTS] = {
@@ -399,8 +419,8 @@ int64_t tec_walk(int mode, const Context *context, int size, int rows, int cols,
                     log_of_two(&shape, &w->net, OF(u - 2, v, k), OF(u, v - 2, k), 0, &two),
                     log_of_two(&shape, &w->net, low_u, low_v, 1, &two),
                     one->log, OF(u, v, k - 2)->log, total.sum.log, one->near_log, total.sum.near_log,
-                    before.sum.log, before.sum.near_log, same.sum.log, same.sum.near_log, zero.log,
-                    zero.log,
+                    before.sum.log, before.sum.near_log, same.sum.log, same.sum.near_log,
+                    hint.count ? hint.log : zero.log, hint.count ? hint.near_log : zero.log,
                 };
                 for (int p = 0; p < STILL_INPUTS; p++) w->still[p] = still[still_at[p]];
                 Sums *mine = PLACE(u, v, k);

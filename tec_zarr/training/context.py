@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tec_zarr.native.core import MOST_BANDS
-from tec_zarr.native.tile import INPUTS, TileModel
-from tec_zarr.training.transforms import fixed_tensors
+from tec_zarr.native.tile import FIXED_INPUTS, INPUTS, TileModel
+from tec_zarr.training.transforms import fixed_tensors, usual_bases
 from tec_zarr.training.weights import (
     HIDDEN,
     INDEXES,
@@ -42,6 +42,7 @@ _QUALITIES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # of the training tiles
 _GRID = 1 << SHIFTS[0]  # units per 1.0 of a weight
 _ACTIVATION = 16  # units per 1.0 of an input, and of an activation of the second layer
 _FIRST_ACTIVATION = 8  # of the first layer
+_EXCESS_BITS = 1e-3  # what a unit of a weight that is too large costs, in bits of a symbol
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class ContextConfig:
         Folder for the weights and the log.
     held_out : tuple of str
         Prefixes of the names of files for validation.
+    left_out : tuple of str
+        Prefixes of the names of files that are not used at all.
     few : tuple of str
         Prefixes of the names of files of which only every eighth is used.
     model : str
@@ -63,7 +66,9 @@ class ContextConfig:
     side : int
         Largest height and width of a tile, pixels.
     dates : int
-        Most dates of a cube that are used.
+        Most dates of a cube that are used, each by itself.
+    series : int
+        Dates of a series that are predicted from one another.
     samples : int
         Most symbols that are collected from a tile at a quality.
     rounds : int
@@ -78,10 +83,12 @@ class ContextConfig:
     data: tuple[str, ...]
     out: str
     held_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     few: tuple[str, ...] = ()
     model: str = "tec-s2-context"
     side: int = 256
     dates: int = 3
+    series: int = 6
     samples: int = 4000
     rounds: int = 3
     iterations: int = 4000
@@ -145,6 +152,20 @@ class ContextNet(nn.Module):
         chance = chance + share * _laplacian(size, scale * torch.exp2(wider))
         return -torch.log2(chance.clamp(min=1e-7))
 
+    def excess(self) -> Tensor:
+        """Return by how much weights are too large for kernels that add products in 16 bits.
+
+        Those add six inputs of the first layer, up to 120, and eight of the second, up to 127.
+        """
+        total = torch.zeros(())
+        for weight, inputs, most in ((self.first[:-FIXED_INPUTS].T, 6, 120), (self.second, 8, 127)):
+            units = self._weight(weight) * _GRID
+            room = 0.95 * (2**15 - 1) / most
+            for side in (units, -units):
+                largest = side.clamp(min=0).topk(inputs, dim=1).values.sum(dim=1)
+                total = total + (largest - room).clamp(min=0).sum()
+        return total
+
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the network's tensors as the core's whole numbers."""
         weight = {
@@ -200,17 +221,19 @@ def train_context(config: ContextConfig) -> Path:
 
     tensors = fixed_tensors() | _first_guess()
     tiles = list(_tiles(config, held_out=False))
+    series = list(_series(config))
     checks = list(_tiles(config, held_out=True))
     if not tiles:
         raise ValueError(f"no cubes in {config.data}")
-    note(config=asdict(config), tiles=len(tiles), checks=len(checks))
+    tensors["usual_bases"] = usual_bases(tiles)
+    note(config=asdict(config), tiles=len(tiles), series=len(series), checks=len(checks))
     net: ContextNet | None = None
     for number in range(config.rounds + 1):
         model = TileModel(weights_file(tensors), "training")
         if number == 0:
             tensors["context.mean"] = _fitted_means(model, tiles)
             model = TileModel(weights_file(tensors), "training")
-        samples = _collected(model, tiles, config, first=number == 0)
+        samples = _collected(model, tiles, series, config, first=number == 0)
         if number < config.rounds:
             net = net or ContextNet()
             rate = config.rate / (1 if number == 0 else 2)
@@ -245,6 +268,8 @@ def _tiles(config: ContextConfig, held_out: bool) -> Iterator[np.ndarray]:
     for file in files:
         if file.name.startswith(config.held_out) != held_out:
             continue
+        if config.left_out and file.name.startswith(config.left_out):
+            continue
         if config.few and file.name.startswith(config.few):
             rare += 1
             if rare % 8:
@@ -269,22 +294,53 @@ class _Samples:
     size: np.ndarray  # magnitude of the value
 
 
+def _series(config: ContextConfig) -> Iterator[np.ndarray]:
+    """Yield tiles of series, int32 (dates, bands, h, w), without nodata pixels."""
+    files = sorted(file for folder in config.data for file in Path(folder).glob("*.npz"))
+    for file in files:
+        if file.name.startswith((*config.held_out, *config.left_out)):
+            continue
+        with np.load(file) as held:
+            dn, present = held["dn"], held["present"]
+        dn = dn[:, present, : config.side, : config.side]
+        dn = dn[(dn > 0).all(axis=(1, 2, 3))]
+        for first in range(0, min(len(dn) - 1, 4 * config.series), config.series):
+            yield dn[first : first + config.series].astype(np.int32)
+
+
 def _collected(
-    model: TileModel, tiles: Sequence[np.ndarray], config: ContextConfig, first: bool
+    model: TileModel,
+    tiles: Sequence[np.ndarray],
+    series: Sequence[np.ndarray],
+    config: ContextConfig,
+    first: bool,
 ) -> _Samples:
+    """Collect samples: of single dates and, unless no model is there yet, of predicted ones."""
     rng = np.random.default_rng(config.seed + 1)
     parts: list[tuple[np.ndarray, ...]] = []
     for tile in tiles:
         grids = model.grids(tile, None, 4.0)
         for quality in _QUALITIES:
             wanted, latents, inputs, symbols, _ = model.collect(tile[0], grids, quality, first)
-            coded = latents.any(axis=(1, 2))  # the others are mostly coded as planes of zeros
-            live = np.flatnonzero(np.repeat(coded, latents[0].size))
+            live = np.flatnonzero(_is_heard(inputs) | (symbols != 0))
             chosen = rng.permutation(live)[: config.samples]
             flat = latents.reshape(-1)[chosen]
             off = (np.abs(flat) - np.abs(wanted.reshape(-1)[chosen])).astype(np.float32)
             parts.append((inputs[chosen], symbols[chosen], off, np.abs(flat)))
+    for number, dates in enumerate(series if not first else ()):
+        grids = model.grids(dates, None, 4.0)
+        for quality in _QUALITIES[number % 2 :: 2]:
+            inputs, symbols = model.collect_series(dates, grids, quality)
+            live = np.flatnonzero(_is_heard(inputs) | (symbols != 0))
+            chosen = rng.permutation(live)[: config.samples]
+            none = np.zeros(len(chosen), np.int32)
+            parts.append((inputs[chosen], symbols[chosen], none.astype(np.float32), none))
     return _Samples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _is_heard(inputs: np.ndarray) -> np.ndarray:
+    """Return where something around a value is not zero. The other values cost almost nothing."""
+    return np.asarray(inputs[:, :-FIXED_INPUTS].any(axis=1))
 
 
 def _fitted_means(model: TileModel, tiles: Sequence[np.ndarray]) -> np.ndarray:
@@ -316,11 +372,12 @@ def _fit(net: ContextNet, samples: _Samples, config: ContextConfig, rate: float)
         for group in adam.param_groups:
             group["lr"] = rate * max(1 - done, 0.01)
         chosen = torch.randint(0, len(symbols), (config.batch,))
-        loss = net.bits(inputs[chosen], symbols[chosen]).mean()
+        bits = net.bits(inputs[chosen], symbols[chosen]).mean()
+        loss = bits + _EXCESS_BITS * net.excess()
         adam.zero_grad()
         loss.backward()
         adam.step()
-        loss_of += (float(loss.detach()) - loss_of) * max(0.005, 1 / (step + 1))
+        loss_of += (float(bits.detach()) - loss_of) * max(0.005, 1 / (step + 1))
     net.whole = True
     return loss_of
 

@@ -8,11 +8,14 @@ autoregressive signal.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from tec_zarr.training.weights import GAIN_FACTORS
+from tec_zarr.sentinel2 import L1C_BANDS, L2A_BANDS
+from tec_zarr.training.weights import GAIN_FACTORS, USUAL_BANDS
 
 _CORRELATION = 0.95
 _BLOCKS = 5
@@ -90,6 +93,37 @@ def gains(size: int, matrix: np.ndarray, kind: str | None, cells: int) -> np.nda
         synthesis = up @ synthesis
     found = np.sqrt((synthesis**2).sum(axis=0))[2 * size : 3 * size]
     return np.maximum(found, 0.05 * found.max())
+
+
+def usual_bases(tiles: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the tensor `usual_bases`: of each common set of bands, the usual principal components.
+
+    The covariance of the means of blocks is averaged over tiles, each divided by its trace.
+
+    Parameters
+    ----------
+    tiles : iterable of ndarray, (1, bands, h, w)
+        DN. Only tiles with the twelve bands of L2A count.
+    """
+    side, total = 16, np.zeros((len(L2A_BANDS), len(L2A_BANDS)))
+    for tile in tiles:
+        height, width = (n // side for n in tile.shape[2:])
+        if tile.shape[1] != len(L2A_BANDS) or height * width < 2 * len(L2A_BANDS):
+            continue
+        blocks = tile[0, :, : side * height, : side * width].astype(np.float64)
+        means = blocks.reshape(-1, height, side, width, side).mean(axis=(2, 4))
+        covariance = np.cov(means.reshape(len(L2A_BANDS), -1))
+        total += covariance / np.trace(covariance)
+    out = np.zeros((len(USUAL_BANDS), len(L1C_BANDS), len(L1C_BANDS)))
+    for basis, bands in zip(out, USUAL_BANDS, strict=True):
+        known = [i for i, band in enumerate(bands) if band in L2A_BANDS]  # no B10 in training
+        at = [L2A_BANDS.index(bands[i]) for i in known]
+        vectors = np.linalg.eigh(total[np.ix_(at, at)])[1][:, ::-1]
+        vectors *= np.where(vectors.sum(axis=0) < 0, -1, 1)
+        basis[np.ix_(known, range(len(known)))] = vectors
+        for k, i in enumerate(sorted(set(range(len(bands))) - set(known))):
+            basis[i, len(known) + k] = 1
+    return np.rint(out.reshape(-1, len(L1C_BANDS)) * 2**24).astype(np.int32)
 
 
 def fixed_tensors() -> dict[str, np.ndarray]:

@@ -7,11 +7,25 @@ from safetensors.numpy import save
 
 from tec_zarr.native.core import MOST_BANDS
 from tec_zarr.native.tile import INPUTS
+from tec_zarr.sentinel2 import L1C_BANDS, L2A_BANDS
 
 HIDDEN, TABLES, REACH, PLAIN, INDEXES = 32, 40, 32, 28, 96
 SYMBOLS = 2 * REACH + 1
 SHIFTS = (6, 6, 10)
 GAIN_FACTORS = 8
+
+USUAL_BANDS: tuple[tuple[str, ...], ...] = (
+    L1C_BANDS,
+    L2A_BANDS,
+    tuple(b for b in L2A_BANDS if b != "B01"),
+    tuple(b for b in L2A_BANDS if b != "B09"),
+    tuple(b for b in L2A_BANDS if b not in ("B01", "B09")),
+    tuple(b for b in L2A_BANDS if b not in ("B01", "B09", "B8A")),
+    tuple(b for b in L2A_BANDS if b not in ("B01", "B09", "B08")),
+    ("B02", "B03", "B04", "B08", "B11", "B12"),
+    ("B02", "B03", "B04", "B8A", "B11", "B12"),
+)
+"""Common sets of bands, for each of which the weights have a basis. The core knows their sizes."""
 
 TENSORS: dict[str, tuple[tuple[int, ...], type]] = {
     "context.first": ((INPUTS, HIDDEN), np.int8),
@@ -23,6 +37,7 @@ TENSORS: dict[str, tuple[tuple[int, ...], type]] = {
     "context.mean": ((4, MOST_BANDS), np.int16),
     "frequencies": ((TABLES, SYMBOLS), np.int32),
     "towards_zero": ((INDEXES, 2), np.uint8),
+    "usual_bases": ((len(USUAL_BANDS) * len(L1C_BANDS), len(L1C_BANDS)), np.int32),
     **{
         f"{name}.{size}": ((size, size), kind)
         for size in (8, 16)
