@@ -1,4 +1,4 @@
-"""What ``make demo`` prints, kept for the README: python benchmarks/demo.py [--out DIR].
+"""What ``make demo`` prints, kept for docs/install.md: python benchmarks/demo.py [--out DIR].
 
 Runs ``tec-zarr demo`` as a user would, in a process of its own, and writes ``demo.json``.
 """

@@ -4,7 +4,7 @@
 
 Writes ``rate_distortion.csv`` (every point), ``rate_distortion.json`` (points, summary,
 machine, versions, commit, data hashes) and two plots, ``rate_distortion.png`` (every scene) and
-``rate_distortion.svg`` (the README's); prints the tables. With ``--quick`` the files are called
+``rate_distortion.svg`` (for the page); prints the tables. With ``--quick`` the files are called
 ``rate_distortion_quick.*``.
 
 What is compared: the same pixels for everybody, all bytes of a stream counted, PSNR over all
@@ -463,11 +463,11 @@ README_CODECS = {
     "jpeg2000": ("JPEG 2000, per band", "#b35806", "-"),
     "sperr": ("SPERR", "#999999", "-"),
 }
-"""What the README's plot shows: label, colour, line."""
+"""What the plot shows: label, colour, line."""
 
 
 def plot_seasonal(points: Sequence[dict], path: Path) -> None:
-    """The README's plot: the seasonal cubes beside each other, the codecs worth comparing."""
+    """The plot: the seasonal cubes beside each other, the codecs worth comparing."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -93,7 +93,7 @@ assert "torch" not in sys.modules
 
 def test_the_python_blocks_of_the_readme_run_as_pasted(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 3
+    assert blocks
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)],
         cwd=tmp_path, capture_output=True, text=True, check=False,

@@ -729,12 +729,12 @@ def test_cubes_that_end_in_thin_chunks_are_not_warned_of(tmp_path):
     da.to_zarr(tmp_path / "a.zarr", encoding=how)
 
 
-def test_the_readme_says_what_a_killed_write_leaves(cube, tmp_path):
+def test_a_page_says_what_a_killed_write_leaves(cube, tmp_path):
     cube.chunk().to_zarr(tmp_path / "a.zarr", encoding=encoding(cube), compute=False)
     left = xr.open_zarr(tmp_path / "a.zarr")
     assert (left.reflectance == 0).all(), "metadata are there, chunks are not"
-    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-    assert "leaves a store that opens and shows missing chunks as nodata" in readme
+    page = Path(__file__).parents[1].joinpath("docs", "writing.md").read_text(encoding="utf-8")
+    assert "leaves a store that opens and shows missing chunks as nodata" in page
 
 
 # ---- nodata, wherever it is written down
