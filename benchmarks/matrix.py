@@ -2,6 +2,7 @@
 
     python benchmarks/matrix.py                # every row (hours on 2 cores), then the page
     python benchmarks/matrix.py --only 3.13    # the rows whose name begins so; keeps the others
+    python benchmarks/matrix.py --tests "zarr store"    # these files only, and the page says so
     python benchmarks/matrix.py --quick 3.13   # what CI runs with that Python: minutes, no page
 
 Each row has an environment of its own in ``build/matrix``, without torch: what needs torch is
@@ -20,7 +21,7 @@ import sys
 import time
 import tomllib
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,6 +167,7 @@ def main() -> int:
     """Run the rows that are asked for. Returns 1 if a test failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="rows whose name begins so")
+    parser.add_argument("--tests", default="", help="files of tests/ to run, without test_ and .py")
     parser.add_argument("--quick", metavar="PYTHON", help="some files, with this Python")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -179,6 +181,7 @@ def main() -> int:
     for row in ROWS:
         if not row.name.startswith(arguments.only):
             continue
+        row = replace(row, tests=tuple(arguments.tests.split()) or row.tests)
         python = environment(row)
         if python is None:
             print(f"There is no Python {row.python} here: {row.name} is not run.")

@@ -197,6 +197,20 @@ class Comb:
         return value - predicted
 
 
+def paired(base, bound, start, high, number):
+    """The value of a residual where every other value occurs from `start` on."""
+    step, wide = 2 * bound + 1, 2 * bound + 2
+    middle = base - (base - bound - high) % 2
+    if middle - bound >= start:
+        below = -((middle - bound - start) // wide)
+        return middle + max(number, below) * wide + min(number - below, 0) * step
+    above = max(-((base + bound + 1 - start) // step), 0)
+    if number <= above:
+        return base + number * step
+    edge = base + bound + above * step + 1
+    return edge + (edge - high) % 2 + bound + (number - above - 1) * wide
+
+
 class Stripe:
     """Weights of a range of columns."""
 
@@ -394,6 +408,9 @@ class Section:
             and coder.plain(1)
         ):
             comb = Comb(largest)
+        start = None
+        if not raw and not varying and least and high - low < 65536 and coder.plain(1):
+            start = low + coder.plain(16)
         segments = max((width + 64) // 128, 1)
         size, each = -(-width // segments), -(-segments // 16)
         stripes = [Stripe(count) for _ in range(-(-segments // each))]
@@ -468,7 +485,10 @@ class Section:
                         e = comb.symbol(coder, self.residuals, scale, side, base - low)
                     else:
                         e = coder.symbol(self.residuals, scale, side)
-                    out[y, x] = clip(base + e * step, low, high)
+                    value = base + e * step
+                    if start is not None:
+                        value = paired(base, step // 2, start, high, e)
+                    out[y, x] = clip(value, low, high)
                     if comb:
                         comb.seen(int(out[y, x]) - low)
                     missed = min(8 * abs(e) * step, 2**40) if e else min(2 * step, expected)

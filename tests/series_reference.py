@@ -62,7 +62,7 @@ def read_piece(pieces, number, known, bands, shape, weights):
             else:
                 date.bases.append(tile.read_basis(bits, date.layout, c, vectors))
         rest = section[1:][-(-bits.at // 8) :]
-    hints, guess = None, {}
+    hints, guess, kind = None, {}, 0
     if count:
         for b, level in enumerate(date.layout.level):
             side, blocks = 16 >> level, (date.layout.rows, date.layout.cols)
@@ -72,7 +72,8 @@ def read_piece(pieces, number, known, bands, shape, weights):
                 sums = sum(weight[n, c, b] * known[m].whole[b][u, v] for n, m in enumerate(numbers))
                 guess[b][u, v] = np.clip((sums + 8) >> 4, -(2**27), 2**27)
         hints = tile.hints_of(date.layout, guess, step, weights)
-    coded = tile.read_values(rest, date.layout, date.bases, quality, weights, hints)
+        kind = 48 if any(pieces[m][1] < pieces[number][1] for m in numbers) else 32
+    coded = tile.read_values(rest, date.layout, date.bases, quality, weights, hints, kind)
     date.checksum = tile.checksum(np.array(coded[1]))
     date.whole = tile.band_coefficients(date.layout, date.bases, coded, step, weights)
     for b, prediction in guess.items():

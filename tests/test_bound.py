@@ -45,7 +45,9 @@ def scene(seed=0, shape=(2, 3, 40, 56)):
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 37), st.integers(1, 37)),
     bounds=st.lists(st.sampled_from(BOUNDS), min_size=4, max_size=4),
-    kind=st.sampled_from(["noise16", "int16", "int32", "scene", "constant", "checkerboard", "hot"]),
+    kind=st.sampled_from(
+        ["noise16", "int16", "int32", "scene", "every other", "constant", "checkerboard", "hot"]
+    ),
     masked=st.sampled_from([None, 0.0, 0.03, 0.5, 1.0]),
     seed=st.integers(0, 2**32 - 1),
 )
@@ -56,6 +58,7 @@ def test_bound_holds_for_any_array(shape, bounds, kind, masked, seed):
         "int16": lambda: rng.integers(-(1 << 15), 1 << 15, shape),
         "int32": lambda: rng.integers(-(1 << 31), 1 << 31, shape),
         "scene": lambda: scene(seed, shape),
+        "every other": lambda: every_other(scene(seed, shape), rng.integers(0, 4000)) + seed % 2,
         "constant": lambda: np.full(shape, rng.integers(0, 10000)),
         "checkerboard": lambda: np.indices(shape).sum(0) % 2 * 10000,
         "hot": lambda: 100 + 65435 * (rng.random(shape) < 0.002),
@@ -293,10 +296,28 @@ def test_a_decoder_written_from_the_page_decodes_the_same():
     wide = scene(5, (1, 2, 4, 400))
     stretched = scene(6, (1, 2, 40, 40)) * 5 // 2  # three values of five never occur
     stretched[0, 1] = stretched[0, 1] * 4 + rng.integers(0, 3, (40, 40)) ** 2
-    for array, bounds in ((wide, [0, 10]), (stretched, [0, 0])):
+    even = every_other(scene(9, (1, 3, 30, 30)), 1900)
+    for array, bounds in ((wide, [0, 10]), (stretched, [0, 0]), (even, [1, 2, 40])):
         data = layer.encode(array, None, bounds)
         by_page = bound_reference.decode(data, None, array.shape, bounds)
         np.testing.assert_array_equal(by_page, layer.decode(data, None, array.shape, bounds))
+
+
+def every_other(counts, limit):
+    """Values below ``limit``, and from there on even ones only."""
+    return np.where(counts >= limit, counts & ~1, counts)
+
+
+def test_every_other_value_takes_wider_steps():
+    """Bands of level 2 have even DN only from 1024 on: within 1 DN, a step of 4 holds them."""
+    counts = scene(8, (1, 1, 128, 128))
+    size = len(round_trip(counts, [1])[0])
+    for limit in (0, 2000, 2001):
+        array = every_other(counts, limit)
+        saved = 8 * (size - len(round_trip(array, [1])[0])) / (array >= limit).sum()
+        assert saved > 0.3  # log2(4 / 3) is 0.415
+    data, _ = round_trip(array + 1, [1])
+    assert len(data) < size  # odd ones
 
 
 def test_values_that_never_occur_cost_nothing():

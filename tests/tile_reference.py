@@ -280,7 +280,7 @@ def hints_of(layout, guess, step256, weights):
     return {at: np.minimum(sums >> 4, 4095) for at, sums in out.items()}
 
 
-def read_values(data, layout, bases, quality, weights, hints=None):
+def read_values(data, layout, bases, quality, weights, hints=None, kind=0):
     """(class, u, v, component), values and table numbers of each plane; quality in 1/4096."""
     rows, cols, coder = layout.rows, layout.cols, Coder(data)
     coarse = any(layout.level)
@@ -331,7 +331,7 @@ def read_values(data, layout, bases, quality, weights, hints=None):
             ]
             fixed = [
                 min(max(spread + 32, 0), 127), 8 * u, 8 * v, 16 * min(k, 7),
-                (64 if coarse else 0) + (0 if hints is None else 32),
+                (64 if coarse else 0) + kind,
                 min((quality - 4096 + 128) >> 8, 127), *density,
             ]  # fmt: skip
             plane, numbers, symbols = none.copy(), none.copy(), none.copy()

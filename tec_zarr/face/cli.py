@@ -139,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     stac = command(
         from_stac_command, "from-stac", "load an area from a STAC catalogue into a TEC store"
     )
-    stac.add_argument("target", type=Path, metavar="OUT", help="path of the Zarr store to write")
+    stac.add_argument("target", metavar="OUT", help="path of the Zarr store to write; icechunk: and"
+                      " a path or URL for an Icechunk repository")  # fmt: skip
     edges = ("WEST", "SOUTH", "EAST", "NORTH")
     stac.add_argument("--bbox", type=float, nargs=4, required=True, metavar=edges,
                       help="area to load, in degrees")  # fmt: skip
@@ -164,7 +165,8 @@ def _parser() -> argparse.ArgumentParser:
 
     recompress = command(recompress_command, "recompress", "copy a whole Zarr archive to TEC")
     recompress.add_argument("source", metavar="SRC", help="path or URL of a Zarr store")
-    recompress.add_argument("target", metavar="DST", help="path or URL of the store to write")
+    recompress.add_argument("target", metavar="DST", help="path or URL of the store to write; "
+                            "icechunk: and a path or URL for an Icechunk repository")  # fmt: skip
     recompress.add_argument("--verify", choices=("sample", "full", "none"), default="sample",
                             help="read back one chunk of every region, all of it, or nothing "
                             "(default: sample)")  # fmt: skip

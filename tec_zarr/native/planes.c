@@ -94,6 +94,8 @@ typedef struct {
     uint64_t unit;
     int raw, combed;
     Comb comb;
+    int paired;    /* from `from` on, every other value occurs: those that differ from the highest by an even number */
+    int64_t from;
 } Walk;
 
 static inline int64_t floor_divided(int64_t a, int64_t b) { return a / b - (a % b < 0); }
@@ -124,6 +126,44 @@ static inline void features_of(const Walk *w, const int32_t *v, const uint8_t *s
         f[6 + 2 * r] = at[0];
         f[7 + 2 * r] = (int16_t)((at[-1] + at[1] + at[-other] + at[other] + 2) >> 2);
     }
+}
+
+/* Where every other value occurs, a bin of residual holds bound + 1 of those: it is one wider than the step.
+ *
+ * Bins go on from that of the prediction, wider ones where they begin at `from` or above. */
+typedef struct {
+    int64_t middle, bound; /* of the bin of the prediction */
+    int64_t bins, edge;    /* so many bins from the first to the last of its width; where the other width begins */
+    int upper;
+} Bins;
+
+static inline Bins bins_of(const Walk *w, int64_t base, int64_t bound) {
+    int64_t paired = base - ((base - bound - w->task->high) & 1), wide = 2 * bound + 2, step = 2 * bound + 1;
+    if (paired - bound >= w->from) {
+        int64_t bins = (paired - bound - w->from) / wide;
+        return (Bins){paired, bound, bins, paired - bound - bins * wide, 1};
+    }
+    int64_t left = w->from - 1 - bound - base, bins = left > 0 ? (left + step - 1) / step : 0;
+    int64_t edge = base + bound + bins * step + 1;
+    return (Bins){base, bound, bins, edge + ((edge - w->task->high) & 1), 0};
+}
+
+static inline int64_t bin_of(const Bins *b, int64_t value) {
+    int64_t step = 2 * b->bound + 1, first = b->middle - b->bound;
+    if (b->upper)
+        return value >= b->edge ? floor_divided(value - first, step + 1)
+                                : floor_divided(value - b->edge, step) - b->bins;
+    return value < b->edge ? floor_divided(value - first, step) : (value - b->edge) / (step + 1) + b->bins + 1;
+}
+
+static inline int64_t value_of(const Bins *b, int64_t number) {
+    int64_t step = 2 * b->bound + 1;
+    number = clip(number, -65536, 65536); /* as many as there are values */
+    if (b->upper)
+        return number >= -b->bins ? b->middle + number * (step + 1)
+                                  : b->edge + b->bound + (number + b->bins) * step;
+    return number <= b->bins ? b->middle + number * step
+                             : b->edge + b->bound + (number - b->bins - 1) * (step + 1);
 }
 
 /* How far a decoded value is off. */
@@ -220,14 +260,18 @@ FASTEST static int code_segment(Coder *c, Walk *w, int y, int x0, int count) {
         int scale = (int)clip(((log + 16 * w->unit_log - 16 * (task->bounds ? tec_log_of(8 * step) : w->step_log)) >> 6) + CENTRE, 0, SCALES - 1);
         int side = step == 1 && !p->coarse ? (int)(eighths & 7) : 4;
         int64_t base = clip(task->low + (predicted << p->coarse), task->low, task->high), number = 0;
-        if (c->encoding) {
+        Bins bins = {0};
+        if (w->paired) bins = bins_of(w, base, (int64_t)bound);
+        if (c->encoding && w->paired) number = bin_of(&bins, task->wanted[place]);
+        else if (c->encoding) {
             number = floor_divided((int64_t)task->wanted[place] - base + (int64_t)bound, (int64_t)step);
             if (task->blended)
                 number = blended_number(task, place, base, (int64_t)step, number, (int64_t)expected);
         }
         if (w->combed) number = tec_code_combed(c, &w->learnt->residuals, &w->comb, scale, side, predicted, number);
         else number = tec_code_symbol(c, &w->learnt->residuals, scale, side, number);
-        value = clip(base + (int64_t)((uint64_t)number * step), task->low, task->high);
+        value = w->paired ? value_of(&bins, number) : base + (int64_t)((uint64_t)number * step);
+        value = clip(value, task->low, task->high);
         if (w->combed) tec_comb_count(&w->comb, value - task->low);
         task->decoded[place] = (int32_t)value;
         *v = (int32_t)((value - task->low) >> p->coarse);
@@ -263,6 +307,21 @@ static int shift_of(const Task *task, int coarse) {
     return bits > 8 ? bits - 8 : 0;
 }
 
+/* Encoder: from where on every other value occurs; not below the lowest value. */
+static int64_t paired_from(const Task *task, int *pays) {
+    int64_t samples = (int64_t)task->plane->height * task->plane->width, from = task->low, above = 0, coded = 0;
+    for (int64_t i = 0; i < samples; i++)
+        if (!(task->skipped && task->skipped[i]) && ((task->wanted[i] ^ task->high) & 1) && task->wanted[i] >= from)
+            from = (int64_t)task->wanted[i] + 1;
+    for (int64_t i = 0; i < samples; i++) {
+        if (task->skipped && task->skipped[i]) continue;
+        coded++;
+        above += task->wanted[i] >= from;
+    }
+    *pays = 16 * above > coded;
+    return from;
+}
+
 static int code_samples(Coder *c, Learnt *learnt, const Task *task, int raw) {
     Plane *p = task->plane;
     uint64_t least = task->bound;
@@ -274,7 +333,7 @@ static int code_samples(Coder *c, Learnt *learnt, const Task *task, int raw) {
                 least = (uint32_t)task->bounds[i];
     }
     Walk w = {task, learnt, tec_fit_begin(task, least), (task->high - task->low) >> p->coarse, 0, 0,
-              tec_log_of(8 * (2 * least + 1)), 4 * (2 * least + 1) + 2, 0, 0, {0}};
+              tec_log_of(8 * (2 * least + 1)), 4 * (2 * least + 1) + 2, 0, 0, {0}, 0, 0};
     if (!w.fit) return TEC_NO_MEMORY;
     w.unit_log = tec_log_of(w.unit);
     w.middle = w.range / 2;
@@ -283,6 +342,11 @@ static int code_samples(Coder *c, Learnt *learnt, const Task *task, int raw) {
     int status = TEC_OK, combed = 0, whole = !task->bounds && !task->bound && w.range <= COMB_RANGE && !w.raw;
     if (whole && c->encoding) status = tec_comb_pays(task, &combed);
     w.combed = whole && !status ? (int)tec_code_bits(c, (uint32_t)combed, 1) : 0;
+    if (!task->bounds && task->bound && task->high - task->low < 65536 && !w.raw) {
+        w.from = c->encoding ? paired_from(task, &w.paired) : 0;
+        w.paired = (int)tec_code_bits(c, (uint32_t)w.paired, 1);
+        if (w.paired) w.from = task->low + tec_code_bits(c, (uint32_t)(w.from - task->low), 16);
+    }
     if (w.combed) status = tec_comb_begin(&w.comb, w.range);
     for (int y = 0; y < p->height && !status; y++) {
         int32_t *v = value_at(p, y, 0);

@@ -14,6 +14,13 @@ int tec_piece_quality(int quality, int head) {
 
 /* ---- prediction */
 
+int tec_prediction(int quality, const int *of_references, int count) {
+    int prediction = count ? FROM_DATES : ALONE;
+    for (int k = 0; k < count; k++)
+        if (of_references[k] < quality) prediction = FROM_LAYER;
+    return prediction;
+}
+
 /* out = the whole numbers nearest to the weighted sum in 1/16. */
 FASTEST static void add_weighted(const int32_t *const *known, const double *weight, int count, int length,
                                  int32_t *out) {
@@ -253,10 +260,11 @@ static int decode_piece(Series *s, int number, uint32_t *checksum) {
                                quality, date, checksum);
     const TecDate *first = &s->dates[references->number[0]];
     const Coefficients *known[MOST_REFERENCES];
+    int qualities[MOST_REFERENCES];
     for (int k = 0; k < references->count; k++) {
         const TecDate *other = &s->dates[references->number[k]];
         if (!same_layout(first, other)) return TEC_DAMAGED;
-        known[k] = &other->coefficients;
+        known[k] = &other->coefficients, qualities[k] = s->pieces[references->number[k]].quality;
     }
     *date = (TecDate){.map = first->map, .map_length = first->map_length, .height = s->height, .width = s->width};
     date->spectrum.layout = first->spectrum.layout;
@@ -266,8 +274,9 @@ static int decode_piece(Series *s, int number, uint32_t *checksum) {
     int64_t after = (bits->at + 7) / 8;
     if (!status) status = tec_predict(s->m, &date->spectrum.layout, references, known, &guess);
     if (!status)
-        status = tec_decode_values(s->m, &date->spectrum, quality, &guess, bits->bytes + after,
-                                   piece->length - 1 - after, &date->coefficients, checksum);
+        status = tec_decode_values(s->m, &date->spectrum, quality,
+                                   tec_prediction(piece->quality, qualities, references->count), &guess,
+                                   bits->bytes + after, piece->length - 1 - after, &date->coefficients, checksum);
     if (!status) tec_add(s->m, &date->spectrum.layout, &guess, &date->coefficients);
     free(guess.block);
     return status;

@@ -37,6 +37,8 @@ typedef int TecTake(void *to, int number, uint32_t checksum, const int32_t *dn);
 int tec_series_decode(const TecModel *model, const TecPiece *pieces, int count, int bands, int height,
                       int width, const uint8_t *wanted, TecTake *take, void *to);
 
+/* What predicts a piece, of the layers of the piece and its references by their qualities. */
+int tec_prediction(int quality, const int *of_references, int count);
 /* The quality of a piece of which its section's first byte is `head`. */
 int tec_piece_quality(int quality, int head);
 /* Make the prediction of a piece; and add it to the coefficients of its difference. */

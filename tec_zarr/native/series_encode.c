@@ -249,7 +249,11 @@ static int64_t encode_predicted(Job *job, int number, int quality, const Referen
     uint8_t *section = job->out + job->used + 1;
     int64_t room = job->capacity - job->used - 1, step = tec_step(quality);
     BitWriter bits = {section, 8 * (room < HEADER_ROOM ? room : HEADER_ROOM), 0, 0};
-    for (int k = 0; k < references->count; k++) known[k] = &job->pieces[references->number[k]].coefficients;
+    int qualities[MOST_REFERENCES];
+    for (int k = 0; k < references->count; k++) {
+        known[k] = &job->pieces[references->number[k]].coefficients;
+        qualities[k] = job->qualities[references->number[k] / job->dates];
+    }
     s->layout = *job->layout;
     tec_write_references(&bits, job->layout, references, number);
     tec_write_changed_means(&bits, job->layout->bands, step, job->means, first->means, s->means);
@@ -271,7 +275,8 @@ static int64_t encode_predicted(Job *job, int number, int quality, const Referen
     if (!status && bits.full) status = TEC_TOO_SMALL;
     if (!status) {
         int64_t header = (bits.at + 7) / 8;
-        status = tec_encode_values(job->m, s, quality, &guess, job->components, job->collected, section + header, room - header,
+        int prediction = tec_prediction(job->qualities[number / job->dates], qualities, references->count);
+        status = tec_encode_values(job->m, s, quality, prediction, &guess, job->components, job->collected, section + header, room - header,
                                    &piece->coefficients, &job->checksums[number]);
         if (status >= 0) status += header;
     }
@@ -358,19 +363,19 @@ int64_t tec_series_encode(const TecModel *m, const int32_t *dn, const uint8_t *k
 }
 
 int64_t tec_series_collect(const TecModel *m, const int32_t *dn, const TecGrid *grids, int dates, int bands,
-                           int height, int width, int32_t quality, uint8_t *features, int32_t *symbols,
-                           int64_t most) {
-    if (dates < 1) return TEC_BAD_ARGUMENT;
-    uint64_t n = (uint64_t)dates;
-    int64_t capacity = dates * (1 + tec_tile_capacity(bands, height, width));
+                           int height, int width, int layers, const int32_t *qualities, uint8_t *features,
+                           int32_t *symbols, int64_t most) {
+    if (dates < 1 || layers < 1) return TEC_BAD_ARGUMENT;
+    uint64_t n = (uint64_t)dates * (uint64_t)layers;
+    int64_t capacity = (int64_t)n * (1 + tec_tile_capacity(bands, height, width));
     Collected collected = {features, symbols, 0, most};
     uint8_t *out = tec_room((uint64_t)capacity, 1);
     int64_t *places = tec_room(2 * n, sizeof *places);
     uint32_t *checksums = tec_room(n, sizeof *checksums);
     int64_t status = TEC_NO_MEMORY;
     if (out && places && checksums)
-        status = encode(m, dn, 0, grids, dates, bands, height, width, dates, 1, &quality, out, capacity, places,
-                        places + dates, checksums, &collected);
+        status = encode(m, dn, 0, grids, dates, bands, height, width, dates, layers, qualities, out, capacity, places,
+                        places + n, checksums, &collected);
     free(out), free(places), free(checksums);
     return status < 0 ? status : collected.count;
 }

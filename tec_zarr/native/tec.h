@@ -66,12 +66,12 @@ int64_t tec_series_encode(const TecModel *model, const int32_t *dn, const uint8_
                           int layers, const int32_t *qualities, uint8_t *out, int64_t capacity,
                           int64_t *starts, int64_t *lengths, uint32_t *checksums);
 
-/* What the context network sees of the values of predicted dates, for training: for each value the 28
+/* What the context network sees of the values of predicted pieces, for training: for each value the 28
  * inputs and the symbol. `most` is the room in values. Returns the number of values, or a negative
  * status. */
 int64_t tec_series_collect(const TecModel *model, const int32_t *dn, const TecGrid *grids, int dates,
-                           int bands, int height, int width, int32_t quality, uint8_t *features,
-                           int32_t *symbols, int64_t most);
+                           int bands, int height, int width, int layers, const int32_t *qualities,
+                           uint8_t *features, int32_t *symbols, int64_t most);
 
 /* ---- the bound layer: every sample within its bound, down to lossless
  *

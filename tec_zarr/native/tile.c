@@ -93,11 +93,11 @@ int tec_decode_pixels(const TecModel *m, const Spectrum *s, const Coefficients *
     return status;
 }
 
-int tec_decode_values(const TecModel *m, const Spectrum *s, int quality, const Coefficients *guess,
-                      const uint8_t *bytes, int64_t length, Coefficients *out, uint32_t *checksum) {
+int tec_decode_values(const TecModel *m, const Spectrum *s, int quality, int prediction,
+                      const Coefficients *guess, const uint8_t *bytes, int64_t length, Coefficients *out, uint32_t *checksum) {
     int32_t components[CLASSES], spreads[CLASSES * MOST_BANDS];
     int kind, fineness, planes = tec_value_planes(m, s);
-    tec_walk_inputs(s, quality, !!guess, components, spreads, &kind, &fineness);
+    tec_walk_inputs(s, quality, prediction, components, spreads, &kind, &fineness);
     int64_t count = (int64_t)planes * s->layout.rows * s->layout.cols;
     int32_t *values = tec_zeros((uint64_t)count, sizeof *values);
     uint8_t *indexes = tec_zeros((uint64_t)count, 1);
@@ -133,7 +133,7 @@ int tec_decode_date(const TecModel *m, const uint8_t *section, int64_t length, i
     }
     int status = tec_read_header(m, section, length, bands, tall, wide, tec_step(quality), &date->spectrum, &after);
     if (status) return status;
-    return tec_decode_values(m, &date->spectrum, quality, 0, section + after, length - after,
+    return tec_decode_values(m, &date->spectrum, quality, ALONE, 0, section + after, length - after,
                              &date->coefficients, checksum);
 }
 

@@ -171,7 +171,7 @@ int tec_mean_digits(int64_t step);
 /* How many planes of values the spectrum has. */
 int tec_value_planes(const TecModel *model, const Spectrum *spectrum);
 /* Inputs of the walk that are the same for a whole tile. */
-void tec_walk_inputs(const Spectrum *spectrum, int quality, int predicted, int32_t components[CLASSES],
+void tec_walk_inputs(const Spectrum *spectrum, int quality, int prediction, int32_t components[CLASSES],
                      int32_t spreads[CLASSES * MOST_BANDS], int *kind, int *fineness);
 /* Make room for coefficients, all of them zero. */
 int tec_coefficients(const Layout *layout, Coefficients *out);
@@ -223,8 +223,10 @@ uint32_t tec_checksum(const int32_t *values, int64_t count);
 int tec_is_tile(int bands, int height, int width, int quality);
 int tec_decode_pixels(const TecModel *model, const Spectrum *spectrum, const Coefficients *coefficients,
                       int32_t *dn);
-/* Decode the coefficients behind a header; `guess` is their prediction, or null. */
-int tec_decode_values(const TecModel *model, const Spectrum *spectrum, int quality,
+/* What predicts a date: nothing, other dates, or the layer below, too. */
+enum { ALONE = 0, FROM_DATES = 32, FROM_LAYER = 48 };
+/* Decode the coefficients behind a header; `guess` is their prediction, null if they have none. */
+int tec_decode_values(const TecModel *model, const Spectrum *spectrum, int quality, int prediction,
                       const Coefficients *guess, const uint8_t *bytes,
                       int64_t length, Coefficients *out, uint32_t *checksum);
 /* Decode a section of tec-s2, which must live as long as the date if it begins with a map. */
@@ -250,7 +252,7 @@ int tec_analyse_planes(const TecModel *model, const Layout *layout, const double
 /* The most planes of components that a layout can have. */
 int64_t tec_component_places(const TecModel *model, const Layout *layout);
 /* Code components, and decode them to coefficients if `decoded` is not null. Returns the length. */
-int64_t tec_encode_values(const TecModel *model, const Spectrum *spectrum, int quality,
+int64_t tec_encode_values(const TecModel *model, const Spectrum *spectrum, int quality, int prediction,
                           const Coefficients *guess, const double *components, Collected *collected, uint8_t *bytes, int64_t capacity,
                           Coefficients *decoded, uint32_t *checksum);
 /* Encode planes to a section of tec-s2; decode it if `decoded` is not null. Returns its length. */

@@ -38,7 +38,7 @@ def _library() -> Any:
     found.tec_series_encode.restype = large
     found.tec_tile_collect.argtypes = [*[pointer] * 3, *[number] * 5, large, *[pointer] * 5]
     found.tec_tile_collect.restype = large
-    found.tec_series_collect.argtypes = [*[pointer] * 3, *[number] * 5, *[pointer] * 2, large]
+    found.tec_series_collect.argtypes = [*[pointer] * 3, *[number] * 5, *[pointer] * 3, large]
     found.tec_series_collect.restype = large
     return found
 
@@ -219,18 +219,19 @@ class TileModel:
         )  # fmt: skip
 
     def collect_series(
-        self, cube: np.ndarray, grids: np.ndarray, quality: float
+        self, cube: np.ndarray, grids: np.ndarray, qualities: Sequence[float]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the context network sees of predicted dates of int32 (T, C, h, w).
+        """Return what the network sees of predicted dates and layers of int32 (T, C, h, w).
 
         Returns inputs, uint8 (n, 28), and symbols, int32 (n,). Training uses it.
         """
         side = 16  # as in `collect`
         height, width = (-(-(n + 1) // side) * side for n in cube.shape[2:])
-        most = int(np.prod(cube.shape[:2])) * height * width
+        most = int(np.prod(cube.shape[:2])) * height * width * len(qualities)
+        levels = np.array([round(4096 * quality) for quality in qualities], np.int32)
         inputs, symbols = np.empty((most, INPUTS), np.uint8), np.empty(most, np.int32)
         count = _library().tec_series_collect(
-            self._model, core.at(cube), core.at(grids), *cube.shape, round(4096 * quality),
+            self._model, core.at(cube), core.at(grids), *cube.shape, len(levels), core.at(levels),
             core.at(inputs), core.at(symbols), most,
         )  # fmt: skip
         _check(count, "a series")

@@ -108,13 +108,13 @@ static int choose_bases(const TecModel *m, int64_t step, const Wanted *wanted, B
     return status;
 }
 
-int64_t tec_encode_values(const TecModel *m, const Spectrum *s, int quality, const Coefficients *guess,
-                          const double *components, Collected *collected,
+int64_t tec_encode_values(const TecModel *m, const Spectrum *s, int quality, int prediction,
+                          const Coefficients *guess, const double *components, Collected *collected,
                           uint8_t *bytes, int64_t capacity, Coefficients *decoded, uint32_t *checksum) {
     int32_t counts[CLASSES], spreads[CLASSES * MOST_BANDS];
     int kind, fineness, planes = tec_value_planes(m, s);
     int64_t count = (int64_t)planes * s->layout.rows * s->layout.cols, status = TEC_NO_MEMORY;
-    tec_walk_inputs(s, quality, !!guess, counts, spreads, &kind, &fineness);
+    tec_walk_inputs(s, quality, prediction, counts, spreads, &kind, &fineness);
     int32_t *values = tec_zeros((uint64_t)count, sizeof *values);
     uint8_t *indexes = tec_zeros((uint64_t)count, 1);
     int16_t *hints = guess ? tec_hints(m, &s->layout, tec_step(quality), guess) : 0;
@@ -154,7 +154,7 @@ int64_t tec_encode_plain(const TecModel *m, const Layout *layout, const double *
     free(wanted.block);
     if (!status) {
         int64_t header = (bits.at + 7) / 8;
-        status = tec_encode_values(m, s, quality, 0, components, 0, section + header, capacity - header,
+        status = tec_encode_values(m, s, quality, ALONE, 0, components, 0, section + header, capacity - header,
                                    decoded, checksum);
         if (status >= 0) status += header;
     }
@@ -206,7 +206,7 @@ int64_t tec_tile_collect(const TecModel *m, const int32_t *dn, const TecGrid *gr
         int kind, fineness, count = tec_value_planes(m, &s);
         int64_t room = tec_tile_capacity(bands, l->height, l->width);
         uint8_t *bytes = tec_room((uint64_t)room, 1);
-        tec_walk_inputs(&s, quality, 0, counts, spreads, &kind, &fineness);
+        tec_walk_inputs(&s, quality, ALONE, counts, spreads, &kind, &fineness);
         memset(values, 0, sizeof *values * (size_t)(count * blocks));
         for (int64_t i = 0; i < count * blocks && rounded; i++) {
             double size = components[i] < 0 ? -components[i] : components[i];

@@ -21,7 +21,7 @@ int tec_value_planes(const TecModel *m, const Spectrum *s) {
     return count;
 }
 
-void tec_walk_inputs(const Spectrum *s, int quality, int predicted, int32_t components[CLASSES],
+void tec_walk_inputs(const Spectrum *s, int quality, int prediction, int32_t components[CLASSES],
                      int32_t spreads[CLASSES * MOST_BANDS], int *kind, int *fineness) {
     for (int class = 0; class < CLASSES; class++) {
         const Basis *basis = &s->bases[class];
@@ -29,7 +29,7 @@ void tec_walk_inputs(const Spectrum *s, int quality, int predicted, int32_t comp
         for (int k = 0; k < MOST_BANDS; k++)
             spreads[class * MOST_BANDS + k] = k < basis->components ? basis->spreads[k] : 0;
     }
-    *kind = (s->layout.fine < s->layout.bands ? 64 : 0) + (predicted ? 32 : 0);
+    *kind = (s->layout.fine < s->layout.bands ? 64 : 0) + prediction;
     int fine = (quality - FIRST_QUALITY + 128) >> 8;
     *fineness = fine > 127 ? 127 : fine;
 }

@@ -22,8 +22,9 @@ from zarr.abc.store import Store
 from zarr.buffer import default_buffer_prototype
 
 from tec_zarr.errors import RecompressError
-from tec_zarr.recompression.manifest import FOLDER, sealed, unsealed
+from tec_zarr.recompression.manifest import sealed, unsealed
 from tec_zarr.stores.objects import forget_listings, read, sync, write
+from tec_zarr.stores.sessions import FOLDER
 
 RENEWED = 20.0
 """Seconds between two renewals."""

@@ -22,8 +22,8 @@ from zarr.buffer import default_buffer_prototype
 
 from tec_zarr.errors import RecompressError
 from tec_zarr.stores.objects import forget_listings, list_keys, read, sync, write
+from tec_zarr.stores.sessions import FOLDER
 
-FOLDER = "_tec"
 _CONFIG = f"{FOLDER}/config.json"
 _DONE = f"{FOLDER}/done/"
 _CONCURRENT_REQUESTS = 32

@@ -28,7 +28,7 @@ from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.cubes.dims import TIME, find_dim
 from tec_zarr.cubes.nodata import number as _number
 from tec_zarr.cubes.times import Finer, finer
-from tec_zarr.errors import RecompressError
+from tec_zarr.errors import RecompressError, UnsupportedArrayError
 from tec_zarr.recompression.appending import (
     HAD,
     SOURCES_READ,
@@ -47,7 +47,7 @@ from tec_zarr.recompression.arrays import (
     region_of,
     tec_storage,
 )
-from tec_zarr.recompression.manifest import FOLDER, Done
+from tec_zarr.recompression.manifest import Done
 from tec_zarr.recompression.settings import Settings
 from tec_zarr.stores.chunks import tec_spec
 from tec_zarr.stores.objects import (
@@ -58,6 +58,7 @@ from tec_zarr.stores.objects import (
     read,
     write,
 )
+from tec_zarr.stores.sessions import FOLDER, SessionStore
 
 PROVENANCE = "tec_zarr"
 """Attribute of the target's root that describes its source and its plan."""
@@ -272,7 +273,10 @@ def make_plan(
         )  # fmt: skip
     groups = [] if published else [p for p, n in nodes.items() if isinstance(n, zarr.Group)]
     config = _config(source, arrays, _documents_of(template, groups), settings)
-    consolidated = isinstance(source, zarr.Group) and (
+    session = isinstance(target, SessionStore)
+    if session and settings.zarr_format == 2:
+        raise UnsupportedArrayError("Icechunk holds Zarr format 3: leave out zarr_format=2")
+    consolidated = isinstance(source, zarr.Group) and not session and (
         settings.zarr_format == 2 or source.metadata.consolidated_metadata is not None
     )
     if published:

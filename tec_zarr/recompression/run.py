@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+from zarr.abc.store import Store
 from zarr.storage import LocalStore, MemoryStore
 
 from tec_zarr.codec.options import takes_options
@@ -22,14 +23,15 @@ from tec_zarr.models.registry import get_model
 from tec_zarr.recompression.appending import HAD, SOURCES_READ
 from tec_zarr.recompression.engines import failure_of, run_cluster, run_threads
 from tec_zarr.recompression.lock import Lock
-from tec_zarr.recompression.manifest import FOLDER, Done, Manifest
-from tec_zarr.recompression.plan import ArrayPlan, Plan, make_plan, provenance
+from tec_zarr.recompression.manifest import Done, Manifest
+from tec_zarr.recompression.plan import ArrayPlan, Plan, documents, make_plan, provenance
 from tec_zarr.recompression.progress import Failure, Observer, RecompressReport, Tally
 from tec_zarr.recompression.region import Job, crc_of, read_block
 from tec_zarr.recompression.settings import Settings
 from tec_zarr.recompression.verify import Verify
 from tec_zarr.recompression.watch import changed, state_of
 from tec_zarr.stores.objects import list_keys, open_source, open_target, sync, write
+from tec_zarr.stores.sessions import FOLDER, SessionStore, commit, discard
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -66,9 +68,10 @@ def recompress(
     ----------
     source : path, URL, zarr Store, Group or Array
         Zarr format 2 or 3, any codec.
-    target : path, URL or zarr Store
+    target : path, URL, zarr Store or Icechunk repository
         Empty, or an incomplete target of an earlier call with the same arguments. With ``append``
-        also a finished one.
+        also a finished one. Icechunk: a Repository, Session or session store, or ``"icechunk:"``
+        and a path or URL; all is committed at the end, or nothing.
     client : distributed.Client, optional
         Cluster to run on. Default: threads of this process.
     gpu : bool
@@ -117,11 +120,11 @@ def recompress(
     began = time.monotonic()
     wanted = Settings(**settings)
     _check_arguments(verify, retries)
-    workers = _check_cluster(client, gpu, target)
     store = open_target(target, target_options)
+    workers = _check_cluster(client, gpu, store)
     planned = partial(make_plan, open_source(source, source_options), store, wanted, append)
     manifest = Manifest(store)
-    with _locked(manifest, planned) as (plan, lock):
+    with _session(store), _locked(manifest, planned) as (plan, lock):
         if lock is None:
             return Tally(plan).report(True, plan.regions, time.monotonic() - began)
         finished = plan.known(manifest.finished())
@@ -177,7 +180,17 @@ def _check_arguments(verify: str, retries: int) -> None:
         raise UnsupportedArrayError(f"retries is {retries!r}, it must be a whole number from 0")
 
 
-def _check_cluster(client: Client | None, gpu: bool, target: Any) -> int:
+@contextlib.contextmanager
+def _session(store: Store) -> Iterator[None]:
+    """Forget at the end what was written to an Icechunk session and not committed."""
+    try:
+        yield
+    finally:
+        if isinstance(store, SessionStore):
+            discard(store.session_store)
+
+
+def _check_cluster(client: Client | None, gpu: bool, store: Store) -> int:
     """Return the number of workers that encode.
 
     Refuses clusters on which tasks would wait for ever, and targets that workers cannot write to.
@@ -186,8 +199,11 @@ def _check_cluster(client: Client | None, gpu: bool, target: Any) -> int:
         if gpu:
             raise RecompressError("gpu=True needs a Dask cluster: pass client=Client(...)")
         return 1
-    if isinstance(target, MemoryStore):
-        raise RecompressError("workers cannot write into this process's memory: give a path or URL")
+    if isinstance(store, MemoryStore | SessionStore):
+        raise RecompressError(
+            "workers cannot write into this process's memory, nor into its Icechunk session: give "
+            "a path or URL, or leave the cluster out"
+        )
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     able = [w for w in workers if not gpu or w["resources"].get("GPU", 0) >= 1]
     if not able:
@@ -220,6 +236,9 @@ def _locked(
                 lock = None
             elif _differing(manifest.read_config() or {}, plan):
                 manifest.write_config(plan.config)
+            if lock is not None and isinstance(store, SessionStore):
+                for key, document in documents(plan.template).items():
+                    write(store, key, document)  # A session takes chunks of arrays that it has.
         except RecompressError:
             raise
         except Exception as error:  # Each filesystem raises its own exceptions.
@@ -335,6 +354,9 @@ def _publish(
             f"all regions are finished, but the metadata could not be written to {store} "
             f"({type(error).__name__}: {error}): repeat the call"
         ) from error
+    if isinstance(store, SessionStore):
+        what = "Append dates" if plan.published else "Recompress"
+        commit(store.session_store, f"{what} with TEC, from {plan.config['source']}")
 
 
 def _moved(array: ArrayPlan, number: int) -> Failure:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from zarr.abc.store import Store
 
 from tec_zarr.cubes.encoding import drop_encoding, encoding
 from tec_zarr.cubes.layout import CHUNK
@@ -17,6 +18,10 @@ from tec_zarr.cubes.packing import time_encoding
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.sentinel2 import NODATA
 from tec_zarr.stac.canonical import in_time_order, rechunk_images
+from tec_zarr.stores.objects import list_keys
+from tec_zarr.stores.sessions import committed, reopened
+
+Out = Path | Store
 
 _NOT_SAID = {"f": np.nan, "O": "", "T": "", "U": ""}
 """Values, by kind of dtype, for a coordinate that the items of appended dates lack."""
@@ -32,15 +37,16 @@ def without_zarr_notes() -> Iterator[None]:
 
 
 @without_zarr_notes()
-def write(cube: xr.Dataset, out: str | Path, **options: Any) -> None:
+def write(cube: xr.Dataset, out: Any, **options: Any) -> None:
     """Write a canonical cube so that dates can be appended.
 
     Parameters
     ----------
     cube : Dataset
         From `prepare`, in any Dask chunks. Dates are sorted.
-    out : str or Path
-        Path of a new Zarr v3 store.
+    out : path, or Icechunk repository
+        A new Zarr v3 store. Icechunk: an empty Repository, Session or session store, or
+        ``"icechunk:"`` and a path or URL; it gets one commit at the end.
     **options
         Options of a chunk, as in `tec_zarr.encoding`.
 
@@ -50,8 +56,18 @@ def write(cube: xr.Dataset, out: str | Path, **options: Any) -> None:
     its dates are also stored without loss, in a group ``tail-N``. From there `append` encodes them
     again without a second loss.
     """
-    out = Path(out)
-    if out.exists():
+    with committed(out, "Write TEC from STAC items") as store:
+        _write(cube, store if isinstance(store, Store) else Path(store), **options)
+
+
+def open_written(out: Any) -> xr.Dataset:
+    """Open what `write` or `append` has written, as it is now."""
+    store = reopened(out)
+    return xr.open_zarr(store, decode_coords="all", consolidated=None if store is out else False)
+
+
+def _write(cube: xr.Dataset, out: Out, **options: Any) -> None:
+    if out.exists() if isinstance(out, Path) else list_keys(out, ""):
         raise UnsupportedArrayError(f"{out} exists: choose another name, or append to it")
     cube = rechunk_images(in_time_order(cube))
     settings = encoding(cube, **options, chunks={"time": CHUNK["time"]})
@@ -64,7 +80,7 @@ def write(cube: xr.Dataset, out: str | Path, **options: Any) -> None:
 
 
 @without_zarr_notes()
-def append(cube: xr.Dataset, out: str | Path) -> int:
+def append(cube: xr.Dataset, out: Any) -> int:
     """Append later dates of a canonical cube to a store that `write` made.
 
     Full time chunks are not changed. If the last time chunk is not full, it is encoded again
@@ -77,8 +93,8 @@ def append(cube: xr.Dataset, out: str | Path) -> int:
         From `prepare`, with the bands and the CRS of the store, and pixels on the same lattice.
         Pixels outside the store's area are cut off. Pixels that the cube lacks become nodata. Dates
         that the store has already are skipped.
-    out : str or Path
-        The store. It allows one writer at a time.
+    out : path, or Icechunk repository
+        The store, as for `write`. Where it is no Icechunk, it allows one writer at a time.
 
     Returns
     -------
@@ -90,10 +106,16 @@ def append(cube: xr.Dataset, out: str | Path) -> int:
     UnsupportedArrayError
         The cube has another grid, other bands, or new dates before the last one of the store; or
         `write` did not make the store.
+    RecompressError
+        Somebody else has committed to the Icechunk branch meanwhile: nothing of this is visible.
     """
+    with committed(out, "Append dates with TEC, from STAC items") as store:
+        return _append(cube, store if isinstance(store, Store) else Path(store))
+
+
+def _append(cube: xr.Dataset, out: Out) -> int:
     import zarr
 
-    out = Path(out)
     root = zarr.open_group(out, mode="r+", use_consolidated=False)
     if "tec_dates" not in root.attrs:
         raise UnsupportedArrayError(
@@ -143,11 +165,11 @@ def append(cube: xr.Dataset, out: str | Path) -> int:
     return new.sizes["time"]
 
 
-def _to_zarr(ds: xr.Dataset, out: Path, **arguments: Any) -> None:
+def _to_zarr(ds: xr.Dataset, out: Out, **arguments: Any) -> None:
     ds.to_zarr(out, zarr_format=3, consolidated=False, **arguments)
 
 
-def _commit(out: Path, written: xr.Dataset, before: int | None = None) -> None:
+def _commit(out: Out, written: xr.Dataset, before: int | None = None) -> None:
     """Store a lossless copy of the last time chunk if it is not full, then the number of dates."""
     import zarr
 
@@ -168,10 +190,11 @@ def _commit(out: Path, written: xr.Dataset, before: int | None = None) -> None:
     for group in list(root.group_keys()):
         if group.startswith("tail-") and not (started and group == name):
             del root[group]
-    zarr.consolidate_metadata(out)
+    if isinstance(out, Path):
+        zarr.consolidate_metadata(out)
 
 
-def _tail(out: Path, root: Any) -> xr.Dataset | None:
+def _tail(out: Out, root: Any) -> xr.Dataset | None:
     """Return the lossless copy of the last time chunk; None if that chunk is full."""
     dates = int(root.attrs["tec_dates"])
     if dates % CHUNK["time"] == 0:
@@ -180,7 +203,7 @@ def _tail(out: Path, root: Any) -> xr.Dataset | None:
     return drop_encoding(opened).load()
 
 
-def _on_grid_of(old: xr.Dataset, new: xr.Dataset, out: Path) -> xr.Dataset:
+def _on_grid_of(old: xr.Dataset, new: xr.Dataset, out: Out) -> xr.Dataset:
     """Return ``new`` on the pixels of ``old``. Each search may cover another part of these.
 
     Raises

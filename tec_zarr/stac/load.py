@@ -20,7 +20,7 @@ from tec_zarr.codec.options import takes_options
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.errors import TecError, UnsupportedArrayError
 from tec_zarr.sentinel2 import NODATA, band_names
-from tec_zarr.stac.append import append, without_zarr_notes, write
+from tec_zarr.stac.append import append, open_written, without_zarr_notes, write
 from tec_zarr.stac.canonical import prepare, sort_layers
 from tec_zarr.stac.offset import SAME_PASS, item_record
 
@@ -45,7 +45,7 @@ _PROJECTION = "https://stac-extensions.github.io/projection/v1.1.0/schema.json"
 @takes_options(ChunkSpec)
 @without_zarr_notes()
 def from_stac(
-    out: str | Path,
+    out: Any,
     *,
     bbox: Sequence[float],
     datetime: str,
@@ -63,8 +63,9 @@ def from_stac(
 
     Parameters
     ----------
-    out : str or Path
-        Path of a new Zarr store, or, with ``append_dates``, of a store of an earlier call.
+    out : path, or Icechunk repository
+        A new store as for `tec_zarr.stac.append.write`, or, with ``append_dates``, that of an
+        earlier call.
     bbox : sequence of float
         West, south, east, north in degrees.
     datetime : str
@@ -111,7 +112,7 @@ def from_stac(
         append(cube, out)
     else:
         write(cube, out, **options)
-    return xr.open_zarr(out, decode_coords="all")
+    return open_written(out)
 
 
 def search(

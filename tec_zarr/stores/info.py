@@ -14,6 +14,7 @@ from tec_zarr.bounds.request import index_name, resolve
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.frame.frame import SectionKind
 from tec_zarr.stores.chunks import chunk_bytes, codecs_of, frame_heads, tec_spec
+from tec_zarr.stores.sessions import readable
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Stored:
     @classmethod
     def of(cls, path: str | Path, names: Sequence[str]) -> Stored:
         """Read sizes and settings of the arrays ``names`` of a Zarr store. Decodes nothing."""
-        node = zarr.open(path, mode="r")
+        node = zarr.open(readable(path), mode="r")
         nodes = [node] if isinstance(node, zarr.Array) else [node[name] for name in names]
         arrays = [array for array in nodes if isinstance(array, zarr.Array)]
         return cls(
@@ -117,7 +118,7 @@ class StoredArray:
 
 def stored_arrays(store: str | Path) -> list[StoredArray]:
     """Describe all arrays of a Zarr store of format 2 or 3. Decodes nothing."""
-    node = zarr.open(store, mode="r")
+    node = zarr.open(readable(store), mode="r")
     if isinstance(node, zarr.Array):
         return [_stored("/", node)]
     members = node.members(max_depth=None)

@@ -15,6 +15,7 @@ from zarr.core.sync import sync as sync  # Zarr has no public way to wait for it
 from zarr.storage import FsspecStore, LocalStore
 
 from tec_zarr.errors import RecompressError
+from tec_zarr.stores.sessions import SessionStore, readable, writable
 
 _METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 
@@ -24,6 +25,7 @@ def open_source(source: Any, options: Mapping[str, Any] | None) -> zarr.Group | 
     if isinstance(source, zarr.Group | zarr.Array):
         return source
     try:
+        source = readable(source)
         if isinstance(source, Path) or (isinstance(source, str) and "://" not in source):
             source = str(Path(source).absolute())  # Workers may run in another directory.
         return zarr.open(source, mode="r", storage_options=dict(options) if options else None)
@@ -60,6 +62,9 @@ def _members(group: zarr.Group) -> list[tuple[str, zarr.Group | zarr.Array]]:
 
 def open_target(target: Any, options: Mapping[str, Any] | None) -> Store:
     """Open a path or URL as a store for writing. A store is returned unchanged. Writes nothing."""
+    session = writable(target)
+    if session is not None:
+        return SessionStore(session)
     if isinstance(target, Store):
         return target
     if "://" in str(target):

@@ -39,6 +39,7 @@ from tec_zarr.training.weights import (
 )
 
 _QUALITIES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # of the training tiles
+_LAYER = 2.5  # quality between layers
 _GRID = 1 << SHIFTS[0]  # units per 1.0 of a weight
 _ACTIVATION = 16  # units per 1.0 of an input, and of an activation of the second layer
 _FIRST_ACTIVATION = 8  # of the first layer
@@ -330,7 +331,8 @@ def _collected(
     for number, dates in enumerate(series if not first else ()):
         grids = model.grids(dates, None, 4.0)
         for quality in _QUALITIES[number % 2 :: 2]:
-            inputs, symbols = model.collect_series(dates, grids, quality)
+            layers = [quality - _LAYER, quality] if quality > 3 and number % 4 < 2 else [quality]
+            inputs, symbols = model.collect_series(dates, grids, layers)
             live = np.flatnonzero(_is_heard(inputs) | (symbols != 0))
             chosen = rng.permutation(live)[: config.samples]
             none = np.zeros(len(chosen), np.int32)
