@@ -226,30 +226,50 @@ transform(const double (*dct)[MOST_SIZE], const int size, const Lanes *in, int s
     }
 }
 
-/* Read a row of blocks; beyond the plane its last values go on. */
-static void read_blocks(const double *plane, int height, int width, double mean, int r, Stripe *s) {
+/* Values go on beyond the `many` that are there: from the last one quickly to the mean of the last
+ * eight, and with it slowly to zero. That takes fewer bits than the last value alone. */
+static void go_on(double *values, int many, int all, int64_t stride) {
+    const double *last = values + (many - 1) * stride;
+    int near = many < 8 ? many : 8;
+    double mean = 0, off;
+    for (int i = 0; i < near; i++) mean += last[-i * stride];
+    mean /= near, off = *last - mean;
+    for (int i = many; i < all; i++) values[i * stride] = (mean *= 0.95) + (off *= 0.8);
+}
+
+/* A plane less its mean, filled up to whole blocks; null if there is no memory. */
+static double *fill_up(const double *plane, int height, int width, double mean, int rows, int cols) {
+    double *out = tec_room((uint64_t)rows * (uint64_t)cols, sizeof *out);
+    for (int y = 0; y < height && out; y++) {
+        double *line = out + (int64_t)y * cols;
+        for (int x = 0; x < width; x++) line[x] = plane[(int64_t)y * width + x] - mean;
+        go_on(line, width, cols, 1);
+    }
+    for (int x = 0; x < cols && out; x++) go_on(out + x, height, rows, cols);
+    return out;
+}
+
+/* Read a row of blocks. */
+static void read_blocks(const double *plane, int r, Stripe *s) {
+    int width = s->cols * s->size;
     for (int i = 0; i < s->size; i++) {
-        int y = r * s->size + i;
-        const double *line = plane + (int64_t)(y < height ? y : height - 1) * width;
+        const double *line = plane + (int64_t)(r * s->size + i) * width;
         double *out = s->at[1] + (int64_t)i * s->size * s->pitch;
         for (int c = 0; c < s->cols; c++)
-            for (int j = 0; j < s->size; j++) {
-                int x = c * s->size + j;
-                out[j * s->pitch + c] = line[x < width ? x : width - 1] - mean;
-            }
+            for (int j = 0; j < s->size; j++) out[j * s->pitch + c] = *line++;
     }
 }
 
 static inline void __attribute__((always_inline))
-analyse(const TecModel *m, const Layout *l, int level, const int size, const double *plane, double mean,
-        const double *gain, Stripe *s, double *out) {
+analyse(const TecModel *m, const Layout *l, int level, const int size, const double *plane, const double *gain,
+        Stripe *s, double *out) {
     const double (*dct)[MOST_SIZE] = m->dct[level];
     const double (*matrix)[MOST_SIZE / 2] = m->overlap[level];
     int64_t line = (int64_t)size * s->pitch, blocks = (int64_t)l->rows * l->cols;
     Lanes in[MOST_SIZE], half_way[MOST_SIZE * MOST_SIZE], done[MOST_SIZE];
     for (int r = 0; r <= l->rows; r++) {
         if (r < l->rows) {
-            read_blocks(plane, l->plane_height[level], l->plane_width[level], mean, r, s);
+            read_blocks(plane, r, s);
             for (int i = 0; i < size; i++) {
                 double *row = s->at[1] + i * line;
                 for (int k = 0; k < size / 2; k++) {
@@ -286,14 +306,14 @@ analyse(const TecModel *m, const Layout *l, int level, const int size, const dou
     }
 }
 
-FASTEST static void analyse_fine(const TecModel *m, const Layout *l, const double *plane, double mean,
-                                 const double *gain, Stripe *s, double *out) {
-    analyse(m, l, 0, MOST_SIZE, plane, mean, gain, s, out);
+FASTEST static void analyse_fine(const TecModel *m, const Layout *l, const double *plane, const double *gain,
+                                 Stripe *s, double *out) {
+    analyse(m, l, 0, MOST_SIZE, plane, gain, s, out);
 }
 
-FASTEST static void analyse_coarse(const TecModel *m, const Layout *l, const double *plane, double mean,
-                                   const double *gain, Stripe *s, double *out) {
-    analyse(m, l, 1, MOST_SIZE / 2, plane, mean, gain, s, out);
+FASTEST static void analyse_coarse(const TecModel *m, const Layout *l, const double *plane, const double *gain,
+                                   Stripe *s, double *out) {
+    analyse(m, l, 1, MOST_SIZE / 2, plane, gain, s, out);
 }
 
 int tec_analyse(const TecModel *m, const Layout *l, int band, const double *plane, double mean, double *out) {
@@ -301,12 +321,16 @@ int tec_analyse(const TecModel *m, const Layout *l, int band, const double *plan
     int64_t stripe = (int64_t)size * size * pitch;
     const int32_t *gains = m->gains[level ? 1 + l->grids[band].kind : 0][l->cells[band].factor - 1];
     double gain[MOST_SIZE], *work = tec_room((uint64_t)stripe * 2, sizeof *work);
-    if (!work) return TEC_NO_MEMORY;
+    double *whole = fill_up(plane, l->plane_height[level], l->plane_width[level], mean, l->rows * size, l->cols * size);
+    if (!work || !whole) {
+        free(work), free(whole);
+        return TEC_NO_MEMORY;
+    }
     memset(work, 0, sizeof *work * (size_t)(2 * stripe));
     for (int u = 0; u < size; u++) gain[u] = gains[u] / 65536.0;
     Stripe s = {{work, work + stripe}, size, l->cols, pitch};
-    if (level) analyse_coarse(m, l, plane, mean, gain, &s, out);
-    else analyse_fine(m, l, plane, mean, gain, &s, out);
-    free(work);
+    if (level) analyse_coarse(m, l, whole, gain, &s, out);
+    else analyse_fine(m, l, whole, gain, &s, out);
+    free(work), free(whole);
     return TEC_OK;
 }
