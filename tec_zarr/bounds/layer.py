@@ -76,10 +76,16 @@ def code(
     data, decoded = planes.encode(
         original, valid, limits, np.array(places, np.int32), natives, order, near, learnt
     )
-    error = np.abs(np.subtract(decoded, original, dtype=np.int64))
+    differs = decoded != original
     if valid is not None:
-        error[~np.asarray(valid, bool)] = 0
-    over = [np.count_nonzero(error[:, band] > limit) for band, limit in enumerate(limits)]
+        differs &= np.asarray(valid, bool)
+    over = []
+    for band, limit in enumerate(limits):
+        wrong = differs[:, band]
+        if isinstance(limit, np.ndarray) or limit:
+            error = np.abs(np.subtract(decoded[:, band], original[:, band], dtype=np.int64))
+            wrong = wrong & (error > limit)
+        over.append(np.count_nonzero(wrong))
     if any(over):
         raise TecError(
             f"bound layer: {over} pixels of the bands of shape {original.shape} would exceed "

@@ -200,6 +200,8 @@ def exceeded(
     before, after = (np.where(known, x, x.dtype.type(0)) for x in (original, decoded))
     slack: Any = 0
     changed = bits_of(before) != bits_of(after)
+    if not limits.indices and not allowed.any():
+        return changed, ()
     if before.dtype.kind == "f":
         with np.errstate(under="ignore"):
             slack = np.spacing(np.maximum(np.abs(before), np.abs(after)))
