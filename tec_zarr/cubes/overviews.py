@@ -72,11 +72,16 @@ def levels(
     reflectance = set(chosen_variables(ds, variables, bands))
     y, x = grid_of(ds, reflectance)
     given = [] if nodata is None else np.atleast_1d(nodata).tolist()
-    out, factor = [ds], 2
-    while max(ds.sizes[y], ds.sizes[x]) > SMALLEST * factor // 2:
-        out.append(_level(ds, reflectance, (y, x), factor, given))
-        factor *= 2
-    return out
+    factors = factors_of(ds.sizes[y], ds.sizes[x])[1:]
+    return [ds, *(_level(ds, reflectance, (y, x), factor, given) for factor in factors)]
+
+
+def factors_of(*sides: int) -> list[int]:
+    """Return the pixels along each side of a cell, for every level of an image: 1, 2, 4, ..."""
+    factors = [1]
+    while max(sides) > SMALLEST * factors[-1]:
+        factors.append(2 * factors[-1])
+    return factors
 
 
 def grid_of(ds: xr.Dataset, reflectance: Iterable[str]) -> tuple[str, str]:
@@ -95,19 +100,37 @@ def _level(
     ds: xr.Dataset, reflectance: set[str], grid: tuple[str, str], factor: int, nodata: list[float]
 ) -> xr.Dataset:
     y, x = grid
-    places = {
-        d: np.minimum(np.arange(-(-ds.sizes[d] // factor)) * factor + factor // 2, ds.sizes[d] - 1)
-        for d in (y, x)
-    }
-    sampled = ds.isel(places)
     means = {n: _mean(ds[n], {y: factor, x: factor}, nodata) for n in reflectance}
-    centres = {d: (d, _centres(ds[d].values, factor), ds[d].attrs) for d in (y, x) if d in ds}
-    level = sampled.assign(means).assign_coords(centres)
+    level = placed(ds, grid, factor).assign(means)
     lazy = any(variable.chunks for variable in level.variables.values())
     return rechunk(level) if lazy else level
 
 
-def _centres(values: np.ndarray, factor: int) -> np.ndarray:
+def placed(ds: xr.Dataset, grid: tuple[str, str], factor: int) -> xr.Dataset:
+    """Return the pixels near the middle of each cell, with the coordinates of the cells.
+
+    Parameters
+    ----------
+    ds : Dataset
+        Lazy data stay lazy.
+    grid : tuple of str
+        Dimensions y and x.
+    factor : int
+        Pixels along each side of a cell.
+    """
+    if factor == 1:
+        return ds
+    places = {d: middles(ds.sizes[d], factor) for d in grid}
+    cells = {d: (d, centres(ds[d].values, factor), ds[d].attrs) for d in grid if d in ds}
+    return ds.isel(places).assign_coords(cells)
+
+
+def middles(size: int, factor: int) -> np.ndarray:
+    """Return the position of the pixel near the middle of each cell of an axis."""
+    return np.minimum(np.arange(-(-size // factor)) * factor + factor // 2, size - 1)
+
+
+def centres(values: np.ndarray, factor: int) -> np.ndarray:
     """Return the centres of cells of ``factor`` pixels of a regular axis, in the axis' units."""
     step = (values[-1] - values[0]) / max(1, values.size - 1)
     cells = np.arange(-(-values.size // factor))

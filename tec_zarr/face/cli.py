@@ -88,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
                          "reflectance)")  # fmt: skip
         _add_options(sub)
 
+    def overviews(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--overviews", action="store_true", help="write half the resolution, a "
+                         "quarter, ... too, in groups 0, 1, 2, ... with the attributes of "
+                         "GeoZarr")  # fmt: skip
+
     readable = "path of a Zarr store, NetCDF, GeoTIFF or .npz file, or of a folder of GeoTIFFs"
 
     demo = command(demo_command, "demo", "encode a cube, decode it, and show what was lost")
@@ -101,9 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("source", type=Path, metavar="IN", help=readable)
     new(encode)
     tec(encode)
-    encode.add_argument("--overviews", action="store_true",
-                        help="write half the resolution, a quarter, ... too, in groups 0, 1, 2, ..."
-                             " with the attributes of GeoZarr")  # fmt: skip
+    overviews(encode)
 
     decode = command(decode_command, "decode", "write a TEC store as plain Zarr or GeoTIFFs")
     decode.add_argument("source", type=Path, metavar="IN", help="path of a TEC store")
@@ -186,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     recompress.add_argument("--price", type=float, help="price of a core hour, for --dry-run")
     recompress.add_argument("--report", type=Path, metavar="FILE", help="write a report as JSON")
     tec(recompress)
+    overviews(recompress)
 
     lower = command(
         transcode_command, "transcode", "lower the quality of a store, or change its format"

@@ -124,6 +124,7 @@ def recompress_command(arguments: argparse.Namespace) -> int:
 
     settings = chunk_options(arguments) | {
         "zarr_format": arguments.zarr_format, "variables": arguments.variables,
+        "overviews": arguments.overviews,
     }  # fmt: skip
     if arguments.dry_run and arguments.append:
         raise UnsupportedArrayError("--dry-run estimates a whole target: leave out --append")

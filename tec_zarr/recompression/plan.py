@@ -13,7 +13,7 @@ import importlib.metadata
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -48,6 +48,7 @@ from tec_zarr.recompression.arrays import (
     tec_storage,
 )
 from tec_zarr.recompression.manifest import Done
+from tec_zarr.recompression.overviews import Coarse, Nodes, with_overviews
 from tec_zarr.recompression.settings import Settings
 from tec_zarr.stores.chunks import tec_spec
 from tec_zarr.stores.objects import (
@@ -141,6 +142,8 @@ class ArrayPlan:
 
     def source_keys(self, region: tuple[slice, ...]) -> list[str]:
         """Return the keys of the objects that a region is read from, inside the source array."""
+        if isinstance(self.source, Coarse):
+            return _object_keys(self.source.original, self.source.whole(region))
         return _object_keys(self.source, region)
 
     @property
@@ -229,9 +232,18 @@ def make_plan(
         The source is encoded with TEC already; or it is not that of the target with more dates.
     """
     template = MemoryStore()
-    nodes = list_nodes(source)
-    sources = {path: node for path, node in nodes.items() if isinstance(node, zarr.Array)}
+    nodes: Nodes = list_nodes(source)
     before = provenance(target) if append else None
+    if before is not None:
+        settings = replace(settings, overviews=before.get("overviews", False))
+    sources = {path: node for path, node in nodes.items() if isinstance(node, zarr.Array)}
+    chosen: Collection[str] = ()
+    if settings.overviews or before is None:
+        chosen = reflectance_array(sources, settings)
+    if settings.overviews:
+        nodes = with_overviews(source, nodes, chosen, settings)
+        chosen = {path for path in nodes if path.partition("/")[2] in chosen}
+        sources = {p: node for p, node in nodes.items() if not isinstance(node, zarr.Group)}
     published = None
     if before is not None:
         published = published_in(target, before, nodes, settings)
@@ -242,7 +254,7 @@ def make_plan(
             zarr.create_group(
                 template, path=path, zarr_format=settings.zarr_format, attributes=attributes
             )
-    chosen = published.coded if published else reflectance_array(sources, settings)
+    chosen = published.coded if published else chosen
     arrays = []
     for index, (path, array) in enumerate(sources.items()):
         described = describe_array(path, array, sources, settings)

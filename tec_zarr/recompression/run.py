@@ -94,7 +94,7 @@ def recompress(
         are given must be the same. Without a target, all dates are copied.
     source_options, target_options : mapping, optional
         Options of the fsspec filesystem of a URL.
-    zarr_format, chunks, shards, variables
+    zarr_format, chunks, shards, overviews, variables
         See :class:`tec_zarr.recompression.settings.Settings`.
     {options}
 

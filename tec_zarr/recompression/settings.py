@@ -23,6 +23,10 @@ class Settings(ChunkSpec):
         integers.
     zarr_format, chunks, shards
         See :func:`tec_zarr.encoding`.
+    overviews : bool
+        Whether to write the source into the group ``0``, and overviews of half the resolution, a
+        quarter, ... into ``1``, ``2``, ..., each made of the source's pixels
+        (`tec_zarr.cubes.overviews`).
     variables : sequence of str, optional
         Names or paths of the arrays that are reflectance; a single name may be a str. Default:
         arrays with a band dimension whose coordinate names Sentinel-2 bands, and arrays named like
@@ -38,6 +42,7 @@ class Settings(ChunkSpec):
     zarr_format: Literal[2, 3] = 3
     chunks: Mapping[str, int] | None = None
     shards: bool = True
+    overviews: bool = False
     variables: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +58,7 @@ class Settings(ChunkSpec):
             "zarr_format": self.zarr_format,
             "chunks": None if self.chunks is None else dict(self.chunks),
             "shards": self.shards,
+            "overviews": self.overviews,
             "variables": None if self.variables is None else list(self.variables),
         }
         return {**self.to_config(), **json.loads(json.dumps(layout, default=int))}
