@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: bench demo docs test test-matrix test-quick lint wheel-check wheels readers readers-test
+.PHONY: bench demo docs fuzz fuzz-core test test-matrix test-quick lint wheel-check wheels readers
+.PHONY: readers-test
 .PHONY: readers-test-js
 .PHONY: readers-test-gdal conformance-kit conformance golden clean
 
@@ -78,6 +79,12 @@ fuzz: $(VENV)/.test
 	$(BIN)/pip install --quiet atheris
 	$(BIN)/python tests/fuzz/run.py $(TARGET) --runs $(RUNS) --corpus build/fuzz/$(TARGET) \
 		--out benchmarks/results/fuzz.json
+	$(BIN)/python benchmarks/robustness.py --page
+
+# The same of the compiled core, with libFuzzer under sanitizers; SECONDS for each target. Needs clang.
+SECONDS ?= 60
+fuzz-core: $(VENV)/.test
+	$(BIN)/python tests/fuzz/core.py --seconds $(SECONDS) --out benchmarks/results/fuzz_core.json
 	$(BIN)/python benchmarks/robustness.py --page
 
 types: $(VENV)/.test

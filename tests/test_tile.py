@@ -192,6 +192,7 @@ def test_weights_that_cannot_be_computed_with_are_refused():
             np.zeros(shape, kind)[..., :-1],
             np.zeros(shape, np.float32),
             np.full(shape, np.nan) if kind == np.float64 else None,
+            np.full(shape, 1e200) if kind == np.float64 else None,  # squares of it are infinite
         ):
             if wrong is not None:
                 with pytest.raises(FormatError, match="file does not hold weights of tec-s2"):

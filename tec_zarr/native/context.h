@@ -113,7 +113,7 @@ static inline void encode_symbol(const Context *c, Encoder *e, int index, int32_
     int32_t high = value >> low, over = 0;
     if (high >= REACH) over = high - REACH, high = REACH;
     if (high <= -REACH) over = -REACH - high, high = -REACH;
-    const uint32_t *start = c->starts[table_of(index)] + high + REACH;
+    const uint32_t *start = c->starts[table_of(index)] + (high + REACH);
     encode_part(e, start[0], start[1] - start[0], 16);
     if (high == REACH || high == -REACH) encode_escape(e, (uint32_t)over);
     if (low) encode_bits(e, (uint32_t)value & ((1u << low) - 1), low);

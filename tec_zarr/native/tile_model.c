@@ -195,7 +195,8 @@ static int64_t size_of(int64_t x) { return x < 0 ? -x : x; }
 
 /* ---- checks and layout */
 
-static int is_finite(double x) { return x - x == 0; }
+/* Not NaN, and small enough that an encoder's sums of squares stay far below infinity. */
+static int is_usable(double x) { return x >= -16 && x <= 16; }
 
 /* 2^8 log2(2^16 / frequency), rounded. */
 static int32_t cost_of(uint32_t frequency) {
@@ -258,7 +259,7 @@ static int lay_out_transforms(TecModel *m, const uint8_t *const *data) {
         for (int i = 0; i < size * size; i++) {
             int row = i / size, column = i % size;
             double dct = real_at(data[DCT + level], i), overlap = real_at(data[OVERLAP + level], i);
-            if (!is_finite(dct) || !is_finite(overlap)) return 0;
+            if (!is_usable(dct) || !is_usable(overlap)) return 0;
             m->dct[level][row][column] = dct;
             m->dct_back[level][row][column] = whole_at(data, DCT_BACK + level, i);
             if (row >= half && column >= half) {
