@@ -90,6 +90,7 @@ def test_a_resampled_tile_is_coded_as_its_source():
     assert all(section[0] >> 5 == 7 for section in encoded.sections)
     found, checksums = decoded(model, encoded.sections, samples.shape, 5.0)
     assert checksums == encoded.latents_crc
+    np.testing.assert_array_equal(encoded.decoded, found)
     assert np.sqrt(np.mean((found - samples) ** 2)) < 100
     (rows, columns), _, _ = tile_reference.read_map(encoded.sections[0], shape)
     same = (np.diff(rows, axis=1) == 0) & (np.diff(columns, axis=1) == 0)

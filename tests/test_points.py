@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tec_zarr import ChunkSpec, UnsuitedDataWarning, decode_chunk, encode_chunk
+from tec_zarr.codec import encode
 from tec_zarr.codec.points import find_points, multiple, pack_points
 from tec_zarr.cubes import synthetic
 from tec_zarr.errors import FormatError
@@ -33,6 +34,18 @@ def with_targets(dn, height):
     for place in places:
         dn[place] += np.uint16(height)
     return dn, tuple(np.array(places).T)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_error": {"B02": 4}}])
+@pytest.mark.parametrize("model", MODELS)
+def test_points_are_sought_in_what_decoders_return(monkeypatch, model, options):
+    dn = synthetic.cube(dates=3, size=64, seed=5).values
+    dn[1, :4, :20] = 0
+    seen = []
+    monkeypatch.setattr(encode, "_points", lambda part, coded, free: seen.append(coded) or [])
+    back = decode_chunk(encode_chunk(dn, ChunkSpec(model, quality=6, **options)))
+    coded = dn != 0
+    np.testing.assert_array_equal(seen[0].decoded[coded], back[coded])
 
 
 @pytest.mark.parametrize("model", MODELS)

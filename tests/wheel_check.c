@@ -68,7 +68,7 @@ int main(int count, char **names) {
         int64_t capacity = tec_tile_capacity(head[0], head[1], head[2]);
         uint8_t *made = reserved((size_t)capacity);
         int64_t size = tec_tile_encode(model, dn, NULL, grids, head[0], head[1], head[2], head[3],
-                                       made, capacity, &checksum);
+                                       made, capacity, &checksum, NULL);
         if (size < 0) return 6;
         fwrite(&size, sizeof size, 1, out);
         fwrite(made, 1, (size_t)size, out);

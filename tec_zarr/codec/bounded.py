@@ -89,6 +89,9 @@ def code_bounded(part: Part, limits: Limits) -> Coded:
         )
     errors = _largest_errors(samples, decoded, measured)
     errors[free] = np.nan
+    whole = rest is None or rest.decoded is not None
+    if rest is not None and rest.decoded is not None:
+        decoded[:, free] = rest.decoded
     return Coded(
         sections if rest is None else rest.sections + sections,
         mask,
@@ -96,6 +99,7 @@ def code_bounded(part: Part, limits: Limits) -> Coded:
         tuple(bounds),
         tuple(errors.tolist()),
         indices,
+        decoded if whole else None,
     )
 
 

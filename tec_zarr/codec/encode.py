@@ -121,7 +121,7 @@ def encode_chunk(
 
     part = Part(samples, mask, nodata, scale, array.dtype, spec, bands)
     entry = check_gop(spec)
-    free = samples.shape[1] if limits is None else len(limits.free)
+    free = list(range(samples.shape[1]) if limits is None else limits.free)
     if free:
         coded = None if mask is None else mask.labels == 0
         suited.warn_if_unsuited(samples, coded)
@@ -156,7 +156,11 @@ def encode_chunk(
         # The bytes of a published model stay those of its reference implementation.
         if entry.number == NAMED_MODEL:
             return frame(coded)
-        return frame(replace(coded, sections=coded.sections + _points(part, frame(coded))))
+        if coded.decoded is None and any(s.kind is SectionKind.LATENTS for s in coded.sections):
+            data = frame(coded)
+            coded = replace(coded, decoded=decode_samples(data, read_frame(data)))
+        points = _points(part, coded, free)
+        return frame(replace(coded, sections=coded.sections + points))
 
     if limits is not None:
         return with_points(code_bounded(part, limits))
@@ -167,26 +171,24 @@ def encode_chunk(
     return with_points(at_quality(part, spec.quality))
 
 
-def _points(part: Part, frame: bytes) -> list[Section]:
+def _points(part: Part, coded: Coded, free: list[int]) -> list[Section]:
     """Return a section with the exact values of samples that the model missed by far.
 
-    The list is empty if there are no such samples.
+    ``free`` are the bands that the model codes. The list is empty if there are no such samples.
     """
-    parsed = read_frame(frame)
-    if not parsed.payloads(SectionKind.LATENTS):
+    if coded.decoded is None or not free:  # the model codes nothing
         return []
-    bounded = parsed.header.bounded
-    both = part.samples, decode_samples(frame, parsed)
+    both = part.samples, coded.decoded
     before, after = (to_dn(samples, part.scale, part.spec.offset) for samples in both)
-    coded = None
-    if part.mask is not None or bounded:
-        coded = part.measured
-        coded[:, bounded] = False
+    counted = None
+    if part.mask is not None or len(free) < part.samples.shape[1]:
+        counted = np.zeros(part.samples.shape, bool)
+        counted[:, free] = part.measured[:, free]
     with np.errstate(invalid="ignore", over="ignore"):  # samples not coded by the model
         errors = np.abs(np.subtract(after, before, out=after), out=after)
-    if coded is not None:
-        errors[~coded] = 0
-    places = find_points(errors, coded, parsed.header.quality)
+    if counted is not None:
+        errors[~counted] = 0
+    places = find_points(errors, counted, coded.quality)
     return [Section(SectionKind.POINTS, pack_points(places, part.samples))] if len(places) else []
 
 

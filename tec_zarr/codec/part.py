@@ -63,7 +63,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Coded:
-    """The coded sections of a chunk, and the fields of the header that describe them."""
+    """The coded sections of a chunk, and the fields of the header that describe them.
+
+    ``decoded`` (T, C, H, W) is what decoders make of the sections, if the encoder knows. Samples
+    that the mask labels mean nothing there.
+    """
 
     sections: list[Section]
     mask: Mask | None
@@ -71,6 +75,7 @@ class Coded:
     bounds: tuple[int, ...] | None = None
     errors: tuple[float, ...] | None = None
     indices: tuple[IndexBound, ...] = ()
+    decoded: np.ndarray | None = None
 
 
 def at_quality(part: Part, quality: float) -> Coded:
@@ -78,6 +83,7 @@ def at_quality(part: Part, quality: float) -> Coded:
     spec, mask = part.spec, part.mask
     quality = round(quality * QUALITY_STEPS) / QUALITY_STEPS
     sections: list[Section] = []
+    decoded: np.ndarray | None = None
     takes = find_model(spec.model).takes
     _check_work(part)
     for tile, dates in coded_tiles(part.samples.shape, mask):
@@ -92,7 +98,15 @@ def at_quality(part: Part, quality: float) -> Coded:
         options = {name: offered[name] for name in sorted(takes)}
         encoded = batching.encode(model, cube, quality, part.bands, model_slots, **options)
         sections += latents_of(encoded)
-    return Coded(sections, mask, quality)
+        if encoded.decoded is not None:
+            values = part.values(encoded.decoded)
+            if decoded is None and values.shape != part.samples.shape:
+                decoded = np.zeros(part.samples.shape, values.dtype)
+            if decoded is None:
+                decoded = values
+            else:
+                decoded[:, :, *tile][dates] = values
+    return Coded(sections, mask, quality, decoded=decoded)
 
 
 def latents_of(encoded: Encoded) -> list[Section]:

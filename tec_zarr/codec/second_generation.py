@@ -96,7 +96,7 @@ def warn_if_decoded_before(samples: np.ndarray) -> None:
         _waiting_segments = 0
         while len(_decoded) > _KEPT_SEGMENTS:
             _decoded.popitem(last=False)
-        known = sum(key in _decoded for key in prints)
+        known = sum(map(_decoded.__contains__, prints))
     if known:
         share = min(_EVERY_ROW * known / len(prints), 1)
         warnings.warn(
@@ -142,8 +142,15 @@ def _fingerprints(segments: np.ndarray) -> list[int]:
 
     A mirrored stretch has the same hash.
     """
-    with np.errstate(invalid="ignore"):  # infinities
-        distinct = 1 + np.count_nonzero(np.diff(np.sort(segments, axis=1), axis=1) > 0, axis=1)
-    some = segments[distinct >= _MIN_DISTINCT]
-    both = zip(some, some[:, ::-1], strict=True)
-    return [hash(min(one.tobytes(), other.tobytes())) for one, other in both]
+    ordered = np.sort(segments, axis=1)
+    distinct = 1 + np.count_nonzero(ordered[:, 1:] > ordered[:, :-1], axis=1)
+    some = np.ascontiguousarray(segments[distinct >= _MIN_DISTINCT])
+    bits = some.view(f"u{some.dtype.itemsize}").astype(np.uint64)
+    weights = _mixed(np.arange(1, 2 * _REACH + 2, dtype=np.uint64))
+    return (_mixed(bits @ weights) + _mixed(bits @ weights[::-1])).tolist()
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """Return uint64 of which each bit depends on all lower ones."""
+    x = (x ^ (x >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
+    return x ^ (x >> np.uint64(29))

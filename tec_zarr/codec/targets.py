@@ -55,8 +55,10 @@ def for_psnr(part: Part, psnr: float, frame: Callable[[Coded], bytes]) -> Coded:
 
     def good(quality: float) -> Coded | None:
         coded = at_quality(part, quality)
-        data = frame(coded)
-        decoded = decode_samples(data, read_frame(data))
+        decoded = coded.decoded
+        if decoded is None:
+            data = frame(coded)
+            decoded = decode_samples(data, read_frame(data))
         error = np.square(_clipped_dn(decoded, part)[measured] - wanted)
         return coded if not error.size or error.mean() <= limit else None
 

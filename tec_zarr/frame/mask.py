@@ -90,6 +90,10 @@ def find_mask(
     Mask or None
         None if no sample is labelled.
     """
+    least, most = samples.min(), samples.max()
+    apart = not any(least <= value <= most for value in nodata)
+    if apart and low <= least < most <= high:  # never with NaN
+        return None
     labels = np.zeros(samples.shape, np.uint8)
     table: list[np.generic] = []
 

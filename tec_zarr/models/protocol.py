@@ -21,10 +21,13 @@ class Encoded(NamedTuple):
         One per date.
     latents_crc : list of int
         CRC32 of the latents of each section. A decoder must decode latents with the same CRC32.
+    decoded : ndarray of int32, optional
+        DN (T, C, h, w) that the sections decode to, if the encoder knows them.
     """
 
     sections: list[bytes]
     latents_crc: list[int]
+    decoded: np.ndarray | None = None
 
 
 class Model(Protocol):

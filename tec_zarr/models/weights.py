@@ -70,12 +70,12 @@ def _is_kept(name: str) -> bool:
 
 def embedded_weights(name: str) -> Iterator[str]:
     """Yield the hashes of weights of a built-in or published model that came with a store."""
-    return _hashes(name, embedded_folder())
+    yield from _hashes(name, embedded_folder())
 
 
 def kept_hashes(name: str) -> Iterator[str]:
     """Yield the hashes of a published model's weights in the user's cache."""
-    return _hashes(name, cache_folder())
+    yield from _hashes(name, cache_folder())
 
 
 def _hashes(name: str, folder: Path) -> Iterator[str]:

@@ -333,7 +333,7 @@ static int encode_all(Job *job) {
 static int64_t encode(const TecModel *m, const int32_t *dn, const uint8_t *known, const TecGrid *grids,
                       int dates, int bands, int height, int width, int run, int layers,
                       const int32_t *qualities, uint8_t *out, int64_t capacity, int64_t *starts,
-                      int64_t *lengths, uint32_t *checksums, Collected *collected) {
+                      int64_t *lengths, uint32_t *checksums, int32_t *decoded, Collected *collected) {
     if (dates < 1 || run < 1 || layers < 1 || capacity < 0) return TEC_BAD_ARGUMENT;
     for (int i = 0; i < layers; i++)
         if (!tec_is_tile(bands, height, width, qualities[i])) return TEC_BAD_ARGUMENT;
@@ -344,6 +344,11 @@ static int64_t encode(const TecModel *m, const int32_t *dn, const uint8_t *known
                .qualities = qualities, .out = out, .capacity = capacity, .starts = starts, .lengths = lengths,
                .checksums = checksums, .collected = collected};
     status = encode_all(&job);
+    for (int i = 0; i < dates && !status && decoded; i++) {
+        const Piece *piece = &job.pieces[(layers - 1) * dates + i];
+        status = tec_decode_pixels(m, &piece->spectrum, &piece->coefficients,
+                                   decoded + (int64_t)i * bands * height * width);
+    }
     for (int i = 0; job.samples && i < dates; i++) tec_sample_end(&job.samples[i]);
     for (int i = 0; job.pieces && i < dates * layers; i++) {
         tec_sample_end(&job.pieces[i].sample);
@@ -357,9 +362,9 @@ static int64_t encode(const TecModel *m, const int32_t *dn, const uint8_t *known
 int64_t tec_series_encode(const TecModel *m, const int32_t *dn, const uint8_t *known, const TecGrid *grids,
                           int dates, int bands, int height, int width, int run, int layers,
                           const int32_t *qualities, uint8_t *out, int64_t capacity, int64_t *starts,
-                          int64_t *lengths, uint32_t *checksums) {
+                          int64_t *lengths, uint32_t *checksums, int32_t *decoded) {
     return encode(m, dn, known, grids, dates, bands, height, width, run, layers, qualities, out, capacity, starts,
-                  lengths, checksums, 0);
+                  lengths, checksums, decoded, 0);
 }
 
 int64_t tec_series_collect(const TecModel *m, const int32_t *dn, const TecGrid *grids, int dates, int bands,
@@ -375,7 +380,7 @@ int64_t tec_series_collect(const TecModel *m, const int32_t *dn, const TecGrid *
     int64_t status = TEC_NO_MEMORY;
     if (out && places && checksums)
         status = encode(m, dn, 0, grids, dates, bands, height, width, dates, layers, qualities, out, capacity, places,
-                        places + n, checksums, &collected);
+                        places + n, checksums, 0, &collected);
     free(out), free(places), free(checksums);
     return status < 0 ? status : collected.count;
 }

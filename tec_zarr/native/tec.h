@@ -40,11 +40,12 @@ int tec_tile_grids(const int32_t *dn, const uint8_t *known, int dates, int bands
                    int width, int quality, TecGrid *grids);
 
 /* Encode one date dn (bands, height, width), clipped to 2^20; `known` as above. Bands lie on at most
- * 7 different grids. Returns the length of the section: at most `capacity` bytes, for which
- * tec_tile_capacity always suffices. */
+ * 7 different grids. `decoded`, of the shape of dn, becomes what the section decodes to; it may be null.
+ * Returns the length of the section: at most `capacity` bytes, for which tec_tile_capacity always
+ * suffices. */
 int64_t tec_tile_encode(const TecModel *model, const int32_t *dn, const uint8_t *known,
                         const TecGrid *grids, int bands, int height, int width, int quality,
-                        uint8_t *section, int64_t capacity, uint32_t *checksum);
+                        uint8_t *section, int64_t capacity, uint32_t *checksum, int32_t *decoded);
 int64_t tec_tile_capacity(int bands, int height, int width);
 
 /* What the context network sees of the values of one date, for training: the components in steps, the
@@ -60,11 +61,12 @@ int64_t tec_tile_collect(const TecModel *model, const int32_t *dn, const TecGrid
 /* Encode dates dn (dates, bands, height, width) in layers of the given qualities in 1/4096, from the
  * lowest. Dates refer to one another within runs of `run` dates. Piece layer * dates + date has its
  * section at out + starts[piece], of lengths[piece] bytes, and its latents have checksums[piece].
+ * `decoded`, of the shape of dn, becomes what the last layers decode to; it may be null.
  * Returns the bytes used: at most dates * layers * (1 + tec_tile_capacity). */
 int64_t tec_series_encode(const TecModel *model, const int32_t *dn, const uint8_t *known,
                           const TecGrid *grids, int dates, int bands, int height, int width, int run,
                           int layers, const int32_t *qualities, uint8_t *out, int64_t capacity,
-                          int64_t *starts, int64_t *lengths, uint32_t *checksums);
+                          int64_t *starts, int64_t *lengths, uint32_t *checksums, int32_t *decoded);
 
 /* What the context network sees of the values of predicted pieces, for training: for each value the 28
  * inputs and the symbol. `most` is the room in values. Returns the number of values, or a negative

@@ -30,10 +30,12 @@ def _library() -> Any:
     ]  # fmt: skip
     found.tec_tile_grids.argtypes = [pointer, pointer, *[number] * 5, pointer]
     found.tec_tile_capacity.argtypes, found.tec_tile_capacity.restype = [number] * 3, large
-    found.tec_tile_encode.argtypes = [*[pointer] * 4, *[number] * 4, pointer, large, pointer]
+    found.tec_tile_encode.argtypes = [
+        *[pointer] * 4, *[number] * 4, pointer, large, pointer, pointer,
+    ]  # fmt: skip
     found.tec_tile_encode.restype = large
     found.tec_series_encode.argtypes = [
-        *[pointer] * 4, *[number] * 6, pointer, pointer, large, *[pointer] * 3,
+        *[pointer] * 4, *[number] * 6, pointer, pointer, large, *[pointer] * 4,
     ]  # fmt: skip
     found.tec_series_encode.restype = large
     found.tec_tile_collect.argtypes = [*[pointer] * 3, *[number] * 5, large, *[pointer] * 5]
@@ -137,14 +139,23 @@ class TileModel:
         return found
 
     def encode(
-        self, image: np.ndarray, known: np.ndarray | None, grids: np.ndarray, quality: float
+        self,
+        image: np.ndarray,
+        known: np.ndarray | None,
+        grids: np.ndarray,
+        quality: float,
+        decoded: np.ndarray | None = None,
     ) -> tuple[bytes, int]:
-        """Encode one date, int32 (C, h, w); return its section and the checksum of its latents."""
+        """Encode one date, int32 (C, h, w); return its section and the checksum of its latents.
+
+        ``decoded``, int32 of the same shape, becomes what the section decodes to.
+        """
         capacity = _library().tec_tile_capacity(*image.shape)
         out, checksum = np.empty(capacity, np.uint8), ctypes.c_uint32()
         length = _library().tec_tile_encode(
             self._model, core.at(image), core.at(known), core.at(grids), *image.shape,
             round(4096 * quality), core.at(out), capacity, ctypes.byref(checksum),
+            core.at(decoded),
         )  # fmt: skip
         _check(length, "a tile")
         return out[:length].tobytes(), checksum.value
@@ -156,6 +167,7 @@ class TileModel:
         grids: np.ndarray,
         qualities: Sequence[float],
         run: int,
+        decoded: np.ndarray | None = None,
     ) -> list[list[tuple[bytes, int]]]:
         """Encode the dates of a tile in layers, each predicted from others.
 
@@ -171,6 +183,8 @@ class TileModel:
             Of the layers, from the lowest.
         run : int
             Dates refer to one another within runs of so many dates.
+        decoded : ndarray of int32, optional
+            Of the shape of the cube. Becomes what the last layers decode to.
 
         Returns
         -------
@@ -186,7 +200,7 @@ class TileModel:
         status = _library().tec_series_encode(
             self._model, core.at(cube), core.at(known), core.at(grids), *cube.shape, run, layers,
             core.at(levels), core.at(out), capacity, core.at(starts), core.at(lengths),
-            core.at(checksums),
+            core.at(checksums), core.at(decoded),
         )  # fmt: skip
         _check(status, "a series")
         pieces = [

@@ -164,7 +164,7 @@ int64_t tec_encode_plain(const TecModel *m, const Layout *layout, const double *
 
 int64_t tec_tile_encode(const TecModel *m, const int32_t *dn, const uint8_t *known, const TecGrid *grids,
                         int bands, int height, int width, int quality, uint8_t *section,
-                        int64_t capacity, uint32_t *checksum) {
+                        int64_t capacity, uint32_t *checksum, int32_t *decoded) {
     if (!tec_is_tile(bands, height, width, quality) || capacity < 0) return TEC_BAD_ARGUMENT;
     Layout l;
     Spectrum s;
@@ -173,9 +173,16 @@ int64_t tec_tile_encode(const TecModel *m, const int32_t *dn, const uint8_t *kno
     double means[MOST_BANDS];
     double *planes = tec_room((uint64_t)bands * (uint64_t)l.plane_height[0] * (uint64_t)l.plane_width[0], sizeof *planes);
     status = planes ? tec_planes_of(&l, dn, known, planes, means) : TEC_NO_MEMORY;
+    Coefficients coefficients = {.block = 0};
     if (!status)
-        status = tec_encode_plain(m, &l, planes, means, quality, section, capacity, &s, 0, checksum);
+        status = tec_encode_plain(m, &l, planes, means, quality, section, capacity, &s,
+                                  decoded ? &coefficients : 0, checksum);
     free(planes);
+    if (status >= 0 && decoded) {
+        int made = tec_decode_pixels(m, &s, &coefficients, decoded);
+        if (made) status = made;
+    }
+    free(coefficients.block);
     return status;
 }
 

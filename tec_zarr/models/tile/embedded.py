@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tec_zarr.errors import UnsupportedArrayError
+from tec_zarr.grids import Nearest
 from tec_zarr.models.protocol import Encoded, Model
 from tec_zarr.models.tile.mapped import map_of, write_map
 from tec_zarr.models.tokens import FlexSection, layer_qualities
@@ -27,18 +28,29 @@ _BITS_OF_ERROR = 8.0
 
 _QUALITY_STEPS = 4096
 
+_MOST_DN = 1 << 20
+"""DN that the models code lie within this."""
+
 
 class _Prepared(NamedTuple):
     """Whole DN (T, C, h, w), the measured samples, and the grids of the bands.
 
-    ``head`` is the map that a section begins with, if the tile has one; then the DN are those of
-    its source.
+    If the tile has a map, the DN are those of its source, and a section begins with ``head``.
     """
 
     cube: np.ndarray
     known: np.ndarray | None
     grids: np.ndarray
-    head: bytes
+    nearest: Nearest | None
+    shape: tuple[int, int]
+
+    @property
+    def head(self) -> bytes:
+        return b"" if self.nearest is None else write_map(self.nearest)
+
+    def decoded(self, dn: np.ndarray) -> np.ndarray:
+        """Return the DN of the tile that the decoded ``dn`` (T, C, h, w) stand for."""
+        return dn if self.nearest is None else self.nearest.gather(dn, self.shape)
 
 
 class _Embedded(Model):
@@ -55,15 +67,17 @@ class _Embedded(Model):
                 f"{self.name} takes 1 to {MOST_BANDS} bands, not the {cube.shape[1]} of a chunk of "
                 f"shape {cube.shape}: split them into several arrays"
             )
-        whole = np.clip(np.rint(cube), -(1 << 20), 1 << 20).astype(np.int32, order="C")
+        rounded = np.rint(cube)
+        whole = np.clip(rounded, -_MOST_DN, _MOST_DN, out=rounded).astype(np.int32, order="C")
         known = None if known is None else np.ascontiguousarray(known)
+        shape = cube.shape[2], cube.shape[3]
         grids, step = self.core.grids(whole, known, quality), step_of(quality)
         found = map_of(whole, known, grids[:, 1], step)
         if found is None:
-            return _Prepared(whole, known, grids, b"")
-        head = write_map(found.worth(step**2 / _BITS_OF_ERROR))
+            return _Prepared(whole, known, grids, None, shape)
+        nearest = found.worth(step**2 / _BITS_OF_ERROR)
         grids = self.core.grids(found.source, found.known, quality)
-        return _Prepared(found.source, found.known, grids, head)
+        return _Prepared(found.source, found.known, grids, nearest, shape)
 
 
 class TecS2(_Embedded):
@@ -80,13 +94,19 @@ class TecS2(_Embedded):
     ) -> Encoded:
         """Encode finite float32 DN (T, C, h, w); `known`, bool, marks measured samples."""
         tile = self._prepared(cube, known, quality)
+        head, dn = tile.head, np.empty_like(tile.cube)
         dates = [
             self.core.encode(
-                image, None if tile.known is None else tile.known[date], tile.grids, quality
+                image,
+                None if tile.known is None else tile.known[date],
+                tile.grids,
+                quality,
+                dn[date],
             )
             for date, image in enumerate(tile.cube)
         ]
-        return Encoded([tile.head + data for data, _ in dates], [checksum for _, checksum in dates])
+        sections, checksums = [head + data for data, _ in dates], [check for _, check in dates]
+        return Encoded(sections, checksums, tile.decoded(dn))
 
 
 class TecTtS2(_Embedded):
@@ -108,11 +128,12 @@ class TecTtS2(_Embedded):
         one another only within runs of that many dates.
         """
         tile = self._prepared(cube, known, quality)
+        head, dn = tile.head, np.empty_like(tile.cube)
         (dates,) = self.core.encode_series(
-            tile.cube, tile.known, tile.grids, [quality], gop or len(cube)
+            tile.cube, tile.known, tile.grids, [quality], gop or len(cube), dn
         )
-        sections = [with_map(data, tile.head) for data, _ in dates]
-        return Encoded(sections, [checksum for _, checksum in dates])
+        sections, checksums = [with_map(data, head) for data, _ in dates], [c for _, c in dates]
+        return Encoded(sections, checksums, tile.decoded(dn))
 
 
 class TecFlexS2(_Embedded):
@@ -132,18 +153,20 @@ class TecFlexS2(_Embedded):
         """Encode as `TecTtS2.encode` does, in layers 2.5 qualities apart."""
         qualities = layer_qualities(quality)
         tile = self._prepared(cube, known, quality)
+        before, dn = tile.head, np.empty_like(tile.cube)
         layers = self.core.encode_series(
-            tile.cube, tile.known, tile.grids, qualities, gop or len(cube)
+            tile.cube, tile.known, tile.grids, qualities, gop or len(cube), dn
         )
         head = round(_QUALITY_STEPS * qualities[0]).to_bytes(2, "little")
         dates = []
         for pieces in zip(*layers, strict=True):
             groups = (
-                (checksum & 0xFFFF).to_bytes(2, "little") + with_map(data, tile.head)
+                (checksum & 0xFFFF).to_bytes(2, "little") + with_map(data, before)
                 for data, checksum in pieces
             )
             dates.append(FlexSection(1, head, tuple(groups)))
-        return Encoded([d.to_bytes() for d in dates], [d.check() for d in dates])
+        sections, checksums = [d.to_bytes() for d in dates], [d.check() for d in dates]
+        return Encoded(sections, checksums, tile.decoded(dn))
 
 
 def with_map(section: bytes, head: bytes) -> bytes:
