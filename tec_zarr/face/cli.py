@@ -93,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
                          "quarter, ... too, in groups 0, 1, 2, ... with the attributes of "
                          "GeoZarr")  # fmt: skip
 
+    def item(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--stac-item", type=Path, metavar="FILE", help="write a STAC item of the "
+                         "finished store to FILE")  # fmt: skip
+
     readable = "path of a Zarr store, NetCDF, GeoTIFF or .npz file, or of a folder of GeoTIFFs"
 
     demo = command(demo_command, "demo", "encode a cube, decode it, and show what was lost")
@@ -107,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     new(encode)
     tec(encode)
     overviews(encode)
+    item(encode)
 
     decode = command(decode_command, "decode", "write a TEC store as plain Zarr or GeoTIFFs")
     decode.add_argument("source", type=Path, metavar="IN", help="path of a TEC store")
@@ -164,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
                       "pixels (default: what metadata and pixels say)")  # fmt: skip
     stac.add_argument("--append", action="store_true",
                       help="append later dates to OUT, with its options")  # fmt: skip
+    item(stac)
     _add_options(stac, without=("bands", "offset"))
 
     recompress = command(recompress_command, "recompress", "copy a whole Zarr archive to TEC")
@@ -190,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     recompress.add_argument("--report", type=Path, metavar="FILE", help="write a report as JSON")
     tec(recompress)
     overviews(recompress)
+    item(recompress)
 
     lower = command(
         transcode_command, "transcode", "lower the quality of a store, or change its format"

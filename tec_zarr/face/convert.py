@@ -48,6 +48,7 @@ def encode_command(arguments: argparse.Namespace) -> None:
                     zarr_format=arguments.zarr_format)  # fmt: skip
             if arguments.max_error is not None:
                 record(target)
+    _item(arguments)
     print_arrays(stored_arrays(arguments.target))
 
 
@@ -178,6 +179,8 @@ def recompress_command(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("tec-zarr: repeat the command to continue", file=sys.stderr)
             raise
+    if report.complete:
+        _item(arguments)
     if arguments.report:
         arguments.report.write_text(json.dumps(report.to_json(), indent=1))
     if arguments.append and not report.regions:
@@ -216,7 +219,16 @@ def from_stac_command(arguments: argparse.Namespace) -> None:
         loader=arguments.loader, offset=offset, append_dates=arguments.append, **options,
     )))  # fmt: skip
     print(f"{stores[0].attrs['history']}\n{stores[0].sizes['time']} dates in {arguments.target}\n")
+    _item(arguments)
     print_arrays(stored_arrays(arguments.target))
+
+
+def _item(arguments: argparse.Namespace) -> None:
+    """Write the STAC item of the store, if one is asked for."""
+    if arguments.stac_item:
+        from tec_zarr.stac.item import write_item
+
+        write_item(arguments.target, arguments.stac_item)
 
 
 def _out(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[Path]:
