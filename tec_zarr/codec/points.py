@@ -33,6 +33,9 @@ _REACH, _OWN = 4, 1
 """The neighbourhood of a sample: 9 x 9 pixels of its band without the 3 x 3 in the middle. A target
 spreads over the 3 x 3."""
 
+_AT_ONCE = 2**12
+"""Samples whose neighbourhoods are looked at together, so that they take little memory."""
+
 _ROUNDS = 4
 """Most rounds of the search. Each round leaves the samples found so far out of the RMS error. The
 search ends when a round finds no more samples."""
@@ -72,7 +75,8 @@ def find_points(errors: np.ndarray, coded: np.ndarray | None, quality: float) ->
         left = max(energy - float(np.square(values).sum()), 0.0)
         rms = max(math.sqrt(left / max(count - len(places), 1)), _LEAST_RMS)
         far = np.flatnonzero(errors.reshape(-1) > factor * rms)
-        found = far[_beyond_neighbours(errors, coded, far, factor)]
+        parts = np.split(far, range(_AT_ONCE, len(far), _AT_ONCE))
+        found = far[np.concatenate([_far_out(errors, coded, part, factor) for part in parts])]
         if len(found) == len(places):
             break
         places, values = found, errors.reshape(-1)[found].astype(np.float64)
@@ -80,20 +84,19 @@ def find_points(errors: np.ndarray, coded: np.ndarray | None, quality: float) ->
     return np.sort(((date * h + y) * w + x) * c + band)
 
 
-def _beyond_neighbours(
+def _far_out(
     errors: np.ndarray, coded: np.ndarray | None, places: np.ndarray, factor: float
 ) -> np.ndarray:
     """Return whether the errors at ``places`` exceed ``factor`` times the RMS around them, (n,)."""
     date, band, row, column = np.unravel_index(places, errors.shape)
     height, width = errors.shape[2:]
-    energy, count = np.zeros(len(places)), np.zeros(len(places))
-    around = range(-_REACH, _REACH + 1)
-    for dy, dx in ((i, j) for i in around for j in around if max(abs(i), abs(j)) > _OWN):
-        y, x = row + dy, column + dx
-        there = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        at = date[there], band[there], y[there], x[there]
-        energy[there] += errors[at].astype(np.float64) ** 2
-        count[there] += 1 if coded is None else coded[at]
+    down, right = np.indices((2 * _REACH + 1,) * 2).reshape(2, -1, 1) - _REACH
+    around = np.maximum(abs(down), abs(right))[:, 0] > _OWN
+    y, x = row + down[around], column + right[around]
+    there = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    at = date, band, y.clip(0, height - 1), x.clip(0, width - 1)
+    energy = (np.where(there, errors[at], 0).astype(np.float64) ** 2).sum(axis=0)
+    count = np.count_nonzero(there if coded is None else there & coded[at], axis=0)
     own = errors[date, band, row, column].astype(np.float64)
     return own > factor * np.sqrt(energy / np.maximum(count, 1))
 
