@@ -1,26 +1,22 @@
 """Cloud inpainting: what is hidden, against what it was, on real dates and on AllClear.
 
+    pip install 'tec_zarr[benchmarks]'
     python benchmarks/inpainting.py [--data DIR] [--out DIR]
     python benchmarks/inpainting.py --cost
     python benchmarks/inpainting.py --page
-    python benchmarks/inpainting.py --allclear test_tx3_s2-s1_100pct_1proi.json [--root DIR]
+    python benchmarks/inpainting.py --allclear LISTING.json [--root DIR]
 
-The first lays clouds over each date of the evaluation series in turn and compares what the
-methods put under them with what was there: PSNR, SSIM, mean absolute error and spectral angle of
-the masked pixels (:mod:`tec_zarr.metrics`), and the share of truths in the 90 % intervals. A
-method that has nothing for a date (`previous` for the first) has no row of it; pixels that one
-of the others has nothing for are left out for all. The cubes come without scene classes, so that
-cloud shapes are drawn: a Gaussian field whose spectrum falls as k^(-5/3), as that of cloud fields
-does (Cahalan and Joseph 1989; sizes then follow the power law of Wood and Field 2011), above the
-level that gives the share. Other dates are clear, and once more with clouds of their own.
+The first hides dates of the evaluation cubes and of dense series (`gap_cases`) and compares what
+the methods of the package and those that people use (`gap_rivals`) put there with what was there:
+PSNR, SSIM, mean absolute error and spectral angle of the hidden pixels (:mod:`tec_zarr.metrics`),
+the mean absolute error of NDVI, and the share of truths in the 90 % intervals. A method that has
+nothing for a date (`previous` for the first) has no row of it; pixels that one of the others has
+nothing for are left out for all.
 
 ``--cost`` measures time and memory on a cube of 20 dates, 12 bands and 512 x 512 pixels.
+``--allclear`` takes a listing of AllClear or a selection of it (`allclear`).
 ``--page`` writes ``docs/inpainting.md`` from ``inpainting.txt`` and the results; the others do
 it too.
-
-AllClear (arXiv 2410.23891): its JSON lists samples of three images and a clear target; images are
-centre-cropped, clipped to 0-10,000 and divided by that; scores are taken where the target is
-clear. Its own "SAM" is the angle between columns of pixels, not between spectra: both are given.
 """
 
 from __future__ import annotations
@@ -30,146 +26,154 @@ import datetime
 import json
 import os
 import time
+import tracemalloc
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from environment import DATA, ROOT, commit, environment, scenes
+from allclear import allclear
+from environment import DATA, ROOT, commit, environment
+from gap_cases import CLOUDY, HELD_OUT, Case, clouds, dense, seasonal
+from gap_rivals import RIVALS
 
 from tec_zarr import metrics
 from tec_zarr.cubes import synthetic
 from tec_zarr.inpaint.clouds import METHODS, NothingClearWarning, inpaint_clouds
 
-SHARES = (0.1, 0.3, 0.5, 0.7, 1.0)
-SHAPES = 1
-"""Cloud fields laid over every date."""
-CLOUDY, CLOUDY_SHARES = 0.3, (0.3, 1.0)
-"""Share of the other dates that is hidden in the second part, and shares that it is done for."""
-BASELINES = ("linear", "previous", "median")
+DEFAULT = METHODS[0]
 RESULTS = Path(__file__).parent / "results"
 TEMPLATE, PAGE = Path(__file__).with_suffix(".txt"), ROOT / "docs" / "inpainting.md"
-
-
-def clouds(height: int, width: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Cloud mask (height, width) that covers ``share`` of the image."""
-    noise = np.fft.rfft2(rng.standard_normal((height, width)))
-    y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
-    k = np.hypot(y, x)
-    k[0, 0] = np.inf
-    field = np.fft.irfft2(noise * k ** (-(5 / 3 + 1) / 2), s=(height, width))
-    return (
-        field >= np.quantile(field, 1 - share)
-        if 0 < share < 1
-        else np.full_like(field, share, bool)
-    )
+NEAR_DB, NEAR_DEGREES = 0.2, 0.2
+"""How far the default may be behind the best other method of a row."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of one method on one date under one cloud field. Errors in DN, SAM in degrees.
+    """Scores of one method on one date. Errors in DN, SAM in degrees.
 
-    ``cloudy`` is the share of other dates that is hidden, ``shape`` the number of the cloud field,
-    ``scored`` the share of masked samples that is scored, ``inside`` that of truths in intervals.
+    ``scored`` is the share of hidden samples that is scored, ``inside`` that of truths in
+    intervals, ``seconds`` CPU time.
     """
 
-    scene: str
-    cloudy: float
-    share: float
+    part: str
+    row: str
+    series: str
+    case: int
     date: int
-    shape: int
     method: str
     scored: float
     psnr: float
     ssim: float
     mae: float
     sam: float
+    ndvi: float
     inside: float
     half_width: float
     seconds: float
 
 
-def measure(dn: np.ndarray, scene: str, methods: Sequence[str], shares: Sequence[float],
-            shapes: int = SHAPES, cloudy: float = 0.0, dates: Sequence[int] | None = None,
-            ) -> Iterator[Row]:  # fmt: skip
-    """Rows of all methods on dates (all by default) of (time, band, y, x) uint16."""
-    cube = xr.DataArray(dn, dims=("time", "band", "y", "x"))
-    rng = np.random.default_rng(0)
-    for share in shares:
-        for date in range(len(dn)) if dates is None else dates:
-            for shape in range(1 if share == 1 and not cloudy else shapes):
-                cover = np.stack([clouds(*dn.shape[2:], cloudy, rng) for _ in dn])
-                cover[date] = clouds(*dn.shape[2:], share, rng)
-                mask = xr.DataArray(cover, dims=("time", "y", "x"))
-                case = {"scene": scene, "cloudy": cloudy, "share": share, "date": date,
-                        "shape": shape}  # fmt: skip
-                yield from _scores(cube, mask, methods, case)
-
-
-def _scores(cube: xr.DataArray, mask: xr.DataArray, methods: Sequence[str],
-            case: dict[str, Any]) -> Iterator[Row]:  # fmt: skip
-    date = case["date"]
-    truth = cube.values[date].astype(float)
-    where = masked = np.broadcast_to(mask.values[date] & (truth != 0).all(0), truth.shape)
+def measure(case: Case, number: int, methods: Sequence[str]) -> Iterator[Row]:
+    """Rows of all methods that have something for the date of a case."""
+    truth = case.cube.values[case.date].astype(float)
+    where = hidden = np.broadcast_to(case.scored, truth.shape)
+    if not hidden.any():
+        return
     found: dict[str, tuple[np.ndarray, np.ndarray, float]] = {}
     for method in methods:
         start = time.process_time()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NothingClearWarning)
-            out = inpaint_clouds(cube, mask, method=method, return_uncertainty=True)
+        guess, width = estimate(case, method)
         seconds = time.process_time() - start
-        guess, width = (da.values[date].astype(float) for da in out)
-        if (there := (guess != 0)[masked]).any():
-            found[method] = guess, width, seconds
-            where = where & (guess != 0) if there.mean() > 0.5 else where
+        there = np.isfinite(guess)
+        if there[hidden].mean() > 0.5:
+            found[method] = np.where(there, guess, 0), width, seconds
+            where = where & there
+    red, infrared = (case.bands.index(b) if b in case.bands else None for b in ("B04", "B08"))
     for method, (guess, width, seconds) in found.items():
         error = np.abs(truth - guess)
         known = where & np.isfinite(width)
+        ndvi = np.nan
+        if red is not None and infrared is not None:
+            ndvi = float(np.abs(_ndvi(truth, red, infrared) - _ndvi(guess, red, infrared))[
+                where.all(0)].mean())  # fmt: skip
         yield Row(
-            **case, method=method, scored=float(where.sum() / masked.sum()),
-            psnr=metrics.psnr(truth, guess, where),
-            ssim=float(np.nanmean(metrics.ssim(truth, guess, where))),
-            mae=float(error[where].mean()), sam=metrics.sam(truth, guess, where),
+            case.part, case.row, case.series, number, case.date, method,
+            scored=float(where.sum() / hidden.sum()),
+            psnr=metrics.psnr(truth, guess, where), ssim=_ssim(truth, guess, where),
+            mae=float(error[where].mean()), sam=metrics.sam(truth, guess, where), ndvi=ndvi,
             inside=float((error <= width)[known].mean()) if known.any() else np.nan,
             half_width=float(width[known].mean()) if known.any() else np.nan, seconds=seconds,
         )  # fmt: skip
 
 
+def estimate(case: Case, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """The date (C, H, W) in DN and half widths of its intervals; NaN where there is nothing."""
+    if method in METHODS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingClearWarning)
+            out = inpaint_clouds(case.cube, case.mask, method=method, return_uncertainty=True)
+        guess, width = (da.values[case.date].astype(float) for da in out)
+        return np.where(guess == 0, np.nan, guess), width
+    dated = "time" in case.cube.coords
+    guess = RIVALS[method](*case.seen(), case.date, dated).astype(float)
+    return guess, np.full(guess.shape, np.nan)
+
+
+def _ndvi(spectra: np.ndarray, red: int, infrared: int) -> np.ndarray:
+    positive = np.maximum(spectra, 1)  # smoothers go below zero
+    return (positive[infrared] - positive[red]) / (positive[infrared] + positive[red])
+
+
+def _ssim(truth: np.ndarray, guess: np.ndarray, where: np.ndarray) -> float:
+    bands = metrics.ssim(truth, guess, where)
+    return float(np.nanmean(bands)) if np.isfinite(bands).any() else np.nan
+
+
+def peaks(case: Case, methods: Sequence[str]) -> dict[str, float]:
+    """Most memory (MiB) that NumPy and Python held at once in a case, by method."""
+    found = {}
+    for method in methods:
+        tracemalloc.start()
+        estimate(case, method)
+        found[method] = tracemalloc.get_traced_memory()[1] / 2**20
+        tracemalloc.stop()
+    return found
+
+
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Means over scenes, dates and cloud fields; of methods that look around, also by how much
-    they are ahead of each baseline (dB, degrees) on the dates that both have.
+    """Means over series and dates; of the default, also by how much it is ahead of each other
+    method (dB, degrees) on the dates that both have.
     """
     table = []
-    for key in dict.fromkeys((r.cloudy, r.share, r.method) for r in rows):
-        mine = [r for r in rows if (r.cloudy, r.share, r.method) == key]
-        line: dict[str, Any] = {**dict(zip(("cloudy", "share", "method"), key, strict=True)),
-                                "rows": len(mine)}  # fmt: skip
-        for name in ("psnr", "ssim", "mae", "sam", "inside", "half_width", "seconds"):
+    for key in dict.fromkeys((r.part, r.row, r.method) for r in rows):
+        mine = [r for r in rows if (r.part, r.row, r.method) == key]
+        line: dict[str, Any] = {**dict(zip(("part", "row", "method"), key, strict=True)),
+                                "dates": len(mine)}  # fmt: skip
+        for name in ("psnr", "ssim", "mae", "sam", "ndvi", "inside", "half_width", "seconds"):
             line[name] = _mean(getattr(r, name) for r in mine)
-        line["inside_least"], line["inside_most"] = (
-            round(float(pick([r.inside for r in mine])), 4) for pick in (np.nanmin, np.nanmax)
-        )
-        if key[2] not in BASELINES:
-            line["ahead"] = {m: _ahead(rows, mine, m) for m in BASELINES}
+        inside = np.array([r.inside for r in mine if np.isfinite(r.inside)])
+        if len(inside):
+            line["inside_least"] = round(float(inside.min()), 4)
+            line["over_70"] = round(float((inside >= 0.7).mean()), 4)
+        if key[2] == DEFAULT:
+            others = dict.fromkeys(r.method for r in rows if r.method != DEFAULT)
+            ahead = {m: _ahead(rows, mine, m) for m in others}
+            line["ahead"] = {m: one for m, one in ahead.items() if one["dates"]}
         table.append(line)
     return table
 
 
-def _ahead(rows: Sequence[Row], mine: Sequence[Row], baseline: str) -> dict[str, float]:
-    theirs = {_case(r): r for r in rows if r.method == baseline}
-    pairs = [(r, theirs[_case(r)]) for r in mine if _case(r) in theirs]
+def _ahead(rows: Sequence[Row], mine: Sequence[Row], other: str) -> dict[str, float]:
+    theirs = {r.case: r for r in rows if r.method == other}
+    pairs = [(r, theirs[r.case]) for r in mine if r.case in theirs]
     return {
         "psnr": _mean(a.psnr - b.psnr for a, b in pairs),
         "sam": _mean(b.sam - a.sam for a, b in pairs),
-        "rows": len(pairs),
+        "dates": len(pairs),
     }
-
-
-def _case(row: Row) -> tuple:
-    return row.scene, row.cloudy, row.share, row.date, row.shape
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -206,123 +210,6 @@ def _resident(name: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
-# ---- AllClear
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One of AllClear: inputs (T, 13, H, W) and target (13, H, W) DN, clipped to 0-10,000; where
-    they are cloud or shadow (T, H, W), (H, W); days (T,) from the target.
-    """
-
-    name: str
-    inputs: np.ndarray
-    hidden: np.ndarray
-    target: np.ndarray
-    target_hidden: np.ndarray
-    days: np.ndarray
-
-
-def allclear_samples(listing: Path, root: Path | None, size: int = 256) -> Iterator[Sample]:
-    """Samples of a listing, one after the other.
-
-    Parameters
-    ----------
-    listing : Path
-        AllClear's JSON: by number, ``s2_toa`` and ``target`` as lists of [time, path].
-    root : Path, optional
-        Folder that replaces what comes before ``roi...`` in the paths.
-    """
-    for name, entry in json.loads(listing.read_text()).items():
-        when, images, covers = [], [], []
-        for stamp, path in [*sorted(entry["s2_toa"]), *entry["target"][:1]]:
-            file = _place(path, root)
-            when.append(datetime.datetime.fromisoformat(stamp))
-            image = np.nan_to_num(_crop(file, range(1, 14), size), nan=0)
-            images.append(image.clip(0, 10_000))
-            mask = _crop(Path(str(file).replace("s2_toa", "cld_shdw")), (2, 5), size)
-            covers.append((np.nan_to_num(mask, nan=1) > 0).any(0))
-        days = np.array([(t - when[-1]).total_seconds() / 86_400 for t in when])
-        yield Sample(name, np.stack(images[:-1]), np.stack(covers[:-1]), images[-1], covers[-1],
-                     days[:-1])  # fmt: skip
-
-
-def _place(path: str, root: Path | None) -> Path:
-    parts = Path(path).parts
-    first = next((i for i, part in enumerate(parts) if part.startswith("roi")), 0)
-    return Path(path) if root is None else root.joinpath(*parts[first:])
-
-
-def _crop(file: Path, channels: Sequence[int], size: int) -> np.ndarray:
-    import rasterio
-    from rasterio.windows import Window
-
-    with rasterio.open(file) as source:
-        left, top = source.width // 2 - size // 2, source.height // 2 - size // 2
-        window = Window(left, top, size, size)
-        return source.read(list(channels), window=window).astype(np.float32)
-
-
-def allclear_estimate(sample: Sample, method: str) -> np.ndarray:
-    """The target (13, H, W) DN from the inputs; 0 where no input is clear.
-
-    The target date goes in between the inputs by its time and is hidden as a whole.
-    """
-    order = np.argsort(np.append(sample.days, 0.0), kind="stable")
-    place = int(np.flatnonzero(order == len(sample.days))[0])
-    cube = np.concatenate([sample.inputs, np.zeros_like(sample.target)[None]])[order]
-    hidden = np.concatenate([sample.hidden, np.ones_like(sample.target_hidden)[None]])[order]
-    start = np.datetime64("2022-01-01T00:00:00", "ns")
-    seconds = (np.append(sample.days, 0.0)[order] * 86_400).round().astype("timedelta64[s]")
-    seconds += np.arange(len(seconds))  # two orbits of one day stay apart
-    da = xr.DataArray(
-        np.where(cube > 0, cube, 1).astype(np.uint16), {"time": start + seconds},
-        ("time", "band", "y", "x"),
-    )  # fmt: skip
-    filled = inpaint_clouds(da, xr.DataArray(hidden, dims=("time", "y", "x")), method=method)
-    return filled.values[place].astype(np.float64)
-
-
-def allclear_scores(guess: np.ndarray, target: np.ndarray, hidden: np.ndarray) -> dict[str, float]:
-    """AllClear's scores of (13, H, W) DN where the target is clear, and the spectral angle."""
-    clear = np.broadcast_to(~hidden, target.shape)
-    x, y = guess / 10_000, target / 10_000
-    squared = ((x - y) ** 2)[clear].mean()
-    return {
-        "psnr": float(-10 * np.log10(squared)),
-        "ssim": _masked_ssim(guess, target, clear),
-        "mae": float(np.abs(x - y)[clear].mean()),
-        "rmse": float(np.sqrt(squared)),
-        "sam_as_published": _angle(np.where(clear, x, np.nan), np.where(clear, y, np.nan), axis=1),
-        "sam": metrics.sam(target, guess, clear),
-    }
-
-
-def _masked_ssim(guess: np.ndarray, target: np.ndarray, clear: np.ndarray) -> float:
-    """With both images zero where the target is not clear, as AllClear has it."""
-    return float(metrics.ssim(np.where(clear, target, 0), np.where(clear, guess, 0)).mean())
-
-
-def _angle(x: np.ndarray, y: np.ndarray, axis: int) -> float:
-    dot, a, b = (np.nansum(v, axis) for v in (x * y, x * x, y * y))
-    norm = np.sqrt(a * b)
-    cosine = np.clip(dot[norm > 0] / norm[norm > 0], -1, 1)
-    return float(np.degrees(np.arccos(cosine)).mean())
-
-
-def allclear(listing: Path, root: Path | None, methods: Sequence[str]) -> dict[str, dict]:
-    """Mean scores of the methods over a listing."""
-    scores: dict[str, list[dict[str, float]]] = {m: [] for m in methods}
-    for sample in allclear_samples(listing, root):
-        for method in methods:
-            guess = allclear_estimate(sample, method)
-            scores[method].append(allclear_scores(guess, sample.target, sample.target_hidden))
-    return {
-        method: {k: float(np.nanmean([one[k] for one in rows])) for k in rows[0]}
-        for method, rows in scores.items()
-    }
-
-
 # ---- page
 
 
@@ -331,66 +218,82 @@ def page() -> str:
     results = json.loads((RESULTS / "inpainting.json").read_text())
     spent = json.loads((RESULTS / "inpainting_cost.json").read_text())
     lines = results["summary"]
-    of = {(line["cloudy"], line["share"], line["method"]): line for line in lines}
-    cases = list(dict.fromkeys((line["cloudy"], line["share"]) for line in lines))
+    of = {(line["part"], line["row"], line["method"]): line for line in lines}
+    cases = list(dict.fromkeys((line["part"], line["row"]) for line in lines))
+    methods = [m for m in (*METHODS, *RIVALS) if any(line["method"] == m for line in lines)]
+    ours = {case: of[(*case, DEFAULT)] for case in cases}
+
+    def table(cell: Callable[[dict[str, Any]], str], names: Sequence[str] = methods) -> str:
+        return _table(
+            ("series", "hidden", *names),
+            [(*case, *(cell(of[(*case, m)]) if (*case, m) in of else "-" for m in names))
+             for case in cases],
+        )  # fmt: skip
+
+    one_date = "gap of 1 date"
     fields = {
-        "scores": _table(
-            ("share hidden", *METHODS),
-            [(_named(*case), *(_both(of.get((*case, m))) for m in METHODS)) for case in cases],
-        ),
+        "scores": table(lambda line: f"{line['psnr']:.1f} / {line['sam']:.1f}"),
+        "looks": table(lambda line: f"{line['ssim']:.2f} / {line['ndvi']:.3f}"),
         "ahead": _table(
-            ("share hidden", "dB", "degrees"),
-            [(_named(*case), *(_least(of[(*case, METHODS[0])], k) for k in ("psnr", "sam")))
-             for case in cases],
+            ("series", "hidden", "dB", "degrees"),
+            [(*case, *(_least(line, k) for k in ("psnr", "sam"))) for case, line in ours.items()],
         ),
-        "behind": _behind({case: of[(*case, METHODS[0])] for case in cases}),
+        "behind": _behind(ours),
         "inside": _table(
-            ("share hidden", *METHODS, "single dates, regression"),
-            [(_named(*case), *(f"{of[(*case, m)]['inside']:.0%}" for m in METHODS),
-              "{inside_least:.0%} to {inside_most:.0%}".format(**of[(*case, "regression")]))
-             for case in cases],
+            ("series", "hidden", *METHODS, "least of single dates", "dates with 70% or more"),
+            [(*case, *(f"{of[(*case, m)]['inside']:.0%}" if (*case, m) in of else "-"
+                       for m in METHODS),
+              "{inside_least:.0%} | {over_70:.0%}".format(**line)) for case, line in ours.items()],
         ),
-        "shapes": 1 + max(row["shape"] for row in results["rows"]),
-        "cloudy": f"{max(case[0] for case in cases):.0%}",
+        "over_70": f"{_over_70(results['rows']):.0%}",
+        "costs": _table(
+            ("method", "s, seasonal date", "s, date of a dense series", "MiB, seasonal date"),
+            [(m, *(_seconds(of.get((*case, m))) for case in
+                   (("seasonal", "30% hidden"), ("all dates", one_date))),
+              f"{results['peak_mib'][m]:.0f}") for m in methods],
+        ),
+        "held_out": str(len({r["series"] for r in results["rows"] if r["part"] != "seasonal"})),
+        "dates": str(len({r["case"] for r in results["rows"]})),
+        "cloudy": f"{CLOUDY:.0%}",
         "seconds": f"{spent['seconds']:.0f}", "cpu": f"{spent['cpu_seconds']:.0f}",
         "masked": f"{spent['masked']:.0%}", "load": f"{spent['load_average'][0]:.1f}",
         "peak": f"{spent['peak_rss_mib'] / 1024:.2f}",
         "before": f"{spent['rss_before_mib'] / 1024:.2f}",
         "cube": f"{spent['cube_mib'] / 1024:.2f}",
         "machine": f"{results['machine']['cpu']}, {results['machine']['cores']} cores; "
-        + ", ".join(f"{k} {results['versions'][k]}" for k in ("python", "numpy", "torch"))
+        + ", ".join(f"{k} {results['versions'][k]}" for k in ("python", "numpy"))
         + f"; {results['date'][:10]}",
     }  # fmt: skip
     text = TEMPLATE.read_text(encoding="utf-8")
     for name, value in fields.items():
-        said = f"{value:.2g}" if isinstance(value, float) else str(value)
-        text = text.replace(f"@{name}@", said)
+        text = text.replace(f"@{name}@", value)
     return text
 
 
-def _named(cloudy: float, share: float) -> str:
-    return f"{share:.0%}" + (", other dates cloudy" if cloudy else "")
+def _seconds(line: dict[str, Any] | None) -> str:
+    return "-" if line is None else f"{line['seconds']:.2f}"
 
 
-def _both(line: dict[str, Any] | None) -> str:
-    return "-" if line is None else f"{line['psnr']:.1f} / {line['sam']:.1f}"
+def _over_70(rows: Sequence[dict[str, Any]]) -> float:
+    inside = np.array([r["inside"] for r in rows if r["method"] == DEFAULT])
+    return float((inside[np.isfinite(inside)] >= 0.7).mean())
 
 
 def _least(line: dict[str, Any], score: str) -> str:
-    """What a method is ahead of the best baseline, and which that is."""
-    ahead = {m: one[score] for m, one in line["ahead"].items() if one["rows"]}
+    """What the default is ahead of the best other method, and which that is."""
+    ahead = {m: one[score] for m, one in line["ahead"].items()}
     best = min(ahead, key=lambda m: ahead[m])
     return f"{ahead[best]:+.2f} ({best})"
 
 
-def _behind(lines: dict[tuple[float, float], dict[str, Any]]) -> str:
-    """Where a baseline is ahead of the default."""
+def _behind(lines: dict[tuple[str, str], dict[str, Any]]) -> str:
+    """Where another method is ahead of the default by more than what counts as equal."""
     found = [
-        f"`{m}` by {-ahead[score]:.2f} {unit} at {_named(*case)}"
+        f"`{m}` by {-ahead[score]:.2f} {unit} ({', '.join(case)})"
         for case, line in lines.items()
         for m, ahead in line["ahead"].items()
-        for score, unit in (("psnr", "dB"), ("sam", "degrees"))
-        if ahead["rows"] and round(ahead[score], 2) < 0
+        for score, unit, near in (("psnr", "dB", NEAR_DB), ("sam", "degrees", NEAR_DEGREES))
+        if ahead[score] < -near
     ]
     return "; ".join(found) if found else "nowhere"
 
@@ -415,7 +318,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }  # fmt: skip
     if options.allclear:
         name = "inpainting_allclear.json"
-        results["scores"] = allclear(options.allclear, options.root, options.methods)
+        methods = [m for m in options.methods if m in METHODS]
+        results["scores"] = allclear(options.allclear, options.root, methods)
         print(json.dumps(results["scores"], indent=1))
     elif options.cost:
         name = "inpainting_cost.json"
@@ -423,21 +327,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print({k: results[k] for k in ("seconds", "cpu_seconds", "peak_rss_mib")})
     else:
         name = "inpainting.json"
-        series = [s for s in scenes(options.data) if s.kind == "seasonal"]
-        parts = ((0.0, options.shares, options.shapes), (CLOUDY, CLOUDY_SHARES, 1))
+        cases = [*seasonal(options.data), *dense(options.data.parent / "train", HELD_OUT)]
+        first = next(case for case in cases if case.row == "30% hidden")
+        peak = peaks(first, options.methods)  # first of all: what is compiled is compiled here
         rows = []
-        for cloudy, shares, shapes in parts:
-            for s in series:
-                for row in measure(
-                    s.dn, s.name, options.methods, shares, shapes, cloudy, options.dates
-                ):
-                    print(json.dumps(asdict(row)), flush=True)
-                    rows.append(row)
+        for number, case in enumerate(cases[:: options.every]):
+            for row in measure(case, number, options.methods):
+                print(json.dumps(asdict(row)), flush=True)
+                rows.append(row)
         table = summary(rows)
         results |= {
-            "definition": "masked pixels only; means over scenes, dates and cloud fields; seconds "
-            "are CPU time",
-            "data": {s.name: s.sha256 for s in series},
+            "definition": "hidden pixels only; means over series and dates; seconds are CPU time",
+            "series": sorted({case.series for case in cases}),
+            "peak_mib": peak,
             "summary": table, "rows": [asdict(r) for r in rows],
         }  # fmt: skip
         for line in table:
@@ -450,15 +352,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    every = (*METHODS, *RIVALS)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
-    parser.add_argument("--shapes", type=int, default=SHAPES, help="cloud fields for every date")
-    parser.add_argument("--dates", nargs="+", type=int, help="numbers of the dates to hide")
+    parser.add_argument("--methods", nargs="+", choices=every, default=list(every))
+    parser.add_argument("--every", type=int, default=1, help="measure each n-th case only")
     parser.add_argument("--cost", action="store_true", help="time and memory instead")
     parser.add_argument("--page", action="store_true", help="write the page from what is there")
-    parser.add_argument("--allclear", type=Path, help="AllClear's listing (JSON)")
+    parser.add_argument("--allclear", type=Path, help="AllClear's listing, or a selection (JSON)")
     parser.add_argument("--root", type=Path, help="where AllClear's roi folders lie")
     return parser.parse_args(arguments)
 

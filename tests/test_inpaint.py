@@ -114,7 +114,7 @@ def test_outside_bit_for_bit_and_inside_no_trace_of_what_was_hidden(
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    method=st.sampled_from(("regression", *PIXEL)),
+    method=st.sampled_from(("regression", "tec-tt", *PIXEL)),
     dtype=st.sampled_from(["uint16", "float32"]),
     shape=st.tuples(st.integers(2, 6), st.integers(1, 2), *(st.sampled_from([1, 12]),) * 2),
 )
@@ -130,8 +130,10 @@ def test_a_smooth_or_regular_series_has_no_trace_of_what_was_hidden(seed, method
 
     def made(data):
         cube = xr.DataArray(data, {"time": days}, ("time", "band", "y", "x"))
-        smooth = inpaint_clouds(cube, mask, method=method, smooth=True, return_uncertainty=True)
-        steps = cube.tec.regularize(mask, freq="7D", method=method, return_uncertainty=True)
+        how = {"method": method, "model": Published() if method == "tec-tt" else None,
+               "return_uncertainty": True}  # fmt: skip
+        smooth = inpaint_clouds(cube, mask, smooth=True, **how)
+        steps = cube.tec.regularize(mask, freq="7D", **how)
         return [da.values.tobytes() for da in (*smooth, *steps)]
 
     other = np.where(cover[:, None], rng.integers(5, 10_000, shape).astype(dtype), values)
@@ -479,6 +481,44 @@ def test_a_regular_series_is_lazy_and_the_same_of_a_dataset(scene):
     bands = apart.tec.regularize(dilate=2, freq="10D", method="linear", return_uncertainty=True)
     assert [sorted(map(str, part.data_vars)) for part in bands] == [["B04", "B08"]] * 2
     assert all(part.sizes["time"] == 5 for part in bands)
+
+
+@quiet
+@settings(max_examples=15, deadline=None)
+@given(
+    first=st.integers(-60, 60),
+    step=st.integers(1, 20),
+    chunk=st.sampled_from([5, 8, 12]),
+    method=st.sampled_from(("regression", *PIXEL)),
+)
+def test_a_regular_series_starts_on_any_day_and_is_computed_when_it_is_asked_for(
+    first, step, chunk, method
+):
+    """A start before the first date, between dates or late: the days asked for, each filled."""
+    dask = pytest.importorskip("dask")
+    rng = np.random.default_rng(0)
+    days = np.datetime64("2023-01-01", "ns") + np.cumsum(rng.integers(1, 30, 8)) * (
+        np.timedelta64(1, "D")
+    )
+    values = rng.integers(500, 600, (8, 2, 12, 12)).astype("uint16")
+    cube = xr.DataArray(values, {"time": days}, ("time", "band", "y", "x"))
+    mask = xr.DataArray(rng.random((8, 12, 12)) < 0.4, dims=("time", "y", "x"))
+    start = np.datetime64("2023-02-01") + first
+    asked = {"freq": f"{step}D", "start": start, "end": start + 90, "method": method}
+
+    def refuse(*graph, **options):
+        raise AssertionError("computed before it was asked for")
+
+    with dask.config.set(scheduler=refuse):
+        lazy = cube.chunk(y=chunk, x=chunk).tec.regularize(mask, **asked)
+    expected = np.arange(start, start + 91, step)
+    np.testing.assert_array_equal(lazy.time.values.astype("datetime64[D]"), expected)
+    out = lazy.compute().values
+    assert out.shape == (len(expected), 2, 12, 12)
+    assert ((out >= 480) & (out <= 620)).mean() > 0.95
+    if method != "regression":  # it is fitted for each chunk
+        memory = cube.tec.regularize(mask, **asked).values
+        assert np.abs(out.astype(int) - memory.astype(int)).max() <= 1 or chunk < 12
 
 
 @pytest.mark.parametrize(

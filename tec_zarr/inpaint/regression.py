@@ -56,9 +56,9 @@ LINEAR_BELOW = 1_500
 """With fewer pixels than this, a regression uses the spectra without Fourier features."""
 OWN_FIT = 0.06
 """Least share of the pixels for which a set of clear references gets its own regression."""
-REACHES = (2.5, 10.0)
+REACHES = (1.2, 3.0, 10.0)
 """Standard deviations (pixels) of the Gaussian windows that continue residuals."""
-FEW = 5.0
+FEW = 1.0
 """Intervals are wider by this over the root of the number of pixels they are calibrated on.
 
 Errors of neighbours are alike, so that few pixels say little of errors elsewhere. Measured on
@@ -90,7 +90,7 @@ def fill_date(cube: Field, date: int, times: Times) -> Filled:
     clear = np.isfinite(cube[:, 0])
     count, shape = cube.shape[1], cube.shape[2:]
     flat, open_ = cube.reshape(len(cube), count, -1), clear.reshape(len(cube), -1)
-    looked = _lattice(shape)
+    looked = _lattice(~clear[date])
     seen = clear[date] & looked
     held = seen & held_squares(shape)
     if np.count_nonzero(held) < FEWEST // 4:
@@ -129,12 +129,13 @@ def fill_date(cube: Field, date: int, times: Times) -> Filled:
     return Filled(values, (spread * factor).astype(np.float32))
 
 
-def _lattice(shape: tuple[int, ...]) -> Where:
-    """Clear pixels to look at: all of a small image, each third of a larger one."""
-    if shape[0] * shape[1] <= WHOLE_BELOW:
-        return np.ones(shape, bool)
-    rows, columns = np.ogrid[: shape[0], : shape[1]]
-    return (rows + columns) % 3 == 0
+def _lattice(hidden: Where) -> Where:
+    """Pixels to look at: all of a small image, else each third, and those beside hidden ones."""
+    if hidden.size <= WHOLE_BELOW:
+        return np.ones(hidden.shape, bool)
+    rows, columns = np.ogrid[: hidden.shape[0], : hidden.shape[1]]
+    beside = blurred(hidden.astype(np.float32), REACHES[0]) > 0.01
+    return np.asarray(beside | ((rows + columns) % 3 == 0))
 
 
 def _from_time(flat: Field, open_: Where, date: int, times: Times, used: NDArray[np.intp]) -> Field:
