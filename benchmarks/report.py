@@ -941,15 +941,8 @@ def browser() -> str:
         "4096 pixels. Memory and processor seconds are of the page's process, which has the "
         "workers.\n\n"
         + table(
-            [
-                "store",
-                "seconds, median",
-                "fastest",
-                "processor seconds",
-                "MB read",
-                "requests",
-                "memory, MB",
-            ],
+            ["store", "seconds, median", "fastest", "processor seconds", "MB read", "requests",
+             "memory, MB"],
             pages,
         )
         + f"\n{machine(results)} {results['chromium'].split(' built')[0]}, Node.js "

@@ -140,7 +140,9 @@ def measure(scene: Scene, quick: bool, known: dict[str, list]) -> dict:
     ):
         codecs[name] = (lambda qp, code=code: in_chunks(code, scene, qp), STEPS_OF_X265[::step])
     curves = {
-        name: known[name] if name in known and name not in OURS else curve(code, levels, scene)
+        name: known[name]
+        if name in known and name not in OURS
+        else curve(code, levels, scene)
         for name, (code, levels) in codecs.items()
     }
     return {"shape": list(scene.dn.shape), "kind": scene.kind, "curves": curves} | compared(curves)
