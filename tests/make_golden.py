@@ -18,6 +18,7 @@ import numpy as np
 from tec_zarr import ChunkSpec, decode_chunk, encode_chunk
 from tec_zarr.cubes import synthetic
 from tec_zarr.frame.frame import SectionKind, read_frame
+from tec_zarr.grids import Grid, Kind
 from tec_zarr.models.registry import find_model
 from tec_zarr.stores.transcode import transcode_chunk
 
@@ -94,6 +95,15 @@ def _image_cases() -> dict[str, tuple[np.ndarray, ChunkSpec]]:
     colours = ["B08", "B04", "B03", "B02"]
     target = dn[:1, :4, :16, :16].copy()
     target[0, [2, 3], 8, [3, 12]] += np.uint16(6000)  # a ship in one band, a fire in another
+    grid = Grid(Kind.BILINEAR, 2, 1, 0)
+    height, width = grid.native_shape((32, 32))
+    coarse = grid.enlarge(dn[:1, 4:7, :height, :width].astype(np.int64), (32, 32))
+    enlarged = np.concatenate([edge[1:, 1:4], coarse.astype(np.uint16)], axis=1)
+    names = ["B02", "B03", "B04", "B05", "B06", "B07"]
+    rows, columns = np.mgrid[:88, :88]
+    source = synthetic.cube(dates=1, size=72, seed=23, clouds=False, nodata_edge=False).values
+    at = (0.7 * rows + 0.06 * columns).astype(int), (0.71 * columns + 4 - 0.04 * rows).astype(int)
+    turned = source[:, :, *at]
     return {
         "one-date": (dn[:1], ChunkSpec()),
         "many-dates": (dn, ChunkSpec(quality=3)),
@@ -121,6 +131,9 @@ def _image_cases() -> dict[str, tuple[np.ndarray, ChunkSpec]]:
         "constant": (np.full((1, 12, 16, 16), 1234, np.uint16), ChunkSpec()),
         "all-nodata": (np.zeros((2, 12, 16, 16), np.uint16), ChunkSpec()),
         "two-tiles": (long, ChunkSpec()),
+        "bilinear": (enlarged, ChunkSpec(bands=names)),
+        "bilinear-lossless": (enlarged, ChunkSpec(bands=names, max_error=0)),
+        "turned": (turned, ChunkSpec()),
         "points": (target, ChunkSpec(bands=["B01", "B02", "B03", "B04"])),
     }
 

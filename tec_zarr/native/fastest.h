@@ -2,7 +2,9 @@
 #ifndef TEC_FASTEST_H
 #define TEC_FASTEST_H
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#include <stdint.h> /* says whether the C library is glibc, whose loader can choose */
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define FASTEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FASTEST
