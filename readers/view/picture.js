@@ -73,15 +73,14 @@ export class Picture {
 
   /** The level that has a pixel for each of the screen's, or the finest. */
   #level() {
-    const { levels, width } = this.image;
-    const fine = levels.filter((level) => width / level.width * this.zoom * 0.75 <= 1);
+    const { levels } = this.image;
+    const fine = levels.filter(({ factor }) => factor * this.zoom * 0.75 <= 1);
     return fine.at(-1) ?? levels[0];
   }
 
   /** The tiles that the window needs, from its middle outwards. */
   #visible() {
-    const level = this.#level(), { tile } = level;
-    const factor = this.image.width / level.width; // pixels of the image in one of the level
+    const level = this.#level(), { tile, factor } = level; // pixels of the image in one of the level
     const step = 2 ** Math.max(0, Math.floor(Math.log2(1 / (this.zoom * factor))));
     const { clientWidth, clientHeight } = this.#canvas;
     const from = this.place(0, 0), to = this.place(clientWidth, clientHeight);

@@ -1,10 +1,13 @@
 // Workers that decode. A request goes to the one with the least to do.
+import { compiled } from "../js/src/core.js";
+
 const MOST = 4;
 
 export class Pool {
   #workers = [];
   #waiting = new Map();
   #next = 0;
+  #module = compiled(); // once for all workers, while the store is opened
 
   constructor() {
     this.size = Math.max(1, Math.min(MOST, navigator.hardwareConcurrency ?? 2));
@@ -22,9 +25,12 @@ export class Pool {
       };
       this.#workers.push({ worker, busy: 0 });
     }
+    const start = (module) => this.#workers.forEach(({ worker }) => worker.postMessage({ module }));
+    this.#module.then(start, () => {}); // `ask` says what is wrong
   }
 
-  ask(asked) {
+  async ask(asked) {
+    await this.#module;
     const entry = this.#workers.reduce((a, b) => (b.busy < a.busy ? b : a));
     const id = this.#next++;
     entry.busy += 1;

@@ -39,18 +39,23 @@ async function counted(request) {
 
 /** Opens a store and returns its images, those with most pixels first. */
 export async function openStore(url) {
-  const remote = new zarr.FetchStore(url, { fetch: counted }), known = new Map();
+  // Of another server, a part that is counted from the end needs a request of its own (CORS).
+  const useSuffixRequest = new URL(url).origin === location.origin, known = new Map();
+  const remote = new zarr.FetchStore(url, { fetch: counted, useSuffixRequest });
   const store = {
     get: async (key, options) => known.get(key) ?? remote.get(key, options),
     getRange: (key, range, options) => remote.getRange(key, range, options),
   };
-  const nodes = await metadataOf(store, known);
-  const images = imagesOf(nodes).map((image) => new Image(store, nodes, image));
+  const { nodes, factors } = await metadataOf(store, known);
+  const images = imagesOf(nodes, factors).map((image) => new Image(store, nodes, image));
   if (!images.length) throw new Error("The store has no array with the dimensions y and x.");
   return images.sort((a, b) => b.bands.length - a.bands.length || b.height * b.width - a.height * a.width);
 }
 
-/** The metadata of all arrays, by path, in one form for both formats. What zarrita will ask for is `known` then. */
+/**
+ * The metadata of all arrays, by path, in one form for both formats, and the factors of overviews by group. What
+ * zarrita will ask for is `known` then.
+ */
 async function metadataOf(store, known) {
   const keep = (key, value) => known.set(key, new TextEncoder().encode(JSON.stringify(value)));
   const json = async (key) => {
@@ -58,21 +63,29 @@ async function metadataOf(store, known) {
     return bytes && JSON.parse(new TextDecoder().decode(bytes));
   };
   const root = await json("/zarr.json");
-  if (root?.node_type === "array") return { "": ofFormat3(root) };
+  if (root?.node_type === "array") return { nodes: { "": ofFormat3(root) }, factors: {} };
   if (root?.consolidated_metadata) {
-    const all = Object.entries(root.consolidated_metadata.metadata).filter(([, node]) => node.node_type === "array");
-    for (const [path, node] of all) keep(`/${path}/zarr.json`, node);
-    return Object.fromEntries(all.map(([path, node]) => [path, ofFormat3(node)]));
+    const all = Object.entries(root.consolidated_metadata.metadata);
+    const arrays = all.filter(([, node]) => node.node_type === "array");
+    for (const [path, node] of arrays) keep(`/${path}/zarr.json`, node);
+    return {
+      nodes: Object.fromEntries(arrays.map(([path, node]) => [path, ofFormat3(node)])),
+      factors: factorsOf([["", root], ...all].map(([path, node]) => [path, node.attributes])),
+    };
   }
   const { metadata } = (root ? null : await json("/.zmetadata")) ?? {};
   if (metadata) {
     for (const [key, value] of Object.entries(metadata)) keep(`/${key}`, value);
     const paths = Object.keys(metadata).filter((key) => key.endsWith("/.zarray")).map((key) => key.slice(0, -8));
-    return Object.fromEntries(paths.map((path) =>
-      [path, ofFormat2(metadata[`${path}/.zarray`], metadata[`${path}/.zattrs`] ?? {})]));
+    const groups = Object.entries(metadata).filter(([key]) => key.endsWith(".zattrs"));
+    return {
+      nodes: Object.fromEntries(paths.map((path) =>
+        [path, ofFormat2(metadata[`${path}/.zarray`], metadata[`${path}/.zattrs`] ?? {})])),
+      factors: factorsOf(groups.map(([key, attributes]) => [key.slice(0, -8), attributes])),
+    };
   }
   const array = root ? null : await json("/.zarray");
-  if (array) return { "": ofFormat2(array, (await json("/.zattrs")) ?? {}) };
+  if (array) return { nodes: { "": ofFormat2(array, (await json("/.zattrs")) ?? {}) }, factors: {} };
   throw new Error(root ? "The store has no consolidated metadata: zarr.consolidate_metadata writes it."
     : "There is no Zarr store here, or it has no consolidated metadata.");
 }
@@ -92,6 +105,19 @@ function ofFormat2({ shape, chunks, compressor, filters, fill_value, order }, at
   return { format: 2, shape, chunks, attributes, fill: fill_value, tec, dimensions: attributes._ARRAY_DIMENSIONS ?? [] };
 }
 
+/** By group, how many pixels along a side one of its pixels covers: what `multiscales` of the group above says. */
+function factorsOf(groups) {
+  const factors = {};
+  for (const [path, attributes] of groups) {
+    const layout = attributes?.multiscales?.layout;
+    for (const { asset, transform } of Array.isArray(layout) ? layout : []) {
+      const [down, across] = transform?.scale ?? [];
+      if (down > 0 && down === across) factors[[path, asset].filter(Boolean).join("/")] = down;
+    }
+  }
+  return factors;
+}
+
 /** Where time, band, y and x are among the axes of an array, -1 for what it lacks; or null. */
 function axesOf({ shape, dimensions }) {
   const find = (names) => dimensions.findIndex((name) => names.includes(String(name).toLowerCase()));
@@ -105,9 +131,9 @@ function axesOf({ shape, dimensions }) {
 /**
  * Groups arrays to images. Arrays without a band axis that have the same shape and lie in one group
  * are the bands of one image; arrays of one name that differ in height and width alone are its
- * overviews.
+ * overviews. Their factors are those that the store says, else what the widths are to each other.
  */
-function imagesOf(nodes) {
+function imagesOf(nodes, factors) {
   const levels = new Map();
   for (const [path, node] of Object.entries(nodes)) {
     const axes = axesOf(node);
@@ -115,18 +141,22 @@ function imagesOf(nodes) {
     const [group, name] = [path.slice(0, Math.max(path.lastIndexOf("/"), 0)), path.slice(path.lastIndexOf("/") + 1)];
     const alone = axes.band >= 0 || !(node.tec || /^b\d/i.test(name));
     const key = JSON.stringify([group, node.shape, alone ? name : ""]);
-    if (!levels.has(key)) levels.set(key, { name: alone ? name : "bands", parts: [] });
+    if (!levels.has(key)) levels.set(key, { name: alone ? name : "bands", factor: factors[group], parts: [] });
     levels.get(key).parts.push({ path, name, node, axes });
   }
   const images = new Map();
-  for (const { name, parts } of levels.values()) {
+  for (const { name, factor, parts } of levels.values()) {
     const [{ node, axes }] = parts;
     const others = node.shape.filter((_, axis) => axis !== axes.y && axis !== axes.x);
     const key = JSON.stringify([name, others, parts.map((part) => part.name)]);
     if (!images.has(key)) images.set(key, { name, levels: [] });
-    images.get(key).levels.push({ parts, height: node.shape[axes.y], width: node.shape[axes.x] });
+    images.get(key).levels.push({ parts, factor, height: node.shape[axes.y], width: node.shape[axes.x] });
   }
-  for (const image of images.values()) image.levels.sort((a, b) => b.width - a.width);
+  for (const { levels } of images.values()) {
+    levels.sort((a, b) => b.width - a.width);
+    const said = levels.every(({ factor }) => factor), [{ width, factor: first }] = levels;
+    for (const level of levels) level.factor = said ? level.factor / first : width / level.width;
+  }
   return [...images.values()];
 }
 

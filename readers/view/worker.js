@@ -1,5 +1,5 @@
 // Decodes frames beside the page: a date of a chunk as a picture needs it, or one pixel of all dates.
-import { decode } from "../js/index.js";
+import { decode, prepare } from "../js/src/core.js";
 
 /** Keeps every `step`-th sample along y and x of (bands, height, width). */
 function thinned(data, [bands, height, width], step) {
@@ -30,7 +30,8 @@ async function pixel({ frame, y, x }) {
   return { values };
 }
 
-onmessage = async ({ data: { id, asked } }) => {
+onmessage = async ({ data: { id, asked, module } }) => {
+  if (module) return void prepare(module).catch(() => {}); // the frame that needs it says what is wrong
   try {
     const answer = await (asked.step ? picture(asked) : pixel(asked));
     postMessage({ id, answer }, answer.data ? [answer.data.buffer] : []);

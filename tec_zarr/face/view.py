@@ -102,6 +102,8 @@ class _Handler(SimpleHTTPRequestHandler):
     """Serves files of the page and, below ``/store/``, of the store; also parts of files."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # head and body go out together: the second of two packets would wait
+    disable_nagle_algorithm = True
     extensions_map = {  # noqa: RUF012  # the machine's own table may lack or change them
         ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css",
         ".wasm": "application/wasm", ".json": "application/json", "": "application/octet-stream",

@@ -47,13 +47,20 @@ function once(make) {
   }));
 }
 
-const loadCore = once(async () => {
+/** The compiled decoder. */
+export const compiled = once(async () => {
   const url = WebAssembly.validate(SIMD)
     ? new URL("../files/tec.wasm", import.meta.url)
     : new URL("../files/tec-plain.wasm", import.meta.url);
-  const { instance } = await WebAssembly.instantiate(await bytesOf(url), {});
-  instance.exports._initialize();
-  return instance.exports;
+  return WebAssembly.compile(await bytesOf(url));
+});
+
+let given = null; // compiled elsewhere
+
+const loadCore = once(async () => {
+  const { exports } = await WebAssembly.instantiate(given ?? (await compiled()), {});
+  exports._initialize();
+  return exports;
 });
 
 const loadModel = Object.fromEntries(Object.entries(WEIGHTS).map(([prefix, { file, sha256 }]) => [
@@ -68,6 +75,12 @@ const loadModel = Object.fromEntries(Object.entries(WEIGHTS).map(([prefix, { fil
     return model >>> 0;
   }),
 ]));
+
+/** Makes a worker ready for frames of the newest weights, with a decoder that the page compiled. */
+export async function prepare(module) {
+  given = module;
+  await loadModel[Object.keys(WEIGHTS)[0]]();
+}
 
 function hex(bytes) {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
