@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 import tec_zarr
-from tec_zarr.cubes import synthetic
+from tec_zarr.cubes import overviews, synthetic
 from tec_zarr.errors import UnsupportedArrayError
 from tec_zarr.face import view
 from tec_zarr.face.cli import main
@@ -125,7 +125,7 @@ def test_what_is_no_store_or_has_no_page_is_said(page, tmp_path, capsys):
 
 
 @pytest.fixture
-def stores(tmp_path):
+def stores(tmp_path, monkeypatch):
     """Stores of one cube by name: TEC in both formats, without TEC, and with an overview."""
     ds = synthetic.dataset(dates=3, size=128, bands=BANDS, clouds=False)[["reflectance"]]
     chunks = {"time": 2, "y": 64, "x": 64}
@@ -134,13 +134,9 @@ def stores(tmp_path):
         ds.to_zarr(tmp_path / f"{name}.zarr", encoding=tec, zarr_format=zarr_format)
     plain = ds.reflectance.to_dataset("band")
     plain.to_zarr(tmp_path / "plain.zarr")
-    levels = {"/0": ds, "/1": ds.coarsen(x=2, y=2).mean().astype("u2")}
-    for path, level in levels.items():
-        tec = tec_zarr.encoding(level, chunks=chunks)
-        level.to_zarr(tmp_path / "levels.zarr", group=path, encoding=tec, consolidated=False)
-    import zarr
-
-    zarr.consolidate_metadata(tmp_path / "levels.zarr")
+    monkeypatch.setattr(overviews, "SMALLEST", 96)  # cells of the last row and column are cut
+    wide = synthetic.dataset(dates=3, size=191, bands=BANDS, clouds=False)[["reflectance"]]
+    wide.tec.to_zarr(tmp_path / "levels.zarr", overviews=True, chunks=chunks)
     return {name: tmp_path / f"{name}.zarr" for name in ("v3", "v2", "plain", "levels")}
 
 

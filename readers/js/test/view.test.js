@@ -59,6 +59,17 @@ for (const { name, address, dates, bands, values, overviews } of CASES) {
   });
 }
 
+test("an overview is read where it suffices", async () => {
+  const page = await browser.newPage({ viewport: { width: 400, height: 160 } }), asked = [];
+  page.on("request", (request) => asked.push(new URL(request.url()).pathname));
+  await page.goto(CASES.find(({ overviews }) => overviews).address);
+  await page.waitForFunction(() => performance.getEntriesByName("drawn").length);
+  const chunks = asked.filter((path) => path.includes("/reflectance/c/"));
+  assert.ok(chunks.length);
+  assert.ok(chunks.every((path) => path.startsWith("/store/1/")), chunks.join());
+  await page.close();
+});
+
 test("NDVI is drawn, and a phone shows all controls", async () => {
   const { page } = await opened(CASES[0].address, { width: 390, height: 844 });
   const before = await colours(page);
