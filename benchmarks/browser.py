@@ -2,8 +2,9 @@
 
     python benchmarks/browser.py [--first] [--out DIR]
 
-``--first`` lets its processes and the browser's go before all others, where cores are shared (Linux,
-as root). Needs ``make readers``, the npm packages of readers/js (``make readers-test``) and Chromium.
+``--first`` lets its processes and the browser's go before all others, where cores are shared
+(Linux, as root). Needs ``make readers``, the npm packages of readers/js (``make readers-test``) and
+Chromium.
 
 Decoding: one chunk (4, 12, 256, 256) of the synthetic cube on one core, processor seconds, the
 fewest of some repeats, native and WebAssembly in turn. The page: time from opening it until all

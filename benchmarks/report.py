@@ -931,7 +931,7 @@ def browser() -> str:
         ]
         for name, row in results["page"].items()
     ]  # fmt: skip
-    loads = results["load_average_before"][0], results["load_average_after"][0]
+    loads = sorted(results[f"load_average_{when}"][0] for when in ("before", "after"))
     before = "pages would take less on an idle machine"
     if results["first"]:
         before = "those of the measurement went before the others, as on an idle machine"
