@@ -24,8 +24,8 @@ NUMBER, GIVEN, FILLED, CHANGED, MODEL, NULL = range(6)
 #: Functions that encoding calls, and what becomes of those arguments that are not only read.
 REPEATED: dict[str, dict[int, int]] = {
     "tec_tile_grids": {7: FILLED},
-    "tec_tile_encode": {8: FILLED, 10: FILLED},
-    "tec_series_encode": {11: FILLED, 13: FILLED, 14: FILLED, 15: FILLED},
+    "tec_tile_encode": {8: FILLED, 10: FILLED, 11: FILLED},
+    "tec_series_encode": {11: FILLED, 13: FILLED, 14: FILLED, 15: FILLED, 16: FILLED},
     "tec_bound_encode": {12: FILLED, 13: FILLED},
     "tec_grid_search": {9: CHANGED},
 }
