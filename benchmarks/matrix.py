@@ -40,8 +40,8 @@ FALLS_BACK = (
 
 LOWEST = ("stream", "mask", "chunk", "bound", "zarr", "store", "robustness")
 ZARR = (
-    "zarr", "store", "default_model", "eopf_codecs", "robustness_interop",
-    "robustness_load",
+    "zarr", "store", "default_model", "eopf_codecs", "overviews", "recompress_append",
+    "recompress_overviews", "icechunk", "robustness_interop", "robustness_load",
 )  # fmt: skip
 QUICK = (
     "house", "stream", "mask", "frame", "chunk", "golden", "options", "zarr", "default_model",

@@ -126,3 +126,14 @@ def test_several_groups_have_no_overviews(tmp_path):
     with pytest.raises(UnsupportedArrayError, match=r"has \['r10m'\]: recompress each group"):
         recompress(tmp_path / "a.zarr", tmp_path / "b.zarr", overviews=True, model=toy.NAME)
     assert not (tmp_path / "b.zarr").exists()
+
+
+def test_icechunk_takes_levels(source):
+    icechunk = pytest.importorskip("icechunk", reason="pip install 'tec_zarr[test]'")
+    repository = icechunk.Repository.create(icechunk.in_memory_storage())
+    assert recompress(source, repository, overviews=True, **LOSSLESS).complete
+    tree = xr.open_datatree(
+        repository.readonly_session("main").store, engine="zarr", consolidated=False
+    )
+    assert sorted(tree.children) == list(LEVELS)
+    assert recompress(source, repository, append=True).regions == 0

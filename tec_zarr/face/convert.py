@@ -179,26 +179,27 @@ def recompress_command(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("tec-zarr: repeat the command to continue", file=sys.stderr)
             raise
-    if report.complete:
-        _item(arguments)
     if arguments.report:
         arguments.report.write_text(json.dumps(report.to_json(), indent=1))
     if arguments.append and not report.regions:
         print(f"{arguments.target} has all dates of {arguments.source}")
-        return 0
-    print(
-        f"{report.finished} of {report.regions} regions ({report.resumed} from earlier runs), "
-        f"{size(report.raw_bytes)} to {size(report.stored_bytes)}, ratio {report.ratio:.1f}, "
-        f"{report.bits_per_sample:.4f} bits per sample"
-    )
-    print(f"verified {report.verified / max(1, report.samples):.0%} of the samples: "
-          f"PSNR {report.psnr:.2f} dB, max error {report.max_error:.0f} DN")  # fmt: skip
+    else:
+        print(
+            f"{report.finished} of {report.regions} regions ({report.resumed} from earlier runs), "
+            f"{size(report.raw_bytes)} to {size(report.stored_bytes)}, ratio {report.ratio:.1f}, "
+            f"{report.bits_per_sample:.4f} bits per sample"
+        )
+        print(f"verified {report.verified / max(1, report.samples):.0%} of the samples: "
+              f"PSNR {report.psnr:.2f} dB, max error {report.max_error:.0f} DN")  # fmt: skip
     for failure in report.failures:
         print(f"failed: {failure}", file=sys.stderr)
     if not report.complete:
-        print("tec-zarr: DST is incomplete and cannot be read yet; repeat the command to continue",
+        state = "lacks the new dates, or all" if arguments.append else "cannot be read yet"
+        print(f"tec-zarr: DST is incomplete and {state}; repeat the command to continue",
               file=sys.stderr)  # fmt: skip
-    return 0 if report.complete else 3
+        return 3
+    _item(arguments)
+    return 0
 
 
 def from_stac_command(arguments: argparse.Namespace) -> None:
