@@ -4,7 +4,8 @@
     python benchmarks/robustness.py --again hostile # one measure once more, and the page
     python benchmarks/robustness.py --page          # the page alone
 
-Results are in ``results/robustness.json``; those of ``make fuzz`` in ``results/fuzz.json``.
+Results are in ``results/robustness.json``; those of ``make fuzz`` in ``results/fuzz.json``,
+those of ``make fuzz-core`` in ``results/fuzz_core.json``.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ def page() -> str:
     """``docs/robustness.md``: the fixed text of ``robustness.txt`` with the numbers filled in."""
     results = json.loads((RESULTS / "robustness.json").read_text())
     fuzz = json.loads((RESULTS / "fuzz.json").read_text())
+    core = json.loads((RESULTS / "fuzz_core.json").read_text())
     leaked = results.get("leak")
     flights = [results[k] for k in ("in_flight_1", "in_flight_4", "in_flight_32")]
     machine = next(iter(fuzz.values()))
@@ -172,6 +174,14 @@ def page() -> str:
         ),
         "fuzz_machine": f"{machine['date']}, {machine['machine']}, " + ", ".join(
             f"{k} {v}" for k, v in machine["versions"].items()),
+        "fuzz_core": _table(
+            ("target", "executions", "seconds", "branches reached"),
+            [(t, f"{r['executions']:,}", f"{r['seconds']:,}", r["edges"])
+             for t, r in sorted(core.items(), key=lambda i: -i[1]["executions"])],
+        ),
+        "core_executions": f"{sum(r['executions'] for r in core.values()):,}",
+        "core_machine": ", ".join(
+            next(iter(core.values()))[name] for name in ("date", "machine", "compiler")),
         "in_flight": _table(
             ("threads", "idle process", "encoding, above idle", "decoding, above idle"),
             [(f["threads"], *(f"{f[k]:.0f} MiB" for k in

@@ -40,9 +40,9 @@ int tec_tile_grids(const int32_t *dn, const uint8_t *known, int dates, int bands
                    int width, int quality, TecGrid *grids);
 
 /* Encode one date dn (bands, height, width), clipped to 2^20; `known` as above. Bands lie on at most
- * 7 different grids. `decoded`, of the shape of dn, becomes what the section decodes to; it may be null.
- * Returns the length of the section: at most `capacity` bytes, for which tec_tile_capacity always
- * suffices. */
+ * 7 different grids. `decoded`, of the shape of dn, becomes what the section decodes to; it may be null,
+ * or dn. Returns the length of the section: at most `capacity` bytes, for which tec_tile_capacity
+ * always suffices. */
 int64_t tec_tile_encode(const TecModel *model, const int32_t *dn, const uint8_t *known,
                         const TecGrid *grids, int bands, int height, int width, int quality,
                         uint8_t *section, int64_t capacity, uint32_t *checksum, int32_t *decoded);
@@ -61,7 +61,7 @@ int64_t tec_tile_collect(const TecModel *model, const int32_t *dn, const TecGrid
 /* Encode dates dn (dates, bands, height, width) in layers of the given qualities in 1/4096, from the
  * lowest. Dates refer to one another within runs of `run` dates. Piece layer * dates + date has its
  * section at out + starts[piece], of lengths[piece] bytes, and its latents have checksums[piece].
- * `decoded`, of the shape of dn, becomes what the last layers decode to; it may be null.
+ * `decoded`, of the shape of dn, becomes what the last layers decode to; it may be null, or dn.
  * Returns the bytes used: at most dates * layers * (1 + tec_tile_capacity). */
 int64_t tec_series_encode(const TecModel *model, const int32_t *dn, const uint8_t *known,
                           const TecGrid *grids, int dates, int bands, int height, int width, int run,

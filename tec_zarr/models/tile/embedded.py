@@ -67,8 +67,9 @@ class _Embedded(Model):
                 f"{self.name} takes 1 to {MOST_BANDS} bands, not the {cube.shape[1]} of a chunk of "
                 f"shape {cube.shape}: split them into several arrays"
             )
-        rounded = np.rint(cube)
-        whole = np.clip(rounded, -_MOST_DN, _MOST_DN, out=rounded).astype(np.int32, order="C")
+        whole = np.empty(cube.shape, np.int32)
+        for date, image in enumerate(cube):  # one by one, because floats take much memory
+            whole[date] = np.clip(np.rint(image), -_MOST_DN, _MOST_DN)
         known = None if known is None else np.ascontiguousarray(known)
         shape = cube.shape[2], cube.shape[3]
         grids, step = self.core.grids(whole, known, quality), step_of(quality)
@@ -94,7 +95,7 @@ class TecS2(_Embedded):
     ) -> Encoded:
         """Encode finite float32 DN (T, C, h, w); `known`, bool, marks measured samples."""
         tile = self._prepared(cube, known, quality)
-        head, dn = tile.head, np.empty_like(tile.cube)
+        head, dn = tile.head, tile.cube  # is overwritten with what decoders return
         dates = [
             self.core.encode(
                 image,
@@ -128,7 +129,7 @@ class TecTtS2(_Embedded):
         one another only within runs of that many dates.
         """
         tile = self._prepared(cube, known, quality)
-        head, dn = tile.head, np.empty_like(tile.cube)
+        head, dn = tile.head, tile.cube  # is overwritten
         (dates,) = self.core.encode_series(
             tile.cube, tile.known, tile.grids, [quality], gop or len(cube), dn
         )
@@ -153,7 +154,7 @@ class TecFlexS2(_Embedded):
         """Encode as `TecTtS2.encode` does, in layers 2.5 qualities apart."""
         qualities = layer_qualities(quality)
         tile = self._prepared(cube, known, quality)
-        before, dn = tile.head, np.empty_like(tile.cube)
+        before, dn = tile.head, tile.cube  # is overwritten
         layers = self.core.encode_series(
             tile.cube, tile.known, tile.grids, qualities, gop or len(cube), dn
         )
