@@ -2,7 +2,8 @@
 
 A recording is a sequence of calls. A call is a name of 24 bytes, the number of arguments, and the
 arguments: kind and value, two int64 each. The value is a number, or the length of bytes in memory;
-those of the kinds `GIVEN` and `CHANGED` follow. What a call gave is its status and, for each
+those of the kinds `GIVEN` and `CHANGED` follow. Of `SAME` it is the number of an argument before
+that has the same place. What a call gave is its status and, for each
 argument that it filled or changed, the CRC-32 of the bytes.
 """
 
@@ -20,7 +21,7 @@ import pytest
 
 from tec_zarr.native import core, planes
 
-NUMBER, GIVEN, FILLED, CHANGED, MODEL, NULL = range(6)
+NUMBER, GIVEN, FILLED, CHANGED, MODEL, NULL, SAME = range(7)
 #: Functions that encoding calls, and what becomes of those arguments that are not only read.
 REPEATED: dict[str, dict[int, int]] = {
     "tec_tile_grids": {7: FILLED},
@@ -87,10 +88,15 @@ class Recording:
         """Call a function of the core, and keep what it was given and what it gave."""
         assert name in REPEATED, f"wheel_check.c does not repeat {name}"
         self.calls += struct.pack("<24sq", name.encode(), len(arguments))
-        kept = []
+        kept, places = [], dict[int, int]()
         for number, argument in enumerate(arguments):
             kind, memory = REPEATED[name].get(number, GIVEN), _memory(argument)
-            if memory is not None:
+            if memory is not None and memory.size and memory.ctypes.data in places:
+                assert kind == FILLED, "only what is filled may lie where another argument does"
+                self.calls += struct.pack("<2q", SAME, places[memory.ctypes.data])
+                kept += [memory]
+            elif memory is not None:
+                places[memory.ctypes.data] = number
                 self.calls += struct.pack("<2q", kind, memory.size)
                 if kind == FILLED:
                     memory[:] = 0

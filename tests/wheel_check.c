@@ -12,7 +12,7 @@
 #include "tec.h"
 
 enum { MOST = 20 };
-enum { NUMBER, GIVEN, FILLED, CHANGED, MODEL, NULLS };
+enum { NUMBER, GIVEN, FILLED, CHANGED, MODEL, NULLS, SAME };
 
 typedef struct {
     int64_t kind, value; /* the value is a number, or the length of `bytes` */
@@ -73,6 +73,10 @@ int main(int count, char **names) {
         if (fread(&arguments, sizeof arguments, 1, in) != 1 || arguments > MOST) return 2;
         for (int i = 0; i < arguments; i++) {
             if (fread(&a[i], 2 * sizeof(int64_t), 1, in) != 1) return 2;
+            if (a[i].kind == SAME) {
+                if (a[i].value < 0 || a[i].value >= i) return 2;
+                a[i].bytes = a[a[i].value].bytes;
+            }
             if (a[i].kind < GIVEN || a[i].kind > CHANGED) continue;
             size_t length = (size_t)a[i].value;
             if (!(a[i].bytes = calloc(length + 1, 1))) return 3;
@@ -81,12 +85,13 @@ int main(int count, char **names) {
         int64_t status = call(name, &model, a);
         fwrite(&status, sizeof status, 1, out);
         for (int i = 0; i < arguments; i++) {
-            if (a[i].kind == FILLED || a[i].kind == CHANGED) {
-                uint32_t checksum = tec_crc32(a[i].bytes, a[i].value);
-                fwrite(&checksum, sizeof checksum, 1, out);
-            }
-            free(a[i].bytes);
+            if (a[i].kind != FILLED && a[i].kind != CHANGED && a[i].kind != SAME) continue;
+            int64_t length = a[a[i].kind == SAME ? a[i].value : i].value;
+            uint32_t checksum = tec_crc32(a[i].bytes, length);
+            fwrite(&checksum, sizeof checksum, 1, out);
         }
+        for (int i = 0; i < arguments; i++)
+            if (a[i].kind != SAME) free(a[i].bytes);
     }
     if (model) tec_model_close(model);
     return fclose(out) ? 2 : 0;
