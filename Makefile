@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
 .PHONY: bench demo docs fuzz fuzz-core test test-matrix test-quick lint wheel-check wheels readers
-.PHONY: readers-test
+.PHONY: readers-test notebooks
 .PHONY: readers-test-js
 .PHONY: readers-test-gdal conformance-kit conformance golden clean
 
@@ -30,6 +30,10 @@ test-quick: $(VENV)/.test
 # To look at it: python -m http.server --directory build/site
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file docs/site/mkdocs.yml
+
+# Run the notebooks of examples/ and keep what they print and draw: at each release of weights.
+notebooks: $(VENV)/.test
+	$(BIN)/python docs/site/notebooks.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import pickle
 import pkgutil
 import re
@@ -21,6 +22,7 @@ from tec_zarr.errors import ChecksumError, TecError
 from tec_zarr.face.cli import _parser, main
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?```(\w+)\n(.*?)```", re.S)
 
@@ -91,3 +93,21 @@ def test_an_error_names_its_place_on_the_page(tmp_path, capsys):
     assert shown.count("docs/errors.md#checksumerror") == 1
     assert main(["info", str(tmp_path / "nothing.zarr")]) == 1
     assert "docs/errors.md#" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run_and_are_kept_as_they_ran(path, monkeypatch):
+    """Kept outputs are of each cell that gives any; numbers in them may be of other weights."""
+    pytest.importorskip("matplotlib")
+    text = path.read_text("utf-8")
+    for package in ("odc.stac", "pystac", "rasterio"):
+        if "local_catalog" in text:
+            pytest.importorskip(package)
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    kept = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+    ran = [c for c in importlib.import_module("notebooks").run(path)["cells"] if "outputs" in c]
+    kinds = [[[o["output_type"] for o in c["outputs"]] for c in cells] for cells in (kept, ran)]
+    assert kinds[0] == kinds[1], "make notebooks"
+    assert any(kinds[0])
+    assert len(text) < 200_000

@@ -515,6 +515,21 @@ def test_stacked_bands_are_one_array_and_variables_again():
     assert back.nbart_red.encoding["_FillValue"] == -999
 
 
+@pytest.mark.filterwarnings("ignore:saving variable:xarray.SerializationWarning")
+def test_reflectance_is_not_appended_to_a_store_of_dn(tmp_path):
+    """Rounded to DN, all of it would be 0 or 1, and most of that nodata."""
+    ds = synthetic.dataset(dates=2, size=48)
+    ds.isel(time=[0]).tec.to_zarr(tmp_path / "a.zarr")
+    later = ds.isel(time=[1])
+    floats = later.reflectance.astype("float32")
+    with pytest.raises(UnsupportedArrayError, match="reflectance"):
+        later.assign(reflectance=floats / 1e4).tec.to_zarr(tmp_path / "a.zarr", append_dim="time")
+    assert xr.open_zarr(tmp_path / "a.zarr").sizes["time"] == 1
+    later.assign(reflectance=floats).tec.to_zarr(tmp_path / "a.zarr", append_dim="time")
+    back = xr.open_zarr(tmp_path / "a.zarr").reflectance[1]
+    assert float(abs(back.astype(float) - floats[0]).mean()) < 100
+
+
 @pytest.mark.parametrize("order", [["B08", "B04", "B02"], ["B04"], ["B08", "B02"]])
 def test_bands_that_were_picked_or_turned_become_the_variables_that_they_were(order):
     ds = separate()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 import zarr
 
+from tec_zarr.codec.encode import check_unit
 from tec_zarr.codec.options import takes_options
 from tec_zarr.codec.spec import ChunkSpec
 from tec_zarr.compare.align import in_dn
@@ -277,6 +279,15 @@ def _check_values(name: str, array: zarr.Array, da: xr.DataArray) -> None:
                 "them to have them looked at (ds.load()); where they may be 0 or less, begin the "
                 "store with lazy floats (ds.chunk()), which are stored as floats"
             )
+        if spec is not None and behind is None and "scale_factor" not in packing:
+            try:
+                check_unit(da.values.reshape(-1), replace(spec, scale=spec.scale or 1))
+            except UnsupportedArrayError:
+                raise UnsupportedArrayError(
+                    f"{name!r} of the store holds whole DN, of which rounding would leave nothing "
+                    f"of the {da.dtype} values to add: where they are reflectance, add "
+                    "(10_000 * ds).round()"
+                ) from None
 
 
 def _same_dates(packed: xr.Variable, keys: Mapping[str, Any], dates: np.ndarray) -> bool:
