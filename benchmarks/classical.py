@@ -14,16 +14,24 @@ wheel of PyAV or imagecodecs has an encoder of VVC, or one of AV1 for 12 bit ove
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 
 import imagecodecs
 import numcodecs
 import numpy as np
 from numpy.typing import NDArray
-from on_grids import jpeg2000_on_grids, jpegxl_on_grids, klt_jpeg2000_on_grids
+from on_grids import (
+    decode_htj2k,
+    encode_htj2k,
+    htj2k_on_grids,
+    jpeg2000_on_grids,
+    jpegxl_on_grids,
+    klt_jpeg2000_on_grids,
+    klt_vvc_on_grids,
+    klt_x265_on_grids,
+)
+from video import PEAK10, PEAK12, TUNED, ffmpeg, klt_vvc, klt_x265_with, vvc, x265
 
 from tec_zarr import metrics
 from tec_zarr.compare.classical import (
@@ -50,6 +58,15 @@ class Classical:
     code: Callable[[Cube, float], Coded]
     over_time: bool = False
     """Without several dates there is nothing that this codec could do better than others."""
+
+
+def htj2k(cube: Cube, level: float) -> Coded:
+    """OpenJPH (JPEG 2000 part 15): one codestream per date and band, 9-7 wavelet.
+
+    ``level`` is the quantisation step as a share of 65,535; OpenJPH has no other rate control.
+    """
+    streams = encode_htj2k(cube, level)
+    return sum(map(len, streams)), decode_htj2k(streams, cube.shape)
 
 
 def webp(cube: Cube, level: float) -> Coded:
@@ -85,24 +102,12 @@ def av1_time(cube: Cube, level: float) -> Coded:
 
 def vvc_time(cube: Cube, level: float) -> Coded:
     """vvenc 10-bit over the dates, per band on one DN scale; ``level`` is QP."""
-    scale = max(float(cube.max()), metrics.PEAK) / _PEAK10
+    scale = max(float(cube.max()), metrics.PEAK) / PEAK10
     size, decoded = 2, np.empty(cube.shape)
     for band in range(cube.shape[1]):
-        data, decoded[:, band] = _vvc(cube[:, band] / scale, level)
+        data, decoded[:, band] = vvc(cube[:, band] / scale, level)
         size += data
     return size, to_dn(decoded * scale)
-
-
-def klt_vvc(cube: Cube, level: float) -> Coded:
-    """The cube's own KLT, then vvenc 10-bit over the dates, a stream a component, one scale."""
-    klt = KLT.of(cube)
-    components = klt.forward(cube)
-    low, scale = components.min(), max(float(np.ptp(components)), 1.0) / _PEAK10
-    size, decoded = klt.n_bytes + 8, np.empty(components.shape)
-    for number in range(components.shape[1]):
-        data, decoded[:, number] = _vvc((components[:, number] - low) / scale, level)
-        size += data
-    return size, to_dn(klt.inverse(decoded * scale + low))
 
 
 def sz3(cube: Cube, level: float) -> Coded:
@@ -165,8 +170,8 @@ def hevc_time(cube: Cube, level: float) -> Coded:
     size, decoded = 0, np.empty(cube.shape)
     for band in range(cube.shape[1]):
         plane = cube[:, band].astype(np.float64)
-        low, scale = plane.min(), max(float(np.ptp(plane)), 1.0) / _PEAK12
-        data, frames = _x265(((plane - low) / scale)[:, None], f"qp={level:g}")
+        low, scale = plane.min(), max(float(np.ptp(plane)), 1.0) / PEAK12
+        data, frames = x265(((plane - low) / scale)[:, None], f"qp={level:g}")
         size += data + 4  # low and high of the stretch, uint16 each
         decoded[:, band] = frames[:, 0] * scale + low
     return size, to_dn(decoded)
@@ -174,10 +179,10 @@ def hevc_time(cube: Cube, level: float) -> Coded:
 
 def hevc_time_tuned(cube: Cube, level: float) -> Coded:
     """x265 12-bit 4:0:0 over the dates, per band on one scale, tuned for squared error."""
-    scale = max(float(cube.max()), 1.0) / _PEAK12
+    scale = max(float(cube.max()), 1.0) / PEAK12
     size, decoded = 2, np.empty(cube.shape)
     for band in range(cube.shape[1]):
-        data, frames = _x265((cube[:, band] / scale)[:, None], f"qp={level:g}:{_TUNED}")
+        data, frames = x265((cube[:, band] / scale)[:, None], f"qp={level:g}:{TUNED}")
         size += data
         decoded[:, band] = frames[:, 0] * scale
     return size, to_dn(decoded)
@@ -208,12 +213,12 @@ def klt_x265(cube: Cube, level: float) -> Coded:
     What xarrayvideo does, with one scale for all components; x265's information message
     is counted.
     """
-    return _klt_x265(cube, f"qp={level:g}:psy-rd=0:psy-rdoq=0")
+    return klt_x265_with(cube, f"qp={level:g}:psy-rd=0:psy-rdoq=0")
 
 
 def klt_x265_tuned(cube: Cube, level: float) -> Coded:
     """`klt_x265` tuned for squared error, without x265's information message."""
-    return _klt_x265(cube, f"qp={level:g}:{_TUNED}")
+    return klt_x265_with(cube, f"qp={level:g}:{TUNED}")
 
 
 _SLOPES = tuple(np.geomspace(100.0, 1e6, 24).tolist())
@@ -231,6 +236,12 @@ CODECS: tuple[Classical, ...] = (
         "libjxl, per band and date, effort 7",
         (0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0),
         jpegxl,
+    ),
+    Classical(
+        "htj2k",
+        "OpenJPH, codestream per band and date, 9-7, one step",
+        (0.0006, 0.0009, 0.0013, 0.0019, 0.0027, 0.004, 0.006, 0.009),
+        htj2k,
     ),
     Classical(
         "webp",
@@ -323,6 +334,27 @@ CODECS: tuple[Classical, ...] = (
         klt_jpeg2000_on_grids,
     ),
     Classical(
+        "htj2k-on-grids",
+        "htj2k of native values; one slope over all bands",
+        _SLOPES,
+        htj2k_on_grids,
+    ),
+    Classical(
+        "klt-x265-on-grids",
+        "native values: a KLT for the bands of each grid, then klt-x265-tuned for each; one slope "
+        "over the grids",
+        _SLOPES,
+        klt_x265_on_grids,
+    ),
+    Classical(
+        "klt-vvc-on-grids",
+        "native values: a KLT for the bands of each grid, then klt-vvc for each; one slope over "
+        "the grids",
+        _SLOPES,
+        klt_vvc_on_grids,
+        over_time=True,
+    ),
+    Classical(
         "sz3",
         "SZ3 per band and date, absolute bound",
         (60, 100, 150, 220, 330, 500),
@@ -361,29 +393,6 @@ CODECS: tuple[Classical, ...] = (
 )
 """All of them, in the order of the tables."""
 
-_PEAK10, _PEAK12 = 1023.0, 4095.0
-# info=0 leaves out a 2 kB text message per stream, a third of the bytes at low rates. The rest
-# turns off what trades squared error for looks, and lets B and P frames be as good as I frames,
-# because dates are months apart.
-_TUNED = "psy-rd=0:psy-rdoq=0:aq-mode=0:rd=6:info=0:keyint=-1:ipratio=1.0:pbratio=1.0"
-
-
-def _klt_x265(cube: Cube, params: str) -> Coded:
-    klt = KLT.of(cube)
-    components = klt.forward(cube)
-    low, scale = components.min(), max(float(np.ptp(components)), 1.0) / _PEAK12
-    planes = (components - low) / scale
-    size, decoded = klt.n_bytes + 8, np.empty(planes.shape)
-    whole = planes.shape[1] // 3 * 3
-    # What is left over of groups of three goes one component a stream.
-    groups = [slice(k, k + 3) for k in range(0, whole, 3)]
-    groups += [slice(k, k + 1) for k in range(whole, planes.shape[1])]
-    for group in groups:
-        data, frames = _x265(planes[:, group], params)
-        size += data
-        decoded[:, group] = frames
-    return size, to_dn(klt.inverse(decoded * scale + low))
-
 
 def _each(
     parts: Iterable[NDArray],
@@ -406,85 +415,17 @@ def _blosc(values: NDArray, shape: tuple[int, ...]) -> Coded:
 
 def _av1(cube: Cube, streams: Iterable[NDArray], arguments: list[str]) -> Coded:
     """Streams of frames (frame, y, x) through libaom; decoded frames one after the other."""
-    scale = max(float(cube.max()), 1.0) / _PEAK12
+    scale = max(float(cube.max()), 1.0) / PEAK12
     size, decoded = 2, []
     for frames in streams:
         height, width = frames.shape[-2:]
         raw = ["-f", "rawvideo", "-pix_fmt", "gray12le"]
-        data = _ffmpeg(
+        data = ffmpeg(
             [*raw, "-s", f"{width}x{height}", "-i", "-", "-c:v", "libaom-av1", "-b:v", "0",
              "-cpu-used", "4", "-threads", "1", "-tune", "psnr", *arguments, "-f", "obu", "-"],
             np.rint(frames / scale).astype("<u2").tobytes(),
         )  # fmt: skip
         size += len(data)
-        back = _ffmpeg(["-f", "obu", "-i", "-", *raw, "-"], data)
+        back = ffmpeg(["-f", "obu", "-i", "-", *raw, "-"], data)
         decoded.append(np.frombuffer(back, "<u2").reshape(frames.shape) * scale)
     return size, to_dn(np.concatenate(decoded).reshape(cube.shape))
-
-
-def _vvc(frames: NDArray[np.float64], qp: float) -> tuple[int, NDArray[np.float64]]:
-    """Frames (time, y, x) in 0-1023 through vvenc; bytes and decoded frames.
-
-    ffmpeg hands vvenc 4:2:0 only: the chroma is flat, and its few bytes are counted.
-    """
-    count, height, width = frames.shape
-    luma = np.clip(np.rint(frames), 0, _PEAK10).astype("<u2").reshape(count, -1)
-    chroma = np.full((count, luma.shape[1] // 2), 512, "<u2")
-    raw = ["-f", "rawvideo", "-pix_fmt", "yuv420p10le"]
-    data = _ffmpeg(
-        [*raw, "-s", f"{width}x{height}", "-i", "-", "-c:v", "libvvenc", "-preset", "medium",
-         "-qpa", "0", "-vvenc-params", "MCTF=0:BIM=0:IntraQPOffset=0", "-threads", "1",
-         "-period", "999", "-qp", f"{qp:g}", "-f", "vvc", "-"],
-        np.concatenate([luma, chroma], axis=1).tobytes(),
-    )  # fmt: skip
-    back = np.frombuffer(_ffmpeg(["-f", "vvc", "-i", "-", *raw, "-"], data), "<u2")
-    decoded = back.reshape(count, -1)[:, : luma.shape[1]]
-    return len(data), decoded.reshape(frames.shape).astype(np.float64)
-
-
-def _ffmpeg(arguments: list[str], data: bytes) -> bytes:
-    import imageio_ffmpeg  # optional: only the AV1 and VVC rows need it
-
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", *arguments]
-    return subprocess.run(command, input=data, capture_output=True, check=True).stdout
-
-
-def _x265(planes: NDArray[np.float64], params: str) -> tuple[int, NDArray[np.float64]]:
-    """Code frames (time, 1 or 3, y, x) in 0-4095 with x265; bytes and decoded frames."""
-    import av  # optional: only the HEVC rows need it
-
-    height, width = planes.shape[-2:]
-    samples = np.clip(np.rint(planes), 0, _PEAK12).astype("<u2")
-    pixels = "yuv444p12le" if planes.shape[1] == 3 else "gray12le"
-    encoder = av.CodecContext.create("libx265", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = width, height, pixels
-    encoder.time_base, encoder.framerate = Fraction(1, 25), Fraction(25)
-    encoder.thread_count = 1
-    encoder.options = {
-        "preset": "slow",
-        "x265-params": f"{params}:pools=none:frame-threads=1:log-level=none",
-    }
-    packets = []
-    for number, sample in enumerate(samples):
-        frame = av.VideoFrame(width, height, pixels)
-        frame.pts = number
-        for plane, values in zip(frame.planes, sample, strict=True):
-            rows = np.zeros((height, plane.line_size // 2), "<u2")
-            rows[:, :width] = values
-            plane.update(rows.tobytes())
-        packets += encoder.encode(frame)
-    packets += encoder.encode(None)
-    streams = [bytes(packet) for packet in packets]
-
-    decoder = av.CodecContext.create("hevc", "r")
-    decoder.thread_count = 1
-    frames = [frame for data in streams for frame in decoder.decode(av.Packet(data))]
-    frames += decoder.decode(None)  # the decoder puts frames out in display order
-    decoded = np.array(
-        [
-            [np.frombuffer(plane, "<u2").reshape(height, -1)[:, :width] for plane in frame.planes]
-            for frame in frames
-        ],
-        np.float64,
-    )
-    return sum(map(len, streams)), decoded

@@ -1,4 +1,4 @@
-"""JPEG 2000 and JPEG XL on the sensor's own grids: rivals that know what TEC knows.
+"""JPEG 2000, JPEG XL, x265 and VVC on the sensor's own grids: rivals that know what TEC knows.
 
 Bands that were enlarged are found by `tec_zarr.grids`, as TEC finds them. The codecs code their
 native values, and the decoder enlarges them again. Parts of a cube are bands of one grid (codecs
@@ -9,13 +9,15 @@ they help most, whatever an error on a grid costs in samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
+from video import TUNED, klt_vvc, klt_x265_with
 
 from tec_zarr.compare.classical import (
     KLT,
@@ -26,6 +28,7 @@ from tec_zarr.compare.classical import (
     encode_jpeg2000,
     encode_jpegxl,
     klt_jpeg2000_joint,
+    planes,
     to_dn,
 )
 from tec_zarr.grids import Grid, find
@@ -33,6 +36,9 @@ from tec_zarr.metrics import PEAK
 
 JPEG2000_LEVELS = tuple(np.arange(38.0, 74.1, 0.75))
 JPEGXL_LEVELS = tuple(np.geomspace(0.1, 15.0, 32))
+HTJ2K_LEVELS = tuple(np.geomspace(0.0002, 0.03, 32))
+X265_LEVELS = tuple(np.arange(6.0, 47.1, 2.0))
+VVC_LEVELS = tuple(np.arange(5.0, 36.1, 3.0))
 _MISSED = 0.5
 """Largest root mean square of what a grid misses, in DN, as in TEC: nobody corrects it."""
 _GRID_BYTES = 2
@@ -76,6 +82,31 @@ def jpegxl_on_grids(cube: Cube, slope: float) -> Coded:
 def klt_jpeg2000_on_grids(cube: Cube, slope: float) -> Coded:
     """A KLT for the bands of each grid, then `klt_jpeg2000_joint`; `slope` is squared DN a bit."""
     return _coded(cube, slope, _trials("klt-jpeg2000", _Key(cube)))
+
+
+def htj2k_on_grids(cube: Cube, slope: float) -> Coded:
+    """HTJ2K on the grids, a codestream a band and date; `slope` is squared DN a bit."""
+    return _coded(cube, slope, _trials("htj2k", _Key(cube)))
+
+
+def klt_x265_on_grids(cube: Cube, slope: float) -> Coded:
+    """A KLT for the bands of each grid, then x265 over the dates; `slope` is squared DN a bit."""
+    return _coded(cube, slope, _trials("klt-x265", _Key(cube)))
+
+
+def klt_vvc_on_grids(cube: Cube, slope: float) -> Coded:
+    """A KLT for the bands of each grid, then vvenc over the dates; `slope` is squared DN a bit."""
+    return _coded(cube, slope, _trials("klt-vvc", _Key(cube)))
+
+
+def encode_htj2k(cube: Cube, level: float) -> list[bytes]:
+    """Streams of OpenJPH, one per date and band; ``level`` is its quantisation step."""
+    return [imagecodecs.htj2k_encode(band, level=level, reversible=False) for band in planes(cube)]
+
+
+def decode_htj2k(streams: Sequence[bytes], shape: tuple[int, ...]) -> Cube:
+    """Decode the streams of `encode_htj2k` to a cube."""
+    return np.stack([imagecodecs.htj2k_decode(data) for data in streams]).reshape(shape)
 
 
 def parts_of(cube: Cube, together: bool) -> list[Part]:
@@ -160,14 +191,30 @@ def _jpegxl(native: Cube, level: float) -> Coded:
     return sum(map(len, streams)), decode_jpegxl(streams, native.shape)
 
 
-def _klt_jpeg2000(native: Cube, level: float) -> Coded:
-    """`klt_jpeg2000_joint`, of which a basis in 16 bits would lose nothing: half its bytes."""
-    size, decoded = klt_jpeg2000_joint(native, level)
-    return size - KLT.of(native).n_bytes // 2, decoded
+def _htj2k(native: Cube, level: float) -> Coded:
+    streams = encode_htj2k(native, level)
+    return sum(map(len, streams)), decode_htj2k(streams, native.shape)
+
+
+def _half_basis(code: Callable[[Cube, float], Coded]) -> Callable[[Cube, float], Coded]:
+    """A codec with a KLT, of which a basis in 16 bits would lose nothing: half its bytes."""
+
+    def coded(native: Cube, level: float) -> Coded:
+        size, decoded = code(native, level)
+        return size - KLT.of(native).n_bytes // 2, decoded
+
+    return coded
 
 
 _CODECS: dict[str, tuple[tuple[float, ...], Callable[[NDArray, float], Coded], bool]] = {
     "jpeg2000": (JPEG2000_LEVELS, _jpeg2000, False),
     "jpegxl": (JPEGXL_LEVELS, _jpegxl, False),
-    "klt-jpeg2000": (JPEG2000_LEVELS, _klt_jpeg2000, True),
+    "klt-jpeg2000": (JPEG2000_LEVELS, _half_basis(klt_jpeg2000_joint), True),
+    "htj2k": (HTJ2K_LEVELS, _htj2k, False),
+    "klt-x265": (
+        X265_LEVELS,
+        _half_basis(lambda native, qp: klt_x265_with(native, f"qp={qp:g}:{TUNED}")),
+        True,
+    ),
+    "klt-vvc": (VVC_LEVELS, _half_basis(klt_vvc), True),
 }
