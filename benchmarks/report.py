@@ -73,9 +73,10 @@ def made() -> dict[Path, str]:
         GALLERY: gallery(),
         README: readme,
     }
-    scaling, published, device = map(load, ("recompress", "reference_speed", "device"))
-    if scaling and published and device:
-        found[SCALING] = scaling_page.page(scaling, published, device, machine(scaling))
+    results = ("recompress", "reference_speed", "device", "core_share")
+    scaling, published, device, share = map(load, results)
+    if scaling and published and device and share:
+        found[SCALING] = scaling_page.page(scaling, published, device, share, machine(scaling))
     return found
 
 

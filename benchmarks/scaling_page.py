@@ -11,18 +11,20 @@ REGIONS = 1e15 / (REGION_MB * 1e6)
 PETABYTE_MB = 1e9
 WORKERS, CORES = 100, 16
 NETWORK_GB_S, GPU_TFLOP_S = 1.25, 17.0
+CORE_PRICE, GPU_PRICE = 0.05, 3.0
+"""Assumed, for an hour: one core of a rented machine, one H100 without the cores beside it."""
 REQUEST_MS, REQUESTS_AT_ONCE, REQUESTS_A_RECORD = 30.0, 32, 2
 GFLOP_A_MB = {"fp": 4.1, "elic": 13.7}
 """Counted: multiply-adds of the analysis and of the entropy networks, twice."""
 
 
-def page(results: dict, family: dict, device: dict, machine: str) -> str:
+def page(results: dict, family: dict, device: dict, share: dict, machine: str) -> str:
     """``docs/scaling.md``.
 
     Parameters
     ----------
-    results, family, device : dict
-        ``recompress.json``, ``reference_speed.json`` and ``device.json``.
+    results, family, device, share : dict
+        ``recompress.json``, ``reference_speed.json``, ``device.json`` and ``core_share.json``.
     machine : str
         What the first two were measured on, a sentence.
     """
@@ -34,6 +36,7 @@ def page(results: dict, family: dict, device: dict, machine: str) -> str:
             *_parts(results, one, device),
             *_cpus(results, one),
             *_gpus(results, family, device),
+            *_pays(share, family, device),
             _RESUMING.format(
                 hours=_record_hours(), minutes=1e5 * _record_ms() / 6e4, gigabytes=REGIONS / 1e6
             ),
@@ -239,7 +242,7 @@ def _gpus(results: dict, family: dict, device: dict) -> list[str]:
     return [
         f"## On {WORKERS} workers with a GPU each",
         "",
-        "The default model has no GPU path: on such workers it encodes on their CPUs, and takes "
+        "The embedded models have no GPU path: they encode on the CPUs of all workers, and take "
         "what is above. FP, ELIC and TT have one ([`recompress.md`](recompress.md)). "
         f"`python benchmarks/device.py`, {device['date']}, one {device['device']} (full size, "
         f"random weights, synthetic chunks of {tuple(device['chunk'])}, beside one core of that "
@@ -285,6 +288,83 @@ def _gpus(results: dict, family: dict, device: dict) -> list[str]:
         "or larger regions: with eight dates instead of four there are half as many tasks.",
         "",
     ]
+
+
+def _pays(share: dict, family: dict, device: dict) -> list[str]:
+    worth = 1 + GPU_PRICE / (CORES * CORE_PRICE)
+    network = 2 * NETWORK_GB_S * 1e3
+    rows, costs = [], []
+    for row in share["rows"]:
+        walk, arithmetic, host = (row["share"][part] for part in ("walk", "arithmetic", "host"))
+        rows.append(
+            f"| `{row['model']}`, {row['direction']} | {row['mb_s']:.0f} | {100 * walk:.0f} % | "
+            f"{100 * arithmetic:.0f} % | {100 * host:.0f} % | {1 / (1 - arithmetic):.1f} | "
+            f"{1 / host:.1f} | {CORES * row['mb_s'] / 1e3:.1f} GB/s |"
+        )
+        if row["direction"] == "encode":
+            few, most = (
+                min(network, CORES * row["mb_s"] / left) for left in (1 - arithmetic, host)
+            )
+            costs.append(
+                f"| `{row['model']}` | {_dollars(row['mb_s'], CORE_PRICE)} | "
+                f"{_dollars(few, GPU_PRICE + CORES * CORE_PRICE)} | "
+                f"{_dollars(most, GPU_PRICE + CORES * CORE_PRICE)} |"
+            )
+    raw = family["dates"] * 12 * family["size"] ** 2 * 2 / 1e6
+    here = {row["model"]: row for row in family["rows"] if row["side"] == "here"}
+    for name in ("fp", "elic", "tt"):
+        gpu = max(
+            r["encode_MB_per_s"]
+            for r in device["rows"]
+            if r["model"] == name and r["device"] != "cpu"
+        )
+        costs.append(
+            f"| {name.upper()}, published | "
+            f"{_dollars(raw / here[name]['compress_cpu_s'], CORE_PRICE)} | "
+            f"{_dollars(gpu, GPU_PRICE + CORE_PRICE)} (measured on the GPU beside one core) | |"
+        )
+    return [
+        "## Would a GPU pay?",
+        "",
+        "**Not for the embedded models.** `python benchmarks/core_share.py` samples where one core "
+        f"of the development machine is (kernel `{share['kernel']}`, seasonal cubes of 256 x 256 "
+        f"pixels at quality {share['quality']:g}, commit {share['commit'][:12]}, other processes "
+        f"running: load {share['load_average'][0]:.0f} on {share['machine']['cores']} cores, so "
+        "MB/s are of CPU time). The *walk* codes coefficients one after the other: the context "
+        "network sees the neighbours, then the range coder takes the symbol. *Arithmetic* is the "
+        "rest of the core. The *host* part is Python, NumPy, the system and the frame.",
+        "",
+        "| | MB/s of a core | walk | arithmetic | host | times as fast at most with the "
+        f"arithmetic on a GPU | with the walk too | {CORES} cores, no GPU |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *rows,
+        "",
+        "The bounds are Amdahl's: what moves to the GPU takes no time there, nor on the way. A "
+        "walk on a GPU needs many hundred tiles at once and a second implementation of the same "
+        "bytes; there is none. "
+        f"The way itself is short: {device['limits']['to_device_GB_per_s']:.0f} GB/s were "
+        "measured. The MB/s are those of this commit; the runs of whole archives above are older.",
+        "",
+        f"Assumed prices: {CORE_PRICE:g} $ for an hour of a core, {GPU_PRICE:g} $ for one of a "
+        f"GPU like an H100. Such a GPU beside {CORES} cores pays if it makes them more than "
+        f"**{worth:.2f} times as fast**. A network of {NETWORK_GB_S:g} GB/s brings "
+        f"{network / 1e3:g} GB/s of samples, which no worker can exceed.",
+        "",
+        f"| 1 PB of encoding | on cores | {CORES} cores and a GPU, arithmetic at the bound | the "
+        "walk at the bound too |",
+        "| --- | --- | --- | --- |",
+        *costs,
+        "",
+        "Encoding with an embedded model costs more on a GPU in every case, even at the bounds. "
+        "Decoding on cores is faster than the network already. FP and ELIC "
+        "cost more on a GPU as well; TT costs about the same there, and a worker is faster: that "
+        "is what its GPU path is for.",
+        "",
+    ]
+
+
+def _dollars(mb_s: float, hourly: float) -> str:
+    return f"{_core_hours(mb_s) * hourly:,.0f} $"
 
 
 def _long(hours: float) -> str:

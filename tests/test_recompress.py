@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -597,35 +598,89 @@ def test_the_command(source, tmp_path, capsys):
     assert "begun with another configuration" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def mixed_cluster():
-    """One worker with a stand-in GPU, one without, in this process."""
+@contextlib.contextmanager
+def workers_of(**workers):
+    """A client of workers in this process: name, and options of each."""
     distributed = pytest.importorskip("distributed")
-    spec = {"cls": distributed.Worker, "options": {"nthreads": 1, "dashboard": False}}
-    options = {"port": 0, "dashboard": False}
-    gpu = {**spec, "options": {**spec["options"], "resources": {"GPU": 1}}}
+    common = {"nthreads": 1, "dashboard": False}
     with (
         distributed.SpecCluster(
-            scheduler={"cls": distributed.Scheduler, "options": options},
-            workers={"gpu": gpu, "cpu": spec},
+            scheduler={"cls": distributed.Scheduler, "options": {"port": 0, "dashboard": False}},
+            workers={
+                name: {"cls": distributed.Worker, "options": {**common, **options}}
+                for name, options in workers.items()
+            },
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        client.wait_for_workers(2)
+        client.wait_for_workers(len(workers))
         yield client
 
 
-def test_gpu_workers_encode_and_the_others_read(mixed_cluster, source, tmp_path):
+@pytest.fixture(scope="module")
+def mixed_cluster():
+    """One worker with a stand-in GPU, one without."""
+    with workers_of(gpu={"resources": {"GPU": 1}}, cpu={}) as client:
+        yield client
+
+
+def where_tasks_ran(client, *args, **kwargs):
+    """Recompress; return the report, and (first word of a task's key, name of its worker)."""
     import distributed
 
-    names = {a: w["id"] for a, w in mixed_cluster.scheduler_info()["workers"].items()}
-    with distributed.get_task_stream(mixed_cluster) as stream:
-        report = recompress(source, tmp_path / "tec.zarr", client=mixed_cluster, gpu=True, **TOY)
+    names = {a: w["id"] for a, w in client.scheduler_info()["workers"].items()}
+    with distributed.get_task_stream(client) as stream:
+        report = recompress(*args, client=client, gpu=True, **kwargs)
+    return report, {(str(t["key"]).partition("-")[0], names[t["worker"]]) for t in stream.data}
+
+
+def test_gpu_workers_encode_and_the_others_read_and_copy(mixed_cluster, source, tmp_path):
+    one = {"variables": "reflectance", **TOY}
+    only = zarr.open_group(source)["reflectance"]
+    report, ran = where_tasks_ran(
+        mixed_cluster, only, tmp_path / "one.zarr", bands=L2A_BANDS, **TOY
+    )
     assert report.complete
-    ran = {(str(t["key"]).partition("-")[0], names[t["worker"]]) for t in stream.data}
     assert ran == {("read", "cpu"), ("recompress", "gpu")}
-    recompress(source, tmp_path / "threads.zarr", **TOY)
+    report, ran = where_tasks_ran(mixed_cluster, source, tmp_path / "tec.zarr", **one)
+    assert report.complete
+    assert ran == {("read", "cpu"), ("recompress", "gpu"), ("recompress", "cpu")}
+    recompress(source, tmp_path / "threads.zarr", **one)
     assert tree(tmp_path / "tec.zarr") == tree(tmp_path / "threads.zarr")
+
+
+def test_an_embedded_model_encodes_on_all_workers_whatever_gpu_says(
+    mixed_cluster, source, tmp_path
+):
+    with pytest.warns(UserWarning, match="brings nothing here: the embedded models run on the CPU"):
+        report, ran = where_tasks_ran(mixed_cluster, source, tmp_path / "tec.zarr")
+    assert report.complete
+    assert {("recompress", "cpu")} <= ran <= {("recompress", "gpu"), ("recompress", "cpu")}
+    recompress(source, tmp_path / "threads.zarr")
+    assert tree(tmp_path / "tec.zarr") == tree(tmp_path / "threads.zarr")
+
+
+def test_the_threads_of_a_gpu_worker_fill_one_batch_from_several_regions(
+    source, tmp_path, monkeypatch
+):
+    settings = {"chunks": {"time": 1}, "shards": False, **TOY}
+    how = {"verify": "none", **settings}
+    plan = make_plan(open_source(source, None), LocalStore(tmp_path), Settings(**settings), False)
+    (array,) = (array for array in plan.arrays if array.spec and array.path == "reflectance")
+    most = max(len(array.chunk_slices(array.region_slices(n))) for n in array.numbers)
+    recompress(source, tmp_path / "alone.zarr", **settings)
+    model = Device()
+    monkeypatch.setattr(batching, "WAIT_SECONDS", 2)
+    monkeypatch.setattr(batching, "LARGEST", 2 * most)  # such a batch waits no longer
+    with (
+        workers_of(gpu={"nthreads": 4, "resources": {"GPU": 1}}) as client,
+        registry.as_new_process(),
+    ):
+        registry.register_model(toy.NAME, lambda: model, toy.SHA256)
+        report = recompress(source, tmp_path / "tec.zarr", client=client, gpu=True, **how)
+    assert report.complete
+    assert most < max(size for size, *_ in model.batches) <= 2 * most
+    assert tree(tmp_path / "tec.zarr") == tree(tmp_path / "alone.zarr")
 
 
 def test_a_gpu_worker_codes_the_chunks_of_a_region_together(
@@ -650,7 +705,9 @@ def test_a_gpu_that_nobody_has_is_an_error_at_once(source, tmp_path):
     with (
         distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
-        pytest.raises(RecompressError, match="none of the 1 workers has the resource GPU"),
+        pytest.raises(
+            RecompressError, match=r"none of the 1 workers has the resource GPU.*or leave"
+        ),
     ):
         recompress(source, tmp_path / "tec.zarr", client=client, gpu=True, **TOY)
 

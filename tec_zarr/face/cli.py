@@ -187,7 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--scheduler", metavar="ADDRESS",
                        help="address of a running Dask cluster: tcp://HOST:8786")  # fmt: skip
     recompress.add_argument("--gpu", action="store_true",
-                            help="encode only on workers with the Dask resource GPU")  # fmt: skip
+                            help="encode only on workers with the Dask resource GPU; brings "
+                            "nothing to the embedded models")  # fmt: skip
     recompress.add_argument("--append", action="store_true", help="append to a finished DST the "
                             "dates that SRC has more; without DST, copy all")  # fmt: skip
     recompress.add_argument("--dry-run", action="store_true",

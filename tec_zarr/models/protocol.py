@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from tec_zarr.frame.frame import NAMED_MODEL
 from tec_zarr.models.published import only_decodes
 from tec_zarr.native.tile import TileModel
 
@@ -147,6 +148,11 @@ class Entry:
     weights: tuple[str, ...]
     load: Callable[[str], Model]
     takes: frozenset[str] = frozenset()
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the model is in the index. The compiled core runs such a model, on the CPU."""
+        return self.number != NAMED_MODEL
 
     @property
     def newest(self) -> str:

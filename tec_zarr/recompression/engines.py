@@ -19,8 +19,9 @@ from dask.base import compute
 from dask.delayed import delayed
 
 from tec_zarr.errors import TargetError
+from tec_zarr.models.registry import find_model
 from tec_zarr.recompression.manifest import Done
-from tec_zarr.recompression.plan import Plan
+from tec_zarr.recompression.plan import ArrayPlan, Plan
 from tec_zarr.recompression.progress import Failure, Observer
 from tec_zarr.recompression.region import (
     Job,
@@ -39,6 +40,19 @@ _WINDOW = 3
 
 That is enough to keep the workers busy, and few enough to keep the scheduler small.
 """
+
+_SHARE = {"GPU": 1 / 64}
+"""Dask resource of a task that encodes on a GPU.
+
+It chooses the worker. How many regions the worker makes at once, it leaves to the worker's threads:
+the chunks of all these regions are in one batch (:mod:`tec_zarr.codec.batching`), and the GPU works
+while other regions are read, stored and verified.
+"""
+
+
+def needs_gpu(array: ArrayPlan) -> bool:
+    """Return whether a GPU can encode the array: not copies, and not the embedded models."""
+    return array.spec is not None and not find_model(array.spec.model).embedded
 
 
 def failure_of(job: Job, error: Exception) -> Failure:
@@ -108,7 +122,8 @@ def run_cluster(
 ) -> None:
     """Make the regions on a Dask cluster, with a bounded number of tasks at any time.
 
-    With ``gpu``, only workers with a GPU encode. If there are other workers, those read.
+    With ``gpu``, only workers with a GPU encode what `needs_gpu`. If there are other workers, those
+    read, and make the other regions.
     """
     from distributed import as_completed
 
@@ -126,19 +141,20 @@ def run_cluster(
     def submit(job: Job) -> Any:
         tag = f"{time.monotonic_ns()}-{job.array.index}-{job.number}"
         common = {"retries": retries, "pure": False}
-        if readers:
+        on_gpu = gpu and needs_gpu(job.array)
+        if on_gpu and readers:
             block = client.submit(
                 partial(read_block, job.array, job.array.region_slices(job.number)),
                 workers=readers, key=f"read-{tag}", **common,
             )  # fmt: skip
             future = client.submit(
                 partial(write_region, job), block,
-                resources={"GPU": 1}, key=f"recompress-{tag}", **common,
+                resources=_SHARE, key=f"recompress-{tag}", **common,
             )  # fmt: skip
         else:
             future = client.submit(
-                partial(make_region, job),
-                resources={"GPU": 1} if gpu else None, key=f"recompress-{tag}", **common,
+                partial(make_region, job), workers=readers or None,
+                resources=_SHARE if on_gpu else None, key=f"recompress-{tag}", **common,
             )  # fmt: skip
         jobs[future] = job
         return future

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
@@ -21,7 +22,7 @@ from tec_zarr.codec.options import takes_options
 from tec_zarr.errors import RecompressError, UnsupportedArrayError
 from tec_zarr.models.registry import get_model
 from tec_zarr.recompression.appending import HAD, SOURCES_READ
-from tec_zarr.recompression.engines import failure_of, run_cluster, run_threads
+from tec_zarr.recompression.engines import failure_of, needs_gpu, run_cluster, run_threads
 from tec_zarr.recompression.lock import Lock
 from tec_zarr.recompression.manifest import Done, Manifest
 from tec_zarr.recompression.plan import ArrayPlan, Plan, documents, make_plan, provenance
@@ -75,8 +76,9 @@ def recompress(
     client : distributed.Client, optional
         Cluster to run on. Default: threads of this process.
     gpu : bool
-        Encode only on workers with the Dask resource ``GPU``, one region at a time on each. If the
-        cluster has other workers too, those read.
+        Encode only on workers with the Dask resource ``GPU``, as many regions at a time as the
+        worker has threads. If the cluster has other workers too, those read. The embedded models
+        run on the CPU: for them all workers encode, and a warning says so.
     threads : int, optional
         Number of threads if there is no client. Default: one for each core that this process may
         use.
@@ -127,6 +129,13 @@ def recompress(
     with _session(store), _locked(manifest, planned) as (plan, lock):
         if lock is None:
             return Tally(plan).report(True, plan.regions, time.monotonic() - began)
+        if gpu and not any(map(needs_gpu, plan.arrays)):
+            warnings.warn(
+                "gpu=True (--gpu) brings nothing here: the embedded models run on the CPU. All "
+                "workers encode; give those with a GPU one thread for each core, or use none",
+                stacklevel=3,
+            )
+            gpu, workers = False, _check_cluster(client, False, target)
         finished = plan.known(manifest.finished())
         _check_source(plan, _some(plan, finished))
         if client is not None:
@@ -209,7 +218,8 @@ def _check_cluster(client: Client | None, gpu: bool, store: Store) -> int:
     if not able:
         raise RecompressError(
             f"none of the {len(workers)} workers has the resource GPU, and tasks would wait for "
-            'it for ever: start workers with `dask worker --resources "GPU=1"`'
+            'it for ever: start workers with `dask worker --resources "GPU=1"`, or leave out '
+            "gpu=True (--gpu), which brings nothing to the embedded models"
             if gpu
             else "the cluster has no worker yet: client.wait_for_workers(1)"
         )
