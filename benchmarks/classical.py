@@ -132,10 +132,11 @@ def sperr(cube: Cube, level: float) -> Coded:
 
 def zfp(cube: Cube, level: float) -> Coded:
     """ZFP per date and band, fixed accuracy (better than over bands or dates)."""
+    mode = imagecodecs.ZFP.MODE.FIXED_ACCURACY
     return _each(
         planes(cube),
         cube.shape,
-        lambda plane: imagecodecs.zfp_encode(plane.astype(np.float32), level, mode="a"),
+        lambda plane: imagecodecs.zfp_encode(plane.astype(np.float32), level, mode=mode),
         imagecodecs.zfp_decode,
     )
 

@@ -50,9 +50,10 @@ config = icechunk.RepositoryConfig.default()
 config.set_virtual_chunk_container(
     icechunk.VirtualChunkContainer(files, icechunk.local_filesystem_store(str(here)))
 )
+local = getattr(icechunk.credentials, "LocalFileSystemAccess", None)  # None: older Icechunk
 repository = icechunk.Repository.create(
     icechunk.local_filesystem_storage("archive"), config=config,
-    authorize_virtual_chunk_access=icechunk.containers_credentials({files: None}),
+    authorize_virtual_chunk_access=icechunk.containers_credentials({files: local}),
 )  # fmt: skip
 session = repository.writable_session("main")
 joined.vz.to_icechunk(session.store)

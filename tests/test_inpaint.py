@@ -503,15 +503,16 @@ def test_a_regular_series_starts_on_any_day_and_is_computed_when_it_is_asked_for
     values = rng.integers(500, 600, (8, 2, 12, 12)).astype("uint16")
     cube = xr.DataArray(values, {"time": days}, ("time", "band", "y", "x"))
     mask = xr.DataArray(rng.random((8, 12, 12)) < 0.4, dims=("time", "y", "x"))
-    start = np.datetime64("2023-02-01") + first
-    asked = {"freq": f"{step}D", "start": start, "end": start + 90, "method": method}
+    start = np.datetime64("2023-02-01") + np.timedelta64(first, "D")
+    end = start + np.timedelta64(90, "D")
+    asked = {"freq": f"{step}D", "start": start, "end": end, "method": method}
 
     def refuse(*graph, **options):
         raise AssertionError("computed before it was asked for")
 
     with dask.config.set(scheduler=refuse):
         lazy = cube.chunk(y=chunk, x=chunk).tec.regularize(mask, **asked)
-    expected = np.arange(start, start + 91, step)
+    expected = start + np.arange(0, 91, step) * np.timedelta64(1, "D")
     np.testing.assert_array_equal(lazy.time.values.astype("datetime64[D]"), expected)
     out = lazy.compute().values
     assert out.shape == (len(expected), 2, 12, 12)

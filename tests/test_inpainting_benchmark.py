@@ -78,7 +78,7 @@ def test_gaps_of_dense_series_hide_whole_dates_and_score_one(tmp_path):
     dn[4, :, :8], dn[14, 1, 2, 2] = 9_000, 9_000
     (tmp_path / "train").mkdir()
     np.savez(tmp_path / "train" / "a__b.npz", dn=dn, present=np.ones(12, bool))
-    times = [str(np.datetime64("2022-01-01") + 5 * i) for i in range(30)]
+    times = [str(np.datetime64("2022-01-01") + np.timedelta64(5 * i, "D")) for i in range(30)]
     (tmp_path / "index.json").write_text(json.dumps([{"id": "a__b", "times": times}]))
     cases = list(gap_cases.dense(tmp_path / "train", ["a__b", "missing"]))
     assert len({(case.part, case.row) for case in cases}) == 2 * 8

@@ -271,7 +271,7 @@ def test_clock_times_can_be_appended(tmp_path, old, new):
     """Days become microseconds, which milliseconds of a later date fit into."""
     ds = make_archive()[["reflectance"]].drop_encoding()
     times = ds.time.values.copy()
-    times[2] = np.datetime64("NaT")
+    times[2] = np.datetime64("NaT", "ns")
     ds["made"] = ("time", times)
     missing = {"dtype": "int32", "units": "days since 2020-01-01", "_FillValue": -9}
     ds.to_zarr(tmp_path / "a.zarr", zarr_format=old, encoding={"made": missing})

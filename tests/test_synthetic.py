@@ -18,7 +18,7 @@ def test_it_is_labelled_like_a_sentinel2_cube(scene):
     assert cube.dtype == np.uint16
     assert tuple(cube["band"].values) == L2A_BANDS
     assert np.issubdtype(cube["time"].dtype, np.datetime64)
-    assert (np.diff(cube["time"].values) > np.timedelta64(0)).all()
+    assert (np.diff(cube["time"].values) > np.timedelta64(0, "ns")).all()
     assert (np.diff(cube["x"]) == 10).all()
     assert (np.diff(cube["y"]) == -10).all()
     assert cube["spatial_ref"].attrs["grid_mapping_name"] == "transverse_mercator"

@@ -96,10 +96,16 @@ def chunk_bytes(array: zarr.Array) -> np.ndarray:
     return out[tuple(slice(-(-n // c)) for n, c in zip(array.shape, array.chunks, strict=True))]
 
 
+def _index_at_start(sharding: Any) -> bool:
+    """Return whether the index of a shard comes first. It is an enum up to Zarr 3.3, then text."""
+    where = sharding.index_location
+    return str(getattr(where, "value", where)) == "start"
+
+
 def _stored_index(array: zarr.Array, path: StorePath) -> np.ndarray | None:
     """Index of the shard at ``path``, of which nothing else is read; None where there is none."""
     size, sharding = 16 * math.prod(chunks_in_object(array)) + 4, sharding_of(array)
-    at_start = sharding is not None and sharding.index_location.value == "start"
+    at_start = sharding is not None and _index_at_start(sharding)
     part = RangeByteRequest(0, size) if at_start else SuffixByteRequest(size)
     found: Any = sync(path.get(byte_range=part))
     return None if found is None else shard_index(found.to_bytes())
@@ -169,6 +175,6 @@ def holds_frames(array: zarr.Array) -> bool:
 def _stores_frames(array: zarr.Array) -> bool:
     """As `holds_frames`, but also True for frames of integers that other codecs make floats of."""
     codecs, sharding = codecs_of(array), sharding_of(array)
-    end = sharding is None or sharding.index_location.value == "end"
+    end = sharding is None or not _index_at_start(sharding)
     packed = len(codecs) == 1 or packing_of(codecs[:-1]) is not None
     return tec_spec(array) is codecs[-1] and packed and end
